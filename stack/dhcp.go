@@ -1,0 +1,98 @@
+package stack
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"rootlessnet/tap"
+)
+
+var limitedBroadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
+// dhcpLease: the address is the guest's for as long as the network lives; clients renew at half of it.
+const dhcpLease = 24 * time.Hour
+
+const dhcpClientPort = 68
+
+// handleDHCP answers a DHCPv4 client (RFC 2131). There is one address to give, so there is no state: DISCOVER is
+// offered it, REQUEST and INFORM for it are acknowledged, a REQUEST for another is refused.
+func (s *Stack) handleDHCP(p *port, d *Datagram) {
+	if !s.cfg.Guest4.IsValid() {
+		s.stats.drop(DropDHCP)
+		return
+	}
+	req, err := dhcpv4.FromBytes(d.Payload)
+	if err != nil || req.OpCode != dhcpv4.OpcodeBootRequest || len(req.ClientHWAddr) != 6 {
+		s.stats.drop(DropDHCP)
+		return
+	}
+	gw, guest := net.IP(s.cfg.Gateway4.AsSlice()), net.IP(s.cfg.Guest4.AsSlice())
+	if id := req.ServerIdentifier(); id != nil && !id.Equal(gw) && !id.IsUnspecified() {
+		return // the client took another server's offer
+	}
+	kind := dhcpv4.MessageTypeAck
+	switch req.MessageType() {
+	case dhcpv4.MessageTypeDiscover:
+		kind = dhcpv4.MessageTypeOffer
+	case dhcpv4.MessageTypeRequest:
+		want := req.RequestedIPAddress()
+		if want == nil || want.IsUnspecified() {
+			want = req.ClientIPAddr
+		}
+		if !want.Equal(guest) {
+			kind = dhcpv4.MessageTypeNak
+		}
+	case dhcpv4.MessageTypeInform:
+	default: // RELEASE and DECLINE need no answer
+		return
+	}
+	mods := []dhcpv4.Modifier{dhcpv4.WithMessageType(kind), dhcpv4.WithServerIP(gw), dhcpv4.WithOption(dhcpv4.OptServerIdentifier(gw))}
+	if kind != dhcpv4.MessageTypeNak {
+		mods = append(mods,
+			dhcpv4.WithNetmask(net.CIDRMask(s.cfg.Subnet4.Bits(), 32)),
+			dhcpv4.WithRouter(gw),
+			dhcpv4.WithOption(dhcpv4.Option{Code: dhcpv4.OptionInterfaceMTU, Value: dhcpv4.Uint16(s.cfg.MTU)}),
+		)
+		if req.MessageType() != dhcpv4.MessageTypeInform {
+			mods = append(mods, dhcpv4.WithYourIP(guest), dhcpv4.WithLeaseTime(uint32(dhcpLease/time.Second)))
+		}
+		var dns []net.IP
+		for _, a := range s.cfg.DNS {
+			if a.Is4() {
+				dns = append(dns, a.AsSlice())
+			}
+		}
+		if len(dns) > 0 {
+			mods = append(mods, dhcpv4.WithDNS(dns...))
+		}
+		if len(s.cfg.SearchDomains) > 0 {
+			mods = append(mods, dhcpv4.WithDomainSearchList(s.cfg.SearchDomains...))
+		}
+		if s.cfg.Hostname != "" {
+			mods = append(mods, dhcpv4.WithOption(dhcpv4.OptHostName(s.cfg.Hostname)))
+		}
+	}
+	resp, err := dhcpv4.NewReplyFromRequest(req, mods...)
+	if err != nil {
+		s.stats.drop(DropDHCP)
+		return
+	}
+	// To the client's own MAC, by IP broadcast: it may not have the address yet, and every client takes broadcasts.
+	body := resp.ToBytes()
+	hdr := make([]byte, ethLen+header.IPv4MinimumSize+udpLen)
+	copy(hdr[0:6], req.ClientHWAddr)
+	s.ipv4Header(hdr[ethLen:], s.cfg.Gateway4, limitedBroadcast, protoUDP, 0, 0, udpLen+len(body), 0)
+	u := hdr[ethLen+header.IPv4MinimumSize:]
+	binary.BigEndian.PutUint16(u[0:], dhcpServerPort)
+	binary.BigEndian.PutUint16(u[2:], dhcpClientPort)
+	binary.BigEndian.PutUint16(u[4:], uint16(udpLen+len(body)))
+	sum := checksum.Checksum(u, pseudoSumAddr(s.cfg.Gateway4, limitedBroadcast, protoUDP, udpLen+len(body)))
+	binary.BigEndian.PutUint16(u[6:], ^checksum.Checksum(body, sum))
+	_ = p.writeFrame(tap.Header{}, header.IPv4ProtocolNumber, hdr, body)
+}

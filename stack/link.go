@@ -1,0 +1,205 @@
+package stack
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"sync"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"rootlessnet/tap"
+)
+
+const (
+	// gsoMaxSize is the largest TCP frame handed to the device, IP header included; 65536 is what Linux takes
+	// (GSO_LEGACY_MAX_SIZE), less what netstack adds for headers.
+	gsoMaxSize = 65536 - 161
+
+	tcpCsumOffset = 16 // of the checksum field in a TCP header (RFC 9293)
+	udpCsumOffset = 6  // RFC 768
+)
+
+// link is the NIC of netstack: it turns packets into frames with a virtio-net header and writes them at once, on the
+// goroutine of the sender. link/fdbased of gVisor enables segmentation offload for sockets only, drops on EAGAIN and
+// ends its loop on a frame for another MAC, so it does not serve here.
+type link struct {
+	s         *Stack
+	mtu       uint32
+	addr      tcpip.LinkAddress
+	csum, tso bool
+
+	mu       sync.RWMutex
+	dispatch gstack.NetworkDispatcher // guarded by mu
+}
+
+var (
+	_ gstack.LinkEndpoint = (*link)(nil)
+	_ gstack.GSOEndpoint  = (*link)(nil)
+)
+
+func (l *link) MTU() uint32                             { return l.mtu }
+func (l *link) SetMTU(uint32)                           {}
+func (l *link) MaxHeaderLength() uint16                 { return header.EthernetMinimumSize }
+func (l *link) LinkAddress() tcpip.LinkAddress          { return l.addr }
+func (l *link) SetLinkAddress(tcpip.LinkAddress)        {}
+func (l *link) Wait()                                   {}
+func (l *link) Close()                                  {}
+func (l *link) SetOnCloseAction(func())                 {}
+func (l *link) ARPHardwareType() header.ARPHardwareType { return header.ARPHardwareEther }
+
+// Capabilities: checksums of received packets are verified by the receive loop (netstack cannot be told per packet
+// that one is partial). Link resolution is never netstack's: the device's port knows the guest's address.
+func (l *link) Capabilities() gstack.LinkEndpointCapabilities {
+	c := gstack.CapabilityRXChecksumOffload
+	if l.csum {
+		c |= gstack.CapabilityTXChecksumOffload
+	}
+	return c
+}
+
+func (l *link) GSOMaxSize() uint32 { return gsoMaxSize }
+
+func (l *link) SupportedGSO() gstack.SupportedGSO {
+	if l.tso {
+		return gstack.HostGSOSupported
+	}
+	return gstack.GSONotSupported
+}
+
+func (l *link) Attach(d gstack.NetworkDispatcher) {
+	l.mu.Lock()
+	l.dispatch = d
+	l.mu.Unlock()
+}
+
+func (l *link) IsAttached() bool { return l.dispatcher() != nil }
+
+func (l *link) dispatcher() gstack.NetworkDispatcher {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.dispatch
+}
+
+func (l *link) AddHeader(p *gstack.PacketBuffer) {
+	h := p.LinkHeader().Push(header.EthernetMinimumSize)
+	copy(h[6:12], l.addr)
+	binary.BigEndian.PutUint16(h[12:14], uint16(p.NetworkProtocolNumber))
+}
+
+func (l *link) ParseHeader(p *gstack.PacketBuffer) bool {
+	_, ok := p.LinkHeader().Consume(header.EthernetMinimumSize)
+	return ok
+}
+
+// txScratch is what one WritePackets call needs; pooled so that a packet costs no allocation.
+type txScratch struct {
+	frames []tap.Frame
+	bufs   [][]byte
+}
+
+var txPool = sync.Pool{New: func() any {
+	return &txScratch{frames: make([]tap.Frame, 1), bufs: make([][]byte, 0, 16)}
+}}
+
+func (l *link) WritePackets(pkts gstack.PacketBufferList) (int, tcpip.Error) {
+	t := txPool.Get().(*txScratch)
+	n := 0
+	for _, pkt := range pkts.AsSlice() {
+		dst, ok := destination(pkt)
+		if !ok {
+			l.s.stats.drop(DropTxMalformed)
+			continue
+		}
+		p := l.s.portFor(dst)
+		if p == nil {
+			l.s.stats.drop(DropNoPort)
+			continue
+		}
+		t.bufs = t.bufs[:0]
+		lh := pkt.LinkHeader().Slice()
+		p.putGuestMAC(lh[0:6])
+		f := &t.frames[0]
+		f.Header = l.virtioHeader(pkt)
+		views, skip := pkt.AsViewList() // headers stand in the first view, behind room that was reserved for more
+		for v := views.Front(); v != nil; v = v.Next() {
+			b := v.AsSlice()
+			if skip >= len(b) {
+				skip -= len(b)
+				continue
+			}
+			t.bufs = append(t.bufs, b[skip:])
+			skip = 0
+		}
+		f.Bufs = t.bufs
+		if w, err := p.dev.WriteFrames(t.frames[:1]); err == nil {
+			n += w
+		}
+	}
+	for i := range t.bufs {
+		t.bufs[i] = nil
+	}
+	t.frames[0] = tap.Frame{}
+	txPool.Put(t)
+	return n, nil
+}
+
+// destination reads the destination address of an outgoing packet.
+func destination(p *gstack.PacketBuffer) (netip.Addr, bool) {
+	h := p.NetworkHeader().Slice()
+	switch {
+	case p.NetworkProtocolNumber == header.IPv4ProtocolNumber && len(h) >= header.IPv4MinimumSize:
+		return netip.AddrFrom4([4]byte(h[16:20])), true
+	case p.NetworkProtocolNumber == header.IPv6ProtocolNumber && len(h) >= header.IPv6MinimumSize:
+		return netip.AddrFrom16([16]byte(h[24:40])), true
+	}
+	return netip.Addr{}, false
+}
+
+// virtioHeader says what the guest's kernel must still do with the packet. With checksum offload netstack leaves the
+// checksum of TCP packets that are not segmented (SYN-ACK, RST, ACK) at zero: those get the pseudo-header sum here.
+func (l *link) virtioHeader(p *gstack.PacketBuffer) (h tap.Header) {
+	if !l.csum || p.TransportProtocolNumber != header.TCPProtocolNumber {
+		return h
+	}
+	netHdr, tcpHdr := p.NetworkHeader().Slice(), p.TransportHeader().Slice()
+	if len(tcpHdr) < header.TCPMinimumSize {
+		return h
+	}
+	h.Flags = tap.FlagNeedsCsum
+	h.CsumStart = uint16(header.EthernetMinimumSize + len(netHdr))
+	h.CsumOffset = tcpCsumOffset
+	size := len(tcpHdr) + p.Data().Size()
+	g := &p.GSOOptions
+	if g.Type == gstack.GSONone || !g.NeedsCsum {
+		binary.BigEndian.PutUint16(tcpHdr[tcpCsumOffset:], pseudoSum(netHdr, header.TCPProtocolNumber, size))
+	}
+	if g.Type != gstack.GSONone && p.Data().Size() > int(g.MSS) {
+		h.HdrLen = uint16(header.EthernetMinimumSize + len(netHdr) + len(tcpHdr))
+		h.GSOSize = g.MSS
+		h.GSOType = tap.GSOTCPv4
+		if g.Type == gstack.GSOTCPv6 {
+			h.GSOType = tap.GSOTCPv6
+		}
+	}
+	return h
+}
+
+// pseudoSum is the folded, not inverted, sum of the pseudo header (RFC 9293 3.1, RFC 8200 8.1): what a partial
+// checksum field must hold.
+func pseudoSum(netHdr []byte, proto tcpip.TransportProtocolNumber, size int) uint16 {
+	var src, dst []byte
+	if netHdr[0]>>4 == 4 {
+		src, dst = netHdr[12:16], netHdr[16:20]
+	} else {
+		src, dst = netHdr[8:24], netHdr[24:40]
+	}
+	sum := checksum.Checksum(src, 0)
+	sum = checksum.Checksum(dst, sum)
+	sum = checksum.Combine(sum, uint16(proto))
+	// The length is 32 bits in the pseudo header of IPv6; a train of datagrams can exceed 16 bits by its headers.
+	sum = checksum.Combine(sum, uint16(size>>16))
+	return checksum.Combine(sum, uint16(size))
+}

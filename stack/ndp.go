@@ -1,0 +1,170 @@
+package stack
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"strings"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"rootlessnet/tap"
+)
+
+// Neighbour discovery (RFC 4861), as much of it as a router on a link with one guest needs: it answers questions about
+// its own addresses, and advertises itself with the prefix, the MTU and the DNS server (RFC 8106).
+const (
+	ndpRouterSolicit   = 133
+	ndpRouterAdvert    = 134
+	ndpNeighborSolicit = 135
+	ndpNeighborAdvert  = 136
+
+	ndpHopLimit = 255 // RFC 4861: anything else was forwarded, and is discarded
+
+	optSourceLinkAddr = 1
+	optTargetLinkAddr = 2
+	optPrefix         = 3
+	optMTU            = 5
+	optRDNSS          = 25
+	optDNSSL          = 31
+
+	// RFC 4861 6.2.1 defaults, seconds: the router lifetime is three times the longest interval between
+	// advertisements.
+	raInterval        = 600 * time.Second
+	raRouterLifetime  = 1800
+	raPrefixValid     = 86400
+	raPrefixPreferred = 14400
+)
+
+var allNodes = netip.MustParseAddr("ff02::1")
+
+func (p *port) receiveNDP(k *packet) {
+	s := p.s
+	if k.ttl != ndpHopLimit || k.payload[1] != 0 {
+		s.stats.drop(DropNDP)
+		return
+	}
+	switch k.payload[0] {
+	case ndpRouterSolicit:
+		to := k.src
+		if to.IsUnspecified() {
+			to = allNodes
+		}
+		s.advertise(p, to)
+	case ndpNeighborSolicit:
+		if len(k.payload) < icmpLen+16 {
+			s.stats.drop(DropNDP)
+			return
+		}
+		target := netip.AddrFrom16([16]byte(k.payload[icmpLen : icmpLen+16]))
+		if target != s.cfg.Gateway6 && target != s.ll6 {
+			return // about another address of the link: not ours to answer
+		}
+		s.answerSolicit(p, k.src, target)
+	}
+}
+
+// answerSolicit sends a neighbour advertisement. A solicitation from :: is duplicate address detection (RFC 4862): the
+// answer goes to all nodes and says that the address is taken.
+func (s *Stack) answerSolicit(p *port, to, target netip.Addr) {
+	m := make([]byte, icmpLen+16+8)
+	m[0] = ndpNeighborAdvert
+	m[4] = 0x80 | 0x40 | 0x20 // router, solicited, override
+	if to.IsUnspecified() {
+		to = allNodes
+		m[4] &^= 0x40
+	}
+	a := target.As16()
+	copy(m[icmpLen:], a[:])
+	o := m[icmpLen+16:]
+	o[0], o[1] = optTargetLinkAddr, 1
+	copy(o[2:8], s.mac[:])
+	s.writeNDP(p, target, to, m)
+}
+
+// advertiseLoop sends a router advertisement at once and then at intervals until the stack ends.
+func (s *Stack) advertiseLoop(p *port) {
+	t := time.NewTicker(raInterval)
+	defer t.Stop()
+	for {
+		s.advertise(p, allNodes)
+		select {
+		case <-t.C:
+		case <-s.done:
+			return
+		}
+	}
+}
+
+func (s *Stack) advertise(p *port, to netip.Addr) {
+	m := make([]byte, 16, 160)
+	m[0] = ndpRouterAdvert
+	m[4] = defaultTTL
+	binary.BigEndian.PutUint16(m[6:], raRouterLifetime)
+	m = append(m, optSourceLinkAddr, 1)
+	m = append(m, s.mac[:]...)
+	m = append(m, optMTU, 1, 0, 0)
+	m = binary.BigEndian.AppendUint32(m, uint32(s.cfg.MTU))
+	if s.cfg.Subnet6.IsValid() {
+		m = append(m, optPrefix, 4, byte(s.cfg.Subnet6.Bits()), 0x80|0x40) // on-link, autonomous
+		m = binary.BigEndian.AppendUint32(m, raPrefixValid)
+		m = binary.BigEndian.AppendUint32(m, raPrefixPreferred)
+		a := s.cfg.Subnet6.Masked().Addr().As16()
+		m = append(append(m, 0, 0, 0, 0), a[:]...)
+	}
+	var dns []byte
+	for _, d := range s.cfg.DNS {
+		if d.Is6() {
+			a := d.As16()
+			dns = append(dns, a[:]...)
+		}
+	}
+	if len(dns) > 0 {
+		m = append(m, optRDNSS, byte(1+len(dns)/8), 0, 0)
+		m = binary.BigEndian.AppendUint32(m, raRouterLifetime)
+		m = append(m, dns...)
+	}
+	if names := encodeNames(s.cfg.SearchDomains); len(names) > 0 {
+		m = append(m, optDNSSL, byte(1+len(names)/8), 0, 0)
+		m = binary.BigEndian.AppendUint32(m, raRouterLifetime)
+		m = append(m, names...)
+	}
+	s.writeNDP(p, s.ll6, to, m)
+}
+
+// encodeNames writes domains as RFC 8106 5.2 wants them: uncompressed labels, padded to eight bytes. Names that do not
+// fit the format are left out.
+func encodeNames(domains []string) []byte {
+	var b []byte
+next:
+	for _, d := range domains {
+		var n []byte
+		for l := range strings.SplitSeq(strings.TrimSuffix(d, "."), ".") {
+			if l == "" || len(l) > 63 {
+				continue next
+			}
+			n = append(append(n, byte(len(l))), l...)
+		}
+		if len(b)+len(n)+1 <= 240 {
+			b = append(append(b, n...), 0)
+		}
+	}
+	for len(b)%8 != 0 {
+		b = append(b, 0)
+	}
+	return b
+}
+
+// writeNDP sends m with hop limit 255. A multicast destination gets its Ethernet address (RFC 2464 7).
+func (s *Stack) writeNDP(p *port, src, dst netip.Addr, m []byte) {
+	m[2], m[3] = 0, 0
+	binary.BigEndian.PutUint16(m[2:], ^checksum.Checksum(m, pseudoSumAddr(src, dst, protoICMPv6, len(m))))
+	hdr := make([]byte, ethLen+header.IPv6MinimumSize)
+	if dst.IsMulticast() {
+		a := dst.As16()
+		copy(hdr[0:6], []byte{0x33, 0x33, a[12], a[13], a[14], a[15]})
+	}
+	ipv6Header(hdr[ethLen:], src, dst, protoICMPv6, ndpHopLimit, 0, len(m))
+	_ = p.writeFrame(tap.Header{}, header.IPv6ProtocolNumber, hdr, m)
+}

@@ -1,0 +1,184 @@
+package stack
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"rootlessnet/tap"
+)
+
+// IP protocol numbers handled here (IANA); the others are refused with "protocol unreachable".
+const (
+	protoICMP   = 1
+	protoTCP    = 6
+	protoUDP    = 17
+	protoFrag6  = 44
+	protoICMPv6 = 58
+)
+
+// packet is one IP packet that passed the checks of its own headers.
+type packet struct {
+	frame    *tap.Frame
+	ip       []byte // from the IP header on, exactly as long as the header says
+	payload  []byte // what follows the IP header
+	src, dst netip.Addr
+	proto    uint8
+	ttl, tos uint8
+	df       bool
+	hdrLen   int
+}
+
+func (p *port) receive4(f *tap.Frame, b []byte, r *rx) (taken bool) {
+	s := p.s
+	ip := b[ethLen:]
+	if len(ip) < header.IPv4MinimumSize {
+		s.stats.drop(DropShort)
+		return false
+	}
+	ihl := int(ip[0]&15) * 4
+	total := int(binary.BigEndian.Uint16(ip[2:4]))
+	if ip[0]>>4 != 4 || ihl < header.IPv4MinimumSize || total < ihl || total > len(ip) || checksum.Checksum(ip[:ihl], 0) != 0xffff {
+		s.stats.drop(DropIPHeader)
+		return false
+	}
+	ip = ip[:total]
+	flags := binary.BigEndian.Uint16(ip[6:8])
+	k := packet{
+		frame: f, ip: ip, payload: ip[ihl:], hdrLen: ihl, proto: ip[9], ttl: ip[8], tos: ip[1], df: flags&0x4000 != 0,
+		src: netip.AddrFrom4([4]byte(ip[12:16])), dst: netip.AddrFrom4([4]byte(ip[16:20])),
+	}
+	p.learn(k.src, b[6:12])
+	if flags&0x3fff != 0 { // more fragments, or an offset: netstack reassembles, within its memory limit
+		if closedToTCP(k.dst) {
+			s.stats.drop(DropDestination)
+			return false
+		}
+		return p.deliver(f, r, header.IPv4ProtocolNumber, total)
+	}
+	return p.dispatch(&k, r)
+}
+
+func (p *port) receive6(f *tap.Frame, b []byte, r *rx) (taken bool) {
+	s := p.s
+	ip := b[ethLen:]
+	if len(ip) < header.IPv6MinimumSize {
+		s.stats.drop(DropShort)
+		return false
+	}
+	total := header.IPv6MinimumSize + int(binary.BigEndian.Uint16(ip[4:6]))
+	if ip[0]>>4 != 6 || total > len(ip) {
+		s.stats.drop(DropIPHeader)
+		return false
+	}
+	ip = ip[:total]
+	k := packet{
+		frame: f, ip: ip, payload: ip[header.IPv6MinimumSize:], hdrLen: header.IPv6MinimumSize, proto: ip[6], ttl: ip[7],
+		tos: ip[0]<<4 | ip[1]>>4, df: true,
+		src: netip.AddrFrom16([16]byte(ip[8:24])), dst: netip.AddrFrom16([16]byte(ip[24:40])),
+	}
+	p.learn(k.src, b[6:12])
+	switch k.proto {
+	case protoTCP, protoUDP, protoICMPv6:
+		return p.dispatch(&k, r)
+	case protoFrag6:
+		if closedToTCP(k.dst) {
+			s.stats.drop(DropDestination)
+			return false
+		}
+		return p.deliver(f, r, header.IPv6ProtocolNumber, total)
+	case 0, 43, 60: // hop-by-hop (multicast listener reports among them), routing, destination options
+		s.stats.drop(DropIPOptions)
+		return false
+	}
+	return p.dispatch(&k, r)
+}
+
+// dispatch sends a whole packet down the road of its protocol.
+func (p *port) dispatch(k *packet, r *rx) (taken bool) {
+	s := p.s
+	switch k.proto {
+	case protoTCP:
+		if len(k.payload) < header.TCPMinimumSize {
+			s.stats.drop(DropTransport)
+			return false
+		}
+		if off := int(k.payload[12]>>4) * 4; off < header.TCPMinimumSize || off > len(k.payload) {
+			s.stats.drop(DropTransport)
+			return false
+		}
+		if closedToTCP(k.dst) || closedToTCP(k.src) {
+			s.stats.drop(DropDestination)
+			return false
+		}
+		if !k.checksumOK() {
+			s.stats.drop(DropChecksum)
+			return false
+		}
+		n := header.IPv4ProtocolNumber
+		if k.dst.Is6() {
+			n = header.IPv6ProtocolNumber
+		}
+		return p.deliver(k.frame, r, n, len(k.ip))
+	case protoUDP:
+		p.receiveUDP(k)
+		return false
+	case protoICMP:
+		if k.dst.Is4() {
+			return p.receiveICMP4(k, r)
+		}
+	case protoICMPv6:
+		if k.dst.Is6() {
+			return p.receiveICMP6(k, r)
+		}
+	}
+	s.stats.drop(DropProtocol)
+	if !k.dst.IsMulticast() && !closedToTCP(k.dst) {
+		// Code 2 is "protocol unreachable"; its IPv6 counterpart is a parameter problem at the next-header field.
+		if k.dst.Is4() {
+			p.writeError(k.ip, ICMPError{Type: icmp4Unreachable, Code: 2})
+		} else {
+			p.writeError(k.ip, ICMPError{Type: 4, Code: 1, MTU: 6})
+		}
+	}
+	return false
+}
+
+// closedToTCP names the destinations to which no TCP connection can exist on a wire. Policy judges flows; this spares
+// netstack segments that could only make it answer on behalf of such an address.
+func closedToTCP(a netip.Addr) bool {
+	if a.Is4() {
+		b := a.As4()
+		return b[0] == 0 || b[0] == 127 || b[0] >= 224
+	}
+	return a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.Is4In6()
+}
+
+// checksumOK verifies the transport checksum of TCP, UDP and ICMPv6. A partial checksum (the guest's kernel left the
+// rest to the "hardware") is right by construction: the frame never left the machine.
+func (k *packet) checksumOK() bool {
+	if k.frame.Header.Flags&(tap.FlagNeedsCsum|tap.FlagDataValid) != 0 {
+		return true
+	}
+	if k.proto == protoUDP && k.dst.Is4() && binary.BigEndian.Uint16(k.payload[udpCsumOffset:]) == 0 {
+		return true // RFC 768: no checksum
+	}
+	sum := pseudoSumAddr(k.src, k.dst, k.proto, len(k.payload))
+	return checksum.Checksum(k.payload, sum) == 0xffff
+}
+
+func pseudoSumAddr(src, dst netip.Addr, proto uint8, size int) uint16 {
+	var sum uint16
+	if src.Is4() {
+		s, d := src.As4(), dst.As4()
+		sum = checksum.Checksum(d[:], checksum.Checksum(s[:], 0))
+	} else {
+		s, d := src.As16(), dst.As16()
+		sum = checksum.Checksum(d[:], checksum.Checksum(s[:], 0))
+	}
+	sum = checksum.Combine(sum, uint16(proto))
+	sum = checksum.Combine(sum, uint16(size>>16))
+	return checksum.Combine(sum, uint16(size))
+}

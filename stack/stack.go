@@ -1,0 +1,260 @@
+package stack
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+
+	"rootlessnet/tap"
+)
+
+const (
+	nicID = 1
+
+	// maxInFlightSYN bounds connection attempts that wait for the host's answer. A peer that allows 128 lets a few
+	// black-holed destinations stop all TCP; each attempt costs a goroutine, a segment and a socket, about 10 KiB.
+	maxInFlightSYN = 8192
+
+	// The windows netstack may use towards the guest, bytes. The advertised window is half the receive buffer;
+	// 4 MiB keeps 64 KiB frames flowing while the pump writes to the host, and bounds what one stuck flow can hold.
+	tcpReceiveBuffer = 4 << 20
+	tcpSendBuffer    = 4 << 20
+
+	// timeWait: with a forwarder no listener exists that could reuse a 4-tuple in TIME_WAIT, so a guest that
+	// reconnects from the same port would stall until it expires. The link cannot reorder, so none is needed.
+	timeWait = time.Duration(0)
+)
+
+// Config describes a gateway. Immutable after New.
+type Config struct {
+	// Gateway4 and Gateway6 are the gateway's own addresses; an invalid address turns the family off.
+	Gateway4, Gateway6 netip.Addr
+	// Subnet4 and Subnet6 are the prefixes on the link. Subnet6 is announced by RA.
+	Subnet4, Subnet6 netip.Prefix
+	// Guest4 is what the DHCPv4 server hands out; invalid: it stays silent.
+	Guest4 netip.Addr
+	// DNS is announced by DHCPv4 and RA (RDNSS).
+	DNS []netip.Addr
+	// SearchDomains go into DHCPv4 answers and RAs.
+	SearchDomains []string
+	// Hostname goes into DHCPv4 answers.
+	Hostname string
+	// MAC is the gateway's link address; nil means one derived from Gateway4.
+	MAC net.HardwareAddr
+	// MTU of the link in bytes without the Ethernet header.
+	MTU int
+	// CSum, TSO are what every device of this network can do (tap.Info); netstack fixes them for its one NIC.
+	CSum, TSO bool
+	// Handler receives what the guest starts. It may be set once more by SetHandler before the first AddPort.
+	Handler Handler
+	// Logger; nil discards.
+	Logger *slog.Logger
+}
+
+// Stack is the gateway of one network: netstack for TCP, own code for everything else.
+// All methods may be called from any goroutine.
+type Stack struct {
+	cfg     Config
+	log     *slog.Logger
+	ns      *gstack.Stack
+	link    *link
+	tcp     *tcp.Forwarder
+	syns    synTable
+	handler Handler
+	mac     [6]byte
+	ll6     netip.Addr // the gateway's link-local address, the source of RAs
+	stats   counters
+	ports   atomic.Pointer[[]*port]
+	ipID    atomic.Uint32
+
+	mu     sync.Mutex // guards closed and writes to ports
+	closed bool
+	done   chan struct{}
+	wg     sync.WaitGroup
+}
+
+// New assembles the gateway. Devices are added with AddPort.
+func New(cfg Config) (*Stack, error) {
+	if cfg.MTU < 576 || cfg.MTU > 65535 {
+		return nil, fmt.Errorf("stack: MTU %d out of range 576..65535", cfg.MTU)
+	}
+	if !cfg.Gateway4.IsValid() && !cfg.Gateway6.IsValid() {
+		return nil, errors.New("stack: neither IPv4 nor IPv6 gateway address given")
+	}
+	s := &Stack{cfg: cfg, log: cfg.Logger, handler: cfg.Handler, done: make(chan struct{})}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if len(cfg.MAC) == 6 {
+		copy(s.mac[:], cfg.MAC)
+	} else {
+		s.mac = [6]byte{0x02, 0x42, 10, 0, 2, 2}
+		if cfg.Gateway4.Is4() {
+			a := cfg.Gateway4.As4()
+			copy(s.mac[2:], a[:])
+		}
+	}
+	s.ll6 = linkLocal(s.mac)
+	s.syns.m = make(map[gstack.TransportEndpointID]synInfo)
+	s.ports.Store(&[]*port{})
+
+	var nets []gstack.NetworkProtocolFactory
+	var routes []tcpip.Route
+	if cfg.Gateway4.IsValid() {
+		nets = append(nets, ipv4.NewProtocol)
+		routes = append(routes, tcpip.Route{Destination: header.IPv4EmptySubnet, NIC: nicID})
+	}
+	if cfg.Gateway6.IsValid() {
+		// Neighbour and router discovery are answered by this package: netstack's own are all off.
+		nets = append(nets, ipv6.NewProtocolWithOptions(ipv6.Options{
+			NDPConfigs: ipv6.NDPConfigurations{HandleRAs: ipv6.HandlingRAsDisabled},
+		}))
+		routes = append(routes, tcpip.Route{Destination: header.IPv6EmptySubnet, NIC: nicID})
+	}
+	s.ns = gstack.New(gstack.Options{
+		NetworkProtocols:   nets,
+		TransportProtocols: []gstack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
+	})
+	if err := s.tune(); err != nil {
+		return nil, err
+	}
+	s.link = &link{s: s, mtu: uint32(cfg.MTU), addr: tcpip.LinkAddress(s.mac[:]), csum: cfg.CSum, tso: cfg.TSO && cfg.CSum}
+	if err := s.ns.CreateNIC(nicID, s.link); err != nil {
+		return nil, fmt.Errorf("stack: create NIC: %v", err)
+	}
+	s.ns.SetRouteTable(routes)
+	// Promiscuous: a connection to any address ends here. Spoofing: an endpoint may carry a client's own address.
+	if err := s.ns.SetPromiscuousMode(nicID, true); err != nil {
+		return nil, fmt.Errorf("stack: promiscuous mode: %v", err)
+	}
+	if err := s.ns.SetSpoofing(nicID, true); err != nil {
+		return nil, fmt.Errorf("stack: spoofing: %v", err)
+	}
+	s.tcp = tcp.NewForwarder(s.ns, tcpReceiveBuffer/2, maxInFlightSYN, s.handleTCP)
+	s.ns.SetTransportProtocolHandler(tcp.ProtocolNumber, s.deliverSYN)
+	s.ns.SetTransportProtocolHandler(udp.ProtocolNumber, s.deliverReassembledUDP)
+	s.ns.SetTransportProtocolHandler(icmp.ProtocolNumber4, s.deliverReassembledICMP)
+	s.ns.SetTransportProtocolHandler(icmp.ProtocolNumber6, s.deliverReassembledICMP)
+	return s, nil
+}
+
+func (s *Stack) tune() error {
+	sack := tcpip.TCPSACKEnabled(true)
+	rcv := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4096, Default: tcpReceiveBuffer, Max: 2 * tcpReceiveBuffer}
+	snd := tcpip.TCPSendBufferSizeRangeOption{Min: 4096, Default: tcpSendBuffer, Max: 2 * tcpSendBuffer}
+	tw := tcpip.TCPTimeWaitTimeoutOption(timeWait)
+	for _, o := range []tcpip.SettableTransportProtocolOption{&sack, &rcv, &snd, &tw} {
+		if err := s.ns.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
+			return fmt.Errorf("stack: TCP option %T: %v", o, err)
+		}
+	}
+	return nil
+}
+
+// SetHandler sets who receives what guests start. It must be called before the first AddPort.
+func (s *Stack) SetHandler(h Handler) { s.handler = h }
+
+// MAC is the gateway's link address.
+func (s *Stack) MAC() net.HardwareAddr { return append(net.HardwareAddr(nil), s.mac[:]...) }
+
+// AddPort attaches a device and starts reading it. guestMAC is where frames go until the guest is heard from another
+// address; nil means broadcast until then. onEnd, when not nil, is called once when the device has ended by itself.
+// The stack owns dev from here on.
+func (s *Stack) AddPort(dev tap.Device, guestMAC net.HardwareAddr, onEnd func(error)) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return tap.ErrClosed
+	}
+	p := newPort(s, dev, guestMAC)
+	list := append(append([]*port(nil), *s.ports.Load()...), p)
+	s.ports.Store(&list)
+	s.wg.Go(func() {
+		err := p.receiveLoop()
+		s.removePort(p)
+		if onEnd != nil {
+			onEnd(err)
+		}
+	})
+	if s.cfg.Gateway6.IsValid() {
+		s.wg.Go(func() { s.advertiseLoop(p) })
+	}
+	return nil
+}
+
+func (s *Stack) removePort(p *port) {
+	s.mu.Lock()
+	var list []*port
+	for _, q := range *s.ports.Load() {
+		if q != p {
+			list = append(list, q)
+		}
+	}
+	s.ports.Store(&list)
+	s.mu.Unlock()
+	p.close()
+}
+
+// portFor finds the device behind which addr lives. A private network has one port and no search.
+func (s *Stack) portFor(addr netip.Addr) *port {
+	ports := *s.ports.Load()
+	if len(ports) == 1 {
+		return ports[0]
+	}
+	for _, p := range ports {
+		if p.owns(addr) {
+			return p
+		}
+	}
+	return nil
+}
+
+// Close resets every connection, closes the devices and waits for every goroutine of the stack.
+func (s *Stack) Close() {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return
+	}
+	s.closed = true
+	close(s.done)
+	ports := *s.ports.Load()
+	s.mu.Unlock()
+	for _, p := range ports {
+		p.close()
+	}
+	s.wg.Wait()
+	s.ns.Destroy()
+}
+
+// isGateway says whether a is an address of the gateway itself.
+func (s *Stack) isGateway(a netip.Addr) bool {
+	return a == s.cfg.Gateway4 || a == s.cfg.Gateway6 || a == s.ll6
+}
+
+// linkLocal is the modified EUI-64 link-local address of mac (RFC 4291, appendix A).
+func linkLocal(mac [6]byte) netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe,
+		13: mac[3], 14: mac[4], 15: mac[5]})
+}
+
+func toNetip(a tcpip.Address) netip.Addr {
+	b, _ := netip.AddrFromSlice(a.AsSlice())
+	return b
+}
+
+func fromNetip(a netip.Addr) tcpip.Address { return tcpip.AddrFromSlice(a.AsSlice()) }

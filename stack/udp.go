@@ -1,0 +1,272 @@
+package stack
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"rootlessnet/tap"
+)
+
+const (
+	udpLen     = header.UDPMinimumSize
+	maxIPv4UDP = 65535 - header.IPv4MinimumSize - udpLen // payload of the largest datagram, RFC 768 over RFC 791
+	maxIPv6UDP = 65535 - udpLen
+
+	defaultTTL = 64 // RFC 1700
+	flagDF     = 0x4000
+	flagMF     = 0x2000
+
+	dhcpServerPort = 67
+	fragHdrLen     = 8 // IPv6 fragment header, RFC 8200 4.5
+)
+
+// ErrTooBig is returned by WriteUDP for a payload that no datagram can hold.
+var ErrTooBig = errors.New("stack: datagram too big")
+
+// ErrNoPort is returned when the address is behind no device of the network.
+var ErrNoPort = errors.New("stack: no device for this address")
+
+// receiveUDP checks a whole datagram and hands it over without a copy.
+func (p *port) receiveUDP(k *packet) {
+	s := p.s
+	if len(k.payload) < udpLen {
+		s.stats.drop(DropTransport)
+		return
+	}
+	train := k.frame.Header.GSOType&^tap.GSOECN == tap.GSOUDPL4
+	n := int(binary.BigEndian.Uint16(k.payload[4:6]))
+	if train {
+		n = len(k.payload) // the length field of a train is that of its first datagram or of the whole
+	}
+	if n < udpLen || n > len(k.payload) {
+		s.stats.drop(DropTransport)
+		return
+	}
+	k.payload = k.payload[:n]
+	if !k.checksumOK() {
+		s.stats.drop(DropChecksum)
+		return
+	}
+	d := Datagram{
+		Src:     netip.AddrPortFrom(k.src, binary.BigEndian.Uint16(k.payload[0:2])),
+		Dst:     netip.AddrPortFrom(k.dst, binary.BigEndian.Uint16(k.payload[2:4])),
+		Payload: k.payload[udpLen:],
+		TTL:     k.ttl, TOS: k.tos, DF: k.df,
+	}
+	if train {
+		if k.frame.Header.GSOSize == 0 {
+			s.stats.drop(DropGSO)
+			return
+		}
+		if int(k.frame.Header.GSOSize) < len(d.Payload) {
+			d.GSOSize = k.frame.Header.GSOSize
+		}
+	}
+	s.handleUDP(p, &d)
+}
+
+func (s *Stack) handleUDP(p *port, d *Datagram) {
+	if d.Dst.Port() == dhcpServerPort && d.Dst.Addr().Is4() && (d.Dst.Addr() == s.cfg.Gateway4 || d.Dst.Addr() == limitedBroadcast) {
+		s.handleDHCP(p, d)
+		return
+	}
+	if s.handler != nil {
+		s.handler.HandleUDP(d)
+	}
+}
+
+// deliverReassembledUDP gets the datagrams that netstack put together from fragments.
+func (s *Stack) deliverReassembledUDP(id gstack.TransportEndpointID, pkt *gstack.PacketBuffer) bool {
+	ports := *s.ports.Load()
+	if len(ports) == 0 {
+		return true
+	}
+	u := pkt.TransportHeader().Slice()
+	if len(u) < udpLen {
+		s.stats.drop(DropTransport)
+		return true
+	}
+	v := pkt.ToView()
+	defer v.Release()
+	whole := v.AsSlice()
+	ip := pkt.NetworkHeader().Slice()
+	off := len(pkt.LinkHeader().Slice()) + len(ip)
+	if len(whole) < off {
+		s.stats.drop(DropTransport)
+		return true
+	}
+	k := packet{frame: &tap.Frame{}, payload: whole[off:], proto: protoUDP, src: toNetip(id.RemoteAddress), dst: toNetip(id.LocalAddress)}
+	if k.dst.Is4() {
+		k.ttl, k.tos = ip[8], ip[1]
+	} else {
+		k.ttl, k.tos = ip[7], ip[0]<<4|ip[1]>>4
+	}
+	p := s.portFor(k.src)
+	if p == nil {
+		p = ports[0]
+	}
+	p.receiveUDP(&k)
+	return true
+}
+
+// udpScratch holds the headers of one outgoing datagram, or of one fragment.
+type udpScratch struct {
+	hdr [ethLen + header.IPv6MinimumSize + fragHdrLen + udpLen]byte
+}
+
+var udpPool = sync.Pool{New: func() any { return new(udpScratch) }}
+
+// WriteUDP sends a datagram to the guest at d.Dst, from the remote at d.Src. It keeps nothing of d. A datagram larger
+// than the MTU is fragmented; a train (GSOSize) is handed over whole where the device can split it, else split here.
+func (s *Stack) WriteUDP(d *Datagram) error {
+	p := s.portFor(d.Dst.Addr())
+	if p == nil {
+		s.stats.drop(DropNoPort)
+		return ErrNoPort
+	}
+	size := int(d.GSOSize)
+	if size == 0 || size >= len(d.Payload) {
+		return s.writeDatagram(p, d, d.Payload, 0)
+	}
+	info := p.dev.Info()
+	if info.USO && info.CSum && len(d.Payload) <= maxIPv4UDP {
+		return s.writeDatagram(p, d, d.Payload, d.GSOSize)
+	}
+	for rest := d.Payload; len(rest) > 0; {
+		n := min(size, len(rest))
+		if err := s.writeDatagram(p, d, rest[:n], 0); err != nil {
+			return err
+		}
+		rest = rest[n:]
+	}
+	return nil
+}
+
+func (s *Stack) writeDatagram(p *port, d *Datagram, payload []byte, gso uint16) error {
+	v4 := d.Dst.Addr().Is4()
+	if v4 != d.Src.Addr().Is4() {
+		return fmt.Errorf("stack: datagram %v -> %v mixes families", d.Src, d.Dst)
+	}
+	ipLen, limit := header.IPv6MinimumSize, maxIPv6UDP
+	if v4 {
+		ipLen, limit = header.IPv4MinimumSize, maxIPv4UDP
+	}
+	if len(payload) > limit {
+		return ErrTooBig
+	}
+	size := udpLen + len(payload)
+	fragment := gso == 0 && ipLen+size > s.cfg.MTU
+	t := udpPool.Get().(*udpScratch)
+	defer udpPool.Put(t)
+	clear(t.hdr[:ethLen])
+	hdr := t.hdr[:ethLen+ipLen+udpLen]
+	u := hdr[ethLen+ipLen:]
+	binary.BigEndian.PutUint16(u[0:], d.Src.Port())
+	binary.BigEndian.PutUint16(u[2:], d.Dst.Port())
+	binary.BigEndian.PutUint16(u[4:], uint16(size))
+	binary.BigEndian.PutUint16(u[6:], 0)
+	var h tap.Header
+	sum := pseudoSumAddr(d.Src.Addr(), d.Dst.Addr(), protoUDP, size)
+	if s.link.csum && !fragment {
+		h = tap.Header{Flags: tap.FlagNeedsCsum, CsumStart: uint16(ethLen + ipLen), CsumOffset: udpCsumOffset}
+		if gso != 0 {
+			h.GSOType, h.GSOSize, h.HdrLen = tap.GSOUDPL4, gso, uint16(len(hdr))
+		}
+		binary.BigEndian.PutUint16(u[6:], sum)
+	} else {
+		sum = ^checksum.Checksum(payload, checksum.Checksum(u, sum))
+		if sum == 0 {
+			sum = 0xffff // RFC 768: zero means no checksum
+		}
+		binary.BigEndian.PutUint16(u[6:], sum)
+	}
+	if fragment {
+		return s.writeFragments(p, d.Src.Addr(), d.Dst.Addr(), protoUDP, d.TTL, d.TOS, u, payload)
+	}
+	if v4 {
+		s.ipv4Header(hdr[ethLen:], d.Src.Addr(), d.Dst.Addr(), protoUDP, d.TTL, d.TOS, size, df4(d.DF))
+		return p.writeFrame(h, header.IPv4ProtocolNumber, hdr, payload)
+	}
+	ipv6Header(hdr[ethLen:], d.Src.Addr(), d.Dst.Addr(), protoUDP, d.TTL, d.TOS, size)
+	return p.writeFrame(h, header.IPv6ProtocolNumber, hdr, payload)
+}
+
+func df4(df bool) uint16 {
+	if df {
+		return flagDF
+	}
+	return 0
+}
+
+// writeFragments sends the IP payload first+rest to the guest, cut to the link's MTU where it must be (RFC 791 3.2,
+// RFC 8200 4.5). What came from the host in one piece may be larger than the guest's MTU; on a real wire the router
+// before it would have cut it, too. Checksums inside are complete.
+func (s *Stack) writeFragments(p *port, src, dst netip.Addr, proto, ttl, tos uint8, first, rest []byte) error {
+	v4 := dst.Is4()
+	ipLen, etherType := header.IPv6MinimumSize, header.IPv6ProtocolNumber
+	if v4 {
+		ipLen, etherType = header.IPv4MinimumSize, header.IPv4ProtocolNumber
+	}
+	t := udpPool.Get().(*udpScratch)
+	defer udpPool.Put(t)
+	clear(t.hdr[:ethLen])
+	total := len(first) + len(rest)
+	if ipLen+total <= s.cfg.MTU {
+		hdr := t.hdr[:ethLen+ipLen]
+		if v4 {
+			s.ipv4Header(hdr[ethLen:], src, dst, proto, ttl, tos, total, 0)
+		} else {
+			ipv6Header(hdr[ethLen:], src, dst, proto, ttl, tos, total)
+		}
+		return p.writeFrame(tap.Header{}, etherType, hdr, first, rest)
+	}
+	if !v4 {
+		ipLen += fragHdrLen
+	}
+	room := (s.cfg.MTU - ipLen) &^ 7
+	id := s.ipID.Add(1)
+	for off := 0; off < total; off += room {
+		n := min(room, total-off)
+		more := off+n < total
+		hdr := t.hdr[:ethLen+ipLen]
+		clear(hdr[:ethLen])
+		if v4 {
+			flags := uint16(off / 8)
+			if more {
+				flags |= flagMF
+			}
+			ip := hdr[ethLen:]
+			s.ipv4Header(ip, src, dst, proto, ttl, tos, n, flags)
+			binary.BigEndian.PutUint16(ip[4:], uint16(id))
+			putIPv4Checksum(ip)
+		} else {
+			ipv6Header(hdr[ethLen:], src, dst, protoFrag6, ttl, tos, n+fragHdrLen)
+			fh := hdr[ethLen+header.IPv6MinimumSize:]
+			fh[0], fh[1] = proto, 0
+			field := uint16(off)
+			if more {
+				field |= 1
+			}
+			binary.BigEndian.PutUint16(fh[2:], field)
+			binary.BigEndian.PutUint32(fh[4:], id)
+		}
+		a := first[min(off, len(first)):min(off+n, len(first))]
+		b := rest[max(0, off-len(first)):max(0, off+n-len(first))]
+		if err := p.writeFrame(tap.Header{}, etherType, hdr, a, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func putIPv4Checksum(ip []byte) {
+	ip[10], ip[11] = 0, 0
+	binary.BigEndian.PutUint16(ip[10:], ^checksum.Checksum(ip[:header.IPv4MinimumSize], 0))
+}
