@@ -1,0 +1,211 @@
+package policy
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// HostLoopback names the services on the host's loopback that the guest may reach through the gateway. The zero value
+// names none.
+type HostLoopback struct {
+	All   bool
+	Ports []uint16 // TCP and UDP alike
+}
+
+// Config describes the guest's network. Everything may be left out; an address or prefix that is not set matches
+// nothing.
+type Config struct {
+	// Gateway4 and Gateway6 are the addresses that stand for the host.
+	Gateway4, Gateway6 netip.Addr
+	// Guest4 and Guest6 are the guest's first addresses.
+	Guest4, Guest6 netip.Addr
+	// Subnet4 and Subnet6 are the link's prefixes: an address in them that is not the gateway's exists nowhere. Leave
+	// them out when the guest has an address of the host's own subnet, whose other addresses are real.
+	Subnet4, Subnet6 netip.Prefix
+	// Sources are the addresses the guest may send from. Empty means the subnets, or where there is no subnet the
+	// guest's address, and fe80::/10 when there is any IPv6.
+	Sources []netip.Prefix
+	// HostLoopback opens ports of the host's loopback on the gateway's addresses.
+	HostLoopback HostLoopback
+	// AllowMetadata opens the clouds' metadata services, which hand out the host's credentials to whoever asks.
+	AllowMetadata bool
+	// IPv4Off and IPv6Off close a family altogether.
+	IPv4Off, IPv6Off bool
+}
+
+// Policy is a Config made ready. It never changes; Judge is safe for concurrent use and allocates nothing.
+type Policy struct {
+	gateway4, gateway6 netip.Addr
+	subnet4, subnet6   netip.Prefix
+	broadcast4         netip.Addr // the zero Addr when subnet4 has none
+	sources            []netip.Prefix
+	loopbackAll        bool
+	loopbackPorts      []uint16 // sorted
+	allowMetadata      bool
+	off4, off6         bool
+}
+
+var linkLocal6 = netip.MustParsePrefix("fe80::/10")
+
+// New copies what it needs from c.
+func New(c Config) *Policy {
+	p := &Policy{
+		gateway4:      clean(c.Gateway4),
+		gateway6:      clean(c.Gateway6),
+		subnet4:       c.Subnet4.Masked(),
+		subnet6:       c.Subnet6.Masked(),
+		loopbackAll:   c.HostLoopback.All,
+		loopbackPorts: slices.Sorted(slices.Values(c.HostLoopback.Ports)),
+		allowMetadata: c.AllowMetadata,
+		off4:          c.IPv4Off,
+		off6:          c.IPv6Off,
+	}
+	if p.subnet4.IsValid() {
+		p.broadcast4 = broadcast(p.subnet4)
+	}
+	for _, s := range c.Sources {
+		if s.IsValid() {
+			p.sources = append(p.sources, s.Masked())
+		}
+	}
+	if len(p.sources) == 0 {
+		p.sources = defaultSources(p.subnet4, p.subnet6, clean(c.Guest4), clean(c.Guest6))
+	}
+	return p
+}
+
+func defaultSources(subnet4, subnet6 netip.Prefix, guest4, guest6 netip.Addr) (out []netip.Prefix) {
+	add := func(subnet netip.Prefix, guest netip.Addr) bool {
+		switch {
+		case subnet.IsValid():
+			out = append(out, subnet)
+		case guest.IsValid():
+			out = append(out, netip.PrefixFrom(guest, guest.BitLen()))
+		default:
+			return false
+		}
+		return true
+	}
+	add(subnet4, guest4)
+	if add(subnet6, guest6) {
+		out = append(out, linkLocal6)
+	}
+	return out
+}
+
+// Judge says what becomes of a flow from src to dst as they stand on the guest's wire. The addresses should not have
+// been unmapped before, or an IPv4-mapped one is counted under another reason (it is closed all the same). For ICMP and
+// ICMPv6 the ports are ignored and handed through.
+func (p *Policy) Judge(proto Proto, src, dst netip.AddrPort) Verdict {
+	sa, da := src.Addr().WithZone(""), dst.Addr().WithZone("")
+	if !sa.IsValid() || !da.IsValid() || sa.Is4() != da.Is4() {
+		return no(Drop, Malformed)
+	}
+	if da.Is4() && p.off4 || da.Is6() && p.off6 {
+		return no(Unreachable, FamilyOff)
+	}
+	if !p.ownSource(sa) {
+		return no(Drop, SpoofedSource)
+	}
+	// The kind of address comes before the kind of protocol: to a multicast group nothing may ever be answered.
+	if da == p.gateway4 || da == p.gateway6 {
+		return p.judgeGateway(proto, src.Port(), dst.Port(), da.Is4())
+	}
+	if v, closed := p.closed(da); closed {
+		return v
+	}
+	if p.subnet4.Contains(da) || p.subnet6.Contains(da) {
+		return no(Unreachable, OwnSubnet)
+	}
+	if v, bad := checkProto(proto, src.Port(), dst.Port(), da.Is4()); bad {
+		return v
+	}
+	return Verdict{Action: Allow, Dst: netip.AddrPortFrom(da, dst.Port())}
+}
+
+// judgeGateway opens the host's loopback, and nothing else can: it is the only place that makes a loopback Dst.
+func (p *Policy) judgeGateway(proto Proto, sport, dport uint16, is4 bool) Verdict {
+	if v, bad := checkProto(proto, sport, dport, is4); bad {
+		return v
+	}
+	if proto != TCP && proto != UDP {
+		return no(Refuse, GatewayClosed)
+	}
+	if _, named := slices.BinarySearch(p.loopbackPorts, dport); !named && !p.loopbackAll {
+		return no(Refuse, HostLoopbackClosed)
+	}
+	v := Verdict{
+		Action:  Allow,
+		Gateway: true,
+		Dst:     netip.AddrPortFrom(loopback4, dport),
+		Alt:     netip.AddrPortFrom(netip.IPv6Loopback(), dport),
+	}
+	if !is4 {
+		v.Dst, v.Alt = v.Alt, v.Dst
+	}
+	return v
+}
+
+// ownSource reports whether the guest may send from a. The gateway's address and the broadcast address lie in the
+// subnet and are nobody's source.
+func (p *Policy) ownSource(a netip.Addr) bool {
+	if a == p.gateway4 || a == p.gateway6 || a == p.broadcast4 || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() {
+		return false
+	}
+	for _, s := range p.sources {
+		if s.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// closed judges by the kind of address alone.
+func (p *Policy) closed(a netip.Addr) (v Verdict, closed bool) {
+	if isMetadata(a) {
+		if p.allowMetadata {
+			return Verdict{}, false
+		}
+		return no(Prohibit, Metadata), true
+	}
+	if a.Is4() {
+		if a == p.broadcast4 {
+			return no(Drop, Broadcast), true
+		}
+		k := kind4(a.As4())
+		return no(k.action(), k.reason()), k != kindOrdinary
+	}
+	return p.closed6(a)
+}
+
+func checkProto(proto Proto, sport, dport uint16, is4 bool) (v Verdict, bad bool) {
+	switch {
+	case proto == TCP || proto == UDP:
+		if sport == 0 {
+			return no(Drop, PortZero), true
+		}
+		if dport == 0 {
+			return no(Refuse, PortZero), true
+		}
+		return Verdict{}, false
+	case proto == ICMP && is4, proto == ICMPv6 && !is4:
+		return Verdict{}, false
+	}
+	return no(Prohibit, Protocol), true
+}
+
+func no(a Action, r Reason) Verdict { return Verdict{Action: a, Reason: r} }
+
+func clean(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
+
+// broadcast returns the last address of an IPv4 subnet, or the zero Addr for a /31 or /32, which have none (RFC 3021).
+func broadcast(s netip.Prefix) netip.Addr {
+	if !s.Addr().Is4() || s.Bits() > 30 {
+		return netip.Addr{}
+	}
+	b := s.Addr().As4()
+	for i := s.Bits(); i < 32; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	return netip.AddrFrom4(b)
+}

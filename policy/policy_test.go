@@ -1,0 +1,400 @@
+package policy
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+func testConfig() Config {
+	return Config{
+		Gateway4: netip.MustParseAddr("10.0.2.2"), Gateway6: netip.MustParseAddr("fd00::2"),
+		Guest4: netip.MustParseAddr("10.0.2.100"), Guest6: netip.MustParseAddr("fd00::100"),
+		Subnet4: netip.MustParsePrefix("10.0.2.0/24"), Subnet6: netip.MustParsePrefix("fd00::/64"),
+		HostLoopback: HostLoopback{Ports: []uint16{8080, 5432}},
+	}
+}
+
+func ap(addr string, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(netip.MustParseAddr(addr), port)
+}
+
+func guestOf(a netip.Addr) netip.AddrPort {
+	if a.Is4() {
+		return ap("10.0.2.100", 40000)
+	}
+	return ap("fd00::100", 40000)
+}
+
+func TestDestinations(t *testing.T) {
+	p := New(testConfig())
+	for _, c := range []struct {
+		dst    string
+		action Action
+		reason Reason
+	}{
+		// The wide world, and what looks odd but is used.
+		{"93.184.216.34", Allow, None},
+		{"192.168.1.10", Allow, None},
+		{"172.17.0.1", Allow, None},
+		{"10.0.3.2", Allow, None},
+		{"100.64.0.1", Allow, None},
+		{"192.0.2.1", Allow, None},
+		{"198.18.0.1", Allow, None},
+		{"203.0.113.9", Allow, None},
+		{"2606:2800:220:1::1", Allow, None},
+		{"2001:db8::1", Allow, None},
+		{"fd01::1", Allow, None},
+		{"fd00:0:0:1::2", Allow, None},
+		{"100::1", Allow, None},
+
+		// Loopback and "this host".
+		{"127.0.0.1", Drop, Loopback},
+		{"127.0.0.53", Drop, Loopback},
+		{"127.255.255.255", Drop, Loopback},
+		{"::1", Drop, Loopback},
+		{"0.0.0.0", Drop, Unspecified},
+		{"0.1.2.3", Drop, Unspecified},
+		{"::", Drop, Unspecified},
+
+		// IPv4-mapped: never on a wire.
+		{"::ffff:127.0.0.1", Drop, MappedLoopback},
+		{"::ffff:0.0.0.0", Drop, MappedLoopback},
+		{"::ffff:8.8.8.8", Drop, Mapped},
+		{"::ffff:10.0.2.2", Drop, Mapped},
+
+		// IPv4-compatible, IPv4-translated, and the rest of ::/8.
+		{"::127.0.0.1", Drop, Loopback},
+		{"::0.0.0.2", Drop, Loopback},
+		{"::8.8.8.8", Drop, Reserved},
+		{"::ffff:0:127.0.0.1", Drop, Loopback},
+		{"::ffff:0:8.8.8.8", Drop, Reserved},
+		{"1::1:1:1", Drop, Reserved},
+		{"64:ff9b:0:1::1.1.1.1", Drop, Reserved},
+		{"64:ff9b:2::1.1.1.1", Drop, Reserved},
+
+		// NAT64, the well-known prefix.
+		{"64:ff9b::8.8.8.8", Allow, None},
+		{"64:ff9b::192.168.0.1", Allow, None},
+		{"64:ff9b::127.0.0.1", Prohibit, NAT64Loopback},
+		{"64:ff9b::127.9.9.9", Prohibit, NAT64Loopback},
+		{"64:ff9b::", Prohibit, NAT64Loopback},
+		{"64:ff9b::0.5.0.1", Prohibit, NAT64Loopback},
+		{"64:ff9b::169.254.169.254", Prohibit, Embedded},
+		{"64:ff9b::169.254.1.1", Prohibit, Embedded},
+		{"64:ff9b::224.0.0.1", Prohibit, Embedded},
+		{"64:ff9b::255.255.255.255", Prohibit, Embedded},
+		{"64:ff9b::240.0.0.1", Prohibit, Embedded},
+		{"64:ff9b::10.0.2.2", Prohibit, Embedded},
+		{"64:ff9b::10.0.2.77", Prohibit, Embedded},
+
+		// NAT64, local use, in each layout of RFC 6052.
+		{"64:ff9b:1::8.8.8.8", Allow, None},
+		{"64:ff9b:1:fffe::8.8.8.8", Allow, None},
+		{"64:ff9b:1:808:8:800::", Allow, None},    // /48 of 8.8.8.8
+		{"64:ff9b:1:8:8:808::", Allow, None},      // /56 of 8.8.8.8
+		{"64:ff9b:1:0:8:808:800:0", Allow, None},  // /64 of 8.8.8.8
+		{"64:ff9b:1:0:8:808:fa00:0", Allow, None}, // /64 of 8.8.8.250, reads as 250.0.0.0 in /96
+		{"64:ff9b:1::127.0.0.1", Prohibit, NAT64Loopback},
+		{"64:ff9b:1:fffe::127.0.0.1", Prohibit, NAT64Loopback},
+		{"64:ff9b:1::", Prohibit, NAT64Loopback},
+		{"64:ff9b:1:7f00:0:100::", Prohibit, NAT64Loopback},   // /48 of 127.0.0.1
+		{"64:ff9b:1:7f00:0:100:0:9", Prohibit, NAT64Loopback}, // the same, its suffix not zero
+		{"64:ff9b:1:7f:0:1::", Prohibit, NAT64Loopback},       // /56
+		{"64:ff9b:1:0:7f:0:100:0", Prohibit, NAT64Loopback},   // /64
+		{"64:ff9b:1:a9fe:a9:fe00::", Prohibit, Embedded},      // /48 of 169.254.169.254
+		{"64:ff9b:1::169.254.169.254", Prohibit, Embedded},
+		{"64:ff9b:1::239.1.1.1", Prohibit, Embedded},
+
+		// Tunnels.
+		{"2002:808:808::1", Allow, None},
+		{"2002:7f00:1::1", Prohibit, TunnelLoopback},
+		{"2002::1", Prohibit, TunnelLoopback},
+		{"2002:a9fe:a9fe::1", Prohibit, Embedded},
+		{"2002:a00:202::1", Prohibit, Embedded},
+		{"2002:e000:1::1", Prohibit, Embedded},
+		{"2001:0:808:808:0:0:f7f7:f7f7", Allow, None},
+		{"2001:0:7f00:1:0:0:f7f7:f7f7", Prohibit, TunnelLoopback},  // server 127.0.0.1
+		{"2001:0:808:808:0:0:80ff:fffe", Prohibit, TunnelLoopback}, // client 127.0.0.1
+		{"2001:0:808:808:0:0:ffff:ffff", Prohibit, TunnelLoopback}, // client 0.0.0.0
+		{"2001:0:808:808:0:0:5601:5601", Prohibit, Embedded},       // client 169.254.169.254
+		{"2001:db8::5efe:8.8.8.8", Allow, None},
+		{"2001:db8::5efe:127.0.0.1", Prohibit, TunnelLoopback},
+		{"2001:db8::200:5efe:127.0.0.1", Prohibit, TunnelLoopback},
+		{"2001:db8::200:5efe:10.0.2.2", Prohibit, Embedded},
+		{"2002:808:808::5efe:127.0.0.1", Prohibit, TunnelLoopback},
+		{"2001:db8::100:5efe:127.0.0.1", Allow, None}, // another identifier
+
+		// Many at once.
+		{"224.0.0.1", Drop, Multicast},
+		{"239.255.255.250", Drop, Multicast},
+		{"ff02::fb", Drop, Multicast},
+		{"ff0e::1", Drop, Multicast},
+		{"255.255.255.255", Drop, Broadcast},
+		{"10.0.2.255", Drop, Broadcast},
+
+		// Nobody, and the link.
+		{"240.0.0.1", Prohibit, Reserved},
+		{"255.255.255.254", Prohibit, Reserved},
+		{"fec0::1", Prohibit, Reserved},
+		{"169.254.1.1", Prohibit, LinkLocal},
+		{"fe80::1", Prohibit, LinkLocal},
+		{"febf::1", Prohibit, LinkLocal},
+
+		{"169.254.169.254", Prohibit, Metadata},
+		{"169.254.170.2", Prohibit, Metadata},
+		{"fd00:ec2::254", Prohibit, Metadata},
+		{"fd20:ce::254", Prohibit, Metadata},
+
+		// Our own link.
+		{"10.0.2.0", Unreachable, OwnSubnet},
+		{"10.0.2.3", Unreachable, OwnSubnet},
+		{"10.0.2.100", Unreachable, OwnSubnet},
+		{"fd00::3", Unreachable, OwnSubnet},
+		{"fd00::100", Unreachable, OwnSubnet},
+		{"10.0.2.2", Refuse, HostLoopbackClosed},
+		{"fd00::2", Refuse, HostLoopbackClosed},
+	} {
+		dst := ap(c.dst, 443)
+		for _, proto := range []Proto{TCP, UDP} {
+			v := p.Judge(proto, guestOf(dst.Addr()), dst)
+			if v.Action != c.action || v.Reason != c.reason {
+				t.Errorf("%v to %s: %v (%v), want %v (%v)", proto, c.dst, v.Action, v.Reason, c.action, c.reason)
+			}
+			want := netip.AddrPort{}
+			if c.action == Allow {
+				want = dst
+			}
+			if v.Dst != want || v.Alt.IsValid() || v.Gateway {
+				t.Errorf("%v to %s: Dst %v Alt %v Gateway %v, want Dst %v only", proto, c.dst, v.Dst, v.Alt, v.Gateway, want)
+			}
+		}
+	}
+}
+
+func TestGateway(t *testing.T) {
+	lo4, lo6 := "127.0.0.1", "::1"
+	for _, c := range []struct {
+		name   string
+		open   HostLoopback
+		proto  Proto
+		dst    netip.AddrPort
+		action Action
+		reason Reason
+		to     string
+		alt    string
+	}{
+		{"closed by default", HostLoopback{}, TCP, ap("10.0.2.2", 80), Refuse, HostLoopbackClosed, "", ""},
+		{"closed by default, UDP", HostLoopback{}, UDP, ap("fd00::2", 80), Refuse, HostLoopbackClosed, "", ""},
+		{"named", HostLoopback{Ports: []uint16{8080, 80}}, TCP, ap("10.0.2.2", 80), Allow, None, lo4, lo6},
+		{"named, UDP", HostLoopback{Ports: []uint16{8080, 80}}, UDP, ap("10.0.2.2", 8080), Allow, None, lo4, lo6},
+		{"named, IPv6", HostLoopback{Ports: []uint16{80}}, TCP, ap("fd00::2", 80), Allow, None, lo6, lo4},
+		{"another port", HostLoopback{Ports: []uint16{8080, 80}}, TCP, ap("10.0.2.2", 81), Refuse, HostLoopbackClosed, "", ""},
+		{"all", HostLoopback{All: true}, TCP, ap("10.0.2.2", 65535), Allow, None, lo4, lo6},
+		{"all but zero", HostLoopback{All: true}, TCP, ap("10.0.2.2", 0), Refuse, PortZero, "", ""},
+		{"echo", HostLoopback{All: true}, ICMP, ap("10.0.2.2", 0), Refuse, GatewayClosed, "", ""},
+		{"echo, IPv6", HostLoopback{All: true}, ICMPv6, ap("fd00::2", 0), Refuse, GatewayClosed, "", ""},
+		{"SCTP", HostLoopback{All: true}, 132, ap("10.0.2.2", 80), Prohibit, Protocol, "", ""},
+	} {
+		cfg := testConfig()
+		cfg.HostLoopback = c.open
+		v := New(cfg).Judge(c.proto, guestOf(c.dst.Addr()), c.dst)
+		want := Verdict{Action: c.action, Reason: c.reason}
+		if c.action == Allow {
+			want.Gateway, want.Dst, want.Alt = true, ap(c.to, c.dst.Port()), ap(c.alt, c.dst.Port())
+		}
+		if v != want {
+			t.Errorf("%s: %+v, want %+v", c.name, v, want)
+		}
+	}
+}
+
+func TestSources(t *testing.T) {
+	sources := []netip.Prefix{netip.MustParsePrefix("192.168.7.9/32"), netip.MustParsePrefix("10.0.0.0/8")}
+	for _, c := range []struct {
+		src     string
+		sources []netip.Prefix
+		ok      bool
+	}{
+		{"10.0.2.100", nil, true},
+		{"10.0.2.101", nil, true},
+		{"fd00::abcd", nil, true},
+		{"fe80::1", nil, true},
+		{"10.0.2.2", nil, false},
+		{"10.0.2.255", nil, false},
+		{"fd00::2", nil, false},
+		{"10.0.3.1", nil, false},
+		{"192.168.1.1", nil, false},
+		{"127.0.0.1", nil, false},
+		{"0.0.0.0", nil, false},
+		{"::", nil, false},
+		{"::1", nil, false},
+		{"ff02::1", nil, false},
+		{"224.0.0.1", nil, false},
+		{"::ffff:10.0.2.100", nil, false},
+		{"2001:db8::1", nil, false},
+		{"192.168.7.9", sources, true},
+		{"10.99.0.1", sources, true},
+		{"192.168.7.8", sources, false},
+		{"10.0.2.2", sources, false},
+		{"fd00::100", sources, false},
+	} {
+		cfg := testConfig()
+		cfg.Sources = c.sources
+		src := ap(c.src, 40000)
+		dst := ap("8.8.8.8", 53)
+		if src.Addr().Is6() {
+			dst = ap("2001:4860:4860::8888", 53)
+		}
+		v := New(cfg).Judge(UDP, src, dst)
+		if c.ok && v.Action != Allow || !c.ok && v != (Verdict{Action: Drop, Reason: SpoofedSource}) {
+			t.Errorf("from %s (sources %v): %v (%v), want ok=%v", c.src, c.sources, v.Action, v.Reason, c.ok)
+		}
+	}
+}
+
+func TestConfigs(t *testing.T) {
+	base := testConfig()
+	with := func(f func(*Config)) Config { c := base; f(&c); return c }
+	for _, c := range []struct {
+		name     string
+		cfg      Config
+		proto    Proto
+		src, dst netip.AddrPort
+		want     Verdict
+	}{
+		{"nothing configured, nothing allowed", Config{}, TCP, ap("10.0.2.100", 1), ap("8.8.8.8", 53), no(Drop, SpoofedSource)},
+		{"metadata allowed", with(func(c *Config) { c.AllowMetadata = true }), TCP, ap("10.0.2.100", 1), ap("169.254.169.254", 80),
+			Verdict{Action: Allow, Dst: ap("169.254.169.254", 80)}},
+		{"and not its neighbour", with(func(c *Config) { c.AllowMetadata = true }), TCP, ap("10.0.2.100", 1), ap("169.254.169.253", 80),
+			no(Prohibit, LinkLocal)},
+		{"nor another spelling", with(func(c *Config) { c.AllowMetadata = true }), TCP, ap("fd00::100", 1), ap("64:ff9b::169.254.169.254", 80),
+			no(Prohibit, Embedded)},
+		{"IPv6 off", with(func(c *Config) { c.IPv6Off = true }), TCP, ap("fd00::100", 1), ap("2001:db8::1", 80), no(Unreachable, FamilyOff)},
+		{"IPv4 off", with(func(c *Config) { c.IPv4Off = true }), TCP, ap("10.0.2.100", 1), ap("8.8.8.8", 80), no(Unreachable, FamilyOff)},
+		{"IPv6 off, IPv4 on", with(func(c *Config) { c.IPv6Off = true }), TCP, ap("10.0.2.100", 1), ap("8.8.8.8", 80),
+			Verdict{Action: Allow, Dst: ap("8.8.8.8", 80)}},
+		{"the host's own subnet: neighbours are real", Config{Guest4: netip.MustParseAddr("192.168.1.5"), Gateway4: netip.MustParseAddr("192.168.1.1")},
+			TCP, ap("192.168.1.5", 1), ap("192.168.1.7", 80), Verdict{Action: Allow, Dst: ap("192.168.1.7", 80)}},
+		{"the host's own subnet: one source", Config{Guest4: netip.MustParseAddr("192.168.1.5")},
+			TCP, ap("192.168.1.6", 1), ap("192.168.1.7", 80), no(Drop, SpoofedSource)},
+		{"gateway given as mapped", with(func(c *Config) { c.Gateway4 = netip.MustParseAddr("::ffff:10.0.2.2") }), TCP,
+			ap("10.0.2.100", 1), ap("10.0.2.2", 1), no(Refuse, HostLoopbackClosed)},
+		{"subnet given unmasked", with(func(c *Config) { c.Subnet4 = netip.MustParsePrefix("10.0.2.7/24") }), TCP,
+			ap("10.0.2.100", 1), ap("10.0.2.255", 1), no(Drop, Broadcast)},
+		{"a /31 has no broadcast", with(func(c *Config) { c.Subnet4 = netip.MustParsePrefix("10.0.2.100/31") }), TCP,
+			ap("10.0.2.100", 1), ap("10.0.2.101", 1), no(Unreachable, OwnSubnet)},
+		{"families differ", base, TCP, ap("10.0.2.100", 1), ap("2001:db8::1", 1), no(Drop, Malformed)},
+		{"no destination", base, TCP, ap("10.0.2.100", 1), netip.AddrPort{}, no(Drop, Malformed)},
+		{"to port zero", base, UDP, ap("10.0.2.100", 1), ap("8.8.8.8", 0), no(Refuse, PortZero)},
+		{"from port zero", base, UDP, ap("10.0.2.100", 0), ap("8.8.8.8", 1), no(Drop, PortZero)},
+		{"multicast to port zero stays silent", base, UDP, ap("10.0.2.100", 1), ap("224.0.0.1", 0), no(Drop, Multicast)},
+		{"echo", base, ICMP, ap("10.0.2.100", 0), ap("8.8.8.8", 0), Verdict{Action: Allow, Dst: ap("8.8.8.8", 0)}},
+		{"echo, IPv6", base, ICMPv6, ap("fd00::100", 0), ap("2001:db8::1", 0), Verdict{Action: Allow, Dst: ap("2001:db8::1", 0)}},
+		{"ICMP over IPv6", base, ICMP, ap("fd00::100", 0), ap("2001:db8::1", 0), no(Prohibit, Protocol)},
+		{"ICMPv6 over IPv4", base, ICMPv6, ap("10.0.2.100", 0), ap("8.8.8.8", 0), no(Prohibit, Protocol)},
+		{"SCTP", base, 132, ap("10.0.2.100", 1), ap("8.8.8.8", 1), no(Prohibit, Protocol)},
+		{"a zone means nothing", base, TCP, ap("fd00::100", 1), ap("fe80::1%lo", 1), no(Prohibit, LinkLocal)},
+		{"a zone hides no loopback", base, TCP, ap("fd00::100", 1), ap("::1%lo", 1), no(Drop, Loopback)},
+	} {
+		if v := New(c.cfg).Judge(c.proto, c.src, c.dst); v != c.want {
+			t.Errorf("%s: %+v, want %+v", c.name, v, c.want)
+		}
+	}
+}
+
+func TestNoAllocations(t *testing.T) {
+	p := New(testConfig())
+	for _, d := range []string{"8.8.8.8", "10.0.2.2", "2001:db8::1", "64:ff9b::127.0.0.1", "64:ff9b:1::8.8.8.8", "2002:808:808::1", "fe80::1"} {
+		dst := ap(d, 8080)
+		src := guestOf(dst.Addr())
+		if n := testing.AllocsPerRun(100, func() { p.Judge(TCP, src, dst) }); n != 0 {
+			t.Errorf("to %s: %v allocations a verdict, want 0", d, n)
+		}
+	}
+}
+
+func TestNames(t *testing.T) {
+	seen := map[string]bool{}
+	for r := Reason(0); int(r) < NumReasons; r++ {
+		if s := r.String(); s == "" || seen[s] || strings.HasPrefix(s, "reason-") {
+			t.Errorf("reason %d is named %q: empty, or named twice", r, s)
+		} else {
+			seen[s] = true
+		}
+	}
+	for _, c := range []struct{ got, want string }{
+		{Reason(NumReasons).String(), "reason-21"}, {TCP.String(), "tcp"}, {Proto(132).String(), "proto-132"},
+		{Action(0).String(), "drop"}, {Unreachable.String(), "unreachable"},
+	} {
+		if c.got != c.want {
+			t.Errorf("%q, want %q", c.got, c.want)
+		}
+	}
+}
+
+// The oracle of FuzzJudge: written from the registries, not from the code.
+var neverDial = func() (out []netip.Prefix) {
+	for _, s := range strings.Fields(`127.0.0.0/8 0.0.0.0/8 224.0.0.0/4 240.0.0.0/4 169.254.0.0/16 10.0.2.0/24
+		::/16 ff00::/8 fe80::/10 fec0::/10 fd00::/64 fd00:ec2::254/128
+		64:ff9b::7f00:0/104 64:ff9b::/104 64:ff9b::a9fe:0/112 64:ff9b::e000:0/100 64:ff9b::a00:200/120
+		2002:7f00::/24 2002::/24 2002:a9fe::/32 2001:0:7f00::/40`) {
+		p := netip.MustParsePrefix(s)
+		out = append(out, p)
+	}
+	return out
+}()
+
+var nat64 = netip.MustParsePrefix("64:ff9b::/96")
+var nat64Local = netip.MustParsePrefix("64:ff9b:1::/48")
+
+// FuzzJudge: an allowed Dst is never one of a closed kind, unless it is the loopback of a port that was named and the
+// guest addressed the gateway; a verdict that does not allow carries a reason and no destination.
+func FuzzJudge(f *testing.F) {
+	p := New(testConfig())
+	for _, s := range []string{"8.8.8.8", "10.0.2.2", "fd00::2", "::ffff:127.0.0.1", "64:ff9b::127.0.0.1", "64:ff9b:1::1.1.1.1", "2002:7f00:1::"} {
+		a := netip.MustParseAddr(s)
+		f.Add(uint8(6), a.AsSlice(), uint16(40000), uint16(8080))
+		f.Add(uint8(17), a.AsSlice(), uint16(40000), uint16(81))
+	}
+	f.Fuzz(func(t *testing.T, proto uint8, dstBytes []byte, sport, dport uint16) {
+		da, ok := netip.AddrFromSlice(dstBytes)
+		if !ok {
+			return
+		}
+		src := netip.AddrPortFrom(guestOf(da).Addr(), sport)
+		dst := netip.AddrPortFrom(da, dport)
+		v := p.Judge(Proto(proto), src, dst)
+		if v.Action != Allow {
+			if v.Reason == None || v.Dst.IsValid() || v.Alt.IsValid() || v.Gateway {
+				t.Fatalf("%v: %+v: a closed verdict has a reason and no destination", dst, v)
+			}
+			return
+		}
+		if v.Reason != None || v.Dst.Port() != dport {
+			t.Fatalf("%v: %+v: an open verdict has no reason and the guest's port", dst, v)
+		}
+		if v.Gateway {
+			named := dport == 8080 || dport == 5432
+			if !named || (da.String() != "10.0.2.2" && da.String() != "fd00::2") || !v.Dst.Addr().IsLoopback() || !v.Alt.Addr().IsLoopback() {
+				t.Fatalf("%v: %+v: the loopback opened without being named", dst, v)
+			}
+			return
+		}
+		if v.Dst != dst || v.Alt.IsValid() {
+			t.Fatalf("%v: %+v: Dst is not what the guest asked for", dst, v)
+		}
+		if da.Is4In6() {
+			t.Fatalf("%v: mapped address allowed", dst)
+		}
+		for _, closed := range neverDial {
+			if closed.Contains(da) && !nat64.Contains(da) && !nat64Local.Contains(da) {
+				t.Fatalf("%v allowed, in %v", dst, closed)
+			}
+			// The IPv4 prefixes of the list, behind NAT64.
+			if b := da.As16(); nat64.Contains(da) && closed.Addr().Is4() && closed.Contains(netip.AddrFrom4([4]byte(b[12:]))) {
+				t.Fatalf("%v allowed, embeds %v", dst, closed)
+			}
+		}
+	})
+}
