@@ -1,0 +1,100 @@
+# rootlessnet: every target works as root and as an ordinary user, and needs nothing but Go and the kernel.
+#
+#   make           static binaries into bin/
+#   make demo      a server in a sandbox, fetched from outside
+#   make test      all tests, as an ordinary user (started as root it makes one); RACE=1 with the race detector
+#   make test-long the same with the long forms of the load tests
+#   make check     gofmt, vet, staticcheck, import directions, file lengths
+#   make bench     figures beside those of no helper, into bench/results/latest.json
+#   make fuzz      five seconds of every fuzz target
+#   make install   PREFIX=/usr/local DESTDIR=
+
+GO      ?= go
+PREFIX  ?= /usr/local
+DESTDIR ?=
+# Where the tree is no git checkout (a tarball) the version is that of the file VERSION, or "dev".
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || cat VERSION 2>/dev/null || echo dev)
+
+COMMANDS := rootless-run rootless-net
+LDFLAGS   = -s -w -X main.version=$(VERSION)
+# The mode of /dev/net/tun that tests see when they are started as root; empty leaves the host's.
+TUN_MODE ?= 0666
+FUZZTIME ?= 5s
+# Packages to test, and further flags, such as TESTFLAGS='-run TestScorecard -v'.
+PKGS      ?= ./...
+TESTFLAGS ?=
+# One package at a time: the end-to-end tests measure time and load, and share two cores with whatever else runs.
+TESTP     ?= 1
+
+ifeq ($(RACE),1)
+RACEFLAGS = -race
+RACEENV   = CGO_ENABLED=1
+else
+RACEFLAGS =
+RACEENV   = CGO_ENABLED=0
+endif
+# The product under test, built as the tests are.
+TESTBIN = build/test$(RACEFLAGS)
+
+export CGO_ENABLED = 0
+
+.PHONY: all build demo test test-long check bench install fuzz clean testbin tools
+all: build
+
+build:
+	@mkdir -p bin
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(COMMANDS:%=./cmd/%)
+
+build/testuser: $(wildcard internal/testuser/*.go)
+	@mkdir -p build
+	$(GO) build -trimpath -o $@ ./internal/testuser
+
+testbin: build/testuser
+	@mkdir -p $(TESTBIN)
+	$(RACEENV) $(GO) build $(RACEFLAGS) -ldflags '-X main.version=$(VERSION)' -o $(TESTBIN)/ $(COMMANDS:%=./cmd/%)
+
+test: testbin
+	$(RACEENV) ROOTLESSNET_BIN=$(CURDIR)/$(TESTBIN) TUN_MODE=$(TUN_MODE) \
+		$(GO) test $(RACEFLAGS) -p $(TESTP) -timeout 15m -exec $(CURDIR)/build/testuser $(TESTFLAGS) $(PKGS)
+
+test-long:
+	ROOTLESSNET_LONG=1 $(MAKE) test TESTFLAGS='-timeout 60m $(TESTFLAGS)'
+
+demo: build build/testuser
+	$(GO) build -o build/demo ./examples/demo
+	@ROOTLESSNET_BIN=$(CURDIR)/bin TUN_MODE=$(TUN_MODE) build/testuser build/demo
+
+bench: build build/testuser
+	@mkdir -p bench/results
+	$(GO) build -trimpath -o build/bench ./bench
+	@ROOTLESSNET_BIN=$(CURDIR)/bin TUN_MODE=$(TUN_MODE) build/testuser build/bench $(BENCHFLAGS) > build/bench.json
+	@mv build/bench.json bench/results/latest.json
+
+check:
+	@out=$$(gofmt -l $$(find . -name '*.go' -not -path './build/*')); test -z "$$out" || { echo "gofmt would change:"; echo "$$out"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool -modfile=tools/go.mod staticcheck ./...
+	$(GO) test -count=1 ./internal/archtest
+
+fuzz:
+	@for pkg in $$($(GO) list ./...); do \
+		for target in $$($(GO) test -list '^Fuzz' $$pkg 2>/dev/null | grep '^Fuzz' || true); do \
+			echo "fuzz $$pkg $$target"; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -parallel 2 $$pkg || exit 1; \
+		done; \
+	done
+
+install: build
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 0755 $(COMMANDS:%=bin/%) $(DESTDIR)$(PREFIX)/bin/
+	install -m 0644 $(wildcard docs/*.1) $(DESTDIR)$(PREFIX)/share/man/man1/
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
+		$(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+	for c in $(COMMANDS); do \
+		bin/$$c completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/$$c && \
+		bin/$$c completion zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_$$c && \
+		bin/$$c completion fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/$$c.fish || exit 1; \
+	done
+
+clean:
+	rm -rf bin build

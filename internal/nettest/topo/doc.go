@@ -1,0 +1,26 @@
+// Package topo makes the ground on which end-to-end tests and benchmarks stand: two network namespaces joined by a
+// veth pair, made and owned by an ordinary user.
+//
+//	      "here"                                   "there"
+//	the product, as a user               the test's own servers and clients
+//	without any capability
+//	     lan0 198.51.100.1/24 ---------------- lan0 198.51.100.2/24
+//	          2001:db8:1::1/64                      2001:db8:1::2/64
+//	default routes through .2             routes that answer in every way, see Blackhole and its siblings
+//
+// # Theory of operation
+//
+// Enter re-executes the calling program in a user namespace that maps the caller's uid and gid to themselves. There
+// it is still that ordinary user, but holds ambient capabilities over the namespaces it makes. What it starts by
+// NS.Command has none of them: ambient and bounding set are dropped on the thread that forks. So the product runs as it
+// does on a real machine: a plain uid in a network it did not make.
+//
+// New makes a fresh pair of namespaces; several Topos may live side by side with the same addresses. A socket belongs
+// to the namespace in which it was created for ever, so NS.Listen and NS.Dial only make it on a thread that is inside;
+// the result is used from any goroutine.
+//
+// # Limits
+//
+// The user namespace maps one uid and one gid, so newuidmap cannot work below it, and files of non-dumpable processes
+// below /proc belong to nobody who could read them. The uid must not be 0.
+package topo
