@@ -1,0 +1,196 @@
+package doctor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// probeArg0 is the name by which the binary knows that it was started as a probe.
+const probeArg0 = "rootless-net-doctor-probe"
+
+// What a child does, its argv[1].
+const (
+	roleInside  = "inside"  // all probes of insideProbes
+	rolePID     = "pid"     // mounts a procfs
+	roleHold    = "hold"    // waits for the end of stdin
+	roleNothing = "nothing" // ends at once: the clone was the try
+	roleSeccomp = "seccomp" // loads a filter
+)
+
+const (
+	// childAnswerMax bounds what is read from a child; an answer is a few KiB.
+	childAnswerMax = 64 << 10
+	// insideTimeout ends the child's patience before the parent's, so that it can still tell what it found.
+	insideTimeout = 1200 * time.Millisecond
+	// killDelay is how long a killed child's pipe may stay open before it is closed under it.
+	killDelay = 100 * time.Millisecond
+)
+
+const insideFlags = syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWUTS |
+	syscall.CLONE_NEWIPC
+
+// IsProbe says whether this process was started by Run as a probe. Then main must call ProbeMain and nothing else.
+func IsProbe() bool { return len(os.Args) > 0 && os.Args[0] == probeArg0 }
+
+// ProbeMain does the work of a probe and ends the process. Call it first thing in main, before flags are parsed:
+//
+//	if doctor.IsProbe() {
+//		doctor.ProbeMain()
+//	}
+func ProbeMain() {
+	role := ""
+	if len(os.Args) > 1 {
+		role = os.Args[1]
+	}
+	found := map[string]finding{}
+	switch role {
+	case roleInside:
+		ctx, cancel := context.WithTimeout(context.Background(), insideTimeout)
+		defer cancel()
+		found = runInside(ctx)
+	case rolePID:
+		found["pid-namespace"] = probePIDNamespace()
+	case roleSeccomp:
+		found["seccomp"] = loadFilter()
+	case roleHold:
+		io.Copy(io.Discard, os.Stdin) // the end of the parent ends it too
+	case roleNothing:
+	default:
+		fmt.Fprintln(os.Stderr, probeArg0+": started by rootless-net doctor, not by hand")
+		os.Exit(2)
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(found); err != nil {
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// command is this binary as a probe, in new namespaces. With maps its uid and gid 0 are the caller's.
+func command(ctx context.Context, role string, flags uintptr, maps bool) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	cmd.Args = []string{probeArg0, role}
+	cmd.Env = []string{"GOMAXPROCS=2", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	cmd.WaitDelay = killDelay
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags, Pdeathsig: syscall.SIGKILL}
+	if maps {
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
+	}
+	return cmd
+}
+
+// ask runs a child to its end and returns what it found. An error means that it could not be started or broke down.
+func ask(ctx context.Context, role string, flags uintptr) (map[string]finding, error) {
+	// The parent-death signal follows the thread that forked.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	cmd := command(ctx, role, flags, flags&syscall.CLONE_NEWUSER != 0)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		out.Close()
+		return nil, err
+	}
+	b, _ := io.ReadAll(io.LimitReader(out, childAnswerMax))
+	werr := cmd.Wait()
+	found := map[string]finding{}
+	if err := json.Unmarshal(b, &found); err != nil {
+		if ctx.Err() != nil {
+			return nil, errors.New("did not answer in time")
+		}
+		return nil, errors.Join(werr, fmt.Errorf("no answer from the probe: %w", err))
+	}
+	return found, nil
+}
+
+// childProbe runs the child of a role; when it cannot be made it finds out which namespace is at fault.
+func childProbe(ctx context.Context, role string) map[string]finding {
+	if role == rolePID {
+		found, err := ask(ctx, role, syscall.CLONE_NEWUSER|syscall.CLONE_NEWPID|syscall.CLONE_NEWNS)
+		if err != nil {
+			return map[string]finding{"pid-namespace": failed("clone", err)}
+		}
+		return found
+	}
+	found, err := ask(ctx, role, insideFlags)
+	if err != nil {
+		return blame(err, func(flags uintptr) error {
+			_, err := ask(ctx, roleNothing, flags)
+			return err
+		})
+	}
+	if f := found["user-namespace"]; f.Status != OK {
+		// Cloned, but powerless: all the rest failed for that reason, whatever errors it saw.
+		f.Fix = userNamespaceFix(sysctl)
+		found = untriedInside("the user namespace gives no capabilities", f.Fix)
+		found["user-namespace"] = f
+	}
+	return found
+}
+
+// untriedInside marks all that is tried inside as untried for one reason, with its remedy.
+func untriedInside(reason, fix string) map[string]finding {
+	found := map[string]finding{}
+	for _, p := range insideProbes() {
+		for _, n := range p.names {
+			found[n] = finding{Status: Untried, Detail: reason, Fix: fix}
+		}
+	}
+	return found
+}
+
+// blame explains why the clone of everything failed, by trying the namespaces one at a time. All else inside stays
+// untried.
+func blame(all error, try func(flags uintptr) error) map[string]finding {
+	reason := "no sandbox to try it in: " + errText(all)
+	if err := try(syscall.CLONE_NEWUSER); err != nil {
+		f := failed("clone", err)
+		f.Fix = userNamespaceFix(sysctl)
+		found := untriedInside(reason, f.Fix)
+		found["user-namespace"] = f
+		return found
+	}
+	found := untriedInside(reason, "")
+	found["user-namespace"] = okf("a clone works")
+	for _, n := range []struct {
+		name  string
+		flags uintptr
+	}{
+		{"network-namespace", syscall.CLONE_NEWNET},
+		{"mount-namespace", syscall.CLONE_NEWNS},
+		{"uts-ipc-namespace", syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC},
+	} {
+		if err := try(syscall.CLONE_NEWUSER | n.flags); err != nil {
+			found[n.name] = failed("clone", err)
+		} else {
+			found[n.name] = okf("a clone works")
+		}
+	}
+	return found
+}
+
+// userNamespaceFix names the setting that forbids user namespaces, or forbids capabilities in them. sysctl reads one.
+func userNamespaceFix(sysctl func(string) string) string {
+	switch {
+	case sysctl("user/max_user_namespaces") == "0":
+		return "sudo sysctl -w user.max_user_namespaces=28633"
+	case sysctl("kernel/unprivileged_userns_clone") == "0": // Debian's patch
+		return "sudo sysctl -w kernel.unprivileged_userns_clone=1"
+	case sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1": // Ubuntu from 23.10
+		return "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
+	case strings.TrimSpace(selfStatus("Seccomp")) == "2":
+		return askFilter
+	}
+	return "sudo sysctl -w user.max_user_namespaces=28633"
+}

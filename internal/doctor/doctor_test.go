@@ -1,0 +1,448 @@
+package doctor
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) {
+	if IsProbe() {
+		ProbeMain()
+	}
+	os.Exit(m.Run())
+}
+
+func TestCatalog(t *testing.T) {
+	seen := map[string]bool{}
+	for _, c := range catalog() {
+		if seen[c.Name] {
+			t.Errorf("%s stands twice in the catalog", c.Name)
+		}
+		seen[c.Name] = true
+		if c.Lost == "" || c.Fix == "" || c.Group == "" {
+			t.Errorf("%s: lost %q, fix %q, group %q: all must say something", c.Name, c.Lost, c.Fix, c.Group)
+		}
+		if strings.ContainsAny(c.Lost+c.Fix, "\n\t") {
+			t.Errorf("%s: lost and fix are one line each", c.Name)
+		}
+		if c.Level != Required && c.Level != Optional {
+			t.Errorf("%s: level %q", c.Name, c.Level)
+		}
+	}
+	// Every check has a probe behind it, and every probe a line in the report.
+	probed := map[string]bool{"link": true, "pid-namespace": true, "newuidmap": true, "subordinate-ids": true}
+	for _, p := range append(hostProbes(), insideProbes()...) {
+		for _, n := range p.names {
+			probed[n] = true
+		}
+	}
+	for n := range seen {
+		if !probed[n] {
+			t.Errorf("%s has no probe", n)
+		}
+	}
+	for n := range probed {
+		if !seen[n] {
+			t.Errorf("%s is probed but not reported", n)
+		}
+	}
+}
+
+// TestRun runs the whole thing on this machine as whoever runs the tests.
+func TestRun(t *testing.T) {
+	Run(context.Background(), Options{}) // the first run opens what the Go runtime keeps
+	fdsBefore := openFiles(t)
+	start := time.Now()
+	r := Run(context.Background(), Options{})
+	if d := time.Since(start); d > 2*time.Second {
+		t.Errorf("it took %v, 2 s are allowed", d)
+	}
+	got := map[string]Check{}
+	for _, c := range r.Checks {
+		got[c.Name] = c
+		if c.Detail == "" {
+			t.Errorf("%s: no detail", c.Name)
+		}
+		if c.Status == Untried && strings.Contains(c.Detail, "gave no answer") {
+			t.Errorf("%s: %s", c.Name, c.Detail)
+		}
+	}
+	if len(r.Checks) != len(catalog()) {
+		t.Errorf("%d checks reported, %d in the catalog", len(r.Checks), len(catalog()))
+	}
+	if r.UID != os.Getuid() || r.Kernel == "" {
+		t.Errorf("uid %d, kernel %q", r.UID, r.Kernel)
+	}
+
+	// Compare with what can be told in another way.
+	if f, err := os.OpenFile(tunPath, os.O_RDWR, 0); errors.Is(err, fs.ErrPermission) {
+		if c := got["tun-device"]; c.Status != Denied || c.Fix != "sudo chmod 0666 /dev/net/tun" {
+			t.Errorf("%s may not be opened, but: %+v", tunPath, c)
+		}
+	} else if err == nil {
+		f.Close()
+		if c := got["tun-device"]; c.Status != OK && c.Status != Untried {
+			t.Errorf("%s can be opened, but: %+v", tunPath, c)
+		}
+	}
+	if sysctl("net/ipv4/ping_group_range") == "1 0" && got["ping-socket"].Status != Denied {
+		t.Errorf("ping_group_range covers nobody, but: %+v", got["ping-socket"])
+	}
+	if os.Geteuid() != 0 {
+		if n, ok := sysctlInt("net/ipv4/ip_unprivileged_port_start"); ok && (n > 1) != (got["low-ports"].Status == Denied) {
+			t.Errorf("unprivileged ports start at %d, but: %+v", n, got["low-ports"])
+		}
+	}
+	if n := sysctl("user/max_user_namespaces"); n == "0" && got["user-namespace"].Status == OK && os.Geteuid() != 0 {
+		t.Errorf("user namespaces are switched off, but: %+v", got["user-namespace"])
+	}
+	if got["user-namespace"].Status == OK && got["link"].Status == Untried {
+		t.Errorf("there was a namespace to try links in, but: %+v", got["link"])
+	}
+	if fds := openFiles(t); fds > fdsBefore {
+		t.Errorf("%d files open before, %d after", fdsBefore, fds)
+	}
+}
+
+// TestNamespaces is the kernel test proper: where a sandbox can be made at all, the probes inside must have run.
+func TestNamespaces(t *testing.T) {
+	found := childProbe(context.Background(), roleInside)
+	if f := found["user-namespace"]; f.Status != OK {
+		msg := "no user namespace here: " + f.Detail
+		if os.Getenv("ROOTLESSNET_CI") == "1" {
+			t.Fatal(msg)
+		}
+		t.Skip(msg)
+	}
+	for name, f := range found {
+		if f.Status == Untried && !strings.HasPrefix(name, "tap-") {
+			t.Errorf("%s: %s: %s", name, f.Status, f.Detail)
+		}
+	}
+	for _, n := range []string{"network-namespace", "mount-namespace", "uts-ipc-namespace"} {
+		if f := found[n]; f.Status != OK {
+			t.Errorf("%s: %+v", n, f)
+		}
+	}
+}
+
+// TestRunWithoutUserNamespaces forbids them for real, by a limit of our own in a namespace above.
+func TestRunWithoutUserNamespaces(t *testing.T) {
+	if os.Getenv("DOCTOR_NO_USERNS") == "1" {
+		if err := os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0); err != nil {
+			fmt.Println("cannot set the limit:", err)
+			os.Exit(3)
+		}
+		Run(context.Background(), Options{}).WriteJSON(os.Stdout)
+		os.Exit(0)
+	}
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestRunWithoutUserNamespaces$")
+	cmd.Env = append(os.Environ(), "DOCTOR_NO_USERNS=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER,
+		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}}
+	out, err := cmd.Output()
+	if err != nil {
+		msg := fmt.Sprintf("cannot make a namespace to forbid them in: %v %s", err, out)
+		if os.Getenv("ROOTLESSNET_CI") == "1" {
+			t.Fatal(msg)
+		}
+		t.Skip(msg)
+	}
+	var r Report
+	if err := json.Unmarshal(out, &r); err != nil {
+		t.Fatalf("%v in %s", err, out)
+	}
+	if r.OK {
+		t.Error("a machine without user namespaces is called good")
+	}
+	const fix = "sudo sysctl -w user.max_user_namespaces=28633"
+	for _, c := range r.Checks {
+		switch c.Name {
+		case "user-namespace":
+			if c.Status == OK || c.Fix != fix {
+				t.Errorf("%+v", c)
+			}
+		case "network-namespace", "mount-namespace", "nf-tables":
+			if c.Status != Untried {
+				t.Errorf("%+v", c)
+			}
+		case "link":
+			if c.Status != Untried || c.Fix != fix {
+				t.Errorf("the link must be blamed on the namespace: %+v", c)
+			}
+		case "udp-segment":
+			if c.Status == Untried {
+				t.Errorf("needs no namespace: %+v", c)
+			}
+		}
+	}
+}
+
+func TestTimeout(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	stuck := make(chan struct{})
+	defer close(stuck)
+	found := runAll(ctx, []probe{
+		one("quick", func() finding { return okf("done") }),
+		one("stuck", func() finding { <-stuck; return okf("late") }),
+	}, nil)
+	if found["quick"].Status != OK || found["stuck"].Status != Untried {
+		t.Errorf("%+v", found)
+	}
+	if err := func() error {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		_, err := ask(ctx, roleInside, insideFlags)
+		return err
+	}(); err == nil {
+		t.Error("a child was waited for after the end of the context")
+	}
+}
+
+func TestBlame(t *testing.T) {
+	tries := func(bad uintptr) func(uintptr) error {
+		return func(flags uintptr) error {
+			if flags&bad != 0 {
+				return &os.PathError{Op: "fork/exec", Path: "/proc/self/exe", Err: unix.EPERM}
+			}
+			return nil
+		}
+	}
+	for _, c := range []struct {
+		bad  uintptr
+		want map[string]Status
+	}{
+		{syscall.CLONE_NEWUSER, map[string]Status{"user-namespace": Denied, "network-namespace": Untried, "nf-tables": Untried}},
+		{syscall.CLONE_NEWNET, map[string]Status{"user-namespace": OK, "network-namespace": Denied, "mount-namespace": OK}},
+		{syscall.CLONE_NEWNS, map[string]Status{"user-namespace": OK, "network-namespace": OK, "mount-namespace": Denied}},
+		{syscall.CLONE_NEWIPC, map[string]Status{"user-namespace": OK, "uts-ipc-namespace": Denied}},
+	} {
+		found := blame(unix.EPERM, tries(c.bad))
+		for n, s := range c.want {
+			if found[n].Status != s {
+				t.Errorf("clone flag %#x refused: %s is %+v, want %s", c.bad, n, found[n], s)
+			}
+		}
+		if assemble(found).OK {
+			t.Errorf("clone flag %#x refused, and the machine is called good", c.bad)
+		}
+	}
+}
+
+// TestPowerless runs the probes inside a namespace whose capabilities were taken away, as AppArmor does.
+func TestPowerless(t *testing.T) {
+	if os.Geteuid() == 0 {
+		t.Skip("root keeps its capabilities; the same runs as an ordinary user")
+	}
+	// Without a clone the probes run in the host's namespaces, where an ordinary user may do none of it.
+	if f := probeCapabilities()["user-namespace"]; f.Status != Denied || !strings.Contains(f.Detail, "no capabilities") {
+		t.Errorf("%+v", f)
+	}
+	found := untriedInside("reason", "how")
+	found["user-namespace"] = finding{Status: Denied}
+	found["link"] = linkFinding(found)
+	if f := found["link"]; f.Status != Untried || f.Fix != "how" {
+		t.Errorf("link: %+v", f)
+	}
+	if assemble(found).OK {
+		t.Error("a machine without capabilities in user namespaces is called good")
+	}
+}
+
+func TestUserNamespaceFix(t *testing.T) {
+	for key, want := range map[string]string{
+		"user/max_user_namespaces=0":                     "user.max_user_namespaces",
+		"kernel/unprivileged_userns_clone=0":             "kernel.unprivileged_userns_clone=1",
+		"kernel/apparmor_restrict_unprivileged_userns=1": "kernel.apparmor_restrict_unprivileged_userns=0",
+	} {
+		path, value, _ := strings.Cut(key, "=")
+		got := userNamespaceFix(func(p string) string {
+			if p == path {
+				return value
+			}
+			return ""
+		})
+		if !strings.Contains(got, want) {
+			t.Errorf("%s: %q", key, got)
+		}
+	}
+}
+
+func TestFailed(t *testing.T) {
+	for err, want := range map[error]Status{
+		unix.EPERM: Denied, unix.EACCES: Denied, unix.EROFS: Denied, unix.ENOENT: Missing, unix.EINVAL: Missing,
+		fmt.Errorf("wrapped: %w", unix.EPERM): Denied,
+	} {
+		if f := failed("x", err); f.Status != want {
+			t.Errorf("%v is %s, want %s", err, f.Status, want)
+		}
+	}
+}
+
+func TestLink(t *testing.T) {
+	for _, c := range []struct {
+		ok     string
+		status Status
+		says   string
+	}{
+		{"tap-vnet-header", OK, "--link tap)"},
+		{"packet-link", OK, "--link packet"},
+		{"tap-plain", OK, "tap-plain"},
+		{"", Missing, "neither"},
+	} {
+		found := map[string]finding{"tun-device": {Status: Denied}, "packet-link": {Status: Missing}}
+		found[c.ok] = finding{Status: OK}
+		if f := linkFinding(found); f.Status != c.status || !strings.Contains(f.Detail, c.says) {
+			t.Errorf("with %q: %+v", c.ok, f)
+		}
+	}
+}
+
+// TestJSON holds the shape that programs read.
+func TestJSON(t *testing.T) {
+	r := Report{OK: false, Kernel: "6.1.0", UID: 1000, Checks: []Check{{Name: "user-namespace", Group: "namespaces",
+		Level: Required, Status: Denied, Detail: "clone: operation not permitted", Lost: "everything", Fix: "a <b>"}}}
+	var b bytes.Buffer
+	if err := r.WriteJSON(&b); err != nil {
+		t.Fatal(err)
+	}
+	const want = `{
+  "ok": false,
+  "kernel": "6.1.0",
+  "uid": 1000,
+  "checks": [
+    {
+      "name": "user-namespace",
+      "group": "namespaces",
+      "level": "required",
+      "status": "denied",
+      "detail": "clone: operation not permitted",
+      "lost": "everything",
+      "fix": "a <b>"
+    }
+  ]
+}
+`
+	if b.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", b.String(), want)
+	}
+}
+
+func TestText(t *testing.T) {
+	check := func(level Level, s Status) Report {
+		return Report{OK: s == OK || level == Optional, Checks: []Check{{Name: "n", Group: "g", Level: level, Status: s,
+			Detail: "d", Lost: "what", Fix: "how"}}}
+	}
+	for _, c := range []struct {
+		r          Report
+		has, hasnt []string
+	}{
+		{check(Required, OK), []string{"ok    n  d\n", "Everything works."}, []string{"what", "how"}},
+		{check(Required, Missing), []string{"FAIL  n  missing: d", "lost: what", "mend: how", "1 required missing"}, nil},
+		{check(Optional, Denied), []string{"warn  n  denied: d", "lost: what", "mend: how", "1 optional missing"}, nil},
+		{check(Optional, Untried), []string{"warn  n  untried: d"}, []string{"mend:"}},
+	} {
+		var b bytes.Buffer
+		if err := c.r.WriteText(&b); err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range c.has {
+			if !strings.Contains(b.String(), s) {
+				t.Errorf("no %q in:\n%s", s, b.String())
+			}
+		}
+		for _, s := range c.hasnt {
+			if strings.Contains(b.String(), s) {
+				t.Errorf("%q in:\n%s", s, b.String())
+			}
+		}
+	}
+}
+
+func TestRuntimeDir(t *testing.T) {
+	dir := t.TempDir()
+	if f := probeRuntimeDir(dir); f.Status != OK {
+		t.Errorf("%+v", f)
+	}
+	if left, _ := filepath.Glob(dir + "/*"); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	if f := probeRuntimeDir(dir + "/none"); f.Status != Missing {
+		t.Errorf("%+v", f)
+	}
+	if f := probeRuntimeDir(""); f.Status != Missing {
+		t.Errorf("%+v", f)
+	}
+}
+
+func TestAcks(t *testing.T) {
+	ack := func(seq uint32, errno int32) []byte {
+		b := nlmsg{typ: unix.NLMSG_ERROR}.append(nil, 0, 0, seq)
+		// The four bytes after the header are the errno in place of struct nfgenmsg.
+		copy(b[unix.NLMSG_HDRLEN:], []byte{byte(-errno), byte(-errno >> 8), byte(-errno >> 16), byte(-errno >> 24)})
+		return b
+	}
+	if done, err := acks(append(ack(1, 0), ack(2, 0)...), 2); !done || err != nil {
+		t.Error(done, err)
+	}
+	if done, err := acks(ack(1, 0), 2); done || err != nil {
+		t.Error(done, err)
+	}
+	if _, err := acks(append(ack(1, 0), ack(2, int32(unix.ENOENT))...), 2); err != unix.ENOENT {
+		t.Error(err)
+	}
+	if _, err := acks([]byte{255, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 2); err == nil {
+		t.Error("a length beyond the end was taken")
+	}
+}
+
+func FuzzAcks(f *testing.F) {
+	f.Add(nlmsg{typ: unix.NLMSG_ERROR}.append(nil, 0, 0, 2))
+	f.Add(make([]byte, 17))
+	f.Fuzz(func(t *testing.T, b []byte) { acks(b, 2) })
+}
+
+func TestParseSubIDs(t *testing.T) {
+	const text = "alice:100000:65536\nbob:1:2\n1001:300000:10\n# alice:1:1\nalice:x:1\nalice:1\nalice:1:0\n" +
+		"alice:4294967295:2\nalice:5:6:7\n"
+	got := fmt.Sprint(parseSubIDs(strings.NewReader(text), "alice", 1001))
+	if want := "[{100000 65536} {300000 10}]"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+func FuzzParseSubIDs(f *testing.F) {
+	f.Add("alice:100000:65536\n1001:1:1")
+	f.Add("alice:4294967295:4294967295")
+	f.Fuzz(func(t *testing.T, s string) {
+		for _, r := range parseSubIDs(strings.NewReader(s), "alice", 1001) {
+			if r.count == 0 || uint64(r.start)+uint64(r.count) > 1<<32 {
+				t.Errorf("range %+v", r)
+			}
+		}
+	})
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	d, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(d)
+}

@@ -1,0 +1,153 @@
+package doctor
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// The routing by mark of the splice path: packets with the mark are local, whatever their destination.
+const (
+	testMark  = 0x64
+	testTable = 100
+)
+
+// testClient is an address of nobody (TEST-NET-3, RFC 5737), played by a transparent socket; testServer is the
+// sandbox's.
+var (
+	testClient = [4]byte{203, 0, 113, 7}
+	testServer = [4]byte{10, 0, 2, 100}
+)
+
+func probePolicyRouting() finding {
+	if err := routeByMark(); err != nil {
+		return failed("rule fwmark and local route", err)
+	}
+	return okf("a rule by mark and a local route in its table can be added")
+}
+
+func routeByMark() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return err
+	}
+	rule := netlink.NewRule()
+	rule.Family = netlink.FAMILY_V4
+	rule.Mark = testMark
+	rule.Table = testTable
+	if err := netlink.RuleAdd(rule); err != nil {
+		return err
+	}
+	return netlink.RouteAdd(&netlink.Route{LinkIndex: lo.Attrs().Index, Table: testTable, Type: unix.RTN_LOCAL,
+		Scope: netlink.SCOPE_HOST, Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}})
+}
+
+const fwmarkAccept = "/proc/sys/net/ipv4/tcp_fwmark_accept"
+
+func probeFwmarkAccept() finding {
+	if err := os.WriteFile(fwmarkAccept, []byte("1"), 0); err != nil {
+		return failed("write "+fwmarkAccept, err)
+	}
+	return okf("can be set in the sandbox")
+}
+
+func probeTransparent() finding {
+	fd, err := transparentSocket()
+	if err != nil {
+		return failed("IP_TRANSPARENT and SO_MARK", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: testClient}); err != nil {
+		return failed("bind to a foreign address", err)
+	}
+	return okf("a socket can be bound to a foreign address")
+}
+
+// transparentSocket is a TCP socket that may have any address and whose packets carry the mark.
+func transparentSocket() (fd int, err error) {
+	fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return -1, err
+	}
+	if err = unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1); err == nil {
+		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, testMark)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// probeClientAddress puts the pieces together: a server in the namespace accepts a connection from a foreign address
+// and sees that address.
+func probeClientAddress() finding {
+	seen, err := connectAsClient()
+	if err != nil {
+		return failed("connection from a foreign address", err)
+	}
+	if seen != testClient {
+		return finding{Status: Missing, Detail: fmt.Sprintf("the server saw %v, not the client", net.IP(seen[:]))}
+	}
+	return okf("a server inside sees a client's own address through the kernel")
+}
+
+func connectAsClient() (seen [4]byte, err error) {
+	if err := routeByMark(); err != nil {
+		return seen, fmt.Errorf("rule by mark: %w", err)
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return seen, err
+	}
+	addr := &netlink.Addr{IPNet: &net.IPNet{IP: net.IP(testServer[:]), Mask: net.CIDRMask(32, 32)}}
+	if err := netlink.AddrAdd(lo, addr); err != nil {
+		return seen, err
+	}
+	if err := os.WriteFile(fwmarkAccept, []byte("1"), 0); err != nil {
+		return seen, fmt.Errorf("tcp_fwmark_accept: %w", err)
+	}
+	server := &unix.SockaddrInet4{Addr: testServer, Port: 80}
+	l, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return seen, err
+	}
+	defer unix.Close(l)
+	if err := unix.Bind(l, server); err != nil {
+		return seen, fmt.Errorf("bind port 80: %w", err)
+	}
+	if err := unix.Listen(l, 1); err != nil {
+		return seen, err
+	}
+	c, err := transparentSocket()
+	if err != nil {
+		return seen, err
+	}
+	defer unix.Close(c)
+	if err := unix.Bind(c, &unix.SockaddrInet4{Addr: testClient, Port: 4444}); err != nil {
+		return seen, err
+	}
+	if err := unix.Connect(c, server); err != nil && err != unix.EINPROGRESS {
+		return seen, err
+	}
+	const handshake = 300 * time.Millisecond // on lo it takes microseconds
+	if err := readable(l, handshake); err != nil {
+		return seen, err
+	}
+	a, from, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
+	if err != nil {
+		return seen, err
+	}
+	defer unix.Close(a)
+	if sa, ok := from.(*unix.SockaddrInet4); ok {
+		seen = sa.Addr
+	}
+	return seen, nil
+}

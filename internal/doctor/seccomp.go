@@ -1,0 +1,37 @@
+package doctor
+
+import (
+	"runtime"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// refused is what the test's filter answers to the one system call it forbids; nothing else gives this errno there.
+const refused = unix.EXDEV
+
+// loadFilter loads a filter that refuses getpriority(2) and calls it. The filter stays on this thread until the
+// process ends, so only a child may call it.
+func loadFilter() finding {
+	runtime.LockOSThread()
+	detail := seccompDetail()
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return failed("no_new_privs", err)
+	}
+	prog := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0}, // struct seccomp_data.nr
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: unix.SYS_GETPRIORITY},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(refused)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	fprog := unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]}
+	_, _, en := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&fprog)))
+	runtime.KeepAlive(prog)
+	if en != 0 {
+		return failed("load a filter", en)
+	}
+	if _, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err != refused {
+		return failed("filter", errNoFilter)
+	}
+	return okf("%s", detail)
+}
