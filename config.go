@@ -1,0 +1,150 @@
+package rootlessnet
+
+import (
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+)
+
+// Names of the network modes (Config.Network). The fourth mode is ContainerPrefix followed by the name or id of a
+// running sandbox.
+const (
+	NetworkBridge   = "bridge"
+	NetworkHost     = "host"
+	NetworkNone     = "none"
+	ContainerPrefix = "container:"
+)
+
+// Names of the id mappings (Config.UserNS).
+const (
+	UserNSRoot   = "root"    // the caller is uid 0 inside, nobody else exists
+	UserNSKeepID = "keep-id" // the caller keeps its own uid and gid, without capabilities
+	UserNSAuto   = "auto"    // as root, and the ranges of /etc/subuid and /etc/subgid become uid and gid 1 and up
+)
+
+// Names of the link kinds (Config.Link); but for LinkAuto they are those of package tap.
+const (
+	LinkAuto     = "auto"
+	LinkTAP      = "tap"
+	LinkTAPPlain = "tap-plain"
+	LinkPacket   = "packet"
+)
+
+// Limits and defaults of a sandbox's network.
+const (
+	// DefaultMTU keeps an IP packet of the guest and its Ethernet header under 64 KiB; other rootless helpers use
+	// the same value, so images and scripts are used to it.
+	DefaultMTU = 65520
+	// MinMTU is the smallest MTU an IPv4 host must have (RFC 791 section 3.2).
+	MinMTU = 68
+	// MinMTU6 is the smallest MTU a link that carries IPv6 may have (RFC 8200 section 5).
+	MinMTU6 = 1280
+	// MaxMTU is the largest a TAP takes: 65535 bytes less the Ethernet header (drivers/net/tun.c, MAX_MTU).
+	MaxMTU = 65521
+)
+
+// Exit codes that are ours and not the command's; the words are those of docker run.
+const (
+	ExitFailure     = 125 // nothing was started, or the sandbox broke
+	ExitCannotExec  = 126 // the command was found and cannot be executed
+	ExitNotFound    = 127 // the command was not found
+	ExitSignalBase  = 128 // the command was ended by signal n: 128 + n
+	HostGatewayName = "host-gateway"
+)
+
+// HostLoopback names the services on the host's loopback (127.0.0.1 and ::1) that the sandbox may reach, on the
+// gateway's address. The zero value names none.
+type HostLoopback struct {
+	All   bool
+	Ports []uint16 // never 0; TCP and UDP alike
+}
+
+// Config describes one sandbox: a command and its network. Its zero value, but for Argv, is what rootless-run does
+// when no flag is given. A Config is not changed by Run, and may be used again once Run has returned.
+type Config struct {
+	// Argv is the command. Argv[0] without a slash is looked up in the PATH of Env. Required.
+	Argv []string
+	// Env is the command's environment as "NAME=value"; nil means that of this process.
+	Env []string
+	// Dir is the command's working directory; empty means that of this process.
+	Dir string
+	// Stdin, Stdout and Stderr are given to the command as they are (no copying: a terminal stays a terminal); nil
+	// means /dev/null.
+	Stdin, Stdout, Stderr *os.File
+
+	// Network is NetworkBridge, NetworkHost, NetworkNone or ContainerPrefix+NAME; empty means NetworkBridge.
+	Network string
+	// Name is how the sandbox is called; empty means its short id. It is unique among the live ones of a user.
+	Name string
+	// Hostname is the host name inside; empty means the short id (host mode: the host's).
+	Hostname string
+
+	// Publish lists ports in the grammar of docker run -p (ParsePortSpec). All are bound before the command starts.
+	Publish []string
+	// PublishAll follows what listens inside, and publishes it on the same port where that is free.
+	PublishAll bool
+	// Listeners are bound sockets (TCP ones listening), such as those a service manager passes in: one whose local
+	// address and port are those of a published port is used in place of a new one. Run takes them over and closes
+	// them.
+	Listeners []*os.File
+
+	// DNS lists the resolvers that answer instead of those of the host's resolv.conf.
+	DNS []netip.Addr
+	// DNSSearch and DNSOptions replace the search and options lines of the host's resolv.conf; a sole "." in
+	// DNSSearch means no search list.
+	DNSSearch, DNSOptions []string
+	// ExtraHosts are "name:address" or "name=address"; the address HostGatewayName stands for the gateway's.
+	ExtraHosts []string
+
+	// Subnet and Subnet6 are the sandbox's networks. The zero value means the first of our candidates (10.0.2.0/24
+	// and up; fd52:6e65:7400::/64 and up) that collides with no route or address of the host.
+	Subnet, Subnet6 netip.Prefix
+	// IP and IP6 are the guest's addresses; the zero value means the 100th (hexadecimal for IPv6) of the subnet.
+	IP, IP6 netip.Addr
+	// MAC is the guest's hardware address; nil means 02:42 and the four bytes of IP.
+	MAC net.HardwareAddr
+	// MTU in bytes, without the Ethernet header; 0 means DefaultMTU. Below MinMTU6 there is no IPv6.
+	MTU int
+	// DisableIPv6 leaves IPv6 out.
+	DisableIPv6 bool
+	// HostLoopback names what of the host's loopback the sandbox may reach.
+	HostLoopback HostLoopback
+
+	// UserNS is UserNSRoot, UserNSKeepID or UserNSAuto; empty means UserNSRoot.
+	UserNS string
+	// PIDNamespace gives the command a pid namespace of its own.
+	PIDNamespace bool
+	// Link forces a link kind; empty means LinkAuto, the first that works.
+	Link string
+	// PCAP is a file to which every frame is written in pcap format; empty means none. Bridge mode only.
+	PCAP string
+
+	// RuntimeDir is where sandboxes of this user are found; empty means $XDG_RUNTIME_DIR/rootless-run.
+	RuntimeDir string
+	// Logger receives what is worth knowing; nil means nothing is said. Warnings of the kind docker run prints
+	// are at level Warn with the text alone.
+	Logger *slog.Logger
+
+	// OnStart, if set, is called once, when the command has started.
+	OnStart func(Started)
+	// OnPublish, if set, is called for each port that PublishAll opens later; not concurrently.
+	OnPublish func(PortMapping)
+}
+
+// Started tells about a sandbox whose command has just started.
+type Started struct {
+	ID   string // 64 hexadecimal digits
+	Name string
+	PID  int // of the command, in the caller's pid namespace; 0 if unknown
+}
+
+// UsageError is a Config that contradicts itself or holds a value that cannot be used. Its text is that of docker
+// run where Docker has one.
+type UsageError struct {
+	Field string // of Config
+	Err   error
+}
+
+func (e *UsageError) Error() string { return e.Err.Error() }
+func (e *UsageError) Unwrap() error { return e.Err }
