@@ -29,8 +29,9 @@ const (
 const (
 	// childAnswerMax bounds what is read from a child; an answer is a few KiB.
 	childAnswerMax = 64 << 10
-	// insideTimeout ends the child's patience before the parent's, so that it can still tell what it found.
-	insideTimeout = 1200 * time.Millisecond
+	// answerMargin is how much earlier than the parent's a child's patience ends, so that it can still tell what it
+	// found.
+	answerMargin = 300 * time.Millisecond
 	// killDelay is how long a killed child's pipe may stay open before it is closed under it.
 	killDelay = 100 * time.Millisecond
 )
@@ -47,14 +48,17 @@ func IsProbe() bool { return len(os.Args) > 0 && os.Args[0] == probeArg0 }
 //		doctor.ProbeMain()
 //	}
 func ProbeMain() {
-	role := ""
-	if len(os.Args) > 1 {
+	role, patience := "", DefaultTimeout-answerMargin
+	if len(os.Args) > 2 {
 		role = os.Args[1]
+		if d, err := time.ParseDuration(os.Args[2]); err == nil {
+			patience = d
+		}
 	}
 	found := map[string]finding{}
 	switch role {
 	case roleInside:
-		ctx, cancel := context.WithTimeout(context.Background(), insideTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		found = runInside(ctx)
 	case rolePID:
@@ -77,7 +81,11 @@ func ProbeMain() {
 // command is this binary as a probe, in new namespaces. With maps its uid and gid 0 are the caller's.
 func command(ctx context.Context, role string, flags uintptr, maps bool) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
-	cmd.Args = []string{probeArg0, role}
+	patience := DefaultTimeout
+	if t, ok := ctx.Deadline(); ok {
+		patience = time.Until(t)
+	}
+	cmd.Args = []string{probeArg0, role, (patience - answerMargin).String()}
 	cmd.Env = []string{"GOMAXPROCS=2", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.WaitDelay = killDelay
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags, Pdeathsig: syscall.SIGKILL}

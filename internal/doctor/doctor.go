@@ -72,7 +72,7 @@ func Run(ctx context.Context, opts Options) Report {
 	defer cancel()
 
 	hostc := make(chan map[string]finding, 1)
-	go func() { hostc <- runAll(ctx, hostProbes(), nil) }()
+	go func() { hostc <- runAll(ctx, hostProbes(ctx), nil) }()
 	pidc := make(chan map[string]finding, 1)
 	go func() { pidc <- childProbe(ctx, rolePID) }()
 	idsc := make(chan map[string]finding, 1)

@@ -21,7 +21,7 @@ const (
 )
 
 // hostProbes are what is tried in this process, as the caller.
-func hostProbes() []probe {
+func hostProbes(ctx context.Context) []probe {
 	return []probe{
 		one("ping-socket", probePing),
 		one("low-ports", probeLowPorts),
@@ -34,7 +34,7 @@ func hostProbes() []probe {
 		one("socket-buffers", probeBuffers),
 		one("runtime-dir", func() finding { return probeRuntimeDir(os.Getenv("XDG_RUNTIME_DIR")) }),
 		one("peer-pidfd", probePeerPIDFD),
-		one("seccomp", probeSeccomp),
+		one("seccomp", func() finding { return probeSeccomp(ctx) }),
 		one("splice", probeSplice),
 	}
 }
@@ -259,9 +259,7 @@ func probePeerPIDFD() finding {
 }
 
 // probeSeccomp has a child load a filter: a filter cannot be taken off again.
-func probeSeccomp() finding {
-	ctx, cancel := context.WithTimeout(context.Background(), insideTimeout)
-	defer cancel()
+func probeSeccomp(ctx context.Context) finding {
 	found, err := ask(ctx, roleSeccomp, 0)
 	if err != nil {
 		return failed("start a child", err)
