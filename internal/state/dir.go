@@ -1,0 +1,120 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// Error is a failure of this package.
+type Error struct {
+	Op  string // "open", "create", "write", "list", "lookup"
+	Err error
+}
+
+func (e *Error) Error() string { return "state: " + e.Op + ": " + e.Err.Error() }
+func (e *Error) Unwrap() error { return e.Err }
+
+// dirName is the directory below the runtime directory.
+const dirName = "rootless-run"
+
+// Dir is the directory of a user's sandboxes. Its methods may be called from several goroutines and processes.
+type Dir struct {
+	path string
+}
+
+// Open returns the directory at path and makes it where it is missing. An empty path means the default:
+// $XDG_RUNTIME_DIR/rootless-run, where that cannot be had /run/user/UID/rootless-run, and at last
+// /tmp/rootless-run-UID. A directory that is a symbolic link, not ours, or open to others is refused.
+func Open(path string) (*Dir, error) {
+	if path != "" {
+		if err := makePrivate(path); err != nil {
+			return nil, &Error{"open", err}
+		}
+		return &Dir{path}, nil
+	}
+	var errs []error
+	for _, candidate := range defaults(os.Getenv("XDG_RUNTIME_DIR"), os.Geteuid()) {
+		err := makePrivate(candidate)
+		if err == nil {
+			return &Dir{candidate}, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, &Error{"open", errors.Join(errs...)}
+}
+
+// defaults lists the places to try in order.
+func defaults(xdg string, uid int) []string {
+	var list []string
+	if filepath.IsAbs(xdg) { // the XDG specification has relative paths ignored
+		list = append(list, filepath.Join(xdg, dirName))
+	}
+	id := strconv.Itoa(uid)
+	return append(list, filepath.Join("/run/user", id, dirName), filepath.Join("/tmp", dirName+"-"+id))
+}
+
+// makePrivate makes sure that path is a directory of ours alone that we can write to. Its parent must exist.
+func makePrivate(path string) error {
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	// In /tmp somebody else may have been first: the fd pins what was checked, and is not got through a link.
+	fd, err := unix.Open(path, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_RDONLY, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if int(st.Uid) != os.Geteuid() {
+		return &fs.PathError{Op: "open", Path: path, Err: fmt.Errorf("owned by uid %d: %w", st.Uid, fs.ErrPermission)}
+	}
+	if st.Mode&0o077 != 0 {
+		if err := unix.Fchmod(fd, 0o700); err != nil {
+			return &fs.PathError{Op: "chmod", Path: path, Err: err}
+		}
+	}
+	if err := unix.Faccessat(fd, ".", unix.W_OK|unix.X_OK, 0); err != nil {
+		return &fs.PathError{Op: "access", Path: path, Err: err}
+	}
+	return nil
+}
+
+// Path is where the directory is.
+func (d *Dir) Path() string { return d.path }
+
+// lock takes the outer lock and returns what lets it go.
+func (d *Dir) lock() (unlock func(), err error) {
+	f, err := lockFile(filepath.Join(d.path, "lock"), unix.LOCK_EX)
+	if err != nil {
+		return nil, err
+	}
+	return func() { f.Close() }, nil
+}
+
+// lockFile opens (or makes) a file and locks it: the lock is let go of when the file is closed.
+func lockFile(path string, how int) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err = unix.Flock(int(f.Fd()), how)
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, &fs.PathError{Op: "flock", Path: path, Err: err}
+	}
+	return f, nil
+}
