@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -197,7 +196,7 @@ func userNamespaceFix(sysctl func(string) string) string {
 		return "sudo sysctl -w kernel.unprivileged_userns_clone=1"
 	case sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1": // Ubuntu from 23.10
 		return "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
-	case strings.TrimSpace(selfStatus("Seccomp")) == "2":
+	case selfStatus("Seccomp") == "2":
 		return askFilter
 	}
 	return "sudo sysctl -w user.max_user_namespaces=28633"

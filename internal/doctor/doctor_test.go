@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -106,7 +107,7 @@ func TestRun(t *testing.T) {
 		t.Errorf("ping_group_range covers nobody, but: %+v", got["ping-socket"])
 	}
 	if os.Geteuid() != 0 {
-		if n, ok := sysctlInt("net/ipv4/ip_unprivileged_port_start"); ok && (n > 1) != (got["low-ports"].Status == Denied) {
+		if n, err := strconv.Atoi(sysctl("net/ipv4/ip_unprivileged_port_start")); err == nil && (n > 1) != (got["low-ports"].Status == Denied) {
 			t.Errorf("unprivileged ports start at %d, but: %+v", n, got["low-ports"])
 		}
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"strconv"
 	"strings"
 	"syscall"
 )
@@ -41,13 +40,7 @@ func sysctl(path string) string {
 	return strings.Join(strings.Fields(string(b)), " ")
 }
 
-// sysctlInt is sysctl for a single number; ok is false when it is not there or is none.
-func sysctlInt(path string) (n int, ok bool) {
-	n, err := strconv.Atoi(sysctl(path))
-	return n, err == nil
-}
-
-// selfStatus returns a field of /proc/self/status, "" when there is none.
+// selfStatus returns a field of the thread's /proc status, "" when there is none.
 func selfStatus(field string) string {
 	b, _ := os.ReadFile("/proc/thread-self/status")
 	for line := range strings.Lines(string(b)) {

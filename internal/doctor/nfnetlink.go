@@ -85,10 +85,6 @@ func nfRequest(b []byte, last uint32) error {
 		return fmt.Errorf("netfilter socket: %w", err)
 	}
 	defer unix.Close(fd)
-	return nfAsk(fd, b, last)
-}
-
-func nfAsk(fd int, b []byte, last uint32) error {
 	if err := unix.Sendto(fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return err
 	}

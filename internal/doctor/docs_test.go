@@ -1,0 +1,32 @@
+package doctor
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"strings"
+	"testing"
+)
+
+// TestManual wants every check in the manual.
+func TestManual(t *testing.T) {
+	b, err := os.ReadFile("../../docs/rootless-net-doctor.1")
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		msg := "the source tree cannot be read from here: " + err.Error()
+		if os.Getenv("ROOTLESSNET_CI") == "1" {
+			t.Fatal(msg)
+		}
+		t.Skip(msg)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range catalog() {
+		if !strings.Contains(string(b), c.Name) {
+			t.Errorf("the manual does not name %s", c.Name)
+		}
+		if !strings.Contains(string(b), ".SS "+c.Group+"\n") {
+			t.Errorf("the manual has no section %q", c.Group)
+		}
+	}
+}
