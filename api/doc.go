@@ -1,0 +1,32 @@
+// Package api is the control socket of a running sandbox: HTTP and JSON over a unix socket in the sandbox's state
+// directory.
+//
+//	GET    /sandbox         Sandbox
+//	GET    /sandbox/stats   Stats
+//	GET    /sandbox/ports   []Port
+//	POST   /sandbox/ports   PortRequest -> 201 []Port, what was opened
+//	DELETE /sandbox/ports   PortRequest -> 200 []Port, what was closed
+//	POST   /sandbox/lease   LeaseRequest -> 101, then the connection itself is the lease
+//
+// A failure is a status of 400 and above with {"message": TEXT}. Paths that begin with /v1/ are kept free for the
+// API of another program that callers may expect to find here.
+//
+// # Theory of operation
+//
+// A Server belongs to the supervisor and asks a Backend. A lease keeps the sandbox's network and namespaces alive
+// after its own command is gone: it lasts as long as its connection, so it cannot outlive its holder in whatever way
+// that ends. When the server closes the connection, the sandbox has ended and what joined it must end too.
+//
+// # Who may speak
+//
+// The command inside runs as the same user of the host, so neither file modes nor a uid tell it from its master.
+// A peer is heard if its uid is ours (SO_PEERCRED) and its user namespace is ours: the link /proc/PID/ns/user must be
+// readable and lead where our own does. SO_PEERPIDFD, where the kernel has it (6.5), proves that the pid was not
+// reused between the two looks. A process that has made itself undumpable cannot be looked at and is refused: take the lease
+// first, then confine.
+//
+// # Limits
+//
+// Bodies, headers, connections and leases are bounded by named constants. There is no encryption, no remote access,
+// and no event stream.
+package api
