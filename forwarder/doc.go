@@ -1,0 +1,59 @@
+// Package forwarder joins the flows of the guest with sockets of the host.
+//
+// # Datagrams: theory of operation
+//
+// Datagrams is the half for UDP and ICMP echo. It is one table and one reader.
+//
+//   - A flow is a pair (guest address and port, remote address and port) as the guest sees it; for echo the
+//     identifier stands in the guest's port and the remote's port is 0. The table finds it by that pair for what the
+//     guest sends, and by (socket, host-side peer) for what comes back. The two differ where the verdict rewrote the
+//     destination (the gateway's port for a named loopback port) or where a client appears as the gateway.
+//   - A socket is an unconnected host socket. Outbound there is one for each source of the guest and family, made by
+//     the first datagram, so that the guest keeps one address for all remotes (endpoint-independent mapping, RFC 4787
+//     4.1). What comes in must belong to a flow: only a remote the guest has sent to, address and port, is heard
+//     (address and port-dependent filtering, as nf_conntrack does). A published port is one socket for all its
+//     clients; an answer of the guest finds its flow in the same table, before an outbound one would be made. An
+//     echo identifier is one ping socket.
+//   - Sending happens on the goroutine of the caller, the stack's receive path: look up, one non-blocking sendmsg, and
+//     nothing is allocated. Policy is asked when a flow is made; an allowed verdict is kept in the flow. A denied
+//     datagram leaves no entry behind (a guest cannot fill the table with them): it is judged, counted and answered
+//     each time.
+//   - One goroutine waits in epoll for every socket and reads with recvmmsg into one set of buffers, so an idle socket
+//     costs a table entry and no stack or buffer. With a goroutine for each socket on Go's poller ten thousand of them
+//     cost several times as much memory; see the figures beside BenchmarkIdleMappings.
+//   - Bursts stay whole: a train from the guest leaves by one sendmsg with UDP_SEGMENT, a train received with UDP_GRO
+//     is written to the guest as one.
+//
+// # Errors
+//
+// IP_RECVERR puts every ICMP error about what we sent in the socket's error queue, with its type, code, MTU and the
+// router that sent it; it goes to the guest as it is, so refused is refused and traceroute works. What the host's
+// kernel answers at once (no route, denied by a filter, larger than the path's MTU) becomes the ICMP error a router
+// would have sent. A pending error of the socket is also returned by an unrelated send; such a send is tried once
+// again, so that nobody pays for another flow's error.
+//
+// Without permission for ping sockets an echo request is answered with "administratively prohibited". No echo reply
+// is ever made up.
+//
+// # States of a flow
+//
+// unreplied (one direction seen, 30 s) -> assured (both directions, 180 s) -> gone. Echo flows live 30 s. The values
+// are those of nf_conntrack (nf_conntrack_udp_timeout, _stream, nf_conntrack_icmp_timeout). An outbound socket is
+// closed with its last flow. Timeouts are applied by a sweep each few seconds, so they may be exceeded by that much.
+//
+// # Limits
+//
+// Outbound sockets, flows of one socket and flows altogether are capped; at a cap the one idle for longest goes. The
+// sockets' cap is a share of RLIMIT_NOFILE, so that TCP always finds descriptors. When there are none left anyhow, the
+// oldest socket is given up and the new one tried once more. ICMP errors of our own making are limited in rate.
+//
+// The source port of the guest is kept on the host where it is free and lies in the range from which the kernel gives
+// ports to any program (net.ipv4.ip_local_port_range). MASQUERADE keeps others too, but it does not occupy the host's
+// port by that; a guest must not be able to keep a service of the host from its port.
+//
+// # Non-goals
+//
+// A remote is never sent an ICMP error: an ordinary user cannot. IP options and IPv6 extension headers do not cross. A
+// datagram that comes in with TTL 1 reaches the guest with TTL 1. A client that talks from one port to two addresses
+// of a published socket is one flow, answered from the address it used last.
+package forwarder

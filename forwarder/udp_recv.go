@@ -1,0 +1,273 @@
+package forwarder
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"rootlessnet/stack"
+)
+
+const (
+	// recvBatch messages are read by one recvmmsg: enough to halve the calls under load. Each buffer holds the
+	// largest datagram or train; pages that were never needed take no memory.
+	recvBatch  = 16
+	recvBuffer = 65536
+	// pollEvents sockets are served for each wait.
+	pollEvents = 64
+	// controlSpace holds every control message asked for: TOS, TTL, GRO, packet info, each in both families.
+	controlSpace = 256
+)
+
+// mmsghdr is struct mmsghdr (recvmmsg(2)).
+type mmsghdr struct {
+	hdr unix.Msghdr
+	len uint32
+}
+
+// receiver is the memory of the reader, used for every socket in turn.
+type receiver struct {
+	msgs    [recvBatch]mmsghdr
+	iovs    [recvBatch]unix.Iovec
+	names   [recvBatch]rawAddr
+	control [recvBatch][controlSpace]byte
+	bufs    [recvBatch][]byte
+	errBuf  [errorQuote]byte
+	dgram   stack.Datagram
+	echo    stack.Echo
+}
+
+func newReceiver() *receiver {
+	r := &receiver{}
+	for i := range r.bufs {
+		r.bufs[i] = make([]byte, recvBuffer)
+		r.iovs[i].Base = &r.bufs[i][0]
+		r.iovs[i].SetLen(recvBuffer)
+	}
+	return r
+}
+
+// arm gives message i all of its room again: the kernel has written the lengths used into it.
+func (r *receiver) arm(i int) {
+	m := &r.msgs[i].hdr
+	m.Name, m.Namelen = (*byte)(unsafe.Pointer(&r.names[i])), unix.SizeofSockaddrInet6
+	m.Iov = &r.iovs[i]
+	m.SetIovlen(1)
+	m.Control = &r.control[i][0]
+	m.SetControllen(controlSpace)
+	m.Flags = 0
+}
+
+// openPoll makes the epoll instance and the eventfd that ends the reader.
+func (x *Datagrams) openPoll() error {
+	var err error
+	if x.epfd, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return &Error{Op: "epoll_create", Err: err}
+	}
+	if x.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		_ = unix.Close(x.epfd)
+		return &Error{Op: "eventfd", Err: err}
+	}
+	if err = unix.EpollCtl(x.epfd, unix.EPOLL_CTL_ADD, x.wake, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(x.wake)}); err != nil {
+		_ = unix.Close(x.epfd)
+		_ = unix.Close(x.wake)
+		return &Error{Op: "epoll_ctl", Err: err}
+	}
+	return nil
+}
+
+func (x *Datagrams) wakeReader() {
+	one := [8]byte{1, 1, 1, 1, 1, 1, 1, 1} // any number but 0
+	_, _ = unix.Write(x.wake, one[:])
+}
+
+// watch registers s with the reader. mu is held.
+func (x *Datagrams) watch(s *socket) error {
+	// Level-triggered: a socket with more than a batch waits its turn among the others. Errors are always reported.
+	err := unix.EpollCtl(x.epfd, unix.EPOLL_CTL_ADD, s.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(s.fd)})
+	if err == nil {
+		x.byFD[int32(s.fd)] = s
+	}
+	return err
+}
+
+// readLoop serves every socket until Close. It blocks in epoll_wait on a thread of its own rather than on Go's poller:
+// two system calls a datagram instead of four.
+func (x *Datagrams) readLoop() {
+	defer x.wg.Done()
+	r := newReceiver()
+	events := make([]unix.EpollEvent, pollEvents)
+	for {
+		n, err := unix.EpollWait(x.epfd, events, -1)
+		if err != nil && err != unix.EINTR {
+			x.log.Error("udp: reader", "error", &Error{Op: "epoll_wait", Err: err})
+			return
+		}
+		for i := range max(0, n) {
+			e := &events[i]
+			if int(e.Fd) == x.wake {
+				return
+			}
+			x.mu.Lock()
+			s := x.byFD[e.Fd] // a descriptor used again since is as good: it is not blocking
+			x.mu.Unlock()
+			if s == nil {
+				continue
+			}
+			if e.Events&unix.EPOLLERR != 0 {
+				x.readErrors(s, r)
+			}
+			x.readBatch(s, r)
+		}
+	}
+}
+
+// readBatch reads what is there, at most a batch, and carries it to the guest.
+func (x *Datagrams) readBatch(s *socket, r *receiver) {
+	for i := range recvBatch {
+		r.arm(i)
+	}
+	s.recvMu.Lock()
+	if s.recvClosed {
+		s.recvMu.Unlock()
+		return
+	}
+	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&r.msgs[0])), recvBatch, unix.MSG_DONTWAIT, 0, 0)
+	s.recvMu.Unlock()
+	if errno != 0 {
+		return // nothing there, or a pending error, which is thereby cleared
+	}
+	for i := range int(n) {
+		from, scope := r.names[i].get()
+		m := &r.msgs[i]
+		c := parseControl(r.control[i][:min(uint64(m.hdr.Controllen), controlSpace)])
+		data := r.bufs[i][:m.len]
+		switch {
+		case s.key.proto == protoEcho:
+			x.echoIn(s, r, from, data, c)
+		case s.pub != nil:
+			x.publishedIn(s, r, from, scope, data, c)
+		default:
+			x.udpIn(s, r, from, data, c)
+		}
+	}
+}
+
+// control is what the kernel says about a received packet.
+type control struct {
+	ttl, tos uint8
+	gso      uint16     // size of the datagrams of a train; 0: one datagram
+	local    netip.Addr // our address it came to; zero unless asked for
+	ifindex  uint32
+	err      queuedError // of a message from the error queue
+}
+
+// parseControl reads the control messages in b (cmsg(3)); what it does not know or cannot be, it leaves out.
+func parseControl(b []byte) (c control) {
+	for len(b) >= unix.SizeofCmsghdr {
+		h, data, rest, err := unix.ParseOneSocketControlMessage(b)
+		if err != nil {
+			return c
+		}
+		b = rest
+		switch h.Level {
+		case unix.IPPROTO_IP:
+			c.ipv4(h.Type, data)
+		case unix.IPPROTO_IPV6:
+			c.ipv6(h.Type, data)
+		case unix.IPPROTO_UDP:
+			if h.Type == unix.UDP_GRO && len(data) >= 4 {
+				c.gso = uint16(binary.NativeEndian.Uint32(data))
+			}
+		}
+	}
+	return c
+}
+
+func (c *control) ipv4(typ int32, data []byte) {
+	switch {
+	case typ == unix.IP_TOS && len(data) >= 1:
+		c.tos = data[0]
+	case typ == unix.IP_TTL && len(data) >= 4:
+		c.ttl = uint8(binary.NativeEndian.Uint32(data))
+	case typ == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
+		c.ifindex = binary.NativeEndian.Uint32(data)
+		c.local = netip.AddrFrom4([4]byte(data[4:8])) // ipi_spec_dst: ours even if it was sent to a broadcast address
+	case typ == unix.IP_RECVERR:
+		c.err.parse(data)
+	}
+}
+
+func (c *control) ipv6(typ int32, data []byte) {
+	switch {
+	case typ == unix.IPV6_TCLASS && len(data) >= 4:
+		c.tos = uint8(binary.NativeEndian.Uint32(data))
+	case typ == unix.IPV6_HOPLIMIT && len(data) >= 4:
+		c.ttl = uint8(binary.NativeEndian.Uint32(data))
+	case typ == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
+		if c.local.Is4() {
+			return // an IPv4 packet on a socket for both: IP_PKTINFO has said it
+		}
+		c.local = netip.AddrFrom16([16]byte(data[:16])).Unmap()
+		c.ifindex = binary.NativeEndian.Uint32(data[16:])
+	case typ == unix.IPV6_RECVERR:
+		c.err.parse(data)
+	}
+}
+
+// hop is the TTL after the gateway. Nobody could be told that it ran out here, so it never does.
+func hop(ttl uint8, gateway bool) uint8 {
+	if gateway || ttl <= 1 {
+		return ttl
+	}
+	return ttl - 1
+}
+
+// udpIn carries a datagram, or a train, of an outbound socket to the guest.
+func (x *Datagrams) udpIn(s *socket, r *receiver, from netip.AddrPort, data []byte, c control) {
+	now := x.now()
+	x.mu.Lock()
+	f := x.peers[peerKey{s, from}]
+	if f == nil {
+		x.mu.Unlock()
+		x.count.drop(DropUnsolicited)
+		return
+	}
+	x.received(f, now, data, c)
+	f.alt = netip.AddrPort{} // the first address answers
+	key, gateway := f.key, f.gateway
+	x.mu.Unlock()
+	x.deliver(r, key, gateway, data, c)
+}
+
+// received accounts a packet of the remote. mu is held.
+func (x *Datagrams) received(f *datagramFlow, now time.Duration, data []byte, c control) {
+	x.use(f, now)
+	f.inPkts += uint64(trainLen(len(data), c.gso))
+	f.inBytes += uint64(len(data))
+}
+
+func trainLen(n int, gso uint16) int {
+	if gso == 0 || n == 0 {
+		return 1
+	}
+	return (n + int(gso) - 1) / int(gso)
+}
+
+// deliver writes a datagram, or a train, to the guest.
+func (x *Datagrams) deliver(r *receiver, key flowKey, gateway bool, data []byte, c control) {
+	d := &r.dgram
+	*d = stack.Datagram{Src: key.remote, Dst: key.guest, Payload: data, TTL: hop(c.ttl, gateway), TOS: c.tos}
+	if int(c.gso) < len(data) {
+		d.GSOSize = c.gso
+	}
+	if err := x.cfg.Guest.WriteUDP(d); err != nil {
+		x.count.drop(DropGuestWrite)
+		return
+	}
+	x.count.inPkts.Add(uint64(trainLen(len(data), c.gso)))
+	x.count.inBytes.Add(uint64(len(data)))
+}
