@@ -128,6 +128,11 @@ type Config struct {
 	// are at level Warn with the text alone.
 	Logger *slog.Logger
 
+	// Signals, if set, are sent to the command as they come; before it has started they are kept. Once it has exited
+	// while others are still in its network, any of them ends the sandbox. What a terminal sends reaches the command
+	// without help, being in the caller's process group: it must not come here.
+	Signals <-chan os.Signal
+
 	// OnStart, if set, is called once, when the command has started.
 	OnStart func(Started)
 	// OnPublish, if set, is called for each port that PublishAll opens later; not concurrently.

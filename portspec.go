@@ -177,15 +177,18 @@ func checkOverlap(mappings []PortMapping) error {
 		k := key{m.Proto, m.HostPort}
 		for _, addr := range m.listenIPs() {
 			for _, other := range seen[k] {
-				if addr.Is4() == other.Is4() && (addr == other || addr.IsUnspecified() || other.IsUnspecified()) {
-					return fmt.Errorf("Bind for %s failed: port is already allocated", //nolint:staticcheck // Docker's words
-						netip.AddrPortFrom(addr, m.HostPort))
+				if overlap(addr, other) {
+					return allocatedError(netip.AddrPortFrom(addr, m.HostPort))
 				}
 			}
 			seen[k] = append(seen[k], addr)
 		}
 	}
 	return nil
+}
+
+func allocatedError(addr netip.AddrPort) error {
+	return fmt.Errorf("Bind for %s failed: port is already allocated", addr) //nolint:staticcheck // Docker's words
 }
 
 // listenIPs are the addresses to listen on.
