@@ -4,9 +4,11 @@ import (
 	"errors"
 	"io"
 	"net"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
@@ -18,11 +20,13 @@ var ErrWouldBlock = errors.New("stack: would block")
 // Close may be called from any.
 type Conn struct {
 	Flow
-	ep     tcpip.Endpoint
-	wq     waiter.Queue
-	rd, wr waiter.Entry
-	rdC    chan struct{}
-	wrC    chan struct{}
+	ep      tcpip.Endpoint
+	wq      waiter.Queue
+	rd, wr  waiter.Entry
+	fail    waiter.Entry // registered when failing is set
+	failing bool
+	rdC     chan struct{}
+	wrC     chan struct{}
 }
 
 func (c *Conn) init(ep tcpip.Endpoint) {
@@ -95,10 +99,39 @@ func (c *Conn) Close() { c.ep.Close() }
 // ModerateReceive tells the window's auto-tuning that n bytes were consumed.
 func (c *Conn) ModerateReceive(n int) { c.ep.ModerateRecvBuf(n) }
 
+// Failed says whether the connection ended other than by FINs: by a reset, an error or a timeout.
+func (c *Conn) Failed() bool { return tcp.EndpointState(c.ep.State()) == tcp.StateError }
+
+// OnFailure has fn called when the connection fails, perhaps more than once. fn must not block and must not call c.
+func (c *Conn) OnFailure(fn func()) {
+	c.fail = waiter.NewFunctionEntry(waiter.EventErr|waiter.EventHUp, func(waiter.EventMask) {
+		if c.Failed() {
+			fn()
+		}
+	})
+	c.failing = true
+	c.wq.EventRegister(&c.fail)
+	if c.Failed() {
+		fn()
+	}
+}
+
+// ExpectDeath turns on keep-alive with the given pace: after a FIN nothing else tells a guest that waits from one that
+// has vanished.
+func (c *Conn) ExpectDeath(pace time.Duration) {
+	idle, interval := tcpip.KeepaliveIdleOption(pace), tcpip.KeepaliveIntervalOption(pace)
+	_ = c.ep.SetSockOpt(&idle)
+	_ = c.ep.SetSockOpt(&interval)
+	c.ep.SocketOptions().SetKeepAlive(true)
+}
+
 // Detach stops the notifications; Readable and Writable receive nothing more.
 func (c *Conn) Detach() {
 	c.wq.EventUnregister(&c.rd)
 	c.wq.EventUnregister(&c.wr)
+	if c.failing {
+		c.wq.EventUnregister(&c.fail)
+	}
 }
 
 // NetConn returns the connection as a net.Conn, for services of the gateway itself. c must not be used any more.

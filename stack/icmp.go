@@ -161,7 +161,7 @@ func (p *port) receiveError(k *packet, r *rx, quoted []byte) (taken bool) {
 		if k.dst.Is6() {
 			n = header.IPv6ProtocolNumber
 		}
-		return p.deliver(k.frame, r, n, len(k.ip))
+		return p.deliver(k.frame, r, n, k.hdrLen, len(k.ip))
 	case protoUDP:
 		flow.Src = netip.AddrPortFrom(flow.Src.Addr(), binary.BigEndian.Uint16(transport[0:2]))
 		flow.Dst = netip.AddrPortFrom(flow.Dst.Addr(), binary.BigEndian.Uint16(transport[2:4]))

@@ -181,25 +181,28 @@ func (p *port) receive(f *tap.Frame, r *rx) (taken bool) {
 	return false
 }
 
-// deliver hands an IP packet of total bytes (Ethernet header excluded) to netstack. When the packet is large the
-// slot's own view goes along and deliver returns true.
-func (p *port) deliver(f *tap.Frame, r *rx, proto tcpip.NetworkProtocolNumber, total int) (taken bool) {
+// deliver hands an IP packet of total bytes, of which hdr are headers, to netstack (Ethernet header excluded from both).
+// When the packet is large the slot's own view goes along and deliver returns true. The headers then get a view of
+// their own: netstack pulls them up again and again, and on a shared chunk each pull copies the whole of it.
+func (p *port) deliver(f *tap.Frame, r *rx, proto tcpip.NetworkProtocolNumber, hdr, total int) (taken bool) {
 	d := p.s.link.dispatcher()
 	if d == nil {
 		return false
 	}
 	var payload buffer.Buffer
 	end := ethLen + total
-	switch view := r.view.AsSlice(); {
-	case end <= copyBelow:
+	view := r.view.AsSlice()
+	if end <= copyBelow {
 		_ = payload.Append(buffer.NewViewWithData(view[:end]))
-	case end <= rxViewSize:
+	} else {
+		hdr += ethLen
+		_ = payload.Append(buffer.NewViewWithData(view[:hdr]))
 		r.view.CapLength(end)
+		r.view.TrimFront(hdr)
 		_ = payload.Append(r.view)
-		taken = true
-	default:
-		_ = payload.Append(r.view)
-		_ = payload.Append(buffer.NewViewWithData(r.tail[:end-rxViewSize]))
+		if end > rxViewSize {
+			_ = payload.Append(buffer.NewViewWithData(r.tail[:end-rxViewSize]))
+		}
 		taken = true
 	}
 	pkt := gstack.NewPacketBuffer(gstack.PacketBufferOptions{Payload: payload})

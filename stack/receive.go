@@ -56,7 +56,7 @@ func (p *port) receive4(f *tap.Frame, b []byte, r *rx) (taken bool) {
 			s.stats.drop(DropDestination)
 			return false
 		}
-		return p.deliver(f, r, header.IPv4ProtocolNumber, total)
+		return p.deliver(f, r, header.IPv4ProtocolNumber, ihl, total)
 	}
 	return p.dispatch(&k, r)
 }
@@ -88,7 +88,7 @@ func (p *port) receive6(f *tap.Frame, b []byte, r *rx) (taken bool) {
 			s.stats.drop(DropDestination)
 			return false
 		}
-		return p.deliver(f, r, header.IPv6ProtocolNumber, total)
+		return p.deliver(f, r, header.IPv6ProtocolNumber, min(total, header.IPv6MinimumSize+fragHdrLen), total)
 	case 0, 43, 60: // hop-by-hop (multicast listener reports among them), routing, destination options
 		s.stats.drop(DropIPOptions)
 		return false
@@ -105,7 +105,8 @@ func (p *port) dispatch(k *packet, r *rx) (taken bool) {
 			s.stats.drop(DropTransport)
 			return false
 		}
-		if off := int(k.payload[12]>>4) * 4; off < header.TCPMinimumSize || off > len(k.payload) {
+		off := int(k.payload[12]>>4) * 4
+		if off < header.TCPMinimumSize || off > len(k.payload) {
 			s.stats.drop(DropTransport)
 			return false
 		}
@@ -121,7 +122,7 @@ func (p *port) dispatch(k *packet, r *rx) (taken bool) {
 		if k.dst.Is6() {
 			n = header.IPv6ProtocolNumber
 		}
-		return p.deliver(k.frame, r, n, len(k.ip))
+		return p.deliver(k.frame, r, n, k.hdrLen+off, len(k.ip))
 	case protoUDP:
 		p.receiveUDP(k)
 		return false

@@ -31,8 +31,8 @@ const (
 
 	// The windows netstack may use towards the guest, bytes. The advertised window is half the receive buffer;
 	// 4 MiB keeps 64 KiB frames flowing while the pump writes to the host, and bounds what one stuck flow can hold.
-	tcpReceiveBuffer = 4 << 20
-	tcpSendBuffer    = 4 << 20
+	tcpReceiveBuffer = 8 << 20
+	tcpSendBuffer    = 2 << 20
 
 	// timeWait: with a forwarder no listener exists that could reuse a 4-tuple in TIME_WAIT, so a guest that
 	// reconnects from the same port would stall until it expires. The link cannot reorder, so none is needed.

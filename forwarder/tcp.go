@@ -1,0 +1,327 @@
+package forwarder
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"rootlessnet/policy"
+	"rootlessnet/stack"
+)
+
+const (
+	// maxDials bounds the connection attempts under way in each direction; it equals what the stack admits.
+	maxDials = 8192
+	// minShare is what one destination may always have under way.
+	minShare = 64
+
+	// dialTimeout is longer than Linux's own (tcp_syn_retries 6: 127 s), so that the kernel's verdict comes first.
+	dialTimeout = 130 * time.Second
+	// guestDialTimeout: a guest is one link away; it answers or it does not want to.
+	guestDialTimeout = 20 * time.Second
+
+	// Out of file descriptors: wait this long, this often, then leave the guest to its own retransmission. Slow
+	// enough to cost nothing, fast enough that service resumes within a second of a descriptor becoming free.
+	starvedRetry = 200 * time.Millisecond
+	starvedTries = 50
+
+	dnsPort = 53
+)
+
+// guestDialer is the part of *stack.Stack that inbound connections need.
+type guestDialer interface {
+	DialTCP(ctx context.Context, src, dst netip.AddrPort) (*stack.Conn, error)
+}
+
+// StreamsConfig describes the TCP half.
+type StreamsConfig struct {
+	Guest  guestDialer
+	Policy *policy.Policy
+	// Gateway and guest addresses; an invalid one turns the family off.
+	Gateway4, Gateway6, Guest4, Guest6 netip.Addr
+	// ServeDNS takes over connections to port 53 of the gateway; nil: they are refused like any other port.
+	ServeDNS func(net.Conn)
+	// Logger; nil discards.
+	Logger *slog.Logger
+}
+
+// Streams joins TCP connections of the guest with sockets of the host, both ways. All methods are safe for concurrent
+// use.
+type Streams struct {
+	cfg   StreamsConfig
+	log   *slog.Logger
+	stats streamCounters
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	dialMu sync.Mutex
+	dials  map[netip.Addr]int // under way, by destination; guarded by dialMu
+	nDials int                // guarded by dialMu
+
+	mu        sync.Mutex
+	closed    bool                       // guarded by mu
+	flows     map[*flow]struct{}         // guarded by mu
+	published map[*PublishedTCP]struct{} // guarded by mu
+}
+
+// NewStreams returns a Streams without published ports.
+func NewStreams(cfg StreamsConfig) *Streams {
+	t := &Streams{cfg: cfg, log: cfg.Logger, dials: map[netip.Addr]int{}, flows: map[*flow]struct{}{}, published: map[*PublishedTCP]struct{}{}}
+	if t.log == nil {
+		t.log = slog.New(slog.DiscardHandler)
+	}
+	t.ctx, t.cancel = context.WithCancel(context.Background())
+	return t
+}
+
+// Close stops listening, resets every connection and waits for every goroutine.
+func (t *Streams) Close() {
+	t.mu.Lock()
+	t.closed = true
+	var flows []*flow
+	for f := range t.flows {
+		flows = append(flows, f)
+	}
+	var pubs []*PublishedTCP
+	for p := range t.published {
+		pubs = append(pubs, p)
+	}
+	t.mu.Unlock()
+	t.cancel()
+	for _, p := range pubs {
+		p.Close()
+	}
+	for _, f := range flows {
+		f.abort()
+	}
+	t.wg.Wait()
+}
+
+// enter registers a goroutine of t; false means that t is closed.
+func (t *Streams) enter() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return false
+	}
+	t.wg.Add(1)
+	return true
+}
+
+// HandleTCP serves one connection the guest opens: judged, dialled, and only then accepted.
+func (t *Streams) HandleTCP(req *stack.TCPRequest) {
+	if !t.enter() {
+		req.Ignore()
+		return
+	}
+	defer t.wg.Done()
+	if t.cfg.ServeDNS != nil && req.Dst.Port() == dnsPort && t.isGateway(req.Dst.Addr()) {
+		t.serveDNS(req)
+		return
+	}
+	v := t.cfg.Policy.Judge(policy.TCP, req.Src, req.Dst)
+	if v.Action != policy.Allow {
+		t.stats.refuse(v.Reason)
+		t.refuse(req, v)
+		return
+	}
+	dest := v.Dst.Addr()
+	if !t.acquire(dest) {
+		t.stats.overShare.Add(1)
+		req.Ignore() // the guest sends its SYN again
+		return
+	}
+	h, err := t.dial(v, req.TOS)
+	t.release(dest)
+	if err != nil {
+		t.stats.dialErrors.Add(1)
+		t.answerDialError(req, err)
+		return
+	}
+	c, err := req.Accept()
+	if err != nil {
+		h.reset()
+		return
+	}
+	t.run(c, h, Outbound)
+}
+
+// dial connects to the verdict's destination, or to its alternative when the first refuses (a service on the host's
+// loopback may listen on one family only). Without free descriptors it waits a while.
+func (t *Streams) dial(v policy.Verdict, tos uint8) (*hostConn, error) {
+	ctx, cancel := context.WithTimeout(t.ctx, dialTimeout)
+	defer cancel()
+	for try := 0; ; try++ {
+		h, err := dialHost(ctx, v.Dst, tos)
+		if errors.Is(err, syscall.ECONNREFUSED) && v.Alt.IsValid() {
+			h, err = dialHost(ctx, v.Alt, tos)
+		}
+		if !starved(err) || try == starvedTries {
+			return h, err
+		}
+		t.stats.starved.Add(1)
+		select {
+		case <-time.After(starvedRetry):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+func starved(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
+}
+
+// acquire takes a dial slot for dest. A destination may hold half of what is free, so that each black hole leaves as
+// much again for everybody else.
+func (t *Streams) acquire(dest netip.Addr) bool {
+	t.dialMu.Lock()
+	defer t.dialMu.Unlock()
+	if t.nDials >= maxDials || t.dials[dest] >= max(minShare, (maxDials-t.nDials)/2) {
+		return false
+	}
+	t.dials[dest]++
+	t.nDials++
+	return true
+}
+
+func (t *Streams) release(dest netip.Addr) {
+	t.dialMu.Lock()
+	defer t.dialMu.Unlock()
+	t.nDials--
+	if t.dials[dest]--; t.dials[dest] == 0 {
+		delete(t.dials, dest)
+	}
+}
+
+func (t *Streams) isGateway(a netip.Addr) bool { return a == t.cfg.Gateway4 || a == t.cfg.Gateway6 }
+
+func (t *Streams) serveDNS(req *stack.TCPRequest) {
+	c, err := req.Accept()
+	if err != nil {
+		return
+	}
+	nc := c.NetConn()
+	defer nc.Close()
+	stop := context.AfterFunc(t.ctx, func() { _ = nc.Close() })
+	defer stop()
+	t.cfg.ServeDNS(nc)
+}
+
+// refuse answers a connection that policy does not allow.
+func (t *Streams) refuse(req *stack.TCPRequest, v policy.Verdict) {
+	v4 := req.Dst.Addr().Is4()
+	switch v.Action {
+	case policy.Refuse:
+		req.Reset()
+	case policy.Prohibit:
+		_ = req.Unreachable(prohibited(v4))
+	case policy.Unreachable:
+		_ = req.Unreachable(hostUnreachable(v4))
+	default:
+		req.Ignore()
+	}
+}
+
+// answerDialError gives the guest what the host's socket got.
+func (t *Streams) answerDialError(req *stack.TCPRequest, err error) {
+	var de *dialError
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET):
+		req.Reset()
+	case errors.As(err, &de) && de.icmp != nil:
+		_ = req.Unreachable(*de.icmp)
+	default: // a timeout, or no resources: the guest's own timer decides
+		req.Ignore()
+	}
+}
+
+// Direction says who opened a connection.
+type Direction uint8
+
+const (
+	Outbound Direction = iota // the guest
+	Inbound                   // a client of a published port
+)
+
+func (d Direction) String() string {
+	if d == Inbound {
+		return "in"
+	}
+	return "out"
+}
+
+// streamCounters are updated without a lock.
+type streamCounters struct {
+	out, in    atomic.Uint64 // connections joined since the start
+	overShare  atomic.Uint64
+	dialErrors atomic.Uint64
+	starved    atomic.Uint64
+	badAccepts atomic.Uint64
+	toHost     atomic.Uint64 // bytes
+	toGuest    atomic.Uint64 // bytes
+	refused    [256]atomic.Uint64
+}
+
+func (c *streamCounters) refuse(r policy.Reason) { c.refused[uint8(r)].Add(1) }
+
+// StreamStats is a snapshot of the TCP half.
+type StreamStats struct {
+	Active         int               `json:"active"`          // connections joined at this moment
+	Outbound       uint64            `json:"outbound"`        // joined since the start, opened by the guest
+	Inbound        uint64            `json:"inbound"`         // joined since the start, opened by clients
+	BytesToHost    uint64            `json:"bytes_to_host"`   // payload
+	BytesToGuest   uint64            `json:"bytes_to_guest"`  // payload
+	Dialling       int               `json:"dialling"`        // attempts under way
+	DialErrors     uint64            `json:"dial_errors"`     // refused, unreachable, timed out
+	OverShare      uint64            `json:"over_share"`      // SYNs put off because their destination has too many attempts
+	StarvedRetries uint64            `json:"starved_retries"` // waits for a free descriptor
+	AcceptErrors   uint64            `json:"accept_errors"`   // accept failed, descriptors ran out
+	Refused        map[string]uint64 `json:"refused"`         // by policy reason
+}
+
+// Stats returns the counters since NewStreams.
+func (t *Streams) Stats() StreamStats {
+	c := &t.stats
+	s := StreamStats{Outbound: c.out.Load(), Inbound: c.in.Load(), BytesToHost: c.toHost.Load(), BytesToGuest: c.toGuest.Load(),
+		DialErrors: c.dialErrors.Load(), OverShare: c.overShare.Load(), StarvedRetries: c.starved.Load(),
+		AcceptErrors: c.badAccepts.Load(), Refused: map[string]uint64{}}
+	for i := range c.refused {
+		if n := c.refused[i].Load(); n > 0 {
+			s.Refused[policy.Reason(i).String()] = n
+		}
+	}
+	t.mu.Lock()
+	s.Active = len(t.flows)
+	t.mu.Unlock()
+	t.dialMu.Lock()
+	s.Dialling = t.nDials
+	t.dialMu.Unlock()
+	return s
+}
+
+// FlowInfo describes one joined connection.
+type FlowInfo struct {
+	Direction Direction
+	Flow      stack.Flow // as the guest sees it
+	Since     time.Time
+}
+
+// Flows lists the connections joined at this moment.
+func (t *Streams) Flows() []FlowInfo {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l := make([]FlowInfo, 0, len(t.flows))
+	for f := range t.flows {
+		l = append(l, FlowInfo{f.dir, f.c.Flow, f.since})
+	}
+	return l
+}

@@ -1,0 +1,308 @@
+package forwarder
+
+import (
+	"errors"
+	"io"
+	"os"
+	"sync"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"rootlessnet/stack"
+)
+
+const (
+	// smallRead: exchanges up to this size take one read into a pooled buffer; more than this in one go is bulk,
+	// which is read from the socket straight into netstack's buffers.
+	smallRead = 16 << 10
+	// bulkMax is what is moved at once in bulk: four frames of 64 KiB, which stay in the cache between the two copies.
+	bulkMax = 256 << 10
+
+	// stallWatch: a connection whose guest has not read for this long gets somebody to look at the host's side,
+	// where a reset would otherwise go unnoticed.
+	stallWatch = 20 * time.Millisecond
+)
+
+var smallPool = sync.Pool{New: func() any { b := make([]byte, smallRead); return &b }}
+
+// flow is one joined connection: a guest's endpoint, a host's socket, and a goroutine for each direction. States: both
+// directions open; one closed by FIN (the other goes on); ended. A reset or an error on one side resets the other.
+type flow struct {
+	t     *Streams
+	c     *stack.Conn
+	h     *hostConn
+	dir   Direction
+	since time.Time
+	once  sync.Once
+}
+
+// run joins c and h until both directions have ended.
+func (t *Streams) run(c *stack.Conn, h *hostConn, dir Direction) {
+	f := &flow{t: t, c: c, h: h, dir: dir, since: time.Now()}
+	t.mu.Lock()
+	if t.closed {
+		t.mu.Unlock()
+		c.Abort()
+		h.reset()
+		return
+	}
+	t.flows[f] = struct{}{}
+	t.mu.Unlock()
+	if dir == Inbound {
+		t.stats.in.Add(1)
+	} else {
+		t.stats.out.Add(1)
+	}
+	// The guest's reset must be seen even while both directions wait for the host.
+	c.OnFailure(h.wake)
+	done := make(chan struct{})
+	t.wg.Add(1)
+	go func() {
+		defer t.wg.Done()
+		defer close(done)
+		f.guestToHost()
+	}()
+	f.hostToGuest()
+	<-done
+	f.once.Do(func() { h.close(); c.Close() })
+	c.Detach()
+	t.mu.Lock()
+	delete(t.flows, f)
+	t.mu.Unlock()
+}
+
+// abort resets both sides. Both directions then end by themselves.
+func (f *flow) abort() {
+	f.once.Do(func() {
+		f.c.Abort()
+		f.h.reset()
+	})
+}
+
+// guestToHost moves what the guest sends.
+func (f *flow) guestToHost() {
+	w := sockWriter{}
+	var n int
+	var rerr error
+	step := func(fd uintptr) bool {
+		w.fd, w.blocked = fd, false
+		n, rerr = f.c.ReadTo(&w)
+		if n > 0 {
+			f.t.stats.toHost.Add(uint64(n))
+		}
+		return !w.blocked || w.err != nil
+	}
+	for {
+		if err := f.h.rc.Write(step); err != nil { // closed, or woken because the guest has failed
+			f.abort()
+			return
+		}
+		switch {
+		case w.err != nil: // the host's side is gone
+			f.abort()
+			return
+		case rerr == nil:
+			continue
+		case errors.Is(rerr, stack.ErrWouldBlock):
+			<-f.c.Readable()
+		case errors.Is(rerr, io.EOF):
+			f.closeHostWrite()
+			return
+		default: // the guest has reset
+			f.abort()
+			return
+		}
+	}
+}
+
+func (f *flow) closeHostWrite() {
+	_ = f.h.rc.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_WR) })
+	f.c.ExpectDeath(halfClosedIdle * time.Second)
+}
+
+// sockWriter writes to a non-blocking socket and never waits. RawSyscall: the call cannot block, so the scheduler need
+// not hear of it.
+type sockWriter struct {
+	fd      uintptr
+	blocked bool
+	err     error
+}
+
+func (w *sockWriter) Write(b []byte) (int, error) {
+	done := 0
+	for done < len(b) {
+		n, _, e := unix.RawSyscall6(unix.SYS_SENDTO, w.fd, uintptr(unsafe.Pointer(&b[done])), uintptr(len(b)-done), unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT, 0, 0)
+		switch e {
+		case 0:
+			done += int(n)
+		case unix.EINTR:
+		case unix.EAGAIN:
+			w.blocked = true
+			return done, io.ErrShortWrite
+		default:
+			w.err = e
+			return done, e
+		}
+	}
+	return done, nil
+}
+
+// sockReader reads a non-blocking socket of which the caller knows that enough is there.
+type sockReader struct{ fd uintptr }
+
+func (r *sockReader) Read(b []byte) (int, error) {
+	if len(b) == 0 {
+		return 0, nil
+	}
+	for {
+		n, _, e := unix.RawSyscall6(unix.SYS_RECVFROM, r.fd, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), unix.MSG_DONTWAIT, 0, 0)
+		switch {
+		case e == unix.EINTR:
+		case e != 0:
+			return 0, e
+		case n == 0:
+			return 0, io.ErrUnexpectedEOF // never io.EOF: netstack would wait for the rest for ever
+		default:
+			return int(n), nil
+		}
+	}
+}
+
+// hostToGuest moves what the host sends.
+func (f *flow) hostToGuest() {
+	var (
+		r    sockReader
+		bulk bool
+		n    int
+		err  error
+		buf  *[]byte
+	)
+	// small waits for data and reads it into a pooled buffer, which is held only while there is something in it.
+	small := func(fd uintptr) bool {
+		buf = smallPool.Get().(*[]byte)
+		r.fd = fd
+		n, err = r.Read(*buf)
+		if err == unix.EAGAIN {
+			smallPool.Put(buf)
+			buf = nil
+			return false
+		}
+		return true
+	}
+	// large reads what is queued straight into netstack, as much as there is room for.
+	large := func(fd uintptr) bool {
+		queued, e := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+		if e != nil || queued < smallRead {
+			bulk = false
+			return true
+		}
+		r.fd = fd
+		n, err = f.c.WriteFrom(&r, min(queued, bulkMax))
+		return true
+	}
+	for {
+		if bulk {
+			n, err = 0, nil
+			if e := f.h.rc.Read(large); e != nil {
+				f.abort()
+				return
+			}
+			f.t.stats.toGuest.Add(uint64(n))
+			if errors.Is(err, stack.ErrWouldBlock) {
+				if !f.waitGuest() {
+					f.abort()
+					return
+				}
+			} else if err != nil {
+				f.abort()
+				return
+			}
+			continue
+		}
+		if e := f.h.rc.Read(small); e != nil {
+			f.abort()
+			return
+		}
+		ok := err == nil && f.writeGuest((*buf)[:n])
+		bulk = n == smallRead
+		smallPool.Put(buf)
+		buf = nil
+		if ok {
+			f.t.stats.toGuest.Add(uint64(n))
+			continue
+		}
+		if errors.Is(err, io.ErrUnexpectedEOF) { // FIN
+			_ = f.c.CloseWrite()
+			f.h.expectDeath()
+			return
+		}
+		f.abort()
+		return
+	}
+}
+
+// writeGuest writes all of b; false means that the connection has ended.
+func (f *flow) writeGuest(b []byte) bool {
+	br := byteReader{b}
+	for len(br.b) > 0 {
+		_, err := f.c.WriteFrom(&br, len(br.b))
+		if errors.Is(err, stack.ErrWouldBlock) {
+			if !f.waitGuest() {
+				return false
+			}
+		} else if err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+type byteReader struct{ b []byte }
+
+func (r *byteReader) Read(p []byte) (int, error) {
+	n := copy(p, r.b)
+	r.b = r.b[n:]
+	return n, nil
+}
+
+// waitGuest waits until the guest has room. While it waits nobody reads the host's socket, so after a moment somebody
+// is set to watch it for a reset; false means that one came.
+func (f *flow) waitGuest() bool {
+	t := time.NewTimer(stallWatch)
+	defer t.Stop()
+	select {
+	case <-f.c.Writable():
+		return true
+	case <-t.C:
+	}
+	dead := make(chan struct{})
+	gone := make(chan struct{})
+	f.t.wg.Add(1)
+	go func() {
+		defer f.t.wg.Done()
+		defer close(gone)
+		err := f.h.rc.Read(func(fd uintptr) bool {
+			info, e := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+			return e != nil || info.State == tcpClose
+		})
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			close(dead)
+		}
+	}()
+	ok := true
+	select {
+	case <-f.c.Writable():
+	case <-dead:
+		ok = false
+	}
+	// Only then may the deadline go: a waiter that has not run yet would take its removal for a false alarm.
+	f.h.wakeReader()
+	<-gone
+	f.h.settleReader()
+	return ok && !f.c.Failed()
+}
+
+// tcpClose is TCP_CLOSE of include/net/tcp_states.h.
+const tcpClose = 7
