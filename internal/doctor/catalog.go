@@ -89,7 +89,7 @@ func catalog() []Check {
 			Fix:  "echo '* hard nofile 1048576' | sudo tee /etc/security/limits.d/90-nofile.conf # then log in again"},
 		{Name: "socket-buffers", Group: groupLimits, Level: Optional,
 			Lost: "bursts of UDP, and frames of a packet link, are dropped earlier than need be",
-			Fix:  "sudo sysctl -w net.core.rmem_max=4194304 net.core.wmem_max=4194304"},
+			Fix:  "sudo sysctl -w net.core.rmem_max=8388608 net.core.wmem_max=8388608"},
 		{Name: "runtime-dir", Group: groupLimits, Level: Optional,
 			Lost: "the place for control sockets; /run/user/UID is used if it is yours, else a directory in /tmp",
 			Fix:  "sudo loginctl enable-linger $USER # and log in again, not through su"},

@@ -12,10 +12,9 @@ import (
 )
 
 const (
-	// wantFiles: 10,000 connections, as many datagram flows as an ordinary machine sees, and what the process itself
-	// holds open.
+	// wantFiles: 10,000 connections beside the quarter that datagram flows may take, and what the process itself holds.
 	wantFiles = 16384
-	// wantBuffer is what a gigabit per second brings in 20 ms, the longest pause a loaded machine should have.
+	// wantBuffer is what a gigabit per second brings in 30 ms, a pause that a loaded machine makes now and then.
 	wantBuffer = 4 << 20
 	// pingTimeout for an answer of the loopback, which takes microseconds.
 	pingTimeout = 200 * time.Millisecond

@@ -21,6 +21,9 @@ const (
 	offloadUDP = 0x20 | 0x40 // TUN_F_USO4, TUN_F_USO6
 )
 
+// vnetHeaderLen is the size of struct virtio_net_hdr without num_buffers (include/uapi/linux/virtio_net.h).
+const vnetHeaderLen = 10
+
 var tapNames = []string{"tun-device", "tap-plain", "tap-vnet-header", "tap-offload", "tap-uso"}
 
 // probeTAP goes as far as it can along the way a TAP is opened.
@@ -50,6 +53,10 @@ func probeTAP() map[string]finding {
 	defer unix.Close(fd)
 	if err := setIff(fd, "tap0", unix.IFF_TAP|unix.IFF_NO_PI|unix.IFF_VNET_HDR); err != nil {
 		found["tap-vnet-header"] = failed("TUNSETIFF IFF_VNET_HDR", err)
+		return found
+	}
+	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetHeaderLen); err != nil {
+		found["tap-vnet-header"] = failed("TUNSETVNETHDRSZ", err)
 		return found
 	}
 	found["tap-vnet-header"] = okf("a TAP with virtio-net headers can be made")
@@ -88,6 +95,8 @@ func setIff(fd int, name string, flags uint16) error {
 // testEtherType is "local experimental" (IEEE 802): no kernel code answers it.
 const testEtherType = 0x88b5
 
+const farSilent = "/proc/sys/net/ipv6/conf/default/disable_ipv6"
+
 // probePacketLink makes a veth pair whose far end is in a second network namespace, and sends a frame each way between
 // the near end and a packet socket with virtio-net headers on the far end.
 func probePacketLink() finding {
@@ -104,6 +113,12 @@ func probePacketLink() finding {
 		return failed("open the namespace", err)
 	}
 	defer far.Close()
+	// The far end's kernel must keep silent, so the setting has to be writable; without IPv6 it is not there.
+	if err := os.WriteFile(farSilent, []byte("1"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		f := failed("write "+farSilent, err)
+		f.Fix = "sudo mount -o remount,rw /proc/sys # it is read-only in a container"
+		return f
+	}
 	if err := unix.Setns(int(near.Fd()), unix.CLONE_NEWNET); err != nil {
 		return failed("setns", err)
 	}
@@ -138,7 +153,7 @@ func probePacketLink() finding {
 	frame := make([]byte, 60)
 	copy(frame, "\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x00\x01")
 	binary.BigEndian.PutUint16(frame[12:], testEtherType)
-	withHeader := append(make([]byte, 10), frame...)
+	withHeader := append(make([]byte, vnetHeaderLen), frame...)
 	if err := passes(guest, frame, ours, withHeader); err != nil {
 		return failed("frame to the far end", err)
 	}
