@@ -1,0 +1,99 @@
+package userns
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+)
+
+// Exit codes of what is not the command's own, as Docker has them.
+const (
+	CodeFailure    = 125 // ours
+	CodeNotRunable = 126 // found, but cannot be executed
+	CodeNotFound   = 127
+	// codeSignal + n is the exit code of a command killed by signal n.
+	codeSignal = 128
+)
+
+// Error is any failure of this package but that of the command. errors.Is sees the errno.
+type Error struct {
+	Op   string // what was tried, in words a user understands
+	Err  error
+	Hint string // what to do about it; may be empty
+}
+
+func (e *Error) Error() string {
+	s := e.Op + ": " + e.Err.Error()
+	if e.Hint != "" {
+		s += " (" + e.Hint + ")"
+	}
+	return s
+}
+
+func (e *Error) Unwrap() error { return e.Err }
+
+// ExecError says that the command could not be started. The sandbox is still there.
+type ExecError struct {
+	Code int // 125, 126 or 127
+	Err  error
+}
+
+func (e *ExecError) Error() string { return e.Err.Error() }
+func (e *ExecError) Unwrap() error { return e.Err }
+
+// ErrClosed is returned by a Sandbox that was closed or whose init is gone.
+var ErrClosed = errors.New("userns: sandbox closed")
+
+const doctorHint = "run `rootless-net doctor` to see what is missing"
+
+// remoteError is an error that crossed the socket: its text, and the errno within if there was one.
+type remoteError struct {
+	text  string
+	errno syscall.Errno
+}
+
+func (e *remoteError) Error() string { return e.text }
+
+func (e *remoteError) Unwrap() error {
+	if e.errno == 0 {
+		return nil
+	}
+	return e.errno
+}
+
+// failBody carries an error across the socket.
+type failBody struct {
+	Op    string `json:"op"`
+	Errno int    `json:"errno,omitempty"`
+	Text  string `json:"text"`
+	Hint  string `json:"hint,omitempty"`
+	Code  int    `json:"code,omitempty"` // of an ExecError
+}
+
+func toFail(err error) *failBody {
+	f := &failBody{Text: err.Error()}
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		f.Errno = int(errno)
+	}
+	var ee *ExecError
+	var e *Error
+	switch {
+	case errors.As(err, &ee):
+		f.Code = ee.Code
+	case errors.As(err, &e):
+		f.Op, f.Hint, f.Text = e.Op, e.Hint, e.Err.Error()
+	}
+	return f
+}
+
+func (f *failBody) err() error {
+	r := &remoteError{text: f.Text, errno: syscall.Errno(f.Errno)}
+	switch f.Code {
+	case 0:
+		return &Error{Op: f.Op, Err: r, Hint: f.Hint}
+	case CodeFailure, CodeNotRunable, CodeNotFound:
+		return &ExecError{Code: f.Code, Err: r}
+	}
+	return &Error{Op: "handshake", Err: fmt.Errorf("impossible exit code %d", f.Code)}
+}

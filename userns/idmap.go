@@ -1,0 +1,132 @@
+package userns
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/user"
+	"strconv"
+	"strings"
+)
+
+// idRange is count ids from First on.
+type idRange struct {
+	First uint32 `json:"first"`
+	Count uint32 `json:"count"`
+}
+
+// maxSubRanges is the most ranges used of one file: the kernel takes 340 lines of a map (UID_GID_MAP_MAX_EXTENTS).
+const maxSubRanges = 339
+
+// mapIDs writes the id maps of the process pid, which was just cloned into a user namespace of its own. It returns the
+// gids that are mapped, as seen inside, and warnings.
+func mapIDs(ctx context.Context, pid int, mode IDMap) (gids idRange, warnings []string, err error) {
+	uid, gid := os.Geteuid(), os.Getegid()
+	switch mode {
+	case IDMapKeepID:
+		if err := writeMap(pid, "uid", uid, uid); err != nil {
+			return gids, nil, err
+		}
+		return idRange{uint32(gid), 1}, nil, writeMap(pid, "gid", gid, gid)
+	case IDMapAuto:
+		_, uerr := helperMap(ctx, pid, "uid", uid)
+		if uerr == nil {
+			n, gerr := helperMap(ctx, pid, "gid", gid)
+			if gerr == nil {
+				return idRange{0, n}, nil, nil
+			}
+			// uid_map can be written once only: it stays, with its ranges.
+			warnings = append(warnings, "only one gid is mapped: "+gerr.Error())
+			return idRange{0, 1}, warnings, writeMap(pid, "gid", 0, gid)
+		}
+		warnings = append(warnings, "only uid 0 and gid 0 are mapped: "+uerr.Error())
+	}
+	if err := writeMap(pid, "uid", 0, uid); err != nil {
+		return gids, warnings, err
+	}
+	return idRange{0, 1}, warnings, writeMap(pid, "gid", 0, gid)
+}
+
+// writeMap maps one id. An ordinary user may map his own gid only where setgroups is denied (user_namespaces(7)).
+func writeMap(pid int, kind string, inside, outside int) error {
+	if kind == "gid" {
+		if err := os.WriteFile(fmt.Sprintf("/proc/%d/setgroups", pid), []byte("deny"), 0); err != nil {
+			return &Error{Op: "deny setgroups", Err: unwrapErrno(err), Hint: doctorHint}
+		}
+	}
+	line := fmt.Sprintf("%d %d 1\n", inside, outside)
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/%s_map", pid, kind), []byte(line), 0); err != nil {
+		return &Error{Op: "map the " + kind, Err: unwrapErrno(err), Hint: doctorHint}
+	}
+	return nil
+}
+
+// helperMap maps 0 to id and the subordinate ids after it, by newuidmap or newgidmap, and returns how many ids that is.
+func helperMap(ctx context.Context, pid int, kind string, id int) (uint32, error) {
+	name := ""
+	if u, err := user.LookupId(strconv.Itoa(os.Getuid())); err == nil {
+		name = u.Username
+	}
+	file := "/etc/sub" + kind
+	f, err := os.Open(file)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	ranges, err := parseSubIDs(f, name, os.Getuid())
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", file, err)
+	}
+	if len(ranges) == 0 {
+		return 0, fmt.Errorf("%s has no range for %s", file, name)
+	}
+	args := []string{strconv.Itoa(pid), "0", strconv.Itoa(id), "1"}
+	next := uint32(1)
+	for _, r := range ranges {
+		if next+r.Count < next { // more than there are ids
+			break
+		}
+		args = append(args, fmt.Sprint(next), fmt.Sprint(r.First), fmt.Sprint(r.Count))
+		next += r.Count
+	}
+	tool := "new" + kind + "map"
+	cmd := exec.CommandContext(ctx, tool, args...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Run(); err != nil {
+		if errors.Is(err, exec.ErrNotFound) {
+			return 0, fmt.Errorf("%s is not installed (package uidmap or shadow-utils)", tool)
+		}
+		return 0, fmt.Errorf("%s: %w: %s", tool, err, strings.TrimSpace(stderr.String()))
+	}
+	return next, nil
+}
+
+// parseSubIDs reads subuid(5): the ranges of the user by name or by number, in the order of the file. Lines that are not
+// of the form name:first:count are skipped, as newuidmap does.
+func parseSubIDs(r io.Reader, name string, uid int) ([]idRange, error) {
+	var out []idRange
+	sc := bufio.NewScanner(r)
+	for sc.Scan() && len(out) < maxSubRanges {
+		owner, rest, ok := strings.Cut(strings.TrimSpace(sc.Text()), ":")
+		if !ok || owner == "" || (owner != name && owner != strconv.Itoa(uid)) {
+			continue
+		}
+		a, b, ok := strings.Cut(rest, ":")
+		if !ok {
+			continue
+		}
+		first, err1 := strconv.ParseUint(a, 10, 32)
+		count, err2 := strconv.ParseUint(b, 10, 32)
+		if err1 != nil || err2 != nil || count == 0 || first+count > 1<<32 {
+			continue
+		}
+		out = append(out, idRange{uint32(first), uint32(count)})
+	}
+	return out, sc.Err()
+}

@@ -1,0 +1,223 @@
+package userns
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Init turns this process into init, and never returns, if Start or ExecIn executed it as that; otherwise it returns at
+// once. It must be called from an init function or at the very start of main of every program that uses this package.
+func Init() {
+	if len(os.Args) == 0 || os.Args[0] != initArgv0 {
+		return
+	}
+	runtime.LockOSThread() // the command's parent-death signal is bound to the thread that forks it
+	os.Exit(initMain())
+}
+
+// initGC is init's GOGC after set-up: it allocates next to nothing, and should keep next to nothing.
+const initGC = 20
+
+// initState is init. All of it belongs to the main goroutine.
+type initState struct {
+	sock  *socket
+	proc  *procDir
+	files *fileSet
+	cmd   int // pid of the command; 0 before it started
+	ready bool
+}
+
+type request struct {
+	m   *message
+	fds []*os.File
+}
+
+func initMain() int {
+	sock, err := newSocket(os.NewFile(initFD, "supervisor"))
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "rootlessnet: init without its supervisor: %v\n", err)
+		return CodeFailure
+	}
+	// Whatever the supervisor's callers leaked, the command does not get.
+	if err := CloseInherited(); err != nil {
+		sock.send(&message{Type: msgFailed, Fail: toFail(err)}, 0)
+		return CodeFailure
+	}
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		sock.send(&message{Type: msgFailed, Fail: toFail(&Error{Op: "become a subreaper", Err: err})}, 0)
+		return CodeFailure
+	}
+	catchTerminalSignals()
+	sigchld := make(chan os.Signal, 1)
+	signal.Notify(sigchld, syscall.SIGCHLD)
+
+	s := &initState{sock: sock}
+	defer s.killAll()
+	requests := make(chan request)
+	go readRequests(sock, requests)
+	for {
+		select {
+		case r, open := <-requests:
+			if !open {
+				return 0
+			}
+			answer, fd, pid := s.handle(r)
+			closeAll(r.fds)
+			var out []*os.File
+			if fd != nil {
+				out = append(out, fd)
+			}
+			err := sock.send(answer, pid, out...)
+			if pid != 0 && errors.Is(err, unix.EPERM) {
+				// Naming it is allowed in a pid namespace we own. In another the number is the supervisor's already.
+				err = sock.send(answer, 0, out...)
+			}
+			closeAll(out)
+			if err != nil {
+				return CodeFailure
+			}
+			if answer.Type == msgStarted {
+				debug.SetGCPercent(initGC)
+				debug.FreeOSMemory()
+			}
+		case <-sigchld:
+			if code, ended := s.reap(); ended {
+				s.killAll()
+				sock.send(&message{Type: msgExited, Code: code}, 0)
+				return 0
+			}
+		}
+	}
+}
+
+// catchTerminalSignals lets the terminal's signals pass by: they are for the command, which gets them itself. Those that
+// the caller ignored stay ignored, in the command too.
+func catchTerminalSignals() {
+	void := make(chan os.Signal, 1) // never read: a full channel drops
+	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGTERM} {
+		if !signal.Ignored(sig) {
+			signal.Notify(void, sig)
+		}
+	}
+}
+
+// readRequests ends, and closes out, with the conversation.
+func readRequests(sock *socket, out chan<- request) {
+	defer close(out)
+	for {
+		m, fds, _, err := sock.receive()
+		if err != nil {
+			return
+		}
+		out <- request{m, fds}
+	}
+}
+
+// handle does what r asks for and returns the answer, with a descriptor and a pid that go along.
+func (s *initState) handle(r request) (answer *message, fd *os.File, pid int) {
+	var err error
+	switch {
+	case r.m.Type == msgSetup && !s.ready:
+		var ready *readyBody
+		if ready, fd, err = s.setup(r.m.Setup); err == nil {
+			s.ready = true
+			return &message{Type: msgReady, Ready: ready}, fd, 0
+		}
+	case r.m.Type == msgRun && s.ready && s.cmd == 0:
+		if s.cmd, err = startCommand(r.m.Run, r.fds); err == nil {
+			return &message{Type: msgStarted, PID: s.cmd}, nil, s.cmd
+		}
+	case r.m.Type == msgSignal && s.ready:
+		err = s.signal(r.m.Signal)
+		if err == nil {
+			return &message{Type: msgDone}, nil, 0
+		}
+	case r.m.Type == msgFiles && s.ready:
+		if err = s.files.update(r.m.Files); err == nil {
+			return &message{Type: msgDone}, nil, 0
+		}
+	default:
+		err = &Error{Op: "handshake", Err: fmt.Errorf("%w %q", errProtocol, r.m.Type)}
+	}
+	return &message{Type: msgFailed, Fail: toFail(err)}, nil, 0
+}
+
+func (s *initState) signal(n int) error {
+	if s.cmd == 0 {
+		return &Error{Op: "signal", Err: syscall.ESRCH}
+	}
+	if err := syscall.Kill(s.cmd, syscall.Signal(n)); err != nil {
+		return &Error{Op: "signal", Err: err}
+	}
+	return nil
+}
+
+// setup makes the inside of the sandbox.
+func (s *initState) setup(b *setupBody) (*readyBody, *os.File, error) {
+	var w warnings
+	ready := new(readyBody)
+	var link *os.File
+	fail := func(err error) (*readyBody, *os.File, error) {
+		if link != nil {
+			link.Close()
+		}
+		return nil, nil, err
+	}
+	var err error
+	if !b.Enter {
+		if s.files, err = setupMounts(b, &w); err != nil {
+			return fail(err)
+		}
+		if b.Files.Hostname != "" {
+			if err := unix.Sethostname([]byte(b.Files.Hostname)); err != nil {
+				return fail(&Error{Op: "set the host name", Err: err, Hint: doctorHint})
+			}
+		}
+	}
+	// Before anything of the command could cover it.
+	if s.proc, err = openProc(); err != nil {
+		return fail(&Error{Op: "open /proc", Err: err})
+	}
+	switch b.Network {
+	case NetworkNew, NetworkNone:
+		link, err = setupNetwork(b, ready, &w)
+		if err != nil {
+			return fail(err)
+		}
+	}
+	if err := dropAmbient(); err != nil {
+		return fail(err)
+	}
+	ready.Warnings = w
+	return ready, link, nil
+}
+
+// dropAmbient leaves the command, which this thread forks, no capability but what execve gives to uid 0. init keeps its
+// own.
+func dropAmbient() error {
+	err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+	if err == nil {
+		hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var data [2]unix.CapUserData
+		if err = unix.Capget(&hdr, &data[0]); err == nil {
+			data[0].Inheritable, data[1].Inheritable = 0, 0
+			err = unix.Capset(&hdr, &data[0])
+		}
+	}
+	if err != nil {
+		return &Error{Op: "drop ambient capabilities", Err: err}
+	}
+	return nil
+}
+
+// warnings are sent along with ready, for the supervisor to log.
+type warnings []string
+
+func (w *warnings) add(format string, args ...any) { *w = append(*w, fmt.Sprintf(format, args...)) }

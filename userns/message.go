@@ -1,0 +1,305 @@
+package userns
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// msgType is the closed set of messages; doc.go has the sequence.
+type msgType string
+
+const (
+	msgSetup  msgType = "setup"  // 0 fds
+	msgRun    msgType = "run"    // 3 fds
+	msgSignal msgType = "signal" // 0 fds
+	msgFiles  msgType = "files"  // 0 fds
+
+	msgReady   msgType = "ready"   // 0 or 1 fd
+	msgStarted msgType = "started" // 0 fds
+	msgDone    msgType = "done"    // 0 fds
+	msgFailed  msgType = "failed"  // 0 fds
+	msgExited  msgType = "exited"  // 0 fds
+)
+
+// message is one of the closed set: Type, and the one body that belongs to it.
+type message struct {
+	Type   msgType    `json:"type"`
+	Setup  *setupBody `json:"setup,omitempty"`
+	Run    *runBody   `json:"run,omitempty"`
+	Files  *Files     `json:"files,omitempty"`
+	Signal int        `json:"signal,omitempty"`
+	Ready  *readyBody `json:"ready,omitempty"`
+	Fail   *failBody  `json:"fail,omitempty"`
+	PID    int        `json:"pid,omitempty"`
+	Code   int        `json:"code,omitempty"`
+	// Large is the size in bytes of the message that is meant, which is in a memfd, the last descriptor.
+	Large int `json:"large,omitempty"`
+}
+
+type setupBody struct {
+	Network      Network  `json:"network"`
+	PIDNamespace bool     `json:"pidns,omitempty"`
+	Enter        bool     `json:"enter,omitempty"` // another command of a sandbox that is there: nothing to set up
+	Link         Link     `json:"link"`
+	Files        Files    `json:"files"`
+	Hidden       []string `json:"hidden,omitempty"`
+	GIDs         idRange  `json:"gids"` // inside, for ping_group_range
+}
+
+// runBody has bytes, not strings: neither arguments nor environment need be UTF-8.
+type runBody struct {
+	Argv [][]byte `json:"argv"`
+	Env  [][]byte `json:"env"`
+	Dir  []byte   `json:"dir,omitempty"`
+}
+
+type readyBody struct {
+	Kind     string     `json:"kind,omitempty"`
+	Link     LinkResult `json:"link"`
+	Warnings []string   `json:"warnings,omitempty"`
+}
+
+const (
+	// inlineMax is the most bytes of one packet: well under the 212992 of net.core.wmem_default, which bounds it.
+	inlineMax = 64 << 10
+	// largeMax bounds a message in a memfd. The kernel takes at most 6 MiB of arguments and environment (fs/exec.c,
+	// bprm_set_stack_limits), which base64 makes 8; hosts files with block lists are a few MiB.
+	largeMax = 16 << 20
+	// maxFDs is the most descriptors of a message: stdin, stdout, stderr and the memfd.
+	maxFDs = 4
+)
+
+var errProtocol = errors.New("unexpected message")
+
+// wantFDs tells how many descriptors may come with a message of type t, and whether t is known.
+func wantFDs(t msgType) (least, most int, known bool) {
+	switch t {
+	case msgRun:
+		return 3, 3, true
+	case msgReady:
+		return 0, 1, true
+	case msgSetup, msgSignal, msgFiles, msgStarted, msgDone, msgFailed, msgExited:
+		return 0, 0, true
+	}
+	return 0, 0, false
+}
+
+// parseMessage reads the JSON of a message and checks that it is whole.
+func parseMessage(b []byte) (*message, error) {
+	m := new(message)
+	if err := json.Unmarshal(b, m); err != nil {
+		return nil, fmt.Errorf("%w: %v", errProtocol, err)
+	}
+	if m.Large != 0 {
+		if m.Large < 0 || m.Large > largeMax {
+			return nil, fmt.Errorf("%w: %d bytes", errProtocol, m.Large)
+		}
+		return m, nil
+	}
+	if _, _, known := wantFDs(m.Type); !known {
+		return nil, fmt.Errorf("%w %q", errProtocol, m.Type)
+	}
+	if (m.Setup != nil) != (m.Type == msgSetup) || (m.Run != nil) != (m.Type == msgRun) ||
+		(m.Files != nil) != (m.Type == msgFiles) || (m.Ready != nil) != (m.Type == msgReady) ||
+		(m.Fail != nil) != (m.Type == msgFailed) {
+		return nil, fmt.Errorf("%w: %q with another body", errProtocol, m.Type)
+	}
+	return m, nil
+}
+
+// socket is one end of the conversation. send may be called by one goroutine at a time, and so may receive.
+type socket struct {
+	conn *net.UnixConn
+	buf  []byte
+	oob  []byte
+}
+
+// socketPair returns the supervisor's end and the file that init gets.
+func socketPair() (*socket, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	theirs := os.NewFile(uintptr(fds[1]), "init")
+	ours, err := newSocket(os.NewFile(uintptr(fds[0]), "supervisor"))
+	if err != nil {
+		theirs.Close()
+		return nil, nil, err
+	}
+	return ours, theirs, nil
+}
+
+// newSocket takes f over.
+func newSocket(f *os.File) (*socket, error) {
+	defer f.Close()
+	typ, err := unix.GetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil {
+		return nil, err
+	}
+	if typ != unix.SOCK_SEQPACKET {
+		return nil, unix.EPROTOTYPE
+	}
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		c.Close()
+		return nil, unix.EPROTOTYPE
+	}
+	// Room for one set of credentials too: the kernel adds them when asked to (passCred).
+	oob := make([]byte, unix.CmsgSpace(maxFDs*4)+unix.CmsgSpace(unix.SizeofUcred))
+	return &socket{conn: u, buf: make([]byte, inlineMax), oob: oob}, nil
+}
+
+func (s *socket) close() { s.conn.Close() }
+
+// send sends m with fds, which stay the caller's. pid, when not 0, is a process of ours that the receiver wants to know
+// by its own numbering: the kernel translates it between pid namespaces (unix(7), SCM_CREDENTIALS).
+func (s *socket) send(m *message, pid int, fds ...*os.File) error {
+	b, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	if len(b) > inlineMax {
+		mem, err := memfd(b)
+		if err != nil {
+			return err
+		}
+		defer mem.Close()
+		fds = append(fds[:len(fds):len(fds)], mem)
+		if b, err = json.Marshal(&message{Type: m.Type, Large: len(b)}); err != nil {
+			return err
+		}
+	}
+	var oob []byte
+	if len(fds) > 0 {
+		nums := make([]int, len(fds))
+		for i, f := range fds {
+			// Fd would make the file blocking; the description is shared with whoever polls it.
+			c, err := f.SyscallConn()
+			if err == nil {
+				err = c.Control(func(fd uintptr) { nums[i] = int(fd) })
+			}
+			if err != nil {
+				return err
+			}
+		}
+		oob = unix.UnixRights(nums...)
+	}
+	if pid != 0 {
+		oob = append(oob, unix.UnixCredentials(&unix.Ucred{
+			Pid: int32(pid), Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())})...)
+	}
+	_, _, err = s.conn.WriteMsgUnix(b, oob, nil)
+	return err
+}
+
+func memfd(b []byte) (*os.File, error) {
+	if len(b) > largeMax {
+		return nil, unix.E2BIG
+	}
+	fd, err := unix.MemfdCreate("rootlessnet-message", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "message")
+	if _, err := f.Write(b); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// receive reads one message. The descriptors are the caller's, and as many as the message must have. pid is that of the
+// credentials that came along, 0 when none did. io.EOF is the orderly end.
+func (s *socket) receive() (m *message, fds []*os.File, pid int, err error) {
+	n, oobn, flags, _, err := s.conn.ReadMsgUnix(s.buf, s.oob)
+	if err != nil {
+		return nil, nil, 0, err
+	}
+	if fds, pid, err = parseControl(s.oob[:oobn]); err != nil {
+		return nil, nil, 0, err
+	}
+	defer func() {
+		if err != nil {
+			closeAll(fds)
+			m, fds = nil, nil
+		}
+	}()
+	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
+		return nil, fds, 0, fmt.Errorf("%w: truncated", errProtocol)
+	}
+	if m, err = parseMessage(s.buf[:n]); err != nil {
+		return nil, fds, 0, err
+	}
+	if m.Large != 0 {
+		if len(fds) == 0 {
+			return nil, fds, 0, fmt.Errorf("%w: no memfd", errProtocol)
+		}
+		mem := fds[len(fds)-1]
+		fds = fds[:len(fds)-1]
+		b := make([]byte, m.Large)
+		_, rerr := io.ReadFull(io.NewSectionReader(mem, 0, int64(m.Large)), b)
+		mem.Close()
+		if rerr != nil {
+			return nil, fds, 0, rerr
+		}
+		if m, err = parseMessage(b); err != nil {
+			return nil, fds, 0, err
+		}
+		if m.Large != 0 {
+			return nil, fds, 0, fmt.Errorf("%w: nested", errProtocol)
+		}
+	}
+	if least, most, _ := wantFDs(m.Type); len(fds) < least || len(fds) > most {
+		return nil, fds, 0, fmt.Errorf("%w: %q with %d descriptors", errProtocol, m.Type, len(fds))
+	}
+	return m, fds, pid, nil
+}
+
+// parseControl takes the descriptors (close-on-exec already, by the net package) and the pid out of control messages.
+func parseControl(oob []byte) (fds []*os.File, pid int, err error) {
+	cmsgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, 0, err
+	}
+	for i := range cmsgs {
+		if nums, err := unix.ParseUnixRights(&cmsgs[i]); err == nil {
+			for _, fd := range nums {
+				fds = append(fds, os.NewFile(uintptr(fd), "received"))
+			}
+		} else if cred, err := unix.ParseUnixCredentials(&cmsgs[i]); err == nil {
+			pid = int(cred.Pid)
+		}
+	}
+	return fds, pid, nil
+}
+
+// passCred makes the kernel tell the sender's pid, or the one the sender names, with each message.
+func (s *socket) passCred() error {
+	c, err := s.conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	if err := c.Control(func(fd uintptr) {
+		serr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
+	}); err != nil {
+		return err
+	}
+	return serr
+}
+
+func closeAll(fds []*os.File) {
+	for _, f := range fds {
+		f.Close()
+	}
+}

@@ -1,0 +1,154 @@
+package userns
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// reap collects every child that has ended. ended is true once the command is among them; code is its exit code then.
+func (s *initState) reap() (code int, ended bool) {
+	for {
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
+		if err == syscall.EINTR {
+			continue
+		}
+		if err != nil || pid <= 0 {
+			return code, ended
+		}
+		if pid == s.cmd {
+			code, ended = exitCode(status), true
+		}
+	}
+}
+
+func exitCode(w syscall.WaitStatus) int {
+	if w.Signaled() {
+		return codeSignal + int(w.Signal())
+	}
+	return w.ExitStatus()
+}
+
+// killAll kills every descendant and returns when none is left. As the pid 1 of a namespace it takes one call.
+// Otherwise it kills its children until there are none: those of a killed child become ours (subreaper) before we can
+// reap it, so that looking again after each death misses nobody.
+func (s *initState) killAll() {
+	if os.Getpid() == 1 {
+		syscall.Kill(-1, syscall.SIGKILL)
+		for {
+			if _, err := syscall.Wait4(-1, nil, 0, nil); err != nil && err != syscall.EINTR {
+				return
+			}
+		}
+	}
+	for {
+		pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil)
+		switch {
+		case err == syscall.EINTR || pid > 0:
+			continue
+		case err != nil: // ECHILD
+			return
+		}
+		if s.proc == nil {
+			return // nothing was started before set-up
+		}
+		for _, pid := range s.proc.children() {
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+		syscall.Wait4(-1, nil, 0, nil)
+	}
+}
+
+// procDir is /proc as it was before the command could mount something over it.
+type procDir struct {
+	dir *os.File
+}
+
+func openProc() (*procDir, error) {
+	f, err := os.OpenFile("/proc", unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &procDir{f}, nil
+}
+
+// maxProcFile bounds what is read of one file of /proc: a list of children is at most 8 bytes for each of them.
+const maxProcFile = 4 << 20
+
+func (p *procDir) read(name string) ([]byte, error) {
+	fd, err := unix.Openat(int(p.dir.Fd()), name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxProcFile))
+}
+
+// list returns the names in a directory of /proc that are numbers.
+func (p *procDir) list(name string) []int {
+	fd, err := unix.Openat(int(p.dir.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	names, _ := f.Readdirnames(-1)
+	var out []int
+	for _, n := range names {
+		if pid, err := strconv.Atoi(n); err == nil {
+			out = append(out, pid)
+		}
+	}
+	return out
+}
+
+// children lists our children, of all our threads. Kernels without CONFIG_PROC_CHILDREN have no list of them; there every
+// process is asked for its parent.
+func (p *procDir) children() []int {
+	self := strconv.Itoa(os.Getpid())
+	var out []int
+	listed := false
+	for _, tid := range p.list(self + "/task") {
+		b, err := p.read(fmt.Sprintf("%s/task/%d/children", self, tid))
+		if err != nil {
+			continue
+		}
+		listed = true
+		for _, f := range strings.Fields(string(b)) {
+			if pid, err := strconv.Atoi(f); err == nil {
+				out = append(out, pid)
+			}
+		}
+	}
+	if listed {
+		return out
+	}
+	for _, pid := range p.list(".") {
+		if b, err := p.read(strconv.Itoa(pid) + "/stat"); err == nil && statParent(b) == os.Getpid() {
+			out = append(out, pid)
+		}
+	}
+	return out
+}
+
+// statParent reads the parent's pid out of /proc/PID/stat (proc(5)): "pid (comm) state ppid …", where comm may hold any
+// byte but ends with the last parenthesis. 0 if it is not of that form.
+func statParent(stat []byte) int {
+	f := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	if len(f) < 2 {
+		return 0
+	}
+	ppid, err := strconv.Atoi(string(f[1]))
+	if err != nil {
+		return 0
+	}
+	return ppid
+}
