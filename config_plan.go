@@ -252,6 +252,12 @@ func checkSearchDomain(domain string) error {
 	return nil
 }
 
+// CheckExtraHost says what is wrong with an entry of Config.ExtraHosts, or returns nil.
+func CheckExtraHost(spec string) error {
+	_, err := parseExtraHost(spec)
+	return err
+}
+
 // parseExtraHost reads "name:address" or "name=address", the way docker run does: the address may be in brackets.
 func parseExtraHost(spec string) (hostEntry, error) {
 	name, value, ok := strings.Cut(spec, "=")

@@ -1,0 +1,240 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"rootlessnet"
+)
+
+// program is rootless-run with its surroundings as parameters.
+type program struct {
+	run                   func(context.Context, rootlessnet.Config) (int, error)
+	stdin, stdout, stderr *os.File
+}
+
+// usageError is a mistake on the command line: a hint at --help follows its text.
+type usageError struct{ err error }
+
+func (e usageError) Error() string { return e.err.Error() }
+func (e usageError) Unwrap() error { return e.err }
+
+// main runs the program and returns its exit code.
+func (p program) main(args []string) int {
+	child := detachedChild()
+	var messages io.Writer = p.stderr
+	if child != nil {
+		messages = child.messages
+	}
+	code, err := p.execute(args, child, messages)
+	if err != nil {
+		fmt.Fprintf(messages, "rootless-run: %v\n", err)
+		var wrong usageError
+		var config *rootlessnet.UsageError
+		if errors.As(err, &wrong) || errors.As(err, &config) {
+			fmt.Fprintln(messages, "See 'rootless-run --help'.")
+		}
+		if code == 0 {
+			code = rootlessnet.ExitFailure
+		}
+	}
+	return code
+}
+
+func (p program) execute(args []string, child *detached, messages io.Writer) (code int, err error) {
+	var o options
+	cmd := newCommand(&o)
+	cmd.SetArgs(args)
+	cmd.SetIn(p.stdin)
+	cmd.SetOut(p.stdout)
+	cmd.SetErr(messages)
+	cmd.RunE = func(cmd *cobra.Command, argv []string) error {
+		if shell := completionShell(cmd, argv); shell != "" {
+			return writeCompletion(cmd, shell, p.stdout)
+		}
+		c, err := p.config(&o, argv)
+		if err != nil {
+			return err
+		}
+		if o.detach && child == nil {
+			if err := c.Validate(); err != nil {
+				return err
+			}
+			code, err = p.detach(args)
+			return err
+		}
+		code, err = p.foreground(c, &o, child, messages)
+		return err
+	}
+	err = cmd.ExecuteContext(context.Background())
+	return code, err
+}
+
+// foreground runs the sandbox in this process.
+func (p program) foreground(c rootlessnet.Config, o *options, child *detached, messages io.Writer) (int, error) {
+	var err error
+	if c.Listeners, err = inheritedListeners(); err != nil {
+		return 0, err
+	}
+	c.Logger = slog.New(newLogHandler(messages, o.logLevel.least()))
+	c.OnPublish = func(m rootlessnet.PortMapping) {
+		fmt.Fprintf(messages, "rootless-run: published %s\n", m)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	signals := catchSignals(cancel)
+	defer signals.stop()
+	c.Signals = signals.forward
+	c.OnStart = func(rootlessnet.Started) { signals.commandStarted() }
+	if child != nil {
+		c.Stdin, c.Stdout, c.Stderr, c.LogOutput = nil, nil, nil, true
+		c.OnStart = func(s rootlessnet.Started) {
+			signals.commandStarted()
+			child.started(s.ID)
+		}
+	}
+	return p.run(ctx, c)
+}
+
+// config turns the options into a Config.
+func (p program) config(o *options, argv []string) (rootlessnet.Config, error) {
+	c := o.config
+	c.Argv = argv
+	if len(argv) == 0 {
+		shell := os.Getenv("SHELL")
+		if o.detach || !term.IsTerminal(int(p.stdin.Fd())) {
+			return c, usageError{errors.New(`"rootless-run" requires at least 1 argument.`)}
+		}
+		if shell == "" {
+			shell = "/bin/sh"
+		}
+		c.Argv = []string{shell}
+	}
+	c.Stdin, c.Stdout, c.Stderr = p.stdin, p.stdout, p.stderr
+	c.Env = ourVariables(os.Environ())
+	c.DisableIPv6 = !o.ipv6
+	c.Publish = o.publish.specs
+	for _, subnet := range o.subnets.list {
+		if subnet.Addr().Is4() {
+			c.Subnet = subnet
+		} else {
+			c.Subnet6 = subnet
+		}
+	}
+	return c, nil
+}
+
+const longHelp = `Run a command with a network of its own, no privilege needed.
+
+The command gets its own user, network, mount, UTS and IPC namespaces. It reaches what the host can reach, but for the
+host's loopback; published ports (-p) reach it, and it sees the true addresses of its clients. Without a command,
+$SHELL is run when standard input is a terminal.
+
+Exit status: that of the command; 125 if rootless-run failed, 126 if the command cannot be executed, 127 if it was not
+found, 128+n if signal n ended it.`
+
+// options are what the flags are read into.
+type options struct {
+	config   rootlessnet.Config
+	publish  publishValue
+	subnets  subnetsValue
+	ipv6     bool
+	detach   bool
+	logLevel levelValue
+}
+
+func newCommand(o *options) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "rootless-run [flags] [--] [COMMAND [ARG...]]",
+		Short:   "Run a command with a network of its own, no privilege needed",
+		Long:    longHelp,
+		Version: version,
+		Example: `  rootless-run -p 8080:80 -- python3 -m http.server 80
+  rootless-run --name db -p 127.0.0.1:5432:5432 postgres -D data
+  rootless-run --network container:db psql -h 127.0.0.1`,
+		Args:                  cobra.ArbitraryArgs,
+		SilenceErrors:         true,
+		SilenceUsage:          true,
+		DisableFlagsInUseLine: true,
+	}
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	cmd.CompletionOptions.DisableDefaultCmd = true // it would take any command called completion
+	cmd.SetVersionTemplate("rootless-run version {{.Version}}\n")
+
+	c := &o.config
+	f := cmd.Flags()
+	f.SetInterspersed(false) // what follows the command is the command's
+	f.SortFlags = true
+	f.StringVar(&c.Network, "network", rootlessnet.NetworkBridge, "bridge, host, none or container:`NAME`")
+	f.VarP(&o.publish, "publish", "p", "publish a port: [ip:][host[-end]]:port[-end][/tcp|udp] (repeatable)")
+	f.BoolVarP(&c.PublishAll, "publish-all", "P", false, "publish whatever listens inside, on the same port if it is free")
+	f.StringVar(&c.Name, "name", "", "`name` of the sandbox")
+	f.StringVarP(&c.Hostname, "hostname", "h", "", "host `name` inside")
+	f.Var(&dnsValue{&c.DNS}, "dns", "resolver that answers instead of the host's (repeatable)")
+	f.StringArrayVar(&c.DNSSearch, "dns-search", nil, "search `domain`, \".\" for none (repeatable)")
+	f.StringArrayVar(&c.DNSOptions, "dns-opt", nil, "resolver `option` (repeatable)")
+	f.StringArrayVar(&c.DNSOptions, "dns-option", nil, "the same as --dns-opt")
+	f.Lookup("dns-option").Hidden = true
+	f.Var(&hostsValue{&c.ExtraHosts}, "add-host", "name inside, as `name:address`; the address may be host-gateway (repeatable)")
+	f.Var(&addrValue{&c.IP, 4}, "ip", "IPv4 address inside")
+	f.Var(&addrValue{&c.IP6, 6}, "ip6", "IPv6 address inside")
+	f.Var(&macValue{&c.MAC}, "mac-address", "hardware address inside")
+	f.Var(&o.subnets, "subnet", "network inside, one for IPv4 and one for IPv6 (repeatable)")
+	f.IntVar(&c.MTU, "mtu", rootlessnet.DefaultMTU, "MTU of eth0 inside, in `bytes`")
+	f.BoolVar(&o.ipv6, "ipv6", true, "IPv6 inside")
+	f.Var(&loopbackValue{&c.HostLoopback}, "host-loopback", "ports of the host's loopback to open to the command: PORT[,PORT...] or all")
+	f.StringVar(&c.UserNS, "userns", rootlessnet.UserNSRoot, "who the command is inside: root, keep-id or auto")
+	f.BoolVar(&c.PIDNamespace, "pid", false, "pid namespace of its own")
+	f.StringVar(&c.Link, "link", rootlessnet.LinkAuto, "link device: auto, tap, tap-plain or packet")
+	f.StringVar(&c.PCAP, "pcap", "", "write every frame to `file`")
+	f.BoolVarP(&o.detach, "detach", "d", false, "run in the background and print the id")
+	f.Var(&o.logLevel, "log-level", "debug, info, warn or error")
+	f.Bool("help", false, "show this text")
+	f.BoolP("version", "v", false, "show the version")
+
+	complete := func(flag string, words ...string) {
+		cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
+	}
+	complete("network", "bridge", "host", "none", "container:")
+	complete("userns", "root", "keep-id", "auto")
+	complete("link", "auto", "tap", "tap-plain", "packet")
+	complete("log-level", "debug", "info", "warn", "error")
+	complete("add-host")
+	complete("publish")
+	return cmd
+}
+
+// completionShell is the shell a completion script is asked for, as "rootless-run completion SHELL" without any
+// flag; "rootless-run -- completion SHELL" runs a command of that name.
+func completionShell(cmd *cobra.Command, argv []string) string {
+	if len(argv) != 2 || argv[0] != "completion" || cmd.Flags().NFlag() > 0 || cmd.ArgsLenAtDash() >= 0 {
+		return ""
+	}
+	switch argv[1] {
+	case "bash", "zsh", "fish":
+		return argv[1]
+	}
+	return ""
+}
+
+func writeCompletion(cmd *cobra.Command, shell string, out io.Writer) error {
+	switch shell {
+	case "bash":
+		return cmd.GenBashCompletionV2(out, true)
+	case "zsh":
+		return cmd.GenZshCompletion(out)
+	default:
+		return cmd.GenFishCompletion(out, true)
+	}
+}
+
+// oneLine keeps a message on the line it was begun on.
+func oneLine(s string) string { return strings.ReplaceAll(s, "\n", `\n`) }

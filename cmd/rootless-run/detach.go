@@ -1,0 +1,171 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"rootlessnet"
+)
+
+// Environment variables of the detached process: the number of its message pipe (the pipe for the id is the next one),
+// and how many listeners it inherits.
+const (
+	detachedVar  = "ROOTLESS_RUN_DETACHED"
+	listenersVar = "ROOTLESS_RUN_LISTENERS"
+)
+
+// firstFD is the first descriptor a process inherits beyond the standard three (sd_listen_fds(3), exec.Cmd).
+const firstFD = 3
+
+// detached is the second process's side of the two pipes.
+type detached struct {
+	messages io.Writer
+	text, id *os.File
+	once     sync.Once
+}
+
+// detachedChild returns nil if this process is not the second one.
+func detachedChild() *detached {
+	fd, err := strconv.Atoi(os.Getenv(detachedVar))
+	if err != nil || fd < firstFD {
+		return nil
+	}
+	os.Unsetenv(detachedVar)
+	unix.CloseOnExec(fd)
+	unix.CloseOnExec(fd + 1)
+	d := &detached{text: os.NewFile(uintptr(fd), "messages"), id: os.NewFile(uintptr(fd+1), "id")}
+	d.messages = d.text
+	return d
+}
+
+// started lets the first process go.
+func (d *detached) started(id string) {
+	d.once.Do(func() {
+		d.text.Close()
+		io.WriteString(d.id, id)
+		d.id.Close()
+	})
+}
+
+// detach starts this program again in the background, with the same arguments, and prints the id of its sandbox.
+func (p program) detach(args []string) (int, error) {
+	text, textW, err := os.Pipe()
+	if err != nil {
+		return 0, err
+	}
+	defer text.Close()
+	defer textW.Close()
+	id, idW, err := os.Pipe()
+	if err != nil {
+		return 0, err
+	}
+	defer id.Close()
+	defer idW.Close()
+
+	listeners := listenFDs()
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Args[0] = os.Args[0]
+	for fd := range listeners {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, os.NewFile(uintptr(firstFD+fd), "listener"))
+	}
+	cmd.ExtraFiles = append(cmd.ExtraFiles, textW, idW)
+	cmd.Env = append(os.Environ(), detachedVar+"="+strconv.Itoa(firstFD+listeners), listenersVar+"="+strconv.Itoa(listeners))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+
+	interrupt := make(chan os.Signal, 1)
+	signal.Notify(interrupt, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer signal.Stop(interrupt)
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	textW.Close()
+	idW.Close()
+	quit := make(chan struct{})
+	defer close(quit)
+	go func() {
+		select {
+		case <-interrupt:
+			cmd.Process.Signal(syscall.SIGTERM)
+		case <-quit:
+		}
+	}()
+
+	// Both end when the second process closes them, by starting its command or by exiting.
+	if _, err := io.Copy(p.stderr, text); err != nil {
+		return 0, err
+	}
+	word, err := io.ReadAll(id)
+	if err != nil {
+		return 0, err
+	}
+	if len(word) > 0 {
+		fmt.Fprintf(p.stdout, "%s\n", word)
+		return 0, cmd.Process.Release()
+	}
+	return exitCode(cmd.Wait())
+}
+
+// exitCode is that of a second process that has started nothing. It has said why.
+func exitCode(err error) (int, error) {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() > 0 {
+		return exit.ExitCode(), nil
+	}
+	if err == nil {
+		err = errors.New("exited without a word")
+	}
+	return rootlessnet.ExitFailure, fmt.Errorf("background process: %w", err)
+}
+
+// listenFDs is how many sockets a service manager passed to this process (sd_listen_fds(3)), or the first process to
+// the second.
+func listenFDs() int {
+	if n, err := strconv.Atoi(os.Getenv(listenersVar)); err == nil {
+		return max(n, 0)
+	}
+	if os.Getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) {
+		return 0
+	}
+	n, err := strconv.Atoi(os.Getenv("LISTEN_FDS"))
+	if err != nil {
+		return 0
+	}
+	return max(n, 0)
+}
+
+// inheritedListeners returns the sockets passed in. The command is not told of them.
+func inheritedListeners() ([]*os.File, error) {
+	var files []*os.File
+	for i := range listenFDs() {
+		fd := firstFD + i
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
+			return nil, fmt.Errorf("LISTEN_FDS: descriptor %d: %w", fd, err)
+		}
+		unix.CloseOnExec(fd)
+		files = append(files, os.NewFile(uintptr(fd), "listener"))
+	}
+	return files, nil
+}
+
+// ourVariables are not for the command.
+func ourVariables(env []string) []string {
+	var kept []string
+	for _, v := range env {
+		switch name, _, _ := strings.Cut(v, "="); name {
+		case detachedVar, listenersVar, "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES":
+		default:
+			kept = append(kept, v)
+		}
+	}
+	return kept
+}
