@@ -18,34 +18,43 @@ import (
 	mdns "github.com/miekg/dns"
 )
 
-// TestMain fails when the tests left goroutines or fds behind.
+// TestMain fails when the tests left goroutines of the resolver or sockets behind.
 func TestMain(m *testing.M) {
-	goroutines, fds := runtime.NumGoroutine(), countFDs()
+	sockets := countSockets()
 	code := m.Run()
-	for end := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > goroutines || countFDs() > fds+1; { // the poller's own
-		if time.Now().After(end) {
-			buf := make([]byte, 1<<16)
-			fmt.Fprintf(os.Stderr, "leaked: %d goroutines (%d before), %d fds (%d before)\n%s", runtime.NumGoroutine(),
-				goroutines, countFDs(), fds, buf[:runtime.Stack(buf, true)])
-			if code == 0 {
-				code = 1
-			}
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		ours := ourGoroutines()
+		if len(ours) == 0 && countSockets() <= sockets {
 			break
 		}
-		time.Sleep(10 * time.Millisecond)
+		if time.Now().After(end) {
+			fmt.Fprintf(os.Stderr, "leaked: %d sockets (%d before), %d goroutines:\n%s\n", countSockets(), sockets,
+				len(ours), strings.Join(ours, "\n\n"))
+			code = max(code, 1)
+			break
+		}
 	}
 	os.Exit(code)
 }
 
-func countFDs() int {
-	// The epoll and event fds of the runtime come with the first socket and stay.
+// ourGoroutines returns the stacks that pass through the resolver or a session.
+func ourGoroutines() (out []string) {
+	buf := make([]byte, 1<<20)
+	for stack := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+		if strings.Contains(stack, "dns.(*Resolver)") || strings.Contains(stack, "dns.(*session)") {
+			out = append(out, stack)
+		}
+	}
+	return out
+}
+
+func countSockets() (n int) {
 	dir, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
-		return 0
+		panic(err)
 	}
-	n := 0
 	for _, e := range dir {
-		if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && !strings.HasPrefix(to, "anon_inode") {
+		if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && strings.HasPrefix(to, "socket:") {
 			n++
 		}
 	}

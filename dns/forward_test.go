@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,9 +15,9 @@ import (
 )
 
 func TestForwardsUntouched(t *testing.T) {
-	var seen []byte
+	sawIt := make(chan []byte, 1)
 	up := newUpstream(t, func(q []byte, _ bool) [][]byte {
-		seen = q
+		sawIt <- append([]byte(nil), q...)
 		a := append([]byte(nil), q...)
 		a[2] |= 0x80
 		return [][]byte{append(a, "what nobody knows"...)}
@@ -29,6 +30,7 @@ func TestForwardsUntouched(t *testing.T) {
 	raw := pack(m)
 	sent := append([]byte(nil), raw...)
 	got := ask(r, raw)
+	seen := <-sawIt
 	if !bytes.Equal(seen[2:], sent[2:]) {
 		t.Errorf("the upstream got\n% x, sent was\n% x", seen, sent)
 	}
@@ -248,9 +250,9 @@ func TestNoServers(t *testing.T) {
 }
 
 func TestLostDatagramIsSentAgain(t *testing.T) {
-	n := 0
+	var n atomic.Int64
 	up := newUpstream(t, func(q []byte, tcp bool) [][]byte {
-		if n++; n == 1 {
+		if n.Add(1) == 1 {
 			return nil
 		}
 		return says("192.0.2.1")(q, tcp)

@@ -114,27 +114,32 @@ func TestTCPBadClients(t *testing.T) {
 	r := start(t, Config{}, up.addr)
 	valid := pack(question("a.example", mdns.TypeA))
 	framed := append([]byte{0, byte(len(valid))}, valid...)
-	for _, c := range []struct {
-		name   string
-		send   []byte
-		within time.Duration
-	}{
-		{"says nothing", nil, 2 * fast.tcpIdle},
-		{"half a length", []byte{0}, 2 * fast.tcpIdle},
-		{"a length and no message", []byte{0xff, 0xff}, 2 * fast.tcpMessage},
-		{"half a message", framed[:20], 2 * fast.tcpMessage},
-		{"an empty message", []byte{0, 0}, 200 * time.Millisecond},
-		{"shorter than a header", []byte{0, 3, 1, 2, 3}, 200 * time.Millisecond},
-		{"an answer", append(append([]byte{0, byte(len(valid))}, valid[:2]...), append([]byte{0x81}, valid[3:]...)...), 200 * time.Millisecond},
-		{"HTTP", []byte("GET / HTTP/1.1\r\nHost: gateway\r\n\r\n"), 2 * fast.tcpMessage},
-		{"stalls after a good one", append(append([]byte(nil), framed...), 0, 9, 9), 2 * (fast.tcpMessage + fast.tcpIdle)},
-	} {
-		conn, ended := connect(t, r)
-		if _, err := conn.Write(c.send); err != nil {
-			t.Fatal(err)
+	t.Run("sends", func(t *testing.T) { // returns when all of them have
+		for _, c := range []struct {
+			name   string
+			send   []byte
+			within time.Duration
+		}{
+			{"says nothing", nil, 2 * fast.tcpIdle},
+			{"half a length", []byte{0}, 2 * fast.tcpIdle},
+			{"a length and no message", []byte{0xff, 0xff}, 2 * fast.tcpMessage},
+			{"half a message", framed[:20], 2 * fast.tcpMessage},
+			{"an empty message", []byte{0, 0}, 200 * time.Millisecond},
+			{"shorter than a header", []byte{0, 3, 1, 2, 3}, 200 * time.Millisecond},
+			{"an answer", append(append([]byte{0, byte(len(valid))}, valid[:2]...), append([]byte{0x81}, valid[3:]...)...), 200 * time.Millisecond},
+			{"HTTP", []byte("GET / HTTP/1.1\r\nHost: gateway\r\n\r\n"), 2 * fast.tcpMessage},
+			{"stalls after a good one", append(append([]byte(nil), framed...), 0, 9, 9), 2 * (fast.tcpMessage + fast.tcpIdle)},
+		} {
+			t.Run(c.name, func(t *testing.T) {
+				t.Parallel()
+				conn, ended := connect(t, r)
+				if _, err := conn.Write(c.send); err != nil {
+					t.Fatal(err)
+				}
+				endsWithin(t, c.name, ended, c.within)
+			})
 		}
-		endsWithin(t, c.name, ended, c.within)
-	}
+	})
 	// A message one byte at a time does not live for ever by moving.
 	conn, ended := connect(t, r)
 	stop := make(chan struct{})
