@@ -90,14 +90,14 @@ func (p program) foreground(c rootlessnet.Config, o *options, child *detached, m
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	signals := catchSignals(cancel)
-	defer signals.stop()
-	c.Signals = signals.forward
-	c.OnStart = func(rootlessnet.Started) { signals.commandStarted() }
+	relay := catchSignals(cancel)
+	defer relay.stop()
+	c.Signals = relay.forward
+	c.OnStart = func(rootlessnet.Started) { relay.commandStarted() }
 	if child != nil {
 		c.Stdin, c.Stdout, c.Stderr, c.LogOutput = nil, nil, nil, true
 		c.OnStart = func(s rootlessnet.Started) {
-			signals.commandStarted()
+			relay.commandStarted()
 			child.started(s.ID)
 		}
 	}

@@ -1,0 +1,192 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"rootlessnet/api"
+	"rootlessnet/internal/state"
+	"rootlessnet/userns"
+)
+
+// Exit codes, those of docker.
+const (
+	exitFailure = 1
+	exitUsage   = 125
+)
+
+// askTimeout bounds one question to a sandbox that hangs, which must not keep the others from being listed.
+const askTimeout = 5 * time.Second
+
+// program is rootless-net with its surroundings as parameters.
+type program struct {
+	stdin          *os.File
+	stdout, stderr io.Writer
+	// enter runs a command in the sandbox of an init pid.
+	enter func(ctx context.Context, target int, c userns.Command) (exitCode int, err error)
+	// stateDir is where sandboxes are looked for; empty means the default.
+	stateDir string
+	output   string // of -o
+}
+
+// usageError is a mistake on the command line.
+type usageError struct{ err error }
+
+func (e usageError) Error() string { return e.err.Error() }
+func (e usageError) Unwrap() error { return e.err }
+
+// exitError ends the program with the exit code of a command it ran.
+type exitError struct {
+	code int
+	err  error // nil when the command itself exited so
+}
+
+func (e exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit status %d", e.code)
+	}
+	return e.err.Error()
+}
+func (e exitError) Unwrap() error { return e.err }
+
+// main runs the program and returns its exit code.
+func (p *program) main(ctx context.Context, args []string) int {
+	root := p.newCommand()
+	root.SetArgs(args)
+	root.SetOut(p.stdout)
+	root.SetErr(p.stderr)
+	cmd, err := root.ExecuteContextC(ctx)
+	var exit exitError
+	var usage usageError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		if exit.err != nil {
+			fmt.Fprintf(p.stderr, "rootless-net: %v\n", exit.err)
+		}
+		return exit.code
+	case errors.As(err, &usage):
+		fmt.Fprintf(p.stderr, "rootless-net: %v\nSee '%s --help'.\n", err, cmd.CommandPath())
+		return exitUsage
+	default:
+		fmt.Fprintf(p.stderr, "rootless-net: %v\n", err)
+		return exitFailure
+	}
+}
+
+func (p *program) newCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "rootless-net",
+		Short:         "Manage the networks of running sandboxes",
+		Version:       version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("%q is not a rootless-net command", args[0])}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetVersionTemplate("rootless-net version {{.Version}}\n")
+	root.Flags().BoolP("version", "v", false, "show the version")
+	root.AddCommand(p.psCommand(), p.inspectCommand(), p.portCommand(), p.execCommand(), p.statsCommand(), newDoctorCommand())
+	return root
+}
+
+// exactly and atLeast check the number of arguments in docker's words.
+func exactly(n int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != n {
+			return usageError{fmt.Errorf("%q requires exactly %d %s.", cmd.CommandPath(), n, plural(n, "argument"))}
+		}
+		return nil
+	}
+}
+
+func atLeast(n int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < n {
+			return usageError{fmt.Errorf("%q requires at least %d %s.", cmd.CommandPath(), n, plural(n, "argument"))}
+		}
+		return nil
+	}
+}
+
+func plural(n int, word string) string {
+	if n == 1 {
+		return word
+	}
+	return word + "s"
+}
+
+// addOutput gives a command the flag -o.
+func (p *program) addOutput(cmd *cobra.Command, standard string) {
+	output := cmd.Flags().StringP("output", "o", standard, "output format: table or json")
+	cmd.PreRunE = func(*cobra.Command, []string) error {
+		p.output = *output
+		if p.output != "table" && p.output != "json" {
+			return usageError{fmt.Errorf("unknown output format %q: table or json", p.output)}
+		}
+		return nil
+	}
+	cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+func (p *program) writeJSON(v any) error {
+	e := json.NewEncoder(p.stdout)
+	e.SetIndent("", "    ") // docker's
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
+}
+
+// find returns a live sandbox and a client for it, which the caller must close.
+func (p *program) find(ref string) (state.Record, *api.Client, error) {
+	dir, err := state.Open(p.stateDir)
+	if err != nil {
+		return state.Record{}, nil, err
+	}
+	r, err := dir.Lookup(ref)
+	if err != nil {
+		return state.Record{}, nil, err
+	}
+	return r, api.NewClient(dir.SocketPath(r)), nil
+}
+
+// ask finds a sandbox and puts one question to it.
+func ask[T any](ctx context.Context, p *program, ref string, question func(*api.Client, context.Context) (T, error)) (T, error) {
+	_, client, err := p.find(ref)
+	if err != nil {
+		var none T
+		return none, err
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	return question(client, ctx)
+}
+
+// completeNames offers the names of live sandboxes for the first argument.
+func (p *program) completeNames(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	var names []string
+	if dir, err := state.Open(p.stateDir); err == nil {
+		records, _ := dir.List()
+		for _, r := range records {
+			names = append(names, r.Name)
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"rootlessnet/internal/signals"
+	"rootlessnet/userns"
+)
+
+// enter runs a command in every namespace of the sandbox whose init is target, and passes signals on to it.
+func enter(ctx context.Context, target int, c userns.Command) (int, error) {
+	caught := make(chan os.Signal, signals.Backlog)
+	signals.Catch(caught)
+	defer signal.Stop(caught)
+
+	s, err := userns.Enter(ctx, target)
+	if err != nil {
+		return exitFailure, err
+	}
+	defer s.Close()
+	if _, err := s.Run(c); err != nil {
+		return exitFailure, err
+	}
+	type result struct {
+		code int
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		code, err := s.Wait()
+		done <- result{code, err}
+	}()
+	for {
+		select {
+		case r := <-done:
+			return r.code, r.err
+		case sig := <-caught:
+			if signals.FromTerminal(sig) {
+				continue // the command has it
+			}
+			s.Signal(sig.(syscall.Signal))
+		case <-ctx.Done():
+			s.Close() // kills the command, and so ends Wait
+			<-done
+			return exitFailure, context.Cause(ctx)
+		}
+	}
+}

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"rootlessnet/api"
+	"rootlessnet/userns"
+)
+
+func (p *program) execCommand() *cobra.Command {
+	var env []string
+	var dir string
+	cmd := &cobra.Command{
+		Use:   "exec [flags] NAME COMMAND [ARG...]",
+		Short: "Run a command in a running sandbox",
+		Long: `Run a command in all namespaces of a running sandbox, with the caller's terminal, environment and directory.
+
+The command ends with the sandbox. Exit status: that of the command; 126 if it cannot be executed, 127 if it was not
+found, 128+n if signal n ended it, 1 if there is no such sandbox.`,
+		Args: atLeast(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c := userns.Command{Argv: args[1:], Env: append(os.Environ(), withValues(env)...), Dir: dir}
+			return p.exec(cmd.Context(), args[0], c)
+		},
+		ValidArgsFunction: p.completeNames,
+	}
+	cmd.Flags().SetInterspersed(false)
+	cmd.Flags().StringArrayVarP(&env, "env", "e", nil, "set an environment variable: `NAME=value`, or NAME for the caller's (repeatable)")
+	cmd.Flags().StringVarP(&dir, "workdir", "w", "", "working `directory`")
+	// docker exec needs these to be asked for; here the command has the caller's own standard streams.
+	cmd.Flags().BoolP("interactive", "i", true, "no effect: standard input is always the caller's")
+	cmd.Flags().BoolP("tty", "t", true, "no effect: the terminal is always the caller's")
+	return cmd
+}
+
+// withValues gives variables that are named only the value they have here; one that is not set stays away.
+func withValues(env []string) []string {
+	var full []string
+	for _, v := range env {
+		if !strings.Contains(v, "=") {
+			value, ok := os.LookupEnv(v)
+			if !ok {
+				continue
+			}
+			v += "=" + value
+		}
+		full = append(full, v)
+	}
+	return full
+}
+
+// exec holds a lease while the command runs, so that neither outlives the other.
+func (p *program) exec(ctx context.Context, ref string, c userns.Command) error {
+	r, client, err := p.find(ref)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	asking, cancelAsking := context.WithTimeout(ctx, askTimeout)
+	defer cancelAsking()
+	lease, err := client.Lease(asking, api.LeaseExec)
+	if err != nil {
+		return fmt.Errorf("%s: %w", r.Name, err)
+	}
+	defer lease.Close()
+	// Asked under the lease: the pid is that of an init that lives.
+	box, err := client.Inspect(asking)
+	if err != nil {
+		return fmt.Errorf("%s: %w", r.Name, err)
+	}
+	if box.InitPID <= 0 {
+		return fmt.Errorf("sandbox %s is not running", r.Name)
+	}
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop := make(chan struct{})
+	watching := make(chan struct{})
+	go func() {
+		defer close(watching)
+		select {
+		case <-lease.Done():
+			cancel(errSandboxEnded)
+		case <-stop:
+		}
+	}()
+	defer func() { close(stop); <-watching }()
+
+	c.Stdin, c.Stdout, c.Stderr = p.stdin, file(p.stdout), file(p.stderr)
+	code, err := p.enter(ctx, box.InitPID, c)
+	if err != nil && errors.Is(context.Cause(ctx), errSandboxEnded) {
+		return exitError{128 + int(syscall.SIGKILL), errSandboxEnded}
+	}
+	var exec *userns.ExecError
+	switch {
+	case errors.As(err, &exec):
+		return exitError{exec.Code, err}
+	case err != nil:
+		return err
+	case code != 0:
+		return exitError{code, nil}
+	}
+	return nil
+}
+
+var errSandboxEnded = errors.New("the sandbox has ended")
+
+// file returns the file behind a writer; the command writes to it by itself.
+func file(w any) *os.File {
+	f, _ := w.(*os.File)
+	return f
+}

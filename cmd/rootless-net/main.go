@@ -1,0 +1,22 @@
+package main
+
+import (
+	"context"
+	"os"
+
+	"rootlessnet/internal/doctor"
+	"rootlessnet/userns"
+)
+
+// version is set at link time.
+var version = "unknown"
+
+func main() {
+	userns.Init() // does not return in the process that enters a sandbox for exec
+	if doctor.IsProbe() {
+		doctor.ProbeMain()
+		return
+	}
+	p := program{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, enter: enter}
+	os.Exit(p.main(context.Background(), os.Args[1:]))
+}

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"rootlessnet"
+	"rootlessnet/api"
+)
+
+func (p *program) portCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "port",
+		Short: "List, publish and close ports of a running sandbox",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("%q is not a command of %q", args[0], cmd.CommandPath())}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	list := &cobra.Command{
+		Use:   "ls NAME",
+		Short: "List published ports",
+		Args:  exactly(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ports, err := ask(cmd.Context(), p, args[0], (*api.Client).Ports)
+			if err != nil {
+				return err
+			}
+			return p.writePorts(ports)
+		},
+		ValidArgsFunction: p.completeNames,
+	}
+	cmd.AddCommand(list,
+		p.portChange("add", "Publish ports, in the grammar of rootless-run -p; those that are there stay", (*api.Client).AddPorts),
+		p.portChange("rm", "Close published ports; what a SPEC leaves out may be anything", (*api.Client).RemovePorts))
+	p.addOutput(list, "table")
+	return cmd
+}
+
+func (p *program) portChange(name, short string, change func(*api.Client, context.Context, string) ([]api.Port, error)) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   name + " NAME SPEC [SPEC...]",
+		Short: short,
+		Args:  atLeast(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			specs := args[1:]
+			// All are checked before the first is carried out.
+			for _, spec := range specs {
+				if _, err := rootlessnet.ParsePortSpec(spec); err != nil {
+					return usageError{fmt.Errorf("invalid port spec %q: %w", spec, err)}
+				}
+			}
+			_, client, err := p.find(args[0])
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			changed := []api.Port{}
+			var failure error
+			for _, spec := range specs {
+				var ports []api.Port
+				if ports, failure = change(client, cmd.Context(), spec); failure != nil {
+					break
+				}
+				changed = append(changed, ports...)
+			}
+			// What was done is told even if something after it failed.
+			if failure != nil && len(changed) == 0 {
+				return failure
+			}
+			if err := p.writePorts(changed); err != nil {
+				return err
+			}
+			return failure
+		},
+		ValidArgsFunction: p.completeNames,
+	}
+	p.addOutput(cmd, "table")
+	return cmd
+}
+
+// writePorts prints ports as docker port does.
+func (p *program) writePorts(ports []api.Port) error {
+	if p.output == "json" {
+		return p.writeJSON(ports)
+	}
+	for _, port := range ports {
+		if _, err := fmt.Fprintf(p.stdout, "%s -> %s\n", port.Guest(), port.Host()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
