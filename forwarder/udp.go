@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"sync"
 	"time"
 
@@ -24,10 +25,12 @@ type guest interface {
 
 var _ guest = (*stack.Stack)(nil)
 
-// judge is *policy.Policy.
+// judge is what Datagrams needs of the policy. It does not block.
 type judge interface {
 	Judge(proto policy.Proto, src, dst netip.AddrPort) policy.Verdict
 }
+
+var _ judge = (*policy.Policy)(nil)
 
 const (
 	// Idle timeouts, those of nf_conntrack: nf_conntrack_udp_timeout is 30 s, but _stream is 120 s since Linux 4.18
@@ -48,7 +51,7 @@ const (
 	// maxFlowsPerSocket keeps one program that talks to everybody, or one published port, from taking all of it.
 	maxFlowsPerSocket = 8192
 
-	// ICMP errors of our own making: net.ipv4.icmp_msgs_per_sec, and a burst that lets a port scan be answered.
+	// ICMP errors told to the guest, a second and at once: net.ipv4.icmp_msgs_per_sec, and a burst that lets a port scan be answered.
 	errorRate  = 1000
 	errorBurst = 200
 )
@@ -102,7 +105,8 @@ type Datagrams struct {
 	maxFlows   int
 	maxPeers   int       // flows of one socket
 	localPorts [2]uint16 // net.ipv4.ip_local_port_range
-	epfd, wake int       // epoll, and the eventfd that ends the reader
+	epoll      *os.File
+	epfd       int // of epoll, which Close closes after the sockets
 	stop       chan struct{}
 	wg         sync.WaitGroup // reader and sweeper
 	pingOnce   sync.Once      // logs the lack of permission
@@ -156,11 +160,9 @@ func (x *Datagrams) Close() error {
 	}
 	x.unlock()
 	close(x.stop)
-	x.wakeReader()
+	err := x.epoll.Close()
 	x.wg.Wait()
-	_ = unix.Close(x.epfd)
-	_ = unix.Close(x.wake)
-	return nil
+	return err
 }
 
 // HandleUDP carries one datagram, or a train, of the guest. It does not block and does not keep d.
@@ -232,6 +234,9 @@ func (x *Datagrams) sendError(peer netip.AddrPort, v4 bool, err error) (stack.IC
 		return tooBig(v4, mtu), mtu > 0
 	}
 	x.count.drop(DropUnreachable)
+	if err == unix.ECONNREFUSED { // of other packets: nothing refuses one before it has left
+		return stack.ICMPError{}, false
+	}
 	return errnoError(err, v4)
 }
 

@@ -208,6 +208,11 @@ func (x *Datagrams) publishedIn(s *socket, r *receiver, from netip.AddrPort, sco
 	x.mu.Lock()
 	f := x.peers[peerKey{s, from}]
 	if f == nil {
+		if x.byFD[int32(s.fd)] != s { // closed since it was read
+			x.unlock()
+			x.count.drop(DropClosed)
+			return
+		}
 		f = x.newClient(s.pub, from, scope, now)
 		if f == nil {
 			x.unlock()

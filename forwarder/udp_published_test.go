@@ -248,6 +248,30 @@ func TestPublishedInherited(t *testing.T) {
 	}
 }
 
+// Whoever passed a socket in may keep it: once the port is closed, what arrives there must not wake us for ever.
+func TestPublishedInheritedKeptOpen(t *testing.T) {
+	c, l := listenHost(t, "127.0.0.1:0"), listenHost(t, "127.0.0.1:0")
+	f, err := l.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	w := newWorld(t, nil)
+	p := publish(t, w, UDPListen{File: f, Guest4: server4})
+	c.write(t, p.Addr(), "x")
+	recv(t, w.g.udp, "datagram")
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c.write(t, l.addr, "y")
+	if n, err := unix.EpollWait(w.epfd, make([]unix.EpollEvent, 1), 50); n != 0 || err != nil {
+		t.Errorf("epoll_wait: %d events, %v", n, err)
+	}
+	if s, _ := l.read(t); s != "y" {
+		t.Errorf("the owner of the socket got %q", s)
+	}
+}
+
 func TestListenUDPErrors(t *testing.T) {
 	taken := listenHost(t, "127.0.0.1:0")
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")

@@ -20,6 +20,8 @@ const (
 	// socketBuffer is asked for in both directions (the kernel grants at most net.core.[rw]mem_max): sixteen trains
 	// of 64 KiB. It is a bound, not memory set aside.
 	socketBuffer = 1 << 20
+	// sendTries: another error may become pending between two of them.
+	sendTries = 4
 	// maxSegments is the kernel's UDP_MAX_SEGMENTS before Linux 6.9 (include/linux/udp.h), 128 since.
 	maxSegments = 64
 	// echoHeaderLen is that of an ICMP or ICMPv6 echo message (RFC 792, RFC 4443 4.1).
@@ -207,19 +209,18 @@ func (s *socket) send(t *target, head, body []byte, gso uint16, o sendOptions) e
 		return errSocketClosed
 	}
 	s.setOptions(o, t.peer.Addr().Is6())
-	err := s.sendmsg(&m)
-	switch err {
-	case 0:
-		return nil
-	case unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM, unix.EINVAL, unix.EBADF:
-		return err
+	var err unix.Errno
+	for range sendTries {
+		switch err = s.sendmsg(&m); err {
+		case 0:
+			return nil
+		case unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM, unix.EINVAL, unix.EBADF:
+			return err
+		}
+		// It may be the pending error of an earlier packet, to anybody; that one is in the error queue, and the error
+		// is cleared now. One that is about this packet comes again.
 	}
-	// It may be the pending error of an earlier packet, to anybody; that one is in the error queue and the error is
-	// cleared now. One that is about this packet comes again.
-	if err = s.sendmsg(&m); err != 0 {
-		return err
-	}
-	return nil
+	return err
 }
 
 func (s *socket) sendmsg(m *unix.Msghdr) unix.Errno {

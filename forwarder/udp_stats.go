@@ -24,7 +24,7 @@ const (
 	DropFlowEvicted                    // not a datagram but a flow that had to go at a cap
 	DropGuestWrite                     // the stack did not take it
 	DropGuestError                     // the guest's ICMP error, which we cannot pass on
-	DropErrorRate                      // an ICMP error of our own, above the rate limit
+	DropErrorRate                      // an ICMP error for the guest, above the rate limit
 	DropUnknownError                   // an ICMP error about a flow that is gone
 	DropMalformed                      // a message of the host's kernel that is not an echo reply
 	DropClosed                         // after Close
@@ -53,16 +53,18 @@ func (c *counters) drop(r DropReason) { c.drops[r].Add(1) }
 
 // DatagramStats is a snapshot of the counters of a Datagrams.
 type DatagramStats struct {
-	Drops   map[string]uint64 // by DropReason, zero counts left out
-	Denied  map[string]uint64 // by policy reason, zero counts left out
-	Sockets int               // outbound and ping sockets open now
-	Flows   int               // flows now, those of published ports included
-	Evicted uint64            // sockets closed because of a cap or for want of descriptors
+	Drops   map[string]uint64 `json:"drops"`   // by DropReason, zero counts left out
+	Denied  map[string]uint64 `json:"denied"`  // by policy reason, zero counts left out
+	Sockets int               `json:"sockets"` // outbound and ping sockets open now
+	Flows   int               `json:"flows"`   // flows now, those of published ports included
+	Evicted uint64            `json:"evicted"` // sockets closed because of a cap or for want of descriptors
 
-	OutPackets, OutBytes uint64 // from the guest to the host; a train counts its datagrams, bytes are payload
-	InPackets, InBytes   uint64 // from the host to the guest
-	Errors               uint64 // ICMP errors told to the guest
-	DNS                  uint64 // queries given to the resolver
+	OutPackets uint64 `json:"out_packets"` // from the guest to the host; a train counts its datagrams
+	OutBytes   uint64 `json:"out_bytes"`   // payload
+	InPackets  uint64 `json:"in_packets"`  // from the host to the guest
+	InBytes    uint64 `json:"in_bytes"`    // payload
+	Errors     uint64 `json:"errors"`      // ICMP errors told to the guest
+	DNS        uint64 `json:"dns"`         // queries given to the resolver
 }
 
 // Stats returns the counters since NewDatagrams. It may be called from any goroutine.
@@ -91,16 +93,18 @@ func (x *Datagrams) Stats() DatagramStats {
 
 // DatagramFlow describes one flow at the moment of the snapshot.
 type DatagramFlow struct {
-	Proto     string         // "udp" or "icmp" (echo of either family)
-	Guest     netip.AddrPort // the guest's end; the port is the identifier of an echo flow
-	Remote    netip.AddrPort // the other end as the guest sees it
-	Peer      netip.AddrPort // the other end as the host sees it
-	Published bool           // opened by a client of a published port
-	Assured   bool           // packets went both ways
-	Idle      time.Duration  // since the last packet
+	Proto     string         `json:"proto"`     // "udp" or "icmp" (echo of either family)
+	Guest     netip.AddrPort `json:"guest"`     // the guest's end; the port is the identifier of an echo flow
+	Remote    netip.AddrPort `json:"remote"`    // the other end as the guest sees it
+	Peer      netip.AddrPort `json:"peer"`      // the other end as the host sees it
+	Published bool           `json:"published"` // opened by a client of a published port
+	Assured   bool           `json:"assured"`   // packets went both ways
+	Idle      time.Duration  `json:"idle_ns"`   // since the last packet
 
-	OutPackets, OutBytes uint64
-	InPackets, InBytes   uint64
+	OutPackets uint64 `json:"out_packets"`
+	OutBytes   uint64 `json:"out_bytes"`
+	InPackets  uint64 `json:"in_packets"`
+	InBytes    uint64 `json:"in_bytes"`
 }
 
 // Flows returns a snapshot of the flow table, in no order. It may be called from any goroutine.

@@ -161,9 +161,6 @@ func (x *Datagrams) outbound(k socketKey) (*socket, error) {
 	if x.closed {
 		return nil, errSocketClosed
 	}
-	if len(x.sockets) >= x.maxSockets {
-		x.evictSocket()
-	}
 	x.unlock()
 	s, err := x.newSocket(k)
 	if err == unix.EMFILE || err == unix.ENFILE {
@@ -187,6 +184,9 @@ func (x *Datagrams) outbound(k socketKey) (*socket, error) {
 	if err := x.watch(s); err != nil {
 		x.dead = append(x.dead, s)
 		return nil, err
+	}
+	for len(x.sockets) >= x.maxSockets {
+		x.evictSocket()
 	}
 	s.elem = x.lru.PushFront(s)
 	x.sockets[k] = s
@@ -252,6 +252,10 @@ func (x *Datagrams) removeSocket(s *socket) {
 		return
 	}
 	delete(x.byFD, int32(s.fd))
+	if s.pub != nil {
+		// Closing would not do: whoever passed the socket in may still hold it, and epoll goes by what it holds.
+		_ = unix.EpollCtl(x.epfd, unix.EPOLL_CTL_DEL, s.fd, nil)
+	}
 	if s.elem != nil {
 		x.lru.Remove(s.elem)
 		s.elem = nil

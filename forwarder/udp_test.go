@@ -451,23 +451,3 @@ func TestUDPOutboundAllocatesNothing(t *testing.T) {
 		}
 	}
 }
-
-func FuzzControl(f *testing.F) {
-	var c controlBuffer
-	copy(c.add(unix.IPPROTO_IP, unix.IP_RECVERR, 32), []byte{111, 0, 0, 0, 2, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 127, 0, 0, 1})
-	f.Add(c.buf[:c.n])
-	var d controlBuffer
-	d.addLocal(gw6, 3, true)
-	d.add(unix.IPPROTO_UDP, unix.UDP_GRO, 4)
-	f.Add(d.buf[:d.n])
-	f.Add([]byte{})
-	f.Fuzz(func(t *testing.T, b []byte) {
-		c := parseControl(b)
-		for _, v4 := range []bool{true, false} {
-			_ = c.err.icmp(v4)
-		}
-		if c.local.Is4In6() || c.err.offender.Is4In6() {
-			t.Error("a mapped address came through")
-		}
-	})
-}
