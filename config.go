@@ -122,6 +122,11 @@ type Config struct {
 	// PCAP is a file to which every frame is written in pcap format; empty means none. Bridge mode only.
 	PCAP string
 
+	// Confine takes from this process what a data plane does not need: every capability, the means to gain privilege
+	// by execve, and being read by other processes of the user. It cannot be undone, so it is for programs that do
+	// nothing else.
+	Confine bool
+
 	// RuntimeDir is where sandboxes of this user are found; empty means $XDG_RUNTIME_DIR/rootless-run.
 	RuntimeDir string
 	// Logger receives what is worth knowing; nil means nothing is said. Warnings of the kind docker run prints

@@ -55,6 +55,15 @@ func parseResolvConf(file []byte) *hostConfig {
 	return c
 }
 
+// Servers are the addresses of the upstreams in their order.
+func (r *Resolver) Servers() []netip.Addr {
+	var list []netip.Addr
+	for _, s := range r.current.Load().servers {
+		list = append(list, s.Addr())
+	}
+	return list
+}
+
 // GuestConfig returns the resolv.conf of a guest whose resolvers are the addresses given, in their order.
 func (r *Resolver) GuestConfig(gateways ...netip.Addr) []byte {
 	c := r.current.Load()

@@ -145,6 +145,9 @@ func (p *port) receive(f *tap.Frame, r *rx) (taken bool) {
 		}
 	}()
 	s := p.s
+	if f.Len == 0 { // dropped, and counted, by the device
+		return false
+	}
 	if f.Len < ethLen {
 		s.stats.drop(DropShort)
 		return false

@@ -66,8 +66,8 @@ var ErrClosed = errors.New("tap: device closed")
 // Device moves Ethernet frames between us and the guest's kernel.
 //
 // ReadFrames blocks until at least one frame is there, then takes what is ready, at most len(frames), and returns how
-// many frames it filled. A frame that does not fit its Bufs is dropped and counted, never truncated. One reader at a
-// time. Any error is final and is ErrClosed when it means the end.
+// many frames it filled. A frame that does not fit its Bufs is dropped and counted, never truncated; where frames come
+// in batches its slot has Len 0. One reader at a time. Any error is final and is ErrClosed when it means the end.
 //
 // WriteFrames writes the frames in order and returns how many the kernel took. It may be called from any goroutine.
 // It never blocks for long: when the guest's queue is full the frame is dropped and counted, as a wire would.

@@ -1,0 +1,149 @@
+package rootlessnet
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"rootlessnet/api"
+)
+
+// backend is what the control socket speaks for.
+type backend sandbox
+
+var _ api.Backend = (*backend)(nil)
+
+var errNoPorts = errors.New("only a sandbox in bridge mode has ports")
+
+func (b *backend) Inspect() api.Sandbox {
+	s := (*sandbox)(b)
+	r := api.Sandbox{Ports: b.Ports(), PublishAll: s.plan.publishAll, HostLoopback: s.plan.hostLoopback.text()}
+	r.ID, r.Name = s.entry.ID(), s.entry.Name()
+	if rec, err := s.dir.Lookup(r.ID); err == nil {
+		r.Record = rec
+	}
+	s.mu.Lock()
+	r.Members = s.members
+	s.mu.Unlock()
+	return r
+}
+
+func (h HostLoopback) text() string {
+	if h.All {
+		return "all"
+	}
+	words := make([]string, len(h.Ports))
+	for i, p := range h.Ports {
+		words[i] = strconv.Itoa(int(p))
+	}
+	return strings.Join(words, ",")
+}
+
+func (b *backend) Ports() []api.Port {
+	if b.net == nil {
+		return nil
+	}
+	return b.net.ports.list()
+}
+
+func (b *backend) AddPorts(_ context.Context, spec string) ([]api.Port, error) {
+	if b.net == nil {
+		return nil, api.Conflict(errNoPorts)
+	}
+	mappings, err := ParsePortSpec(spec)
+	if err != nil {
+		return nil, api.Invalid(err)
+	}
+	if err := checkFree(mappings, b.net.ports.list()); err != nil {
+		return nil, err
+	}
+	added, err := b.net.ports.add(mappings, false)
+	if err != nil {
+		return nil, api.Conflict(err)
+	}
+	list := make([]api.Port, len(added))
+	for i, p := range added {
+		list[i] = p.Port
+	}
+	b.recordPorts()
+	return list, nil
+}
+
+func (b *backend) RemovePorts(_ context.Context, spec string) ([]api.Port, error) {
+	if b.net == nil {
+		return nil, api.Conflict(errNoPorts)
+	}
+	named, err := selectPorts(spec, b.net.ports.list())
+	if err != nil {
+		return nil, err
+	}
+	removed := b.net.ports.remove(func(p api.Port) bool { return slices.Contains(named, p) })
+	b.recordPorts()
+	return removed, nil
+}
+
+func (b *backend) recordPorts() {
+	if err := b.entry.Update((*sandbox)(b).describe); err != nil {
+		b.log.Warn("state not updated", "err", err)
+	}
+}
+
+func (b *backend) Lease(kind api.LeaseKind) (release func(), err error) {
+	return (*sandbox)(b).lease(kind)
+}
+
+// Stats gathers the counters of the whole data plane. Rx and Tx are the guest's.
+func (b *backend) Stats() api.Stats {
+	st := api.Stats{Read: time.Now().UTC(), Counters: map[string]uint64{}}
+	g := b.net
+	if g == nil {
+		return st
+	}
+	d := g.dev.Stats()
+	st.RxBytes, st.RxPackets, st.RxDropped = d.TxBytes, d.TxFrames, d.TxDropped
+	st.TxBytes, st.TxPackets, st.TxDropped = d.RxBytes, d.RxFrames, d.RxDropped
+	set := func(name string, n uint64) { st.Counters[name] = n }
+	group := func(prefix string, m map[string]uint64) {
+		for k, n := range m {
+			st.Counters[prefix+k] += n
+		}
+	}
+	t := g.streams.Stats()
+	set("now.tcp.connections", uint64(t.Active))
+	set("now.tcp.dialling", uint64(t.Dialling))
+	set("tcp.out", t.Outbound)
+	set("tcp.in", t.Inbound)
+	set("tcp.bytes-out", t.BytesToHost)
+	set("tcp.bytes-in", t.BytesToGuest)
+	set("tcp.dial-errors", t.DialErrors)
+	set("tcp.over-share", t.OverShare)
+	set("tcp.starved", t.StarvedRetries)
+	set("tcp.accept-errors", t.AcceptErrors)
+	group("policy.", t.Refused)
+	u := g.grams.Stats()
+	set("now.udp.flows", uint64(u.Flows))
+	set("now.udp.sockets", uint64(u.Sockets))
+	set("udp.packets-out", u.OutPackets)
+	set("udp.packets-in", u.InPackets)
+	set("udp.bytes-out", u.OutBytes)
+	set("udp.bytes-in", u.InBytes)
+	set("udp.evicted", u.Evicted)
+	set("udp.icmp-errors", u.Errors)
+	group("policy.", u.Denied)
+	group("drop.udp.", u.Drops)
+	k := g.stack.Stats()
+	set("tcp.retransmits", k.TCPRetransmits)
+	set("tcp.syn-dropped", k.TCPInFlightDrops)
+	group("drop.frame.", k.Drops)
+	q := g.resolver.Stats()
+	set("dns.queries", q.Queries)
+	set("dns.answers", q.Answers)
+	set("dns.local", q.Local)
+	set("dns.unanswered", q.Unanswered)
+	set("dns.upstream-errors", q.UpstreamErrors)
+	set("dns.dropped", q.Malformed+q.InflightFull+q.ConnsRefused)
+	return st
+}

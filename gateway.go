@@ -1,0 +1,256 @@
+package rootlessnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+
+	"rootlessnet/dns"
+	"rootlessnet/forwarder"
+	"rootlessnet/policy"
+	"rootlessnet/stack"
+	"rootlessnet/tap"
+	"rootlessnet/userns"
+)
+
+// gateway is the data plane of one bridge: what stands between the link device and the host's sockets.
+type gateway struct {
+	s        *sandbox
+	resolver *dns.Resolver
+	ports    *ports
+
+	dev     tap.Device // set by attach
+	info    tap.Info
+	stack   *stack.Stack
+	streams *forwarder.Streams
+	grams   *forwarder.Datagrams
+
+	stop context.CancelFunc
+	wg   sync.WaitGroup
+}
+
+// flows is the stack.Handler: TCP to one half of the forwarder, the rest to the other.
+type flows struct {
+	*forwarder.Streams
+	*forwarder.Datagrams
+}
+
+// newGateway binds every published port and starts the resolver; there is no link yet.
+func newGateway(s *sandbox) (g *gateway, err error) {
+	g = &gateway{s: s, stop: func() {}}
+	if g.ports, err = bindPorts(s.plan.ports, s.plan.listeners); err != nil {
+		return nil, err
+	}
+	cfg := dns.Config{Search: s.plan.dnsSearch, Options: s.plan.dnsOptions, Names: g.names(), Logger: s.log}
+	for _, a := range s.plan.dns {
+		cfg.Upstreams = append(cfg.Upstreams, netip.AddrPortFrom(a, 0))
+	}
+	if g.resolver, err = dns.New(cfg); err != nil {
+		g.ports.close()
+		return nil, err
+	}
+	return g, nil
+}
+
+// gateways are the gateway's addresses, the first of which also answers DNS.
+func (g *gateway) gateways() []netip.Addr {
+	a := g.s.plan.addrs
+	if a.gateway6.IsValid() {
+		return []netip.Addr{a.gateway, a.gateway6}
+	}
+	return []netip.Addr{a.gateway}
+}
+
+// extraHosts are the names of the host, and those of --add-host.
+func (g *gateway) extraHosts() (list []dns.Host) {
+	add := func(name string, addrs ...netip.Addr) {
+		for _, a := range addrs {
+			list = append(list, dns.Host{Addr: a, Name: name})
+		}
+	}
+	for _, h := range g.s.plan.hosts {
+		if h.addr.IsValid() {
+			add(h.name, h.addr)
+		} else {
+			add(h.name, g.gateways()...)
+		}
+	}
+	for _, name := range hostNames {
+		add(name, g.gateways()...)
+	}
+	return list
+}
+
+// names is what the resolver answers itself. An --add-host entry comes before a name of ours.
+func (g *gateway) names() map[string][]netip.Addr {
+	m := map[string][]netip.Addr{}
+	own := map[string]bool{}
+	for _, h := range g.s.plan.hosts {
+		own[h.name] = true
+	}
+	for _, h := range g.extraHosts() {
+		if len(m[h.Name]) == 0 || own[h.Name] || len(m[h.Name]) < len(g.gateways()) {
+			m[h.Name] = append(m[h.Name], h.Addr)
+		}
+	}
+	return m
+}
+
+func (g *gateway) resolvConf() []byte { return g.resolver.GuestConfig(g.s.plan.addrs.gateway) }
+
+func (g *gateway) hostsFile(hostname string) []byte {
+	a := g.s.plan.addrs
+	guests := []netip.Addr{a.guest}
+	if a.guest6.IsValid() {
+		guests = append(guests, a.guest6)
+	}
+	return dns.HostsFile(hostname, guests, g.extraHosts())
+}
+
+// kind is the link in use.
+func (g *gateway) kind() string { return string(g.info.Kind) }
+
+// attach takes the link over from init and starts everything that stands behind it.
+func (g *gateway) attach(ns *userns.Sandbox) error {
+	s, a := g.s, g.s.plan.addrs
+	file, kind, can := ns.LinkFD()
+	if file == nil {
+		return errors.New("the namespace has no link device")
+	}
+	for _, r := range can.Refused {
+		s.log.Info("link kind refused", "kind", r.Kind, "reason", r.Reason)
+	}
+	g.info = tap.Info{Kind: tap.Kind(kind), Name: uplinkName, MAC: s.plan.mac, MTU: s.plan.mtu, CSum: can.CSum, TSO: can.TSO, USO: can.USO}
+	dev, err := tap.FromFD(file, g.info)
+	if err != nil {
+		return err
+	}
+	if s.cfg.PCAP != "" {
+		if dev, err = g.capture(dev); err != nil {
+			return err
+		}
+	}
+	g.dev = dev
+	g.stack, err = stack.New(stack.Config{
+		Gateway4: a.gateway, Gateway6: a.gateway6, Subnet4: a.subnet, Subnet6: a.subnet6, Guest4: a.guest,
+		DNS: g.gateways(), Hostname: s.plan.hostname, MAC: s.plan.gatewayMAC, MTU: s.plan.mtu,
+		CSum: can.CSum, TSO: can.TSO, Logger: s.log,
+	})
+	if err != nil {
+		dev.Close()
+		return err
+	}
+	pol := policy.New(policy.Config{
+		Gateway4: a.gateway, Gateway6: a.gateway6, Guest4: a.guest, Guest6: a.guest6, Subnet4: a.subnet, Subnet6: a.subnet6,
+		HostLoopback: policy.HostLoopback(s.plan.hostLoopback), IPv6Off: !a.gateway6.IsValid(),
+	})
+	g.streams = forwarder.NewStreams(forwarder.StreamsConfig{
+		Guest: g.stack, Policy: pol, Gateway4: a.gateway, Gateway6: a.gateway6, Guest4: a.guest, Guest6: a.guest6,
+		ServeDNS: g.resolver.ServeTCP, Logger: s.log,
+	})
+	subnets := []netip.Prefix{a.subnet}
+	if a.subnet6.IsValid() {
+		subnets = append(subnets, a.subnet6)
+	}
+	g.grams, err = forwarder.NewDatagrams(forwarder.DatagramsConfig{
+		Guest: g.stack, Policy: pol, Gateway4: a.gateway, Gateway6: a.gateway6, Subnets: subnets,
+		DNS: g.resolver.ServeUDP, Logger: s.log,
+	})
+	if err != nil {
+		dev.Close()
+		return err
+	}
+	g.stack.SetHandler(flows{g.streams, g.grams})
+	if err := g.ports.connect(g); err != nil {
+		dev.Close()
+		return err
+	}
+	return g.stack.AddPort(dev, s.plan.mac, func(err error) {
+		s.log.Debug("link ended", "err", err)
+	})
+}
+
+// capture puts a recorder in front of the device.
+func (g *gateway) capture(dev tap.Device) (tap.Device, error) {
+	f, err := os.OpenFile(g.s.cfg.PCAP, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		dev.Close()
+		return nil, fmt.Errorf("packet capture: %w", err)
+	}
+	c, err := tap.NewCapture(dev, f, g.s.log)
+	if err != nil {
+		dev.Close()
+		return nil, fmt.Errorf("packet capture: %w", err)
+	}
+	return c, nil
+}
+
+// follow keeps what depends on the host and on the command up to date: the resolver's file, and with PublishAll the
+// ports.
+func (g *gateway) follow(s *sandbox) {
+	ctx, cancel := context.WithCancel(context.Background())
+	g.stop = cancel
+	g.wg.Go(func() {
+		for {
+			select {
+			case <-g.resolver.Changed():
+				if err := s.ns.UpdateFiles(userns.Files{ResolvConf: g.resolvConf()}); err != nil {
+					s.log.Debug("resolv.conf not updated", "err", err)
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	if s.plan.publishAll {
+		f := &listenFollower{ports: g.ports, procNet: fmt.Sprintf("/proc/%d/net", s.ns.InitPID()), log: s.log, onPublish: s.cfg.OnPublish}
+		g.wg.Go(func() { f.run(ctx) })
+	}
+}
+
+func (g *gateway) stopFollowing() {
+	g.stop()
+	g.wg.Wait()
+}
+
+func (g *gateway) close() {
+	g.ports.close()
+	if g.streams != nil {
+		g.streams.Close()
+	}
+	if g.stack != nil {
+		g.stack.Close()
+	}
+	if g.grams != nil {
+		_ = g.grams.Close()
+	}
+	_ = g.resolver.Close()
+}
+
+// listenerAddr tells what f is: a listening TCP socket or a bound UDP socket made by somebody else.
+func listenerAddr(f *os.File) (proto string, addr netip.AddrPort, err error) {
+	if l, err := net.FileListener(f); err == nil {
+		defer l.Close()
+		if t, ok := l.Addr().(*net.TCPAddr); ok {
+			return "tcp", unmapPort(t.AddrPort()), nil
+		}
+		return "", addr, fmt.Errorf("inherited socket %s: neither TCP nor UDP", f.Name())
+	}
+	c, err := net.FilePacketConn(f)
+	if err != nil {
+		return "", addr, fmt.Errorf("inherited socket %s: %w", f.Name(), err)
+	}
+	defer c.Close()
+	if u, ok := c.LocalAddr().(*net.UDPAddr); ok {
+		return "udp", unmapPort(u.AddrPort()), nil
+	}
+	return "", addr, fmt.Errorf("inherited socket %s: neither TCP nor UDP", f.Name())
+}
+
+func unmapPort(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}
