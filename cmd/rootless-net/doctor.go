@@ -23,19 +23,19 @@ For each check: ok, or missing (the kernel or the system does not have it), deni
 (what it stands on failed first); what is lost without it; and the command that mends it. Nothing is changed.
 
 Exit status: 0 when everything required works, 1 when not. Optional checks only warn.`,
-		Args:          cobra.NoArgs,
-		SilenceUsage:  true,
-		SilenceErrors: false,
+		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "" && output != "table" && output != "json" {
-				return fmt.Errorf("unknown output format %q: table or json", output)
+			var write func(doctor.Report) error
+			switch output {
+			case "table":
+				write = func(r doctor.Report) error { return r.WriteText(cmd.OutOrStdout()) }
+			case "json":
+				write = func(r doctor.Report) error { return r.WriteJSON(cmd.OutOrStdout()) }
+			default:
+				return usageError{fmt.Errorf("unknown output format %q: table or json", output)}
 			}
 			report := doctor.Run(cmd.Context(), doctor.Options{})
-			write := report.WriteText
-			if output == "json" {
-				write = report.WriteJSON
-			}
-			if err := write(cmd.OutOrStdout()); err != nil {
+			if err := write(report); err != nil {
 				return err
 			}
 			if !report.OK {
@@ -45,5 +45,6 @@ Exit status: 0 when everything required works, 1 when not. Optional checks only 
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "table", "output format: table or json")
+	cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }

@@ -2,22 +2,23 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"strings"
 	"testing"
 )
 
 func TestDoctorArguments(t *testing.T) {
 	for _, args := range [][]string{{"-o", "yaml"}, {"extra"}, {"--no-such-flag"}} {
-		var out bytes.Buffer
-		cmd := newDoctorCommand()
-		cmd.SetArgs(args)
-		cmd.SetOut(&out)
-		cmd.SetErr(&out)
-		if err := cmd.Execute(); err == nil {
-			t.Errorf("%v was accepted", args)
+		var stdout, stderr bytes.Buffer
+		p := program{stdout: &stdout, stderr: &stderr}
+		if code := p.main(context.Background(), append([]string{"doctor"}, args...)); code != exitUsage {
+			t.Errorf("%v: exit status %d, want %d", args, code, exitUsage)
 		}
-		if strings.Contains(out.String(), "user-namespace") {
-			t.Errorf("%v: the report was made all the same", args)
+		if !strings.Contains(stderr.String(), "See 'rootless-net doctor --help'.") {
+			t.Errorf("%v: %s", args, &stderr)
+		}
+		if stdout.Len() > 0 {
+			t.Errorf("%v: the report was made all the same: %s", args, &stdout)
 		}
 	}
 }

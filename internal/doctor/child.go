@@ -160,7 +160,7 @@ func untriedInside(reason, fix string) map[string]finding {
 // blame explains why the clone of everything failed, by trying the namespaces one at a time. All else inside stays
 // untried.
 func blame(all error, try func(flags uintptr) error) map[string]finding {
-	reason := "no sandbox to try it in: " + errText(all)
+	reason := failed("no sandbox to try it in", all).Detail
 	if err := try(syscall.CLONE_NEWUSER); err != nil {
 		f := failed("clone", err)
 		f.Fix = userNamespaceFix(sysctl)

@@ -87,6 +87,9 @@ func Run(ctx context.Context, opts Options) Report {
 			found[name] = f
 		}
 	}
+	if user := found["user-namespace"]; user.Status != OK {
+		found["pid-namespace"] = finding{Status: Untried, Detail: "no user namespace to try it in", Fix: user.Fix}
+	}
 	found["link"] = linkFinding(found)
 	return assemble(found)
 }

@@ -183,7 +183,7 @@ func TestRunWithoutUserNamespaces(t *testing.T) {
 			if c.Status == OK || c.Fix != fix {
 				t.Errorf("%+v", c)
 			}
-		case "network-namespace", "mount-namespace", "nf-tables":
+		case "network-namespace", "mount-namespace", "pid-namespace", "nf-tables":
 			if c.Status != Untried {
 				t.Errorf("%+v", c)
 			}
@@ -292,7 +292,7 @@ func TestUserNamespaceFix(t *testing.T) {
 
 func TestFailed(t *testing.T) {
 	for err, want := range map[error]Status{
-		unix.EPERM: Denied, unix.EACCES: Denied, unix.EROFS: Denied, unix.ENOENT: Missing, unix.EINVAL: Missing,
+		unix.EPERM: Denied, unix.EACCES: Denied, unix.EROFS: Denied, unix.ENOSPC: Denied, unix.ENOENT: Missing, unix.EINVAL: Missing,
 		fmt.Errorf("wrapped: %w", unix.EPERM): Denied,
 	} {
 		if f := failed("x", err); f.Status != want {

@@ -16,8 +16,11 @@ func okf(format string, a ...any) finding {
 // failed turns an error of a try into a finding: who is refused is denied, all else is missing.
 func failed(what string, err error) finding {
 	f := finding{Status: Missing, Detail: fmt.Sprintf("%s: %v", what, errText(err))}
-	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
+	switch {
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
 		f.Status = Denied
+	case errors.Is(err, syscall.ENOSPC): // so clone(2) and unshare(2) tell of a user.max_*_namespaces
+		f.Status, f.Detail = Denied, what+": a limit is reached"
 	}
 	return f
 }
