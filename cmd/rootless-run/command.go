@@ -120,6 +120,7 @@ func (p program) config(o *options, argv []string) (rootlessnet.Config, error) {
 	}
 	c.Stdin, c.Stdout, c.Stderr = p.stdin, p.stdout, p.stderr
 	c.Env = ourVariables(os.Environ())
+	c.Confine = true
 	c.DisableIPv6 = !o.ipv6
 	c.Publish = o.publish.specs
 	for _, subnet := range o.subnets.list {

@@ -155,6 +155,15 @@ func (e *Entry) Update(f func(*Record)) error {
 	return nil
 }
 
+// Record reads the Record back.
+func (e *Entry) Record() (Record, error) {
+	r, err := readRecord(e.path)
+	if err != nil {
+		return r, &Error{"lookup", err}
+	}
+	return r, nil
+}
+
 // Close removes the directory and lets the name go. It may be called more than once.
 func (e *Entry) Close() error {
 	e.mu.Lock()

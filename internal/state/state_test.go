@@ -59,6 +59,9 @@ func TestLifeOfAnEntry(t *testing.T) {
 	if err := e.Update(func(r *Record) { r.Status, r.InitPID, r.Name = Running, 7, "other" }); err != nil {
 		t.Fatal(err)
 	}
+	if r, err := e.Record(); err != nil || r.InitPID != 7 || r.Name != "web" {
+		t.Errorf("%+v %v", r, err)
+	}
 	for _, ref := range []string{"web", "/web", e.ID(), e.ID()[:12], e.ID()[:5]} {
 		r, err := d.Lookup(ref)
 		if err != nil || r.ID != e.ID() || r.Status != Running || r.InitPID != 7 || r.Name != "web" {

@@ -1,0 +1,126 @@
+package signals
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestMain lets the test binary be a launcher that says what it makes of the signals it is sent.
+func TestMain(m *testing.M) {
+	if os.Getenv("SIGNALS_TEST_CHILD") != "" {
+		ch := make(chan os.Signal, Backlog)
+		Catch(ch)
+		fmt.Println("ready")
+		for sig := range ch {
+			fmt.Println(unix.SignalName(sig.(syscall.Signal)), FromTerminal(sig))
+		}
+	}
+	os.Exit(m.Run())
+}
+
+// child starts the launcher; on a terminal if tty is given, which is its standard input.
+func child(t *testing.T, tty *os.File) (*exec.Cmd, func() string) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "SIGNALS_TEST_CHILD=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if tty != nil {
+		cmd.Stdin, cmd.SysProcAttr.Setctty = tty, true
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	lines := bufio.NewReader(out)
+	next := func() string {
+		line, err := lines.ReadString('\n')
+		if err != nil {
+			t.Fatal(line, err)
+		}
+		return strings.TrimSpace(line)
+	}
+	if line := next(); line != "ready" {
+		t.Fatal(line)
+	}
+	return cmd, next
+}
+
+func TestWithoutATerminal(t *testing.T) {
+	cmd, next := child(t, nil)
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGWINCH, syscall.SIGUSR1} {
+		cmd.Process.Signal(sig)
+		if got, want := next(), unix.SignalName(sig)+" false"; got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+}
+
+// TestOnATerminal types Ctrl-C and Ctrl-\ on a pseudo terminal.
+func TestOnATerminal(t *testing.T) {
+	master, tty := openPTY(t)
+	cmd, next := child(t, tty)
+	for _, c := range []struct{ key, want string }{{"\x03", "SIGINT true"}, {"\x1c", "SIGQUIT true"}} {
+		if _, err := master.WriteString(c.key); err != nil {
+			t.Fatal(err)
+		}
+		if got := next(); got != c.want {
+			t.Errorf("%s, want %s", got, c.want)
+		}
+	}
+	cmd.Process.Signal(syscall.SIGTERM)
+	if got := next(); got != "SIGTERM false" {
+		t.Error(got)
+	}
+}
+
+func openPTY(t *testing.T) (master, tty *os.File) {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skip("no pseudo terminals:", err)
+	}
+	t.Cleanup(func() { master.Close() })
+	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Skip("no pseudo terminals:", err)
+	}
+	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	tty, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skip("no pseudo terminals:", err)
+	}
+	t.Cleanup(func() { tty.Close() })
+	return master, tty
+}
+
+// TestIgnoredStaysIgnored is what nohup wants.
+func TestIgnoredStaysIgnored(t *testing.T) {
+	signal.Ignore(syscall.SIGHUP)
+	defer signal.Reset(syscall.SIGHUP)
+	cmd, next := child(t, nil)
+	cmd.Process.Signal(syscall.SIGHUP)
+	cmd.Process.Signal(syscall.SIGUSR1)
+	if got := next(); got != "SIGUSR1 false" {
+		t.Error(got)
+	}
+}
+
+func TestEnds(t *testing.T) {
+	if !Ends(syscall.SIGTERM) || Ends(syscall.SIGUSR1) || Ends(syscall.SIGWINCH) {
+		t.Error("SIGTERM ends a program, SIGUSR1 and SIGWINCH do not ask for it")
+	}
+}
