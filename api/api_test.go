@@ -19,12 +19,17 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"rootlessnet/internal/state"
 )
 
 // TestMain lets the test binary be a peer in another user namespace, or of another user.
 func TestMain(m *testing.M) {
 	if path := os.Getenv("API_TEST_PEER"); path != "" {
+		if os.Getenv("API_TEST_UNDUMPABLE") != "" {
+			unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+		}
 		_, err := NewClient(path).Inspect(context.Background())
 		fmt.Print(err)
 		os.Exit(0)
@@ -297,11 +302,18 @@ func TestPeerInASandbox(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "api.sock")
 	serve(t, newFake(), path, ServerOptions{})
+	inside := &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}}
+	keepID := &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: os.Getuid(), HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: os.Getgid(), HostID: os.Getgid(), Size: 1}}}
 	for name, attr := range map[string]*syscall.SysProcAttr{
-		"user namespace": {Cloneflags: syscall.CLONE_NEWUSER,
-			UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-			GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}},
-		"other user": {Credential: &syscall.Credential{Uid: 65534, Gid: 65534}},
+		"user namespace":         inside,
+		"user namespace, hidden": inside,
+		"same ids":               keepID,
+		"same ids, hidden":       keepID,
+		"other user":             {Credential: &syscall.Credential{Uid: 65534, Gid: 65534}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			self := os.Args[0]
@@ -315,6 +327,9 @@ func TestPeerInASandbox(t *testing.T) {
 			}
 			cmd := exec.Command(self)
 			cmd.Env = append(os.Environ(), "API_TEST_PEER="+path)
+			if strings.HasSuffix(name, ", hidden") {
+				cmd.Env = append(cmd.Env, "API_TEST_UNDUMPABLE=1")
+			}
 			cmd.SysProcAttr = attr
 			out, err := cmd.CombinedOutput()
 			if errors.Is(err, os.ErrPermission) || errors.Is(err, syscall.ENOSPC) {
@@ -327,6 +342,17 @@ func TestPeerInASandbox(t *testing.T) {
 				t.Errorf("%q %v", out, err)
 			}
 		})
+	}
+}
+
+// TestUndumpablePeer is a launcher that has confined itself already.
+func TestUndumpablePeer(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "api.sock")
+	serve(t, newFake(), path, ServerOptions{})
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "API_TEST_PEER="+path, "API_TEST_UNDUMPABLE=1")
+	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "<nil>" {
+		t.Errorf("%s %v", out, err)
 	}
 }
 

@@ -20,10 +20,9 @@
 // # Who may speak
 //
 // The command inside runs as the same user of the host, so neither file modes nor a uid tell it from its master.
-// A peer is heard if its uid is ours (SO_PEERCRED) and its user namespace is ours: the link /proc/PID/ns/user must be
-// readable and lead where our own does. SO_PEERPIDFD, where the kernel has it (6.5), proves that the pid was not
-// reused between the two looks. A process that has made itself undumpable cannot be looked at and is refused: take the lease
-// first, then confine.
+// A peer is heard if its uid is ours (SO_PEERCRED) and its user namespace is ours: the link /proc/PID/ns/user leads
+// where our own does or, where the kernel does not show it, the uid maps are the same. SO_PEERPIDFD, where the kernel
+// has it (6.5), proves that the pid was not reused between the two looks.
 //
 // # Limits
 //

@@ -1,8 +1,10 @@
 package api
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"strconv"
@@ -35,18 +37,47 @@ func checkPeerFD(fd int) error {
 	if cred.Pid <= 0 {
 		return errors.New("peer is in another pid namespace")
 	}
-	ours, err := os.Readlink("/proc/self/ns/user")
-	if err != nil {
-		return err
-	}
-	theirs, err := os.Readlink("/proc/" + strconv.Itoa(int(cred.Pid)) + "/ns/user")
+	same, err := sameUserNS("/proc/" + strconv.Itoa(int(cred.Pid)))
 	if err != nil {
 		return fmt.Errorf("cannot tell the peer's user namespace: %w", err)
 	}
-	if ours != theirs {
+	if !same {
 		return errors.New("peer is in another user namespace")
 	}
 	return stillAlive(fd)
+}
+
+// sameUserNS says whether the process with that directory in /proc is in our user namespace.
+//
+// The kernel shows the namespaces of an undumpable process, or of one with more capabilities than ours, to nobody but
+// the privileged (ptrace(2), access mode checking). Its uid map can always be read, and answers as well: the map of our
+// own namespace is shown in ids of the parent of our namespace, and that of any other in ids of our own. A map equal to ours
+// would be one of all ids onto themselves, which only root can make (user_namespaces(7)).
+func sameUserNS(proc string) (bool, error) {
+	ours, err := os.Readlink("/proc/self/ns/user")
+	if err != nil {
+		return false, err
+	}
+	theirs, err := os.Readlink(proc + "/ns/user")
+	if err == nil {
+		return ours == theirs, nil
+	}
+	if !errors.Is(err, fs.ErrPermission) {
+		return false, err
+	}
+	return sameUIDMap(proc)
+}
+
+func sameUIDMap(proc string) (bool, error) {
+	ours, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return false, err
+	}
+	theirs, err := os.ReadFile(proc + "/uid_map")
+	if err != nil {
+		return false, err
+	}
+	return len(ours) > 0 && bytes.Equal(ours, theirs), nil
 }
 
 // stillAlive makes sure that the pid looked at was that of the peer: it was if the peer has not ended by now. Kernels
