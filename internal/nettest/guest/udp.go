@@ -16,6 +16,7 @@ import (
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
+	"golang.org/x/sys/unix"
 )
 
 // serveUDP: ADDR [NETWORK]. Answers each datagram with "PEER DATA".
@@ -54,7 +55,27 @@ func udp(args []string) (string, error) {
 		return Errno(err), nil
 	}
 	defer c.Close()
+	if err := reportErrors(c.(*net.UDPConn)); err != nil {
+		return "", err
+	}
 	return AskUDP(c, arg(args, 1, "hello"), timeout)
+}
+
+// reportErrors asks the kernel for every ICMP error; without it only those that it takes for final are reported.
+func reportErrors(c *net.UDPConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	level, name := unix.SOL_IP, unix.IP_RECVERR
+	if c.RemoteAddr().(*net.UDPAddr).IP.To4() == nil {
+		level, name = unix.SOL_IPV6, unix.IPV6_RECVERR
+	}
+	var failed error
+	if err := raw.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), level, name, 1) }); err != nil {
+		return err
+	}
+	return failed
 }
 
 // AskUDP sends one datagram on a connected socket and returns the answer or the errno.
@@ -109,18 +130,18 @@ func ping(args []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	network, any, protocol := "udp4", "0.0.0.0", 1
+	raw, plain, any, protocol := "ip4:icmp", "udp4", "0.0.0.0", protoICMP
 	var request, reply icmp.Type = ipv4.ICMPTypeEcho, ipv4.ICMPTypeEchoReply
 	if to.Is6() {
-		network, any, protocol = "udp6", "::", 58
+		raw, plain, any, protocol = "ip6:ipv6-icmp", "udp6", "::", protoICMPv6
 		request, reply = ipv6.ICMPTypeEchoRequest, ipv6.ICMPTypeEchoReply
 	}
-	var dst net.Addr = &net.UDPAddr{IP: to.AsSlice()}
-	c, err := icmp.ListenPacket(network, any)
+	// A raw socket sees the errors that are answers too.
+	var dst net.Addr = &net.IPAddr{IP: to.AsSlice()}
+	c, err := icmp.ListenPacket(raw, any)
 	if err != nil {
-		network = map[string]string{"udp4": "ip4:icmp", "udp6": "ip6:ipv6-icmp"}[network]
-		dst = &net.IPAddr{IP: to.AsSlice()}
-		if c, err = icmp.ListenPacket(network, any); err != nil {
+		dst = &net.UDPAddr{IP: to.AsSlice()}
+		if c, err = icmp.ListenPacket(plain, any); err != nil {
 			return "", err
 		}
 	}
@@ -147,15 +168,14 @@ func ping(args []string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		if got.Type == reply {
-			if e, ok := got.Body.(*icmp.Echo); ok && bytes.Equal(e.Data, data) {
-				return fmt.Sprintf("reply %d", len(e.Data)), nil
+		switch body := got.Body.(type) {
+		case *icmp.Echo:
+			if got.Type == reply && bytes.Equal(body.Data, data) {
+				return fmt.Sprintf("reply %d", len(body.Data)), nil
 			}
-			return "reply with other data", nil
-		}
-		if got.Type != request { // our own, on a raw socket towards ourselves
+		case *icmp.DstUnreach, *icmp.PacketTooBig, *icmp.TimeExceeded:
 			return fmt.Sprintf("%v %d", got.Type, got.Code), nil
-		}
+		} // the rest is another's, or neighbour discovery
 	}
 }
 

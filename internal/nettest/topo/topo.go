@@ -36,7 +36,8 @@ const Link = "lan0"
 
 // Options of a Topo. The zero value works.
 type Options struct {
-	MTU int // of the veth, in bytes; 0 means 1500
+	MTU    int  // of the veth, in bytes; 0 means 1500
+	NoPing bool // leave unprivileged ping sockets forbidden in "here", as the kernel has them
 }
 
 // Topo is one pair of namespaces.
@@ -85,7 +86,7 @@ func (t *Topo) build(o Options) error {
 	if err != nil {
 		return fmt.Errorf("add veth: %w", err)
 	}
-	if err := t.sysctls(); err != nil {
+	if err := t.sysctls(o); err != nil {
 		return err
 	}
 	if err := t.Here.Do(func() error { return t.address(Here4, Here6, 24, 64) }); err != nil {
@@ -105,20 +106,22 @@ func (t *Topo) build(o Options) error {
 	return nil
 }
 
-func (t *Topo) sysctls() error {
+func (t *Topo) sysctls(o Options) error {
 	type setting struct {
 		ns          *NS
 		name, value string
 	}
-	gid := os.Getgid()
 	settings := []setting{
-		// Unprivileged ping sockets for the product's user.
-		{t.Here, "ipv4/ping_group_range", fmt.Sprintf("%d %d", gid, gid)},
 		// "there" answers as a router, as often as it is asked.
 		{t.There, "ipv4/ip_forward", "1"},
 		{t.There, "ipv4/icmp_ratelimit", "0"},
 		// Its servers bind port 53 and 80 like any other.
 		{t.There, "ipv4/ip_unprivileged_port_start", "0"},
+	}
+	if !o.NoPing {
+		// For the product's user; the kernel accepts only groups that are mapped.
+		group := fmt.Sprintf("%d %d", os.Getgid(), os.Getgid())
+		settings = append(settings, setting{t.Here, "ipv4/ping_group_range", group})
 	}
 	if t.IPv6 {
 		settings = append(settings,

@@ -1,0 +1,392 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"rootlessnet/internal/nettest/guest"
+	"rootlessnet/internal/nettest/topo"
+)
+
+// Addresses of the default sandbox.
+const (
+	gateway4 = "10.0.2.2"
+	guest4   = "10.0.2.100"
+)
+
+// opPatience bounds one operation of the agent; the long ones have bounds of their own inside.
+const opPatience = 90 * time.Second
+
+// lab is one test's ground.
+type lab struct {
+	*testing.T
+	*topo.Topo
+	runtime string   // XDG_RUNTIME_DIR; short, because paths of unix sockets are
+	flags   []string // further flags of every sandbox
+	started []*topo.Cmd
+}
+
+func newLab(t *testing.T) *lab {
+	t.Helper()
+	return newLabWith(t, topo.Options{})
+}
+
+func newLabWith(t *testing.T, o topo.Options) *lab {
+	t.Helper()
+	tp, err := topo.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(tp.Close)
+	dir, err := os.MkdirTemp("/tmp", "e")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return &lab{T: t, Topo: tp, runtime: dir}
+}
+
+// command prepares one of our programs in "here".
+func (l *lab) command(name string, args ...string) *topo.Cmd {
+	cmd := l.Here.Command(append([]string{filepath.Join(bins, name)}, args...)...)
+	cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+l.runtime)
+	return cmd
+}
+
+// launch starts a command and remembers it.
+func (l *lab) launch(cmd *topo.Cmd) {
+	l.Helper()
+	if err := cmd.Start(); err != nil {
+		l.Fatal(err)
+	}
+	l.started = append(l.started, cmd)
+}
+
+// result is what a finished program left.
+type result struct {
+	code           int
+	stdout, stderr string
+}
+
+// finish runs a command to its end.
+func (l *lab) finish(cmd *topo.Cmd) result {
+	l.Helper()
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.WaitDelay = 2 * time.Second
+	l.launch(cmd)
+	timer := time.AfterFunc(opPatience, func() { _ = cmd.Process.Kill() })
+	defer timer.Stop()
+	err := cmd.Wait()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		l.Errorf("%v: %v", cmd.Args, err)
+	}
+	code := cmd.ProcessState.ExitCode()
+	if ws := cmd.ProcessState.Sys().(syscall.WaitStatus); ws.Signaled() {
+		code = -int(ws.Signal())
+	}
+	return result{code, stdout.String(), stderr.String()}
+}
+
+// once runs a sandbox around argv to its end.
+func (l *lab) once(flags []string, argv ...string) result {
+	l.Helper()
+	return l.finish(l.command("rootless-run", append(append(append(append([]string{}, l.flags...), flags...), "--"), argv...)...))
+}
+
+// op is the command line of a guest operation.
+func op(words ...string) []string { return append([]string{self(), "guest"}, words...) }
+
+func self() string {
+	path, err := os.Executable()
+	if err != nil {
+		panic(err)
+	}
+	return path
+}
+
+// manage runs rootless-net and fails the test when that fails.
+func (l *lab) manage(args ...string) string {
+	l.Helper()
+	r := l.finish(l.command("rootless-net", args...))
+	if r.code != 0 {
+		l.Fatalf("rootless-net %v: exit %d: %s%s", args, r.code, r.stdout, r.stderr)
+	}
+	return r.stdout
+}
+
+// sandbox is a running sandbox whose command is the agent.
+type sandbox struct {
+	*lab
+	cmd    *topo.Cmd
+	name   string
+	in     io.WriteCloser
+	lines  chan string
+	stderr *buffer
+	once   sync.Once
+}
+
+var sandboxes struct {
+	sync.Mutex
+	n int
+}
+
+// start runs a sandbox with the agent inside, and ends it with the test.
+func (l *lab) start(flags ...string) *sandbox {
+	l.Helper()
+	sandboxes.Lock()
+	sandboxes.n++
+	name := fmt.Sprintf("box%d", sandboxes.n)
+	sandboxes.Unlock()
+	args := append(append([]string{"--name", name}, l.flags...), flags...)
+	return l.agent(name, l.command("rootless-run", append(append(args, "--"), op("agent")...)...))
+}
+
+// agent starts cmd, which runs an agent, and waits for its first word.
+func (l *lab) agent(name string, cmd *topo.Cmd) *sandbox {
+	l.Helper()
+	s := &sandbox{lab: l, cmd: cmd, name: name, lines: make(chan string, 1), stderr: &buffer{}}
+	var err error
+	if s.in, err = cmd.StdinPipe(); err != nil {
+		l.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		l.Fatal(err)
+	}
+	cmd.Stderr = s.stderr
+	l.launch(cmd)
+	go func() {
+		defer close(s.lines)
+		scan := bufio.NewScanner(out)
+		scan.Buffer(nil, 1<<20)
+		for scan.Scan() {
+			s.lines <- scan.Text()
+		}
+	}()
+	l.Cleanup(s.stop)
+	if line := s.line(); line != "ok agent" {
+		l.Fatalf("%v: the agent said %q; stderr:\n%s", cmd.Args, line, s.stderr)
+	}
+	return s
+}
+
+// stop lets the command end, and waits for the supervisor.
+func (s *sandbox) stop() {
+	s.once.Do(func() {
+		s.in.Close()
+		timer := time.AfterFunc(5*time.Second, func() {
+			s.Errorf("%s did not end within 5 s of its command's end of input", s.name)
+			_ = s.cmd.Process.Kill()
+		})
+		defer timer.Stop()
+		for range s.lines { // Wait closes the pipe, so it is read first
+		}
+		_ = s.cmd.Wait()
+		if text := s.stderr.String(); strings.Contains(text, "panic:") || strings.Contains(text, "DATA RACE") {
+			s.Errorf("%s said:\n%s", s.name, text)
+		}
+	})
+}
+
+func (s *sandbox) line() string {
+	s.Helper()
+	select {
+	case line, ok := <-s.lines:
+		if !ok {
+			s.Fatalf("%s ended; stderr:\n%s", s.name, s.stderr)
+		}
+		return line
+	case <-time.After(opPatience):
+		s.Fatalf("%s says nothing; stderr:\n%s", s.name, s.stderr)
+	}
+	return ""
+}
+
+// do runs one operation inside and returns its result.
+func (s *sandbox) do(words ...any) string {
+	s.Helper()
+	line := strings.TrimSuffix(fmt.Sprintln(words...), "\n")
+	if _, err := fmt.Fprintln(s.in, line); err != nil {
+		s.Fatalf("%s: %v; stderr:\n%s", s.name, err, s.stderr)
+	}
+	answer, ok := strings.CutPrefix(s.line(), "ok ")
+	if !ok {
+		s.Fatalf("inside, %q: %q", line, answer)
+	}
+	return answer
+}
+
+// want runs one operation inside and compares its result.
+func (s *sandbox) want(result string, words ...any) {
+	s.Helper()
+	if got := s.do(words...); got != result {
+		s.Errorf("inside, %v: got %q, want %q", words, got, result)
+	}
+}
+
+// wantFirst compares only the first word of the result: connect and reset add how long it took.
+func (s *sandbox) wantFirst(result string, words ...any) {
+	s.Helper()
+	if got, _, _ := strings.Cut(s.do(words...), " "); got != result {
+		s.Errorf("inside, %v: got %q, want %q", words, got, result)
+	}
+}
+
+// counters are the live counters of the sandbox.
+func (s *sandbox) counters() map[string]uint64 {
+	s.Helper()
+	var stats struct {
+		Counters map[string]uint64 `json:"counters"`
+	}
+	if err := json.Unmarshal([]byte(s.manage("stats", "-o", "json", s.name)), &stats); err != nil {
+		s.Fatal(err)
+	}
+	return stats.Counters
+}
+
+// rss is the supervisor's resident memory in bytes.
+func (s *sandbox) rss() int {
+	s.Helper()
+	kib, err := strconv.Atoi(strings.TrimSuffix(status(s.T, s.cmd.Process.Pid, "VmRSS"), " kB"))
+	if err != nil {
+		s.Fatal(err)
+	}
+	return kib << 10
+}
+
+// status is a field of /proc/PID/status.
+func status(t *testing.T, pid int, field string) string {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range strings.Split(string(text), "\n") {
+		if name, value, _ := strings.Cut(line, ":"); name == field {
+			return strings.TrimSpace(value)
+		}
+	}
+	t.Fatalf("process %d has no %s", pid, field)
+	return ""
+}
+
+// buffer is a bytes.Buffer for two goroutines.
+type buffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// serve listens in a namespace and runs handle for each connection. It returns the address and a counter of accepts.
+func (l *lab) serve(ns *topo.NS, addr string, handle func(*net.TCPConn)) (netip.AddrPort, *accepts) {
+	l.Helper()
+	listener, err := ns.Listen("tcp", addr)
+	if err != nil {
+		l.Fatal(err)
+	}
+	l.Cleanup(func() { listener.Close() })
+	a := &accepts{}
+	go func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			a.add()
+			go handle(c.(*net.TCPConn))
+		}
+	}()
+	return listener.Addr().(*net.TCPAddr).AddrPort(), a
+}
+
+// serveUDP is the same for datagrams, answered by guest.EchoUDP.
+func (l *lab) serveUDP(ns *topo.NS, addr string) (netip.AddrPort, *accepts) {
+	l.Helper()
+	c, err := ns.ListenPacket("udp", addr)
+	if err != nil {
+		l.Fatal(err)
+	}
+	l.Cleanup(func() { c.Close() })
+	a := &accepts{}
+	go guest.EchoUDP(countingConn{c, a})
+	return c.LocalAddr().(*net.UDPAddr).AddrPort(), a
+}
+
+// accepts counts what reached a server.
+type accepts struct {
+	mu sync.Mutex
+	n  int
+}
+
+func (a *accepts) add() {
+	a.mu.Lock()
+	a.n++
+	a.mu.Unlock()
+}
+
+func (a *accepts) count() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.n
+}
+
+type countingConn struct {
+	net.PacketConn
+	a *accepts
+}
+
+func (c countingConn) ReadFrom(b []byte) (int, net.Addr, error) {
+	n, from, err := c.PacketConn.ReadFrom(b)
+	if err == nil {
+		c.a.add()
+	}
+	return n, from, err
+}
+
+// at is an address with a port, as text.
+func at(a netip.Addr, port any) string {
+	p, err := strconv.ParseUint(fmt.Sprint(port), 10, 16)
+	if err != nil {
+		panic(err)
+	}
+	return netip.AddrPortFrom(a, uint16(p)).String()
+}
+
+// families are the addresses of "here" and "there" to try.
+func (l *lab) families() []family {
+	f := []family{{topo.Here4, topo.There4, topo.There4b}}
+	if l.IPv6 {
+		f = append(f, family{topo.Here6, topo.There6, topo.There6b})
+	}
+	return f
+}
+
+type family struct{ here, there, there2 netip.Addr }

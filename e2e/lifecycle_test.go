@@ -1,0 +1,278 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"rootlessnet/internal/nettest/guest"
+	"rootlessnet/internal/nettest/topo"
+)
+
+// processes are those that the lab started, and all that have its runtime directory in their environment. That of a
+// supervisor cannot be read, as it is not dumpable.
+func (l *lab) processes() (pids []int) {
+	l.Helper()
+	for _, cmd := range l.started {
+		if alive(cmd.Process.Pid) {
+			pids = append(pids, cmd.Process.Pid)
+		}
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		l.Fatal(err)
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		env, err := os.ReadFile(filepath.Join("/proc", e.Name(), "environ"))
+		if err == nil && bytes.Contains(env, []byte("XDG_RUNTIME_DIR="+l.runtime)) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// nothingLeft expects no process and no file of the lab's after a while.
+func (l *lab) nothingLeft(within time.Duration) {
+	l.Helper()
+	eventually(l.T, within, func() string {
+		if pids := l.processes(); len(pids) > 0 {
+			line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pids[0]))
+			return fmt.Sprintf("left running: %v, %q", pids, line)
+		}
+		return ""
+	})
+}
+
+// portFree expects that a TCP port of the host can be bound after a while.
+func (l *lab) portFree(port string, within time.Duration) {
+	l.Helper()
+	eventually(l.T, within, func() string {
+		listener, err := l.Here.Listen("tcp", at(topo.Here4, port))
+		if err != nil {
+			return err.Error()
+		}
+		listener.Close()
+		return ""
+	})
+}
+
+// files below the runtime directory that are no directories.
+func (l *lab) files() (paths []string) {
+	l.Helper()
+	err := filepath.WalkDir(l.runtime, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			paths = append(paths, path)
+		}
+		return err
+	})
+	if err != nil {
+		l.Fatal(err)
+	}
+	return paths
+}
+
+// alive says whether a process runs; a zombie does not.
+func alive(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err == nil && !bytes.Contains(text[bytes.LastIndexByte(text, ')'):], []byte(") Z"))
+}
+
+func TestScorecard36KilledSupervisor(t *testing.T) {
+	onEveryLink(t, func(t *testing.T, l *lab) {
+		s := l.start("-p", "8080:80")
+		s.do("serve-tcp", ":80")
+		daemon, err := strconv.Atoi(s.do("daemon"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !alive(daemon) {
+			t.Fatal("the daemon does not run")
+		}
+		if err := s.cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		l.nothingLeft(time.Second)
+		if alive(daemon) {
+			t.Error("the command's daemon lives")
+		}
+		l.portFree("8080", time.Second) // its last thread may still be closing it
+		// What the killed one left does not hinder its successor.
+		next := l.start("-p", "8080:80")
+		if got := next.manage("ps"); strings.Contains(got, s.name+" ") {
+			t.Errorf("ps lists the killed one:\n%s", got)
+		}
+	})
+}
+
+func TestScorecard37ExitCodes(t *testing.T) {
+	l := newLab(t)
+	notExecutable := filepath.Join(l.runtime, "plain")
+	if err := os.WriteFile(notExecutable, []byte("no program"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, network := range []string{"bridge", "none", "host"} {
+		for _, c := range []struct {
+			argv []string
+			want int
+		}{
+			{op("exit", "0"), 0},
+			{op("exit", "42"), 42},
+			{[]string{notExecutable}, 126},
+			{[]string{"/"}, 126},
+			{[]string{"no-such-command-anywhere"}, 127},
+			{op("die", "9"), 128 + 9},
+			{op("die", "15"), 128 + 15},
+		} {
+			if r := l.once([]string{"--network", network}, c.argv...); r.code != c.want {
+				t.Errorf("%s, %v: exit %d, want %d; stderr:\n%s", network, c.argv[len(c.argv)-1], r.code, c.want, r.stderr)
+			}
+		}
+	}
+	for _, flags := range [][]string{{"--no-such-flag"}, {"--network", "nonsense"}, {"-p", "x:80"}, {"--network", "container:nobody"}} {
+		if r := l.once(flags, "/bin/true"); r.code != 125 || r.stderr == "" {
+			t.Errorf("%v: exit %d, %q; want 125 and a word why", flags, r.code, r.stderr)
+		}
+	}
+}
+
+func TestScorecard37SignalsAreForwarded(t *testing.T) {
+	l := newLab(t)
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGINT} {
+		cmd := l.command("rootless-run", append([]string{"--"}, op("ignore", strconv.Itoa(int(sig)), "7")...)...)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := out.Read(make([]byte, 64)); err != nil { // "waiting"
+			t.Fatal(err)
+		}
+		if err := cmd.Process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+		timer := time.AfterFunc(5*time.Second, func() { _ = cmd.Process.Kill() })
+		_ = cmd.Wait()
+		timer.Stop()
+		if code := cmd.ProcessState.ExitCode(); code != 7 {
+			t.Errorf("%v: exit %d, want the command's 7", sig, code)
+		}
+	}
+	// A command that does not catch it dies of it, and that is what is reported.
+	cmd := l.command("rootless-run", "--", "/bin/sleep", "100")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 5*time.Second, func() string {
+		if strings.Contains(l.manage("ps"), "sleep") {
+			return ""
+		}
+		return "not in ps"
+	})
+	_ = cmd.Process.Signal(syscall.SIGTERM)
+	timer := time.AfterFunc(5*time.Second, func() { _ = cmd.Process.Kill() })
+	defer timer.Stop()
+	_ = cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != 128+15 {
+		t.Errorf("exit %d, want 143", code)
+	}
+}
+
+func TestScorecard38NothingLeft(t *testing.T) {
+	onEveryLink(t, func(t *testing.T, l *lab) {
+		mounts := mountsBelow(t, l.runtime)
+		s := l.start("-p", "8080:80")
+		s.do("daemon")
+		s.in.Close()
+		for range s.lines {
+		}
+		// The end of the command's output is its end, or nearly.
+		l.nothingLeft(500 * time.Millisecond)
+		_ = s.cmd.Wait()
+		if code := s.cmd.ProcessState.ExitCode(); code != 0 {
+			t.Errorf("exit %d; stderr:\n%s", code, s.stderr)
+		}
+		if left := l.files(); len(left) > 0 {
+			t.Errorf("files left: %v", left)
+		}
+		if after := mountsBelow(t, l.runtime); after != mounts {
+			t.Errorf("mounts left: %d, before %d", after, mounts)
+		}
+		l.portFree("8080", 0)
+	})
+}
+
+func mountsBelow(t *testing.T, dir string) int {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(text), " "+dir+"/")
+}
+
+// TestFailedStartLeavesNothing: a port that is taken is found before the command starts.
+func TestFailedStartLeavesNothing(t *testing.T) {
+	l := newLab(t)
+	_, _ = l.serve(l.Here, "0.0.0.0:8081", func(c *net.TCPConn) { c.Close() })
+	mark := filepath.Join(l.runtime, "ran")
+	r := l.once([]string{"-p", "8080:80", "-p", "8081:81"}, "/bin/sh", "-c", "echo > "+mark)
+	if r.code != 125 || !strings.Contains(r.stderr, "failed to bind host port 0.0.0.0:8081/tcp: address already in use") {
+		t.Errorf("exit %d, %q", r.code, r.stderr)
+	}
+	if _, err := os.Stat(mark); err == nil {
+		t.Error("the command was started")
+	}
+	if c, err := l.Here.Dial("tcp", "127.0.0.1:8080", time.Second); err == nil {
+		c.Close()
+		t.Error("the other port is still open")
+	}
+	l.nothingLeft(500 * time.Millisecond)
+	if left := l.files(); len(left) > 0 {
+		t.Errorf("files left: %v", left)
+	}
+}
+
+// TestContainerOutlivesItsFirst: the network lives until its last member is gone.
+func TestContainerOutlivesItsFirst(t *testing.T) {
+	l := newLab(t)
+	srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
+	first := l.start("-p", "8080:80")
+	second := l.start("--network", "container:"+first.name)
+	first.in.Close()
+	time.Sleep(300 * time.Millisecond)
+	if got := second.do("exchange", srv, "hello"); !strings.HasSuffix(got, " hello") {
+		t.Errorf("after the first is gone: %q", got)
+	}
+	second.do("serve-tcp", ":80")
+	if got, err := guest.Exchange(l.connectTo(l.There, at(topo.Here4, 8080)), "hi"); err != nil || !strings.HasSuffix(got, " hi") {
+		t.Errorf("published port after the first is gone: %q, %v", got, err)
+	}
+	second.stop()
+	first.stop()
+	l.nothingLeft(time.Second)
+}
+
+func TestUserNamespaces(t *testing.T) {
+	l := newLab(t)
+	uid, gid := os.Getuid(), os.Getgid()
+	if r := l.once([]string{"--userns", "root"}, op("ids")...); !strings.HasPrefix(r.stdout, "0 0 000001") {
+		t.Errorf("root: %q, %s", r.stdout, r.stderr)
+	}
+	want := fmt.Sprintf("%d %d 0000000000000000 ", uid, gid)
+	if r := l.once([]string{"--userns", "keep-id"}, op("ids")...); !strings.HasPrefix(r.stdout, want) {
+		t.Errorf("keep-id: %q, want %q; %s", r.stdout, want, r.stderr)
+	}
+}

@@ -1,0 +1,128 @@
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"rootlessnet/internal/nettest/guest"
+	"rootlessnet/internal/nettest/topo"
+)
+
+// bins holds rootless-run and rootless-net.
+var bins string
+
+// hostResolvConf is what the product reads as the host's /etc/resolv.conf; writing to it changes it.
+var hostResolvConf *os.File
+
+// built names the directory of the programs that the first TestMain built and the second has to remove.
+const built = "ROOTLESSNET_E2E_BUILT"
+
+func TestMain(m *testing.M) {
+	guest.Main()
+	if os.Getenv("ROOTLESSNET_BIN") == "" {
+		// Before the network namespace is left, in which modules may still have to be fetched.
+		dir, err := build()
+		if err != nil {
+			os.Exit(fail(err))
+		}
+		os.Setenv("ROOTLESSNET_BIN", dir)
+		os.Setenv(built, dir)
+	}
+	topo.Enter()
+	os.Exit(run(m))
+}
+
+func build() (string, error) {
+	dir, err := os.MkdirTemp("", "bin")
+	if err != nil {
+		return "", err
+	}
+	for _, name := range []string{"rootless-run", "rootless-net"} {
+		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, name), "../cmd/"+name)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			os.RemoveAll(dir)
+			return "", fmt.Errorf("build %s: %w\n%s", name, err, out)
+		}
+	}
+	return dir, nil
+}
+
+func run(m *testing.M) int {
+	bins = os.Getenv("ROOTLESSNET_BIN")
+	if dir := os.Getenv(built); dir != "" {
+		defer os.RemoveAll(dir)
+	}
+	var err error
+	// A resolver in "there", where the tests' DNS server is.
+	if hostResolvConf, err = topo.Cover("/etc/resolv.conf", fmt.Appendf(nil, "nameserver %v\n", topo.There4)); err != nil {
+		return fail(err)
+	}
+	return m.Run()
+}
+
+func fail(err error) int {
+	fmt.Fprintln(os.Stderr, "e2e:", err)
+	return 1
+}
+
+// long says that the long forms are wanted.
+func long() bool { return os.Getenv("ROOTLESSNET_LONG") == "1" }
+
+// kinds are the links to test: all three where /dev/net/tun can be opened.
+func kinds(t *testing.T) []string {
+	t.Helper()
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	if err == nil {
+		f.Close()
+		return []string{"tap", "tap-plain", "packet"}
+	}
+	if os.Getenv("ROOTLESSNET_CI") == "1" && os.Getenv("TUN_MODE") != "0600" {
+		t.Fatalf("nothing is skipped in CI, and the TAP links cannot be tested: %v", err)
+	}
+	t.Logf("ONLY THE PACKET LINK IS TESTED: %v", err)
+	return []string{"packet"}
+}
+
+// onEveryLink runs test once for each link kind.
+func onEveryLink(t *testing.T, test func(t *testing.T, l *lab)) {
+	for _, kind := range kinds(t) {
+		t.Run(kind, func(t *testing.T) {
+			l := newLab(t)
+			l.flags = []string{"--link", kind}
+			test(t, l)
+		})
+	}
+}
+
+// eventually waits until ok returns "", and fails with what it returned last.
+func eventually(t *testing.T, within time.Duration, ok func() string) {
+	t.Helper()
+	deadline := time.Now().Add(within)
+	for {
+		problem := ok()
+		if problem == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("after %v: %s", within, problem)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// portOf is the port of a socket's address.
+func portOf(a net.Addr) int {
+	switch a := a.(type) {
+	case *net.TCPAddr:
+		return a.Port
+	case *net.UDPAddr:
+		return a.Port
+	}
+	return 0
+}

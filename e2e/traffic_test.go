@@ -1,0 +1,238 @@
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"rootlessnet/internal/nettest/guest"
+	"rootlessnet/internal/nettest/topo"
+)
+
+// connectTo dials from a namespace.
+func (l *lab) connectTo(ns *topo.NS, addr string) net.Conn {
+	l.Helper()
+	c, err := ns.Dial("tcp", addr, 5*time.Second)
+	if err != nil {
+		l.Fatalf("dial %s: %v", addr, err)
+	}
+	l.Cleanup(func() { c.Close() })
+	return c
+}
+
+func TestTCPOut(t *testing.T) {
+	onEveryLink(t, func(t *testing.T, l *lab) {
+		s := l.start()
+		for _, f := range l.families() {
+			srv, _ := l.serve(l.There, at(f.there, 0), func(c *net.TCPConn) { guest.Echo(c) })
+			got := s.do("exchange", srv, "hello")
+			peer, text, _ := strings.Cut(got, " ")
+			if host, _, _ := net.SplitHostPort(peer); host != f.here.String() || text != "hello" {
+				t.Errorf("exchange with %v: %q; want the host's address %v and the echo", srv, got, f.here)
+			}
+		}
+	})
+}
+
+// sameWithout logs what an operation comes to on the host itself.
+func (l *lab) sameWithout(words ...string) {
+	l.Helper()
+	r := l.finish(l.Here.Command(op(words...)...))
+	l.Logf("without a helper, %v: %s%s", words, r.stdout, r.stderr)
+}
+
+// TestFailuresComeThrough: refused stays refused, unreachable unreachable, prohibited prohibited, silent silent; on TCP
+// and UDP, both families.
+func TestFailuresComeThrough(t *testing.T) {
+	onEveryLink(t, func(t *testing.T, l *lab) {
+		s := l.start()
+		l.sameWithout("udp", at(topo.Unreachable4, 9), "x")
+		s.wantFirst("ECONNREFUSED", "connect", at(topo.There4, 9))
+		s.wantFirst("EHOSTUNREACH", "connect", at(topo.Unreachable4, 9))
+		s.wantFirst("EHOSTUNREACH", "connect", at(topo.Prohibited4, 9))
+		s.wantFirst("TIMEOUT", "connect", at(topo.Blackhole4, 9), "1500ms")
+		s.want("ECONNREFUSED", "udp", at(topo.There4, 9), "x")
+		s.want("EHOSTUNREACH", "udp", at(topo.Unreachable4, 9), "x")
+		s.want("TIMEOUT", "udp", at(topo.Blackhole4, 9), "x", "300ms")
+		if !l.IPv6 {
+			return
+		}
+		s.wantFirst("ECONNREFUSED", "connect", at(topo.There6, 9))
+		s.wantFirst("ENETUNREACH", "connect", at(topo.Unreachable6, 9))
+		s.wantFirst("EACCES", "connect", at(topo.Prohibited6, 9))
+		s.wantFirst("TIMEOUT", "connect", at(topo.Blackhole6, 9), "1500ms")
+		s.want("ECONNREFUSED", "udp", at(topo.There6, 9), "x")
+	})
+}
+
+func TestUDPOut(t *testing.T) {
+	onEveryLink(t, func(t *testing.T, l *lab) {
+		s := l.start()
+		for _, f := range l.families() {
+			srv, _ := l.serveUDP(l.There, at(f.there, 0))
+			got := s.do("udp", srv, "hello")
+			peer, text, _ := strings.Cut(got, " ")
+			if host, _, _ := net.SplitHostPort(peer); host != f.here.String() || text != "hello" {
+				t.Errorf("udp with %v: %q; want the host's address %v and the echo", srv, got, f.here)
+			}
+		}
+		// A large datagram crosses in fragments. The guest's kernel may first be told what fits outside.
+		srv, _ := l.serveUDP(l.There, at(topo.There4, 0))
+		large := strings.Repeat("y", 20000)
+		got := s.do("udp", srv, large)
+		if got == "EMSGSIZE" {
+			got = s.do("udp", srv, large)
+		}
+		if !strings.HasSuffix(got, " "+large) {
+			t.Errorf("20000 bytes came back as %d: %.40q", len(got), got)
+		}
+	})
+}
+
+func TestPing(t *testing.T) {
+	onEveryLink(t, func(t *testing.T, l *lab) {
+		s := l.start()
+		s.want("reply 56", "ping", gateway4)
+		for _, f := range l.families() {
+			s.want("reply 56", "ping", f.there)
+		}
+		s.want("TIMEOUT", "ping", topo.Blackhole4, "300ms")
+		if got := s.do("ping", topo.Unreachable4); !strings.HasPrefix(got, "destination unreachable") && got != "EHOSTUNREACH" {
+			t.Errorf("ping of an unreachable host: %q", got)
+		}
+	})
+}
+
+// TestPingWithoutPermission: an echo that the host may not send is not answered by anybody.
+func TestPingWithoutPermission(t *testing.T) {
+	l := newLabWith(t, topo.Options{NoPing: true})
+	s := l.start()
+	if got := s.do("ping", topo.There4); strings.HasPrefix(got, "reply") {
+		t.Errorf("got %q for an echo request that cannot have been sent", got)
+	}
+}
+
+// TestHostAddress: what listens on the host's own address answers.
+func TestHostAddress(t *testing.T) {
+	l := newLab(t)
+	s := l.start()
+	for _, f := range l.families() {
+		srv, _ := l.serve(l.Here, at(f.here, 0), func(c *net.TCPConn) { guest.Echo(c) })
+		if got := s.do("exchange", srv, "hello"); !strings.HasSuffix(got, " hello") {
+			t.Errorf("exchange with the host at %v: %q", srv, got)
+		}
+	}
+}
+
+// TestPublish: a server inside is reached by the host's address, from a neighbour and from further away, and by its
+// loopback; it sees who asks.
+func TestPublish(t *testing.T) {
+	onEveryLink(t, func(t *testing.T, l *lab) {
+		s := l.start("-p", "8080:80", "-p", "8081:81/udp")
+		s.do("serve-tcp", ":80")
+		s.do("serve-udp", ":81")
+		for _, f := range l.families() {
+			c := l.connectTo(l.There, at(f.here, 8080))
+			got, err := guest.Exchange(c, "hello")
+			if want := c.LocalAddr().String() + " hello"; err != nil || got != want {
+				t.Errorf("TCP to %v: %q, %v; want %q", f.here, got, err, want)
+			}
+			u, err := l.There.Dial("udp", at(f.here, 8081), time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err = guest.AskUDP(u, "hello", 2*time.Second)
+			if want := u.LocalAddr().String() + " hello"; err != nil || got != want {
+				t.Errorf("UDP to %v: %q, %v; want %q", f.here, got, err, want)
+			}
+			u.Close()
+		}
+		got, err := guest.Exchange(l.connectTo(l.Here, "127.0.0.1:8080"), "hello")
+		if err != nil || !strings.HasPrefix(got, gateway4+":") {
+			t.Errorf("from the host's loopback the server saw %q, %v; want the gateway %s", got, err, gateway4)
+		}
+	})
+}
+
+// TestPublishToOneFamily: clients of IPv6 reach a server that listens on IPv4 only.
+func TestPublishToOneFamily(t *testing.T) {
+	l := newLab(t)
+	if !l.IPv6 {
+		t.Skip("THIS KERNEL HAS NO IPv6")
+	}
+	s := l.start("-p", "8080:80")
+	s.do("serve-tcp", "0.0.0.0:80", "tcp4")
+	got, err := guest.Exchange(l.connectTo(l.There, at(topo.Here6, 8080)), "hello")
+	if err != nil || !strings.HasSuffix(got, " hello") {
+		t.Errorf("got %q, %v", got, err)
+	}
+}
+
+// TestClosedPortInside: a published port behind which nothing listens resets its clients.
+func TestClosedPortInside(t *testing.T) {
+	onEveryLink(t, func(t *testing.T, l *lab) {
+		l.start("-p", "8080:80")
+		c, err := l.There.Dial("tcp", at(topo.Here4, 8080), 2*time.Second)
+		if err == nil {
+			_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+			_, err = c.Read(make([]byte, 1))
+			c.Close()
+		}
+		if got := guest.Errno(err); got != "ECONNRESET" && got != "ECONNREFUSED" {
+			t.Errorf("got %s, want a reset", got)
+		}
+	})
+}
+
+// TestHairpin: the sandbox reaches its own published port by the host's address.
+func TestHairpin(t *testing.T) {
+	l := newLab(t)
+	s := l.start("-p", "8080:80")
+	s.do("serve-tcp", ":80")
+	if got := s.do("exchange", at(topo.Here4, 8080), "hello"); !strings.HasSuffix(got, " hello") {
+		t.Errorf("got %q", got)
+	}
+}
+
+// TestHostLoopbackNamed: the named port answers on the gateway's address and by name, another one does not.
+func TestHostLoopbackNamed(t *testing.T) {
+	l := newLab(t)
+	open, _ := l.serve(l.Here, "127.0.0.1:0", func(c *net.TCPConn) { guest.Echo(c) })
+	closed, reached := l.serve(l.Here, "127.0.0.1:0", func(c *net.TCPConn) { guest.Echo(c) })
+	s := l.start("--host-loopback", fmt.Sprint(open.Port()))
+	for _, host := range []string{gateway4, "host.docker.internal", "host.containers.internal"} {
+		if got := s.do("exchange", net.JoinHostPort(host, fmt.Sprint(open.Port())), "hello"); !strings.HasSuffix(got, " hello") {
+			t.Errorf("exchange by %s: %q", host, got)
+		}
+		s.wantFirst("ECONNREFUSED", "connect", net.JoinHostPort(host, fmt.Sprint(closed.Port())))
+	}
+	if reached.count() != 0 {
+		t.Error("the port that was not named was reached")
+	}
+}
+
+// TestPublishAll: what begins to listen inside is published, what ends is not any more.
+func TestPublishAll(t *testing.T) {
+	l := newLab(t)
+	s := l.start("-P")
+	addr := s.do("serve-tcp", ":18080")
+	_, port, _ := net.SplitHostPort(addr)
+	var c net.Conn
+	eventually(t, 5*time.Second, func() string {
+		var err error
+		if c, err = l.There.Dial("tcp", at(topo.Here4, port), time.Second); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+	defer c.Close()
+	got, err := guest.Exchange(c, "hello")
+	if want := c.LocalAddr().String() + " hello"; err != nil || got != want {
+		t.Errorf("got %q, %v; want %q", got, err, want)
+	}
+	if !strings.Contains(s.stderr.String(), port) {
+		t.Errorf("the port was not printed; stderr:\n%s", s.stderr)
+	}
+}
