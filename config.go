@@ -122,9 +122,9 @@ type Config struct {
 	// PCAP is a file to which every frame is written in pcap format; empty means none. Bridge mode only.
 	PCAP string
 
-	// Confine takes from this process what a data plane does not need: every capability, the means to gain privilege
-	// by execve, and being read by other processes of the user. It cannot be undone, so it is for programs that do
-	// nothing else.
+	// Confine is for a process that does nothing else: it takes from it what a data plane does not need (every
+	// capability, the means to gain privilege by execve, and being read by other processes of the user), which cannot
+	// be undone, and sizes its Go scheduler for the load.
 	Confine bool
 
 	// RuntimeDir is where sandboxes of this user are found; empty means $XDG_RUNTIME_DIR/rootless-run.

@@ -35,7 +35,7 @@ var hostNames = []string{"host.docker.internal", "host.containers.internal"}
 // nothing was left behind and the code is ExitFailure, ExitCannotExec or ExitNotFound. When ctx ends, the command is
 // killed. Several may run at once.
 func Run(ctx context.Context, c Config) (exitCode int, err error) {
-	s := &sandbox{cfg: c, log: c.Logger, end: make(chan struct{})}
+	s := &sandbox{cfg: c, log: c.Logger, end: make(chan struct{}), stopScheduler: func() {}}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -67,6 +67,8 @@ type sandbox struct {
 	ns     *userns.Sandbox
 	net    *gateway // bridge mode only
 	api    *api.Server
+
+	stopScheduler context.CancelFunc
 
 	mu      sync.Mutex
 	members int  // leases that keep the network; guarded by mu
@@ -113,6 +115,9 @@ func (s *sandbox) prepare(ctx context.Context) (err error) {
 		if err := userns.Confine(); err != nil {
 			return err
 		}
+		ctx, cancel := context.WithCancel(context.Background())
+		s.wg.Go(func() { schedule(ctx) })
+		s.stopScheduler = cancel
 	}
 	return nil
 }
@@ -373,6 +378,7 @@ func (s *sandbox) close() {
 	s.ending = true
 	s.mu.Unlock()
 	close(s.end)
+	s.stopScheduler()
 	if s.net != nil {
 		s.net.stopFollowing()
 	}
