@@ -29,7 +29,7 @@ type Sandbox struct {
 	gone    chan struct{} // closed when init was reaped
 	readEnd chan struct{} // closed when the reader has ended
 	exited  chan struct{} // closed when exitCode is set
-	replies chan reply
+	replies chan reply    // room for one: the answer must wait for nobody, so that exited is read after it
 
 	call sync.Mutex // held for a request and its answer
 
@@ -98,7 +98,7 @@ func launch(log *slog.Logger, spawn func(sock *os.File) (*child, error)) (*Sandb
 		return nil, &Error{Op: "create a socket pair", Err: err}
 	}
 	s := &Sandbox{log: log, sock: ours, gone: make(chan struct{}), readEnd: make(chan struct{}),
-		exited: make(chan struct{}), replies: make(chan reply)}
+		exited: make(chan struct{}), replies: make(chan reply, 1)}
 	spawned := make(chan error, 1)
 	go s.own(spawn, theirs, spawned)
 	err = <-spawned
@@ -145,8 +145,9 @@ func (s *Sandbox) read() {
 			case msgReady, msgStarted, msgDone, msgFailed:
 				select {
 				case s.replies <- reply{m, fds, pid}:
-				case <-s.gone: // nobody asked, and nobody will
+				default: // the answer before this one was never asked for
 					closeAll(fds)
+					err = fmt.Errorf("%w %q", errProtocol, m.Type)
 				}
 			default:
 				closeAll(fds)
@@ -179,24 +180,28 @@ func (s *Sandbox) request(ctx context.Context, m *message, want msgType, fds ...
 		}
 		return reply{}, &Error{Op: string(m.Type), Err: err}
 	}
+	var r reply
 	select {
-	case r := <-s.replies:
-		if r.m.Type == msgFailed {
-			closeAll(r.fds)
-			return reply{}, r.m.Fail.err()
-		}
-		if r.m.Type != want {
-			closeAll(r.fds)
-			s.sock.close() // out of step for good
-			return reply{}, &Error{Op: string(m.Type), Err: fmt.Errorf("%w %q", errProtocol, r.m.Type)}
-		}
-		return r, nil
+	case r = <-s.replies:
 	case <-s.readEnd:
-		return reply{}, s.ended(string(m.Type))
+		select {
+		case r = <-s.replies: // a short command: its end has been read as well
+		default:
+			return reply{}, s.ended(string(m.Type))
+		}
 	case <-ctx.Done():
 		s.sock.close() // an answer that comes late must not be taken for that of another request
 		return reply{}, &Error{Op: string(m.Type), Err: ctx.Err()}
 	}
+	if r.m.Type == want {
+		return r, nil
+	}
+	closeAll(r.fds)
+	if r.m.Type == msgFailed {
+		return reply{}, r.m.Fail.err()
+	}
+	s.sock.close() // out of step for good
+	return reply{}, &Error{Op: string(m.Type), Err: fmt.Errorf("%w %q", errProtocol, r.m.Type)}
 }
 
 // ended is the error after the reader has ended.
@@ -333,6 +338,11 @@ func (s *Sandbox) Close() error {
 			<-s.gone
 		}
 		<-s.readEnd
+		select {
+		case r := <-s.replies:
+			closeAll(r.fds)
+		default:
+		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.linkFile != nil {
