@@ -64,7 +64,7 @@ func newLabWith(t *testing.T, o topo.Options) *lab {
 // command prepares one of our programs in "here".
 func (l *lab) command(name string, args ...string) *topo.Cmd {
 	cmd := l.Here.Command(append([]string{filepath.Join(bins, name)}, args...)...)
-	cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+l.runtime)
+	cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+l.runtime, "GOTRACEBACK=all")
 	return cmd
 }
 
@@ -193,7 +193,7 @@ func (s *sandbox) stop() {
 		s.in.Close()
 		timer := time.AfterFunc(5*time.Second, func() {
 			s.Errorf("%s did not end within 5 s of its command's end of input", s.name)
-			_ = s.cmd.Process.Kill()
+			s.dumpAndKill()
 		})
 		defer timer.Stop()
 		for range s.lines { // Wait closes the pipe, so it is read first
@@ -203,6 +203,15 @@ func (s *sandbox) stop() {
 			s.Errorf("%s said:\n%s", s.name, text)
 		}
 	})
+}
+
+// dumpAndKill makes a supervisor that hangs say where, on stderr.
+func (s *sandbox) dumpAndKill() {
+	// Of the signals that make the Go runtime print all stacks, one that is not forwarded to the command.
+	_ = s.cmd.Process.Signal(syscall.SIGSEGV)
+	time.Sleep(time.Second)
+	_ = s.cmd.Process.Kill()
+	s.Logf("%s was in:\n%s", s.name, s.stderr)
 }
 
 func (s *sandbox) line() string {

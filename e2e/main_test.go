@@ -63,6 +63,7 @@ func run(m *testing.M) int {
 	if hostResolvConf, err = topo.Cover("/etc/resolv.conf", fmt.Appendf(nil, "nameserver %v\n", topo.There4)); err != nil {
 		return fail(err)
 	}
+	defer os.Remove(hostResolvConf.Name())
 	return m.Run()
 }
 

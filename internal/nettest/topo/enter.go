@@ -137,22 +137,22 @@ func dropCapabilities() error {
 }
 
 // Cover binds a new file with the given content over the file at path, for everything that this program starts from
-// now on. The returned file can be written again to change what they read. A symbolic link is followed.
+// now on. The returned file can be written again to change what they read; the caller removes it at the end, not before,
+// as nothing can be mounted over a file that is gone. A symbolic link is followed.
 func Cover(path string, content []byte) (*os.File, error) {
 	f, err := os.CreateTemp("", "cover")
 	if err != nil {
 		return nil, err
 	}
-	defer os.Remove(f.Name())
-	if err := f.Chmod(0o644); err == nil {
+	if err = f.Chmod(0o644); err == nil {
 		_, err = f.Write(content)
+	}
+	if err == nil {
+		err = unix.Mount(f.Name(), path, "", unix.MS_BIND, "")
 	}
 	if err != nil {
 		f.Close()
-		return nil, err
-	}
-	if err := unix.Mount(f.Name(), path, "", unix.MS_BIND, ""); err != nil {
-		f.Close()
+		os.Remove(f.Name())
 		return nil, fmt.Errorf("bind a file over %s: %w", path, err)
 	}
 	return f, nil

@@ -138,6 +138,7 @@ func TestCoverIsSeenByCommands(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer os.Remove(f.Name())
 	defer f.Close()
 	for _, want := range []string{"first\n", "later\n"} {
 		if _, err := f.WriteAt([]byte(want), 0); err != nil {

@@ -1,0 +1,330 @@
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/nettest/guest"
+	"rootlessnet/internal/nettest/topo"
+)
+
+// needFiles fails where this process may not open as many files as a test needs.
+func needFiles(t *testing.T, n uint64) {
+	t.Helper()
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if limit.Cur < n {
+		if os.Getenv("ROOTLESSNET_CI") == "1" {
+			t.Fatalf("needs %d open files, the limit is %d", n, limit.Cur)
+		}
+		t.Skipf("SKIPPED: NEEDS %d OPEN FILES, THE LIMIT IS %d", n, limit.Cur)
+	}
+}
+
+func idleConnections(t *testing.T, l *lab, n int) {
+	srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
+	s := l.start()
+	before := s.rss()
+	if got := s.do("hold", srv, n); got != fmt.Sprint(n) {
+		t.Fatalf("held %s of %d; stderr:\n%s", got, n, s.stderr)
+	}
+	s.want(fmt.Sprint(n), "hold-echo")
+	t.Logf("%d connections: %d KiB each", n, (s.rss()-before)/n>>10)
+	// 600 MB for 10,000, and what a small number costs at least.
+	if grown, most := s.rss()-before, 60_000*n+16<<20; !slow && grown > most {
+		t.Errorf("%d idle connections take %d bytes, more than %d", n, grown, most)
+	}
+}
+
+func TestScorecard24ThousandIdleConnections(t *testing.T) {
+	onEveryLink(t, func(t *testing.T, l *lab) {
+		needFiles(t, 1100)
+		idleConnections(t, l, 1000)
+	})
+}
+
+func TestScorecard25TenThousandIdleConnections(t *testing.T) {
+	n := 10000
+	if slow {
+		n = 3000
+	}
+	needFiles(t, uint64(n)+200)
+	idleConnections(t, newLab(t), n)
+}
+
+// cpu is the processor time a process has used.
+func cpu(t *testing.T, pid int) time.Duration {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// proc(5): utime and stime are fields 14 and 15, in ticks of 10 ms; the second, comm, ends with a parenthesis.
+	f := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	user, err1 := strconv.Atoi(f[11])
+	system, err2 := strconv.Atoi(f[12])
+	if err1 != nil || err2 != nil {
+		t.Fatal(err1, err2)
+	}
+	return time.Duration(user+system) * 10 * time.Millisecond
+}
+
+func TestScorecard27OutOfDescriptors(t *testing.T) {
+	const limit, clients = 64, 100
+	l := newLab(t)
+	name := "starved"
+	argv := append([]string{filepath.Join(bins, "rootless-run"), "--name", name, "-p", "8080:80", "--"}, op("agent")...)
+	// The hard limit too, as the runtime raises the soft one to it.
+	cmd := l.Here.Command(append([]string{"/bin/sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, limit), "sh"}, argv...)...)
+	cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+l.runtime)
+	s := l.agent(name, cmd)
+	s.do("serve-tcp", ":80")
+	conns := make([]net.Conn, 0, clients)
+	for range clients {
+		if c, err := l.There.Dial("tcp", at(topo.Here4, 8080), 2*time.Second); err == nil {
+			conns = append(conns, c)
+		}
+	}
+	time.Sleep(500 * time.Millisecond)
+	begin, used := time.Now(), cpu(t, cmd.Process.Pid)
+	time.Sleep(2 * time.Second)
+	if share := float64(cpu(t, cmd.Process.Pid)-used) / float64(time.Since(begin)); share > 0.2 {
+		t.Errorf("uses %.0f %% of a processor while out of descriptors", share*100)
+	}
+	for _, c := range conns {
+		c.Close()
+	}
+	eventually(t, 2*time.Second, func() string {
+		c, err := l.There.Dial("tcp", at(topo.Here4, 8080), time.Second)
+		if err != nil {
+			return err.Error()
+		}
+		defer c.Close()
+		if got, err := guest.Exchange(c, "back"); err != nil || !strings.HasSuffix(got, " back") {
+			return fmt.Sprintf("after the clients left: %q, %v", got, err)
+		}
+		return ""
+	})
+}
+
+func TestScorecard30BlackHole(t *testing.T) {
+	onEveryLink(t, func(t *testing.T, l *lab) {
+		srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
+		s := l.start()
+		s.want("200", "dial-many", at(topo.Blackhole4, 80), 200)
+		most := 100
+		if slow {
+			most = 400
+		}
+		result, ms, _ := strings.Cut(s.do("connect", srv), " ")
+		if took, err := strconv.Atoi(ms); result != "connected" || err != nil || took > most {
+			t.Errorf("beside 200 dials into a black hole: %s after %s ms; at most %d", result, ms, most)
+		}
+	})
+}
+
+func TestScorecard31HalfOpens(t *testing.T) {
+	l := newLab(t)
+	srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
+	s := l.start()
+	before := s.rss()
+	s.want("10000", "raw-syns", topo.Blackhole4, 80, 10000)
+	if got := s.do("exchange", srv, "hello"); !strings.HasSuffix(got, " hello") {
+		t.Errorf("beside 10,000 half-opens: %q", got)
+	}
+	const most = 100 << 20
+	if grown := s.rss() - before; !slow && grown > most {
+		t.Errorf("10,000 half-opens took %d bytes, more than %d", grown, most)
+	}
+}
+
+func TestScorecard32UDPFlows(t *testing.T) {
+	flows := 5000
+	if long() {
+		flows = 50000
+	}
+	l := newLab(t)
+	srv, _ := l.serveUDP(l.There, at(topo.There4, 0))
+	s := l.start()
+	before := s.rss()
+	answered, err := strconv.Atoi(s.do("udp-burst", srv, flows))
+	if err != nil || answered < flows*99/100 {
+		t.Errorf("%d of %d flows were answered, %v", answered, flows, err)
+	}
+	for name, n := range s.counters() {
+		if name == "now.udp.flows" && n > 16384 {
+			t.Errorf("%d flows are kept", n)
+		}
+	}
+	const most = 150 << 20
+	if grown := s.rss() - before; grown > most {
+		t.Errorf("grew by %d bytes, more than %d", grown, most)
+	}
+	if got := s.do("udp", srv, "last"); !strings.HasSuffix(got, " last") {
+		t.Errorf("afterwards: %q", got)
+	}
+}
+
+// TestScorecard33Churn opens and closes connections out of and into the sandbox, and expects the sockets, the memory
+// and the counters of live flows where they were.
+func TestScorecard33Churn(t *testing.T) {
+	lasts := 10 * time.Second
+	if long() {
+		lasts = 5 * time.Minute
+	}
+	l := newLab(t)
+	srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
+	s := l.start("-p", "8080:80")
+	s.do("serve-tcp", ":80")
+	// A first round fills the pools.
+	churn(t, l, s, srv.String(), 2*time.Second)
+	time.Sleep(time.Second)
+	sockets, rss := l.sockets(), s.rss()
+	n := churn(t, l, s, srv.String(), lasts)
+	t.Logf("%.0f connections a second", float64(n)/lasts.Seconds())
+	eventually(t, 10*time.Second, func() string {
+		if now := l.sockets(); now > sockets+sockets/20+2 {
+			return fmt.Sprintf("%d sockets, before %d", now, sockets)
+		}
+		return ""
+	})
+	// 5 %, and what a collector may still hold.
+	if now := s.rss(); now > rss+rss/20+8<<20 {
+		t.Errorf("resident memory grew from %d to %d", rss, now)
+	}
+	for name, v := range s.counters() {
+		if strings.HasPrefix(name, "now.tcp") && v > 4 {
+			t.Errorf("%s is %d after all connections are gone", name, v)
+		}
+	}
+}
+
+func churn(t *testing.T, l *lab, s *sandbox, out string, lasts time.Duration) (n int) {
+	var wg sync.WaitGroup
+	var in int
+	wg.Go(func() {
+		for deadline := time.Now().Add(lasts); time.Now().Before(deadline); in++ {
+			c, err := l.There.Dial("tcp", at(topo.Here4, 8080), 5*time.Second)
+			if err != nil {
+				t.Errorf("connection %d into the sandbox: %v", in, err)
+				return
+			}
+			_ = c.(*net.TCPConn).SetLinger(0) // or TIME_WAIT eats the ports
+			if got, err := guest.Exchange(c, "x"); err != nil || !strings.HasSuffix(got, " x") {
+				t.Errorf("connection %d into the sandbox: %q, %v", in, got, err)
+			}
+			c.Close()
+		}
+	})
+	for deadline := time.Now().Add(lasts); time.Now().Before(deadline); {
+		got, err := strconv.Atoi(s.do("churn", out, 500))
+		if err != nil || got != 500 {
+			t.Errorf("%d of 500 connections out of the sandbox worked, %v", got, err)
+			break
+		}
+		n += got
+	}
+	wg.Wait()
+	return n + in
+}
+
+// sockets are those in use in "here": of the supervisor, as nobody else has any there.
+func (l *lab) sockets() int {
+	l.Helper()
+	text, err := l.Here.Read("/proc/thread-self/net/sockstat")
+	if err != nil {
+		l.Fatal(err)
+	}
+	n := 0
+	for _, line := range strings.Split(string(text), "\n") {
+		f := strings.Fields(line)
+		if len(f) > 2 && (f[0] == "TCP:" || f[0] == "UDP:") {
+			v, err := strconv.Atoi(f[2])
+			if err != nil {
+				l.Fatal(err)
+			}
+			n += v
+		}
+	}
+	return n
+}
+
+func TestScorecard34HalfClose(t *testing.T) {
+	onEveryLink(t, func(t *testing.T, l *lab) {
+		const n = 3<<20 + 17
+		s := l.start("-p", "8080:80")
+		s.do("serve-half", ":80")
+		for _, f := range l.families() {
+			srv, _ := l.serve(l.There, at(f.there, 0), guest.SumAfterEOF)
+			s.want("same", "half", srv, n)
+			if got, err := guest.HalfClose(l.connectTo(l.There, at(f.here, 8080)), n); err != nil || got != "same" {
+				t.Errorf("into the sandbox at %v: %q, %v", f.here, got, err)
+			}
+		}
+	})
+}
+
+func TestScorecard35Reset(t *testing.T) {
+	onEveryLink(t, func(t *testing.T, l *lab) {
+		const most = 100 // ms
+		s := l.start("-p", "8080:80")
+		s.do("serve-rst", ":80")
+		check := func(where, got string) {
+			t.Helper()
+			result, ms, _ := strings.Cut(got, " ")
+			if took, err := strconv.Atoi(ms); result != "ECONNRESET" || err != nil || took > most {
+				t.Errorf("%s: %q; want ECONNRESET within %d ms", where, got, most)
+			}
+		}
+		srv, _ := l.serve(l.There, at(topo.There4, 0), guest.ResetAfterByte)
+		check("host resets", s.do("reset", srv))
+		got, err := guest.AwaitReset(l.connectTo(l.There, at(topo.Here4, 8080)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		check("guest resets", got)
+	})
+}
+
+// TestIperf3: the tool that everybody tries first.
+func TestIperf3(t *testing.T) {
+	path, err := exec.LookPath("iperf3")
+	if err != nil {
+		if os.Getenv("ROOTLESSNET_CI") == "1" {
+			t.Fatal(err)
+		}
+		t.Skip("SKIPPED: THERE IS NO iperf3")
+	}
+	onEveryLink(t, func(t *testing.T, l *lab) {
+		srv := l.There.Command(path, "-s")
+		if err := srv.Start(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, 5*time.Second, func() string {
+			c, err := l.Here.Dial("tcp", at(topo.There4, 5201), time.Second)
+			if err != nil {
+				return err.Error()
+			}
+			c.Close()
+			return ""
+		})
+		for _, more := range [][]string{nil, {"-R"}, {"-u", "-b", "20M"}} {
+			argv := append([]string{path, "-c", topo.There4.String(), "-t", "1"}, more...)
+			if r := l.once(nil, argv...); r.code != 0 {
+				t.Errorf("iperf3 %v: exit %d\n%s%s", more, r.code, r.stdout, r.stderr)
+			}
+		}
+	})
+}
