@@ -18,13 +18,18 @@ const leakPatience = 3 * time.Second
 // that were not there when CheckLeaks was called. Call it first. Not for parallel tests: it sees the whole process.
 func CheckLeaks(t testing.TB) {
 	t.Helper()
+	checkLeaks(t, leakPatience)
+}
+
+func checkLeaks(t testing.TB, patience time.Duration) {
+	t.Helper()
 	goroutines, fds := liveGoroutines(), openFDs()
 	t.Cleanup(func() {
 		t.Helper()
 		if t.Failed() {
 			return // a test that ended early leaves things behind; its own failure is the news
 		}
-		end := time.Now().Add(leakPatience)
+		end := time.Now().Add(patience)
 		var left []string
 		for {
 			left = append(added(goroutines, liveGoroutines()), added(fds, openFDs())...)

@@ -81,7 +81,7 @@ func (f *failures) Errorf(s string, a ...any) { f.said += fmt.Sprintf(s, a...) }
 
 func TestCheckLeaksFindsGoroutinesAndFiles(t *testing.T) {
 	f := &failures{TB: t}
-	CheckLeaks(f)
+	checkLeaks(f, 50*time.Millisecond)
 	stop := make(chan struct{})
 	go func() { <-stop }()
 	file, err := os.Open(os.DevNull)

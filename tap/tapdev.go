@@ -1,0 +1,201 @@
+package tap
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Error is a failure of a link device. Err is or wraps a syscall.Errno.
+type Error struct {
+	Op  string // "open", "read"
+	Err error
+}
+
+func (e *Error) Error() string { return "tap: " + e.Op + ": " + e.Err.Error() }
+func (e *Error) Unwrap() error { return e.Err }
+
+// fdDevice is a Device on a TAP or a packet socket.
+type fdDevice struct {
+	info   Info
+	vnet   bool // each frame has a virtio-net header in front
+	packet bool
+	file   *os.File
+	conn   syscall.RawConn
+	closed atomic.Bool
+	rx     *rxState
+	tx     sync.Pool // of *txState
+
+	rxFrames, rxBytes, rxDropped atomic.Uint64
+	txFrames, txBytes, txDropped atomic.Uint64
+}
+
+var _ Device = (*fdDevice)(nil)
+
+// FromFD makes a Device of fd, which must be what info.Kind says: a TAP attached with IFF_NO_PI, with IFF_VNET_HDR for
+// KindTAP and without it for KindTAPPlain; or a bound packet socket with PACKET_VNET_HDR for KindPacket. The rest of
+// info is kept as given; for KindTAPPlain the offloads must be off. It takes fd over: fd is closed, also on error.
+// Failures are *Error.
+func FromFD(fd *os.File, info Info) (Device, error) {
+	// A duplicate, because the poller may hold fd from a time before TUNSETIFF, when it would never become readable;
+	// and because a file that is in blocking mode for os cannot be changed.
+	file, err := pollable(fd)
+	if err != nil {
+		return nil, &Error{"open", err}
+	}
+	d, err := newFDDevice(file, info)
+	if err == nil {
+		err = d.verify()
+	}
+	if err != nil {
+		file.Close()
+		return nil, &Error{"open", err}
+	}
+	return d, nil
+}
+
+func pollable(fd *os.File) (*os.File, error) {
+	defer fd.Close()
+	conn, err := fd.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var dup int
+	var derr error
+	err = conn.Control(func(n uintptr) { dup, derr = unix.FcntlInt(n, unix.F_DUPFD_CLOEXEC, 3) })
+	if err = errors.Join(err, derr); err != nil {
+		return nil, err
+	}
+	if err := unix.SetNonblock(dup, true); err != nil {
+		unix.Close(dup)
+		return nil, err
+	}
+	return os.NewFile(uintptr(dup), fd.Name()), nil
+}
+
+// newFDDevice does not look at what kind of file it gets; the tests give it a socketpair.
+func newFDDevice(file *os.File, info Info) (*fdDevice, error) {
+	d := &fdDevice{info: info, file: file, vnet: true}
+	switch info.Kind {
+	case KindTAP:
+	case KindTAPPlain:
+		if info.CSum || info.TSO || info.USO {
+			return nil, fmt.Errorf("%w: offloads need virtio-net headers", unix.EINVAL)
+		}
+		d.vnet = false
+	case KindPacket:
+		d.packet = true
+	default:
+		return nil, fmt.Errorf("%w: no such kind of link: %q", unix.EINVAL, info.Kind)
+	}
+	var err error
+	if d.conn, err = file.SyscallConn(); err != nil {
+		return nil, err
+	}
+	d.rx = newRxState(d)
+	d.tx.New = func() any { return newTxState(d) }
+	return d, nil
+}
+
+// verify asks the kernel whether the descriptor is of the kind it was said to be: a header too many or too few would
+// shift every frame by ten bytes.
+func (d *fdDevice) verify() (err error) {
+	cerr := d.conn.Control(func(fd uintptr) {
+		if d.packet {
+			err = verifyPacket(int(fd))
+		} else {
+			err = verifyTAP(int(fd), d.vnet)
+		}
+	})
+	return errors.Join(cerr, err)
+}
+
+func verifyTAP(fd int, vnet bool) error {
+	req, err := unix.NewIfreq("")
+	if err != nil {
+		return err
+	}
+	if err := unix.IoctlIfreq(fd, unix.TUNGETIFF, req); err != nil {
+		return fmt.Errorf("TUNGETIFF: %w", err)
+	}
+	flags := req.Uint16()
+	if flags&unix.IFF_TAP == 0 || flags&unix.IFF_NO_PI == 0 || flags&unix.IFF_VNET_HDR != 0 != vnet {
+		return fmt.Errorf("%w: TAP with flags %#x", unix.EINVAL, flags)
+	}
+	if !vnet {
+		return nil
+	}
+	size, err := unix.IoctlGetInt(fd, unix.TUNGETVNETHDRSZ)
+	if err != nil {
+		return fmt.Errorf("TUNGETVNETHDRSZ: %w", err)
+	}
+	if size != HeaderLen {
+		return fmt.Errorf("%w: virtio-net header of %d bytes", unix.EINVAL, size)
+	}
+	return nil
+}
+
+func verifyPacket(fd int) error {
+	on, err := unix.GetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VNET_HDR)
+	if err != nil {
+		return fmt.Errorf("PACKET_VNET_HDR: %w", err)
+	}
+	if on == 0 {
+		return fmt.Errorf("%w: packet socket without virtio-net headers", unix.EINVAL)
+	}
+	// The auxiliary data tells of VLAN tags.
+	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1); err != nil {
+		return fmt.Errorf("PACKET_AUXDATA: %w", err)
+	}
+	return nil
+}
+
+func (d *fdDevice) Info() Info { return d.info }
+
+func (d *fdDevice) Stats() Stats {
+	if d.packet {
+		d.fetchKernelDrops()
+	}
+	return Stats{
+		RxFrames: d.rxFrames.Load(), RxBytes: d.rxBytes.Load(), RxDropped: d.rxDropped.Load(),
+		TxFrames: d.txFrames.Load(), TxBytes: d.txBytes.Load(), TxDropped: d.txDropped.Load(),
+	}
+}
+
+// fetchKernelDrops adds what the socket's queue lost since the last time: reading PACKET_STATISTICS clears it.
+func (d *fdDevice) fetchKernelDrops() {
+	// An error means that the device is closed: nothing to add.
+	_ = d.conn.Control(func(fd uintptr) {
+		if s, err := unix.GetsockoptTpacketStats(int(fd), unix.SOL_PACKET, unix.PACKET_STATISTICS); err == nil {
+			d.rxDropped.Add(uint64(s.Drops))
+		}
+	})
+}
+
+func (d *fdDevice) Close() error {
+	if d.closed.Swap(true) {
+		return nil
+	}
+	if d.packet {
+		d.fetchKernelDrops()
+	}
+	return d.file.Close()
+}
+
+// mmsghdr is struct mmsghdr (include/linux/socket.h).
+type mmsghdr struct {
+	hdr unix.Msghdr
+	len uint32
+	_   [4]byte
+}
+
+func iovec(b []byte) unix.Iovec {
+	v := unix.Iovec{Base: &b[0]}
+	v.SetLen(len(b))
+	return v
+}
