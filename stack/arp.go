@@ -19,7 +19,9 @@ func (p *port) receiveARP(b []byte) {
 	}
 	src := netip.AddrFrom4([4]byte(a.ProtocolAddressSender()))
 	target := netip.AddrFrom4([4]byte(a.ProtocolAddressTarget()))
-	p.learn(src, a.HardwareAddressSender())
+	if [6]byte(a.HardwareAddressSender()) == [6]byte(b[6:12]) {
+		p.learn(src, b[6:12])
+	}
 	if a.Op() != header.ARPRequest || target != p.s.cfg.Gateway4 {
 		return // announcements, and questions about other addresses of the link, are nobody's fault
 	}

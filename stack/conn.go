@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -25,6 +26,7 @@ type Conn struct {
 	rd, wr  waiter.Entry
 	fail    waiter.Entry // registered when failing is set
 	failing bool
+	finSent atomic.Bool
 	rdC     chan struct{}
 	wrC     chan struct{}
 }
@@ -84,6 +86,7 @@ func (p payload) Len() int { return p.n }
 
 // CloseWrite sends FIN after what was written.
 func (c *Conn) CloseWrite() error {
+	c.finSent.Store(true)
 	if err := c.ep.Shutdown(tcpip.ShutdownWrite); err != nil {
 		return Errno(err)
 	}
@@ -100,7 +103,15 @@ func (c *Conn) Close() { c.ep.Close() }
 func (c *Conn) ModerateReceive(n int) { c.ep.ModerateRecvBuf(n) }
 
 // Failed says whether the connection ended other than by FINs: by a reset, an error or a timeout.
-func (c *Conn) Failed() bool { return tcp.EndpointState(c.ep.State()) == tcp.StateError }
+func (c *Conn) Failed() bool {
+	switch tcp.EndpointState(c.ep.State()) {
+	case tcp.StateError:
+		return true
+	case tcp.StateClose: // netstack goes here when a reset follows the guest's FIN and ours was not sent yet
+		return !c.finSent.Load()
+	}
+	return false
+}
 
 // OnFailure has fn called when the connection fails, perhaps more than once. fn must not block and must not call c.
 func (c *Conn) OnFailure(fn func()) {

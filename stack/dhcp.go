@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/rfc1035label"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
@@ -18,7 +19,12 @@ var limitedBroadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 // dhcpLease: the address is the guest's for as long as the network lives; clients renew at half of it.
 const dhcpLease = 24 * time.Hour
 
-const dhcpClientPort = 68
+const (
+	dhcpClientPort = 68
+
+	// dhcpMaxMessage is what every client must take: a datagram of 576 bytes (RFC 2131 2), less IP and UDP headers.
+	dhcpMaxMessage = 576 - header.IPv4MinimumSize - udpLen
+)
 
 // handleDHCP answers a DHCPv4 client (RFC 2131). There is one address to give, so there is no state: DISCOVER is
 // offered it, REQUEST and INFORM for it are acknowledged, a REQUEST for another is refused.
@@ -71,9 +77,6 @@ func (s *Stack) handleDHCP(p *port, d *Datagram) {
 		if len(dns) > 0 {
 			mods = append(mods, dhcpv4.WithDNS(dns...))
 		}
-		if len(s.cfg.SearchDomains) > 0 {
-			mods = append(mods, dhcpv4.WithDomainSearchList(s.cfg.SearchDomains...))
-		}
 		if s.cfg.Hostname != "" {
 			mods = append(mods, dhcpv4.WithOption(dhcpv4.OptHostName(s.cfg.Hostname)))
 		}
@@ -83,16 +86,31 @@ func (s *Stack) handleDHCP(p *port, d *Datagram) {
 		s.stats.drop(DropDHCP)
 		return
 	}
-	// To the client's own MAC, by IP broadcast: it may not have the address yet, and every client takes broadcasts.
 	body := resp.ToBytes()
+	if kind != dhcpv4.MessageTypeNak && len(s.cfg.SearchDomains) > 0 {
+		resp.UpdateOption(dhcpv4.OptDomainSearch(&rfc1035label.Labels{Labels: s.cfg.SearchDomains}))
+		if longer := resp.ToBytes(); len(longer) <= dhcpMaxMessage { // the only list of any length: all or nothing
+			body = longer
+		}
+	}
+	if header.IPv4MinimumSize+udpLen+len(body) > s.cfg.MTU {
+		s.stats.drop(DropDHCP)
+		return
+	}
+	// To the client's own MAC. By IP broadcast while it may not have the address yet; a client that renews its lease
+	// listens on its address only (RFC 2131 4.1).
+	to := limitedBroadcast
+	if a, ok := netip.AddrFromSlice(req.ClientIPAddr.To4()); ok && kind == dhcpv4.MessageTypeAck && s.cfg.Subnet4.Contains(a) {
+		to = a
+	}
 	hdr := make([]byte, ethLen+header.IPv4MinimumSize+udpLen)
 	copy(hdr[0:6], req.ClientHWAddr)
-	s.ipv4Header(hdr[ethLen:], s.cfg.Gateway4, limitedBroadcast, protoUDP, 0, 0, udpLen+len(body), 0)
+	s.ipv4Header(hdr[ethLen:], s.cfg.Gateway4, to, protoUDP, 0, 0, udpLen+len(body), 0)
 	u := hdr[ethLen+header.IPv4MinimumSize:]
 	binary.BigEndian.PutUint16(u[0:], dhcpServerPort)
 	binary.BigEndian.PutUint16(u[2:], dhcpClientPort)
 	binary.BigEndian.PutUint16(u[4:], uint16(udpLen+len(body)))
-	sum := checksum.Checksum(u, pseudoSumAddr(s.cfg.Gateway4, limitedBroadcast, protoUDP, udpLen+len(body)))
-	binary.BigEndian.PutUint16(u[6:], ^checksum.Checksum(body, sum))
+	sum := checksum.Checksum(u, pseudoSumAddr(s.cfg.Gateway4, to, protoUDP, udpLen+len(body)))
+	binary.BigEndian.PutUint16(u[6:], udpChecksum(checksum.Checksum(body, sum)))
 	_ = p.writeFrame(tap.Header{}, header.IPv4ProtocolNumber, hdr, body)
 }

@@ -82,6 +82,10 @@ func (p *port) receiveICMP6(k *packet, r *rx) (taken bool) {
 
 func (p *port) receiveEcho(k *packet) {
 	s := p.s
+	if k.src.IsUnspecified() {
+		s.stats.drop(DropSource)
+		return
+	}
 	e := Echo{
 		Src: k.src, Dst: k.dst,
 		ID: binary.BigEndian.Uint16(k.payload[4:6]), Seq: binary.BigEndian.Uint16(k.payload[6:8]),
@@ -139,7 +143,8 @@ func (p *port) receiveError(k *packet, r *rx, quoted []byte) (taken bool) {
 			return false
 		}
 		ihl := int(quoted[0]&15) * 4
-		if quoted[0]>>4 != 4 || ihl < header.IPv4MinimumSize || len(quoted) < ihl+icmpLen {
+		later := binary.BigEndian.Uint16(quoted[6:8])&0x1fff != 0 // a fragment without the ports
+		if quoted[0]>>4 != 4 || ihl < header.IPv4MinimumSize || len(quoted) < ihl+icmpLen || later {
 			s.stats.drop(DropICMP)
 			return false
 		}

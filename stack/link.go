@@ -104,13 +104,26 @@ var txPool = sync.Pool{New: func() any {
 	return &txScratch{frames: make([]tap.Frame, 1), bufs: make([][]byte, 0, 16)}
 }}
 
+// release forgets what was sent, also of packets with more pieces than the last.
+func (t *txScratch) release() {
+	clear(t.bufs[:cap(t.bufs)])
+	t.frames[0] = tap.Frame{}
+	txPool.Put(t)
+}
+
 func (l *link) WritePackets(pkts gstack.PacketBufferList) (int, tcpip.Error) {
 	t := txPool.Get().(*txScratch)
 	n := 0
 	for _, pkt := range pkts.AsSlice() {
-		dst, ok := destination(pkt)
+		dst, proto, ok := destination(pkt)
 		if !ok {
 			l.s.stats.drop(DropTxMalformed)
+			continue
+		}
+		if proto != protoTCP {
+			// With promiscuous mode on, whatever else netstack says (reassembly timeouts, parameter problems,
+			// neighbour advertisements) it says in the name of an address that is not its own.
+			l.s.stats.drop(DropTxForeign)
 			continue
 		}
 		p := l.s.portFor(dst)
@@ -138,24 +151,20 @@ func (l *link) WritePackets(pkts gstack.PacketBufferList) (int, tcpip.Error) {
 			n += w
 		}
 	}
-	for i := range t.bufs {
-		t.bufs[i] = nil
-	}
-	t.frames[0] = tap.Frame{}
-	txPool.Put(t)
+	t.release()
 	return n, nil
 }
 
-// destination reads the destination address of an outgoing packet.
-func destination(p *gstack.PacketBuffer) (netip.Addr, bool) {
+// destination reads the destination address and the transport protocol of an outgoing packet.
+func destination(p *gstack.PacketBuffer) (dst netip.Addr, proto uint8, ok bool) {
 	h := p.NetworkHeader().Slice()
 	switch {
 	case p.NetworkProtocolNumber == header.IPv4ProtocolNumber && len(h) >= header.IPv4MinimumSize:
-		return netip.AddrFrom4([4]byte(h[16:20])), true
+		return netip.AddrFrom4([4]byte(h[16:20])), h[9], true
 	case p.NetworkProtocolNumber == header.IPv6ProtocolNumber && len(h) >= header.IPv6MinimumSize:
-		return netip.AddrFrom16([16]byte(h[24:40])), true
+		return netip.AddrFrom16([16]byte(h[24:40])), h[6], true
 	}
-	return netip.Addr{}, false
+	return netip.Addr{}, 0, false
 }
 
 // virtioHeader says what the guest's kernel must still do with the packet. With checksum offload netstack leaves the

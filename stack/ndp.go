@@ -83,7 +83,7 @@ func (s *Stack) answerSolicit(p *port, to, target netip.Addr) {
 	s.writeNDP(p, target, to, m)
 }
 
-// advertiseLoop sends a router advertisement at once and then at intervals until the stack ends.
+// advertiseLoop sends a router advertisement at once and then at intervals until the port ends.
 func (s *Stack) advertiseLoop(p *port) {
 	t := time.NewTicker(raInterval)
 	defer t.Stop()
@@ -91,7 +91,7 @@ func (s *Stack) advertiseLoop(p *port) {
 		s.advertise(p, allNodes)
 		select {
 		case <-t.C:
-		case <-s.done:
+		case <-p.done:
 			return
 		}
 	}
@@ -107,7 +107,11 @@ func (s *Stack) advertise(p *port, to netip.Addr) {
 	m = append(m, optMTU, 1, 0, 0)
 	m = binary.BigEndian.AppendUint32(m, uint32(s.cfg.MTU))
 	if s.cfg.Subnet6.IsValid() {
-		m = append(m, optPrefix, 4, byte(s.cfg.Subnet6.Bits()), 0x80|0x40) // on-link, autonomous
+		flags := byte(0x80) // on-link
+		if s.cfg.Subnet6.Bits() == 64 {
+			flags |= 0x40 // autonomous: RFC 4862 5.5.3 takes no other length
+		}
+		m = append(m, optPrefix, 4, byte(s.cfg.Subnet6.Bits()), flags)
 		m = binary.BigEndian.AppendUint32(m, raPrefixValid)
 		m = binary.BigEndian.AppendUint32(m, raPrefixPreferred)
 		a := s.cfg.Subnet6.Masked().Addr().As16()

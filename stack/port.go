@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -39,24 +40,37 @@ var broadcastMAC = [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 type port struct {
 	s   *Stack
 	dev tap.Device
-	// mac is the guest's link address, 48 bits. Learned from every IP or ARP frame whose source is in our subnets,
-	// so that a guest may change it.
+	// mac is the guest's link address, 48 bits; see learn. Written by the receive loop only.
 	mac       atomic.Uint64
 	closeOnce sync.Once
+	done      chan struct{} // closed by close
+
+	// The receive loop's own, for learn.
+	home    uint64     // the address the device was made with; 0 when it was not told
+	heard   bool       // mac was heard since doubted
+	doubted time.Time  // when another address was heard last while mac was not silent
+	lastSrc netip.Addr // is in addrs
 
 	// addrs are the addresses seen behind this port; read only when the network has several ports.
 	mu    sync.RWMutex
-	addrs map[netip.Addr]struct{}
+	addrs map[netip.Addr]struct{} // guarded by mu
 }
 
-// maxPortAddrs bounds what one guest can make us remember.
-const maxPortAddrs = 64
+const (
+	// maxPortAddrs bounds what one guest can make us remember.
+	maxPortAddrs = 64
+
+	// macPatience is how long the guest's link address must be silent before another one is believed: long enough
+	// that forged frames do not divert a flow under way, short enough that a flow outlives a change of the address.
+	macPatience = 2 * time.Second
+)
 
 func newPort(s *Stack, dev tap.Device, mac net.HardwareAddr) *port {
-	p := &port{s: s, dev: dev, addrs: map[netip.Addr]struct{}{}}
+	p := &port{s: s, dev: dev, addrs: map[netip.Addr]struct{}{}, done: make(chan struct{})}
 	m := broadcastMAC
 	if len(mac) == 6 {
 		copy(m[:], mac)
+		p.home = macBits(m[:])
 	}
 	p.mac.Store(macBits(m[:]))
 	return p
@@ -72,7 +86,12 @@ func (p *port) putGuestMAC(b []byte) {
 	binary.BigEndian.PutUint32(b[2:], uint32(m))
 }
 
-func (p *port) close() { p.closeOnce.Do(func() { _ = p.dev.Close() }) }
+func (p *port) close() {
+	p.closeOnce.Do(func() {
+		close(p.done)
+		_ = p.dev.Close()
+	})
+}
 
 func (p *port) owns(a netip.Addr) bool {
 	p.mu.RLock()
@@ -81,25 +100,54 @@ func (p *port) owns(a netip.Addr) bool {
 	return ok
 }
 
-// learn notes that src (in one of our subnets) speaks from mac.
+// learn notes that src, an address of the link, speaks from mac. A guest has one link address at a time and may change
+// it, but whoever can write raw frames inside could divert everybody's packets by forging one: the address the device
+// was made with is believed at once, another when the one in use has been silent.
 func (p *port) learn(src netip.Addr, mac []byte) {
-	if !p.s.cfg.Subnet4.Contains(src) && !p.s.cfg.Subnet6.Contains(src) || p.s.isGateway(src) || mac[0]&1 != 0 {
+	s := p.s
+	if !s.cfg.Subnet4.Contains(src) && !s.cfg.Subnet6.Contains(src) && !(src.Is6() && src.IsLinkLocalUnicast()) ||
+		s.isGateway(src) || mac[0]&1 != 0 {
 		return
 	}
-	if m := macBits(mac); m != p.mac.Load() {
+	switch m, old := macBits(mac), p.mac.Load(); {
+	case m == old:
+		p.heard = true
+	case m == 0:
+	case m == p.home || old == macBits(broadcastMAC[:]) || p.silent():
 		p.mac.Store(m)
+		p.heard = true
 	}
-	if len(*p.s.ports.Load()) < 2 {
-		return
+	if src != p.lastSrc && p.claim(src) {
+		p.lastSrc = src
 	}
-	if p.owns(src) {
-		return
+}
+
+// silent says whether the address in use was not heard for macPatience.
+func (p *port) silent() bool {
+	now := time.Now()
+	if p.heard {
+		p.heard, p.doubted = false, now
+	}
+	return now.Sub(p.doubted) >= macPatience
+}
+
+// claim remembers that src is behind this port, unless it is behind another one.
+func (p *port) claim(src netip.Addr) bool {
+	for _, q := range *p.s.ports.Load() {
+		if q != p && q.owns(src) {
+			return false
+		}
 	}
 	p.mu.Lock()
-	if len(p.addrs) < maxPortAddrs {
-		p.addrs[src] = struct{}{}
+	defer p.mu.Unlock()
+	if _, known := p.addrs[src]; !known && len(p.addrs) >= maxPortAddrs {
+		for old := range p.addrs { // any: temporary IPv6 addresses come and go
+			delete(p.addrs, old)
+			break
+		}
 	}
-	p.mu.Unlock()
+	p.addrs[src] = struct{}{}
+	return true
 }
 
 // rx is one slot of the receive loop: where the next frame is read to.
@@ -187,6 +235,7 @@ func (p *port) receive(f *tap.Frame, r *rx) (taken bool) {
 // deliver hands an IP packet of total bytes, of which hdr are headers, to netstack (Ethernet header excluded from both).
 // When the packet is large the slot's own view goes along and deliver returns true. The headers then get a view of
 // their own: netstack pulls them up again and again, and on a shared chunk each pull copies the whole of it.
+// With hdr 0 the packet is copied: what netstack keeps for long must not hold more memory than it accounts for.
 func (p *port) deliver(f *tap.Frame, r *rx, proto tcpip.NetworkProtocolNumber, hdr, total int) (taken bool) {
 	d := p.s.link.dispatcher()
 	if d == nil {
@@ -195,7 +244,7 @@ func (p *port) deliver(f *tap.Frame, r *rx, proto tcpip.NetworkProtocolNumber, h
 	var payload buffer.Buffer
 	end := ethLen + total
 	view := r.view.AsSlice()
-	if end <= copyBelow {
+	if end <= copyBelow || hdr == 0 && end <= rxViewSize {
 		_ = payload.Append(buffer.NewViewWithData(view[:end]))
 	} else {
 		hdr += ethLen
@@ -229,10 +278,6 @@ func (p *port) writeFrame(h tap.Header, proto tcpip.NetworkProtocolNumber, bufs 
 	t.bufs = append(t.bufs[:0], bufs...)
 	t.frames[0] = tap.Frame{Header: h, Bufs: t.bufs}
 	_, err := p.dev.WriteFrames(t.frames[:1])
-	for i := range t.bufs {
-		t.bufs[i] = nil
-	}
-	t.frames[0] = tap.Frame{}
-	txPool.Put(t)
+	t.release()
 	return err
 }

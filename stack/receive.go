@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 
+	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
@@ -28,6 +29,7 @@ type packet struct {
 	proto    uint8
 	ttl, tos uint8
 	df       bool
+	unicast  bool // the frame was for our link address alone
 	hdrLen   int
 }
 
@@ -49,14 +51,15 @@ func (p *port) receive4(f *tap.Frame, b []byte, r *rx) (taken bool) {
 	k := packet{
 		frame: f, ip: ip, payload: ip[ihl:], hdrLen: ihl, proto: ip[9], ttl: ip[8], tos: ip[1], df: flags&0x4000 != 0,
 		src: netip.AddrFrom4([4]byte(ip[12:16])), dst: netip.AddrFrom4([4]byte(ip[16:20])),
+		unicast: b[0]&1 == 0,
+	}
+	if !validSource(k.src) {
+		s.stats.drop(DropSource)
+		return false
 	}
 	p.learn(k.src, b[6:12])
 	if flags&0x3fff != 0 { // more fragments, or an offset: netstack reassembles, within its memory limit
-		if closedToTCP(k.dst) {
-			s.stats.drop(DropDestination)
-			return false
-		}
-		return p.deliver(f, r, header.IPv4ProtocolNumber, ihl, total)
+		return p.receiveFragment(&k, r, header.IPv4ProtocolNumber)
 	}
 	return p.dispatch(&k, r)
 }
@@ -78,22 +81,45 @@ func (p *port) receive6(f *tap.Frame, b []byte, r *rx) (taken bool) {
 		frame: f, ip: ip, payload: ip[header.IPv6MinimumSize:], hdrLen: header.IPv6MinimumSize, proto: ip[6], ttl: ip[7],
 		tos: ip[0]<<4 | ip[1]>>4, df: true,
 		src: netip.AddrFrom16([16]byte(ip[8:24])), dst: netip.AddrFrom16([16]byte(ip[24:40])),
+		unicast: b[0]&1 == 0,
+	}
+	if !validSource(k.src) {
+		s.stats.drop(DropSource)
+		return false
 	}
 	p.learn(k.src, b[6:12])
 	switch k.proto {
 	case protoTCP, protoUDP, protoICMPv6:
 		return p.dispatch(&k, r)
 	case protoFrag6:
-		if closedToTCP(k.dst) {
-			s.stats.drop(DropDestination)
+		if len(k.payload) < fragHdrLen {
+			s.stats.drop(DropShort)
 			return false
 		}
-		return p.deliver(f, r, header.IPv6ProtocolNumber, min(total, header.IPv6MinimumSize+fragHdrLen), total)
-	case 0, 43, 60: // hop-by-hop (multicast listener reports among them), routing, destination options
+		k.proto = k.payload[0]
+		return p.receiveFragment(&k, r, header.IPv6ProtocolNumber)
+	case 0, 43, 59, 60: // hop-by-hop (multicast listener reports among them), routing, none at all, destination options
 		s.stats.drop(DropIPOptions)
 		return false
 	}
 	return p.dispatch(&k, r)
+}
+
+// receiveFragment gives a fragment to netstack, which puts them together within its memory limit. It sees only
+// fragments of what has a road of its own here: what it does with others is not known to be silence.
+func (p *port) receiveFragment(k *packet, r *rx, n tcpip.NetworkProtocolNumber) (taken bool) {
+	known := k.proto == protoTCP || k.proto == protoUDP || k.proto == protoICMP && k.dst.Is4() || k.proto == protoICMPv6 && k.dst.Is6()
+	switch {
+	case !known:
+		p.s.stats.drop(DropFragment)
+	case closedToTCP(k.dst) || !k.unicast:
+		p.s.stats.drop(DropDestination)
+	case k.src.IsUnspecified():
+		p.s.stats.drop(DropSource)
+	default:
+		return p.deliver(k.frame, r, n, 0, len(k.ip))
+	}
+	return false
 }
 
 // dispatch sends a whole packet down the road of its protocol.
@@ -110,7 +136,7 @@ func (p *port) dispatch(k *packet, r *rx) (taken bool) {
 			s.stats.drop(DropTransport)
 			return false
 		}
-		if closedToTCP(k.dst) || closedToTCP(k.src) {
+		if closedToTCP(k.dst) || closedToTCP(k.src) || !k.unicast {
 			s.stats.drop(DropDestination)
 			return false
 		}
@@ -136,16 +162,26 @@ func (p *port) dispatch(k *packet, r *rx) (taken bool) {
 		}
 	}
 	s.stats.drop(DropProtocol)
-	if !k.dst.IsMulticast() && !closedToTCP(k.dst) {
+	if k.answerable() {
 		// Code 2 is "protocol unreachable"; its IPv6 counterpart is a parameter problem at the next-header field.
 		if k.dst.Is4() {
 			p.writeError(k.ip, ICMPError{Type: icmp4Unreachable, Code: 2})
 		} else {
-			p.writeError(k.ip, ICMPError{Type: 4, Code: 1, MTU: 6})
+			p.writeError(k.ip, ICMPError{Type: icmp6Parameter, Code: 1, MTU: 6})
 		}
 	}
 	return false
 }
+
+// answerable says whether an ICMP error may be sent about the packet: never about what many may have got or what no
+// single host has sent (RFC 1122 3.2.2, RFC 4443 2.4).
+func (k *packet) answerable() bool {
+	return k.unicast && !closedToTCP(k.dst) && !closedToTCP(k.src)
+}
+
+// validSource says whether a packet on the link can come from a. The unspecified address is that of a host which does
+// not know its own yet.
+func validSource(a netip.Addr) bool { return a.IsUnspecified() || !closedToTCP(a) }
 
 // closedToTCP names the destinations to which no TCP connection can exist on a wire. Policy judges flows; this spares
 // netstack segments that could only make it answer on behalf of such an address.

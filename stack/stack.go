@@ -29,14 +29,17 @@ const (
 	// black-holed destinations stop all TCP; each attempt costs a goroutine, a segment and a socket, about 10 KiB.
 	maxInFlightSYN = 8192
 
-	// The windows netstack may use towards the guest, bytes. The advertised window is half the receive buffer;
+	// The windows netstack may use towards the guest, bytes. The advertised window is half the receive buffer; the
 	// 4 MiB keeps 64 KiB frames flowing while the pump writes to the host, and bounds what one stuck flow can hold.
 	tcpReceiveBuffer = 8 << 20
-	tcpSendBuffer    = 2 << 20
+	tcpSendBuffer    = 1 << 20
 
 	// timeWait: with a forwarder no listener exists that could reuse a 4-tuple in TIME_WAIT, so a guest that
 	// reconnects from the same port would stall until it expires. The link cannot reorder, so none is needed.
 	timeWait = time.Duration(0)
+
+	// closePace is how often Close aborts what handshakes under way have added.
+	closePace = 5 * time.Millisecond
 )
 
 // Config describes a gateway. Immutable after New.
@@ -89,8 +92,11 @@ type Stack struct {
 
 // New assembles the gateway. Devices are added with AddPort.
 func New(cfg Config) (*Stack, error) {
-	if cfg.MTU < 576 || cfg.MTU > 65535 {
-		return nil, fmt.Errorf("stack: MTU %d out of range 576..65535", cfg.MTU)
+	if cfg.MTU < header.IPv4MinimumMTU || cfg.MTU > 65535 {
+		return nil, fmt.Errorf("stack: MTU %d out of range %d..65535", cfg.MTU, header.IPv4MinimumMTU)
+	}
+	if cfg.Gateway6.IsValid() && cfg.MTU < header.IPv6MinimumMTU {
+		return nil, fmt.Errorf("stack: MTU %d: IPv6 needs %d", cfg.MTU, header.IPv6MinimumMTU)
 	}
 	if !cfg.Gateway4.IsValid() && !cfg.Gateway6.IsValid() {
 		return nil, errors.New("stack: neither IPv4 nor IPv6 gateway address given")
@@ -129,20 +135,9 @@ func New(cfg Config) (*Stack, error) {
 		NetworkProtocols:   nets,
 		TransportProtocols: []gstack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
 	})
-	if err := s.tune(); err != nil {
+	if err := s.setUp(routes); err != nil {
+		s.ns.Destroy()
 		return nil, err
-	}
-	s.link = &link{s: s, mtu: uint32(cfg.MTU), addr: tcpip.LinkAddress(s.mac[:]), csum: cfg.CSum, tso: cfg.TSO && cfg.CSum}
-	if err := s.ns.CreateNIC(nicID, s.link); err != nil {
-		return nil, fmt.Errorf("stack: create NIC: %v", err)
-	}
-	s.ns.SetRouteTable(routes)
-	// Promiscuous: a connection to any address ends here. Spoofing: an endpoint may carry a client's own address.
-	if err := s.ns.SetPromiscuousMode(nicID, true); err != nil {
-		return nil, fmt.Errorf("stack: promiscuous mode: %v", err)
-	}
-	if err := s.ns.SetSpoofing(nicID, true); err != nil {
-		return nil, fmt.Errorf("stack: spoofing: %v", err)
 	}
 	s.tcp = tcp.NewForwarder(s.ns, tcpReceiveBuffer/2, maxInFlightSYN, s.handleTCP)
 	s.ns.SetTransportProtocolHandler(tcp.ProtocolNumber, s.deliverSYN)
@@ -150,6 +145,27 @@ func New(cfg Config) (*Stack, error) {
 	s.ns.SetTransportProtocolHandler(icmp.ProtocolNumber4, s.deliverReassembledICMP)
 	s.ns.SetTransportProtocolHandler(icmp.ProtocolNumber6, s.deliverReassembledICMP)
 	return s, nil
+}
+
+// setUp makes netstack's one NIC.
+func (s *Stack) setUp(routes []tcpip.Route) error {
+	cfg := &s.cfg
+	if err := s.tune(); err != nil {
+		return err
+	}
+	s.link = &link{s: s, mtu: uint32(cfg.MTU), addr: tcpip.LinkAddress(s.mac[:]), csum: cfg.CSum, tso: cfg.TSO && cfg.CSum}
+	if err := s.ns.CreateNIC(nicID, s.link); err != nil {
+		return fmt.Errorf("stack: create NIC: %v", err)
+	}
+	s.ns.SetRouteTable(routes)
+	// Promiscuous: a connection to any address ends here. Spoofing: an endpoint may carry a client's own address.
+	if err := s.ns.SetPromiscuousMode(nicID, true); err != nil {
+		return fmt.Errorf("stack: promiscuous mode: %v", err)
+	}
+	if err := s.ns.SetSpoofing(nicID, true); err != nil {
+		return fmt.Errorf("stack: spoofing: %v", err)
+	}
+	return nil
 }
 
 func (s *Stack) tune() error {
@@ -172,8 +188,8 @@ func (s *Stack) SetHandler(h Handler) { s.handler = h }
 func (s *Stack) MAC() net.HardwareAddr { return append(net.HardwareAddr(nil), s.mac[:]...) }
 
 // AddPort attaches a device and starts reading it. guestMAC is where frames go until the guest is heard from another
-// address; nil means broadcast until then. onEnd, when not nil, is called once when the device has ended by itself.
-// The stack owns dev from here on.
+// address; nil means broadcast until then. onEnd, when not nil, is called once when the device has ended by itself, not
+// by Close; it must not call Close. The stack owns dev from here on, unless it is closed and AddPort fails.
 func (s *Stack) AddPort(dev tap.Device, guestMAC net.HardwareAddr, onEnd func(error)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -186,8 +202,12 @@ func (s *Stack) AddPort(dev tap.Device, guestMAC net.HardwareAddr, onEnd func(er
 	s.wg.Go(func() {
 		err := p.receiveLoop()
 		s.removePort(p)
-		if onEnd != nil {
-			onEnd(err)
+		select {
+		case <-s.done:
+		default:
+			if onEnd != nil {
+				onEnd(err)
+			}
 		}
 	})
 	if s.cfg.Gateway6.IsValid() {
@@ -234,11 +254,40 @@ func (s *Stack) Close() {
 	close(s.done)
 	ports := *s.ports.Load()
 	s.mu.Unlock()
+	s.abortAll() // while there are devices: the guest gets its resets
 	for _, p := range ports {
 		p.close()
 	}
-	s.wg.Wait()
-	s.ns.Destroy()
+	ended := make(chan struct{})
+	go func() {
+		s.wg.Wait()
+		close(ended)
+	}()
+	for { // a handshake may register its endpoint only now
+		select {
+		case <-ended:
+			s.ns.Destroy()
+			return
+		case <-time.After(closePace):
+			s.abortAll()
+		}
+	}
+}
+
+func (s *Stack) abortAll() {
+	for _, e := range s.ns.RegisteredEndpoints() {
+		e.Abort()
+	}
+}
+
+// enter keeps Close from finishing until the caller has called s.wg.Done; false when the stack is closed already.
+func (s *Stack) enter() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.wg.Add(1)
+	}
+	return !s.closed
 }
 
 // isGateway says whether a is an address of the gateway itself.

@@ -23,12 +23,16 @@ const (
 	DropTxMalformed                   // packet of our own without an IP header
 	DropNoPort                        // packet of our own for an address behind no device
 	DropPanic                         // netstack panicked while handling the frame
-	DropGSO                           // a segmentation type that was not negotiated
+	DropGSO                           // a train of datagrams that no kernel makes
+	DropSource                        // a source address that no packet can come from
+	DropFragment                      // fragments of a transport protocol that is not handled
+	DropTxForeign                     // netstack wanted to say something that is not TCP
 	numDropReasons
 )
 
 var dropNames = [numDropReasons]string{"short", "other-mac", "ethertype", "ip-header", "ip-options", "checksum",
-	"transport-header", "destination", "protocol", "arp", "ndp", "dhcp", "icmp", "tx-malformed", "no-port", "panic", "gso"}
+	"transport-header", "destination", "protocol", "arp", "ndp", "dhcp", "icmp", "tx-malformed", "no-port", "panic", "gso",
+	"source", "fragment", "tx-foreign"}
 
 func (r DropReason) String() string { return dropNames[r] }
 

@@ -6,7 +6,9 @@ import (
 	"net/netip"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -23,7 +25,8 @@ type synInfo struct {
 	ttl, tos uint8
 }
 
-// synTable keeps synInfo from the packet path to the request that is made of the same packet.
+// synTable keeps synInfo from the packet path to the request that is made of the same packet. It holds exactly the
+// requests that netstack's forwarder holds: both change under mu, or an entry could stay for ever.
 type synTable struct {
 	mu sync.Mutex
 	m  map[gstack.TransportEndpointID]synInfo // guarded by mu
@@ -42,22 +45,20 @@ func (s *Stack) deliverSYN(id gstack.TransportEndpointID, pkt *gstack.PacketBuff
 		info.ttl, info.tos = ip[7], ip[0]<<4|ip[1]>>4
 	}
 	s.syns.mu.Lock()
-	if _, known := s.syns.m[id]; !known && len(s.syns.m) >= maxInFlightSYN {
-		s.syns.mu.Unlock()
+	defer s.syns.mu.Unlock()
+	if _, known := s.syns.m[id]; known {
+		return true // sent again while the host is being asked
+	}
+	if len(s.syns.m) >= maxInFlightSYN {
 		s.ns.Stats().TCP.ForwardMaxInFlightDrop.Increment()
 		return true
 	}
 	s.syns.m[id] = info
-	s.syns.mu.Unlock()
-	return s.tcp.HandlePacket(id, pkt)
-}
-
-func (s *Stack) forgetSYN(id gstack.TransportEndpointID) synInfo {
-	s.syns.mu.Lock()
-	defer s.syns.mu.Unlock()
-	i := s.syns.m[id]
-	delete(s.syns.m, id)
-	return i
+	ok := s.tcp.HandlePacket(id, pkt)
+	if !ok {
+		delete(s.syns.m, id)
+	}
+	return ok
 }
 
 // handleTCP runs on a goroutine that netstack starts for each SYN.
@@ -96,7 +97,8 @@ type TCPRequest struct {
 	r  *tcp.ForwarderRequest
 	id gstack.TransportEndpointID
 
-	done bool
+	done     bool
+	accepted atomic.Bool // Accept has returned
 }
 
 // finish gives the slot back; every request must, or netstack loses it for ever.
@@ -105,7 +107,9 @@ func (q *TCPRequest) finish(reset bool) {
 		return
 	}
 	q.done = true
-	q.s.forgetSYN(q.id)
+	q.s.syns.mu.Lock()
+	defer q.s.syns.mu.Unlock()
+	delete(q.s.syns.m, q.id)
 	q.r.Complete(reset)
 }
 
@@ -126,8 +130,14 @@ func (q *TCPRequest) Unreachable(e ICMPError) error {
 
 // Accept completes the guest's handshake. It blocks until the guest answers or netstack gives up.
 func (q *TCPRequest) Accept() (*Conn, error) {
+	if !q.s.enter() {
+		q.finish(false)
+		return nil, syscall.ENETDOWN
+	}
+	defer q.s.wg.Done()
 	c := &Conn{Flow: q.Flow}
 	ep, err := q.r.CreateEndpoint(&c.wq)
+	q.accepted.Store(true)
 	q.finish(false)
 	if err != nil {
 		return nil, Errno(err)
@@ -136,10 +146,30 @@ func (q *TCPRequest) Accept() (*Conn, error) {
 	return c, nil
 }
 
+// Cancel makes a call of Accept fail that is under way or about to begin; netstack alone would wait two minutes for a
+// guest that does not answer. It may be called from any goroutine; it blocks until the call has noticed.
+func (q *TCPRequest) Cancel() {
+	proto := ipv4.ProtocolNumber
+	if q.Dst.Addr().Is6() {
+		proto = ipv6.ProtocolNumber
+	}
+	for !q.accepted.Load() {
+		if ep := q.s.ns.FindTransportEndpoint(proto, tcp.ProtocolNumber, q.id, nicID); ep != nil {
+			ep.Abort()
+			return
+		}
+		time.Sleep(time.Millisecond) // not registered yet
+	}
+}
+
 // DialTCP connects to the guest at dst from src, which need not be ours: it is the client's own address. It fails with
 // a syscall.Errno: ECONNREFUSED when the guest answers with a reset, ETIMEDOUT, EHOSTUNREACH, EADDRINUSE when the
-// same 4-tuple is in use.
+// same 4-tuple is in use, ENETDOWN when the stack is closed; or with the error of ctx.
 func (s *Stack) DialTCP(ctx context.Context, src, dst netip.AddrPort) (*Conn, error) {
+	if !s.enter() {
+		return nil, syscall.ENETDOWN
+	}
+	defer s.wg.Done()
 	proto := ipv4.ProtocolNumber
 	if dst.Addr().Is6() {
 		proto = ipv6.ProtocolNumber
@@ -154,7 +184,8 @@ func (s *Stack) DialTCP(ctx context.Context, src, dst netip.AddrPort) (*Conn, er
 		return nil, err
 	}
 	// One client port may reach several published ports at once: the local end is shared, the 4-tuple is not.
-	ep.SocketOptions().SetReusePort(true)
+	// (SO_REUSEADDR: with SO_REUSEPORT netstack would take two endpoints with the same 4-tuple and share its segments out.)
+	ep.SocketOptions().SetReuseAddress(true)
 	if terr = ep.Bind(tcpip.FullAddress{NIC: nicID, Addr: fromNetip(src.Addr()), Port: src.Port()}); terr != nil {
 		return fail(Errno(terr))
 	}
@@ -168,9 +199,14 @@ func (s *Stack) DialTCP(ctx context.Context, src, dst netip.AddrPort) (*Conn, er
 			terr = ep.LastError()
 		case <-ctx.Done():
 			return fail(ctx.Err())
+		case <-s.done:
+			return fail(syscall.ENETDOWN)
 		}
 	}
 	if terr != nil {
+		if _, taken := terr.(*tcpip.ErrBadLocalAddress); taken {
+			terr = &tcpip.ErrPortInUse{} // any address is good with spoofing on: it is the 4-tuple that is not
+		}
 		return fail(Errno(terr))
 	}
 	c.init(ep)

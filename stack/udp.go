@@ -25,6 +25,10 @@ const (
 
 	dhcpServerPort = 67
 	fragHdrLen     = 8 // IPv6 fragment header, RFC 8200 4.5
+
+	// maxTrain is the most datagrams of a train: UDP_MAX_SEGMENTS in include/linux/udp.h. A forged header could
+	// otherwise make one frame cost 65507 datagrams.
+	maxTrain = 128
 )
 
 // ErrTooBig is returned by WriteUDP for a payload that no datagram can hold.
@@ -54,14 +58,16 @@ func (p *port) receiveUDP(k *packet) {
 		s.stats.drop(DropChecksum)
 		return
 	}
-	d := Datagram{
+	d := datagramPool.Get().(*Datagram) // the handler's argument would cost an allocation each
+	defer datagramPool.Put(d)
+	*d = Datagram{
 		Src:     netip.AddrPortFrom(k.src, binary.BigEndian.Uint16(k.payload[0:2])),
 		Dst:     netip.AddrPortFrom(k.dst, binary.BigEndian.Uint16(k.payload[2:4])),
 		Payload: k.payload[udpLen:],
 		TTL:     k.ttl, TOS: k.tos, DF: k.df,
 	}
 	if train {
-		if k.frame.Header.GSOSize == 0 {
+		if n := int(k.frame.Header.GSOSize); n == 0 || len(d.Payload) > n*maxTrain {
 			s.stats.drop(DropGSO)
 			return
 		}
@@ -69,12 +75,19 @@ func (p *port) receiveUDP(k *packet) {
 			d.GSOSize = k.frame.Header.GSOSize
 		}
 	}
-	s.handleUDP(p, &d)
+	s.handleUDP(p, d)
+	d.Payload = nil
 }
+
+var datagramPool = sync.Pool{New: func() any { return new(Datagram) }}
 
 func (s *Stack) handleUDP(p *port, d *Datagram) {
 	if d.Dst.Port() == dhcpServerPort && d.Dst.Addr().Is4() && (d.Dst.Addr() == s.cfg.Gateway4 || d.Dst.Addr() == limitedBroadcast) {
 		s.handleDHCP(p, d)
+		return
+	}
+	if d.Src.Addr().IsUnspecified() {
+		s.stats.drop(DropSource)
 		return
 	}
 	if s.handler != nil {
@@ -135,8 +148,12 @@ func (s *Stack) WriteUDP(d *Datagram) error {
 	if size == 0 || size >= len(d.Payload) {
 		return s.writeDatagram(p, d, d.Payload, 0)
 	}
-	info := p.dev.Info()
-	if info.USO && info.CSum && len(d.Payload) <= maxIPv4UDP {
+	ipLen := header.IPv6MinimumSize
+	if d.Dst.Addr().Is4() {
+		ipLen = header.IPv4MinimumSize
+	}
+	fits := ipLen+udpLen+size <= s.cfg.MTU && len(d.Payload) <= min(maxIPv4UDP, size*maxTrain)
+	if fits && s.link.csum && p.dev.Info().USO {
 		return s.writeDatagram(p, d, d.Payload, d.GSOSize)
 	}
 	for rest := d.Payload; len(rest) > 0; {
@@ -181,11 +198,7 @@ func (s *Stack) writeDatagram(p *port, d *Datagram, payload []byte, gso uint16) 
 		}
 		binary.BigEndian.PutUint16(u[6:], sum)
 	} else {
-		sum = ^checksum.Checksum(payload, checksum.Checksum(u, sum))
-		if sum == 0 {
-			sum = 0xffff // RFC 768: zero means no checksum
-		}
-		binary.BigEndian.PutUint16(u[6:], sum)
+		binary.BigEndian.PutUint16(u[6:], udpChecksum(checksum.Checksum(payload, checksum.Checksum(u, sum))))
 	}
 	if fragment {
 		return s.writeFragments(p, d.Src.Addr(), d.Dst.Addr(), protoUDP, d.TTL, d.TOS, u, payload)
@@ -196,6 +209,14 @@ func (s *Stack) writeDatagram(p *port, d *Datagram, payload []byte, gso uint16) 
 	}
 	ipv6Header(hdr[ethLen:], d.Src.Addr(), d.Dst.Addr(), protoUDP, d.TTL, d.TOS, size)
 	return p.writeFrame(h, header.IPv6ProtocolNumber, hdr, payload)
+}
+
+// udpChecksum is what the field must hold for a datagram whose sum, pseudo header included, is sum.
+func udpChecksum(sum uint16) uint16 {
+	if sum == 0xffff {
+		return sum // RFC 768: zero means no checksum
+	}
+	return ^sum
 }
 
 func df4(df bool) uint16 {
@@ -226,6 +247,9 @@ func (s *Stack) writeFragments(p *port, src, dst netip.Addr, proto, ttl, tos uin
 			ipv6Header(hdr[ethLen:], src, dst, proto, ttl, tos, total)
 		}
 		return p.writeFrame(tap.Header{}, etherType, hdr, first, rest)
+	}
+	if total > 65535 || v4 && total > 65535-header.IPv4MinimumSize {
+		return ErrTooBig
 	}
 	if !v4 {
 		ipLen += fragHdrLen

@@ -1,0 +1,627 @@
+package stack
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/checksum"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/link/channel"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+
+	"rootlessnet/tap"
+)
+
+// peer is the guest's kernel: another netstack on the far end of the fake device.
+type peer struct {
+	*bench
+	ns      *gstack.Stack
+	largest atomic.Int64 // frame that came with a segmentation type
+}
+
+func (b *bench) peer() *peer {
+	b.Helper()
+	p := &peer{bench: b, ns: gstack.New(gstack.Options{
+		NetworkProtocols:   []gstack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
+		TransportProtocols: []gstack.TransportProtocolFactory{tcp.NewProtocol},
+	})}
+	ep := channel.New(4096, uint32(b.s.cfg.MTU), "")
+	ep.LinkEPCapabilities = gstack.CapabilityRXChecksumOffload // verified by parse
+	if err := p.ns.CreateNIC(1, ep); err != nil {
+		b.Fatal(err)
+	}
+	for _, a := range []netip.Addr{guest4, guest6} {
+		n, bits := header.IPv4ProtocolNumber, 24
+		if a.Is6() {
+			n, bits = header.IPv6ProtocolNumber, 64
+		}
+		pa := tcpip.ProtocolAddress{Protocol: n, AddressWithPrefix: tcpip.AddressWithPrefix{Address: fromNetip(a), PrefixLen: bits}}
+		if err := p.ns.AddProtocolAddress(1, pa, gstack.AddressProperties{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	p.ns.SetRouteTable([]tcpip.Route{{Destination: header.IPv4EmptySubnet, NIC: 1}, {Destination: header.IPv6EmptySubnet, NIC: 1}})
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			pkt := ep.ReadContext(ctx)
+			if pkt == nil {
+				return
+			}
+			f := ether(int(pkt.NetworkProtocolNumber), pkt.ToView().AsSlice())
+			pkt.DecRef()
+			b.dev.InjectBytes(f)
+		}
+	})
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			f, ok := b.dev.Next(silence)
+			if !ok {
+				continue
+			}
+			k := b.parse(f)
+			if f.Header.GSOType != tap.GSONone && int64(f.Len) > p.largest.Load() {
+				p.largest.Store(int64(f.Len))
+			}
+			n := header.IPv4ProtocolNumber
+			if k.dst.Is6() {
+				n = header.IPv6ProtocolNumber
+			}
+			pkt := gstack.NewPacketBuffer(gstack.PacketBufferOptions{Payload: buffer.MakeWithData(f.Bufs[0][ethLen:])})
+			ep.InjectInbound(n, pkt)
+			pkt.DecRef()
+		}
+	})
+	b.Cleanup(func() {
+		p.ns.Close()
+		cancel()
+		wg.Wait()
+		p.ns.Destroy()
+	})
+	return p
+}
+
+func full(a netip.AddrPort) tcpip.FullAddress {
+	return tcpip.FullAddress{NIC: 1, Addr: fromNetip(a.Addr()), Port: a.Port()}
+}
+
+func netProto(a netip.Addr) tcpip.NetworkProtocolNumber {
+	if a.Is4() {
+		return ipv4.ProtocolNumber
+	}
+	return ipv6.ProtocolNumber
+}
+
+func (p *peer) dial(to netip.AddrPort, wait time.Duration) (*gonet.TCPConn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), wait)
+	defer cancel()
+	return gonet.DialContextTCP(ctx, p.ns, full(to), netProto(to.Addr()))
+}
+
+func (p *peer) listen(at netip.AddrPort) net.Listener {
+	p.Helper()
+	l, err := gonet.ListenTCP(p.ns, full(at), netProto(at.Addr()))
+	if err != nil {
+		p.Fatal(err)
+	}
+	p.Cleanup(func() { l.Close() })
+	return l
+}
+
+// accept lets the stack take every connection and gives them to the test.
+func (b *bench) accept() <-chan *Conn {
+	ch := make(chan *Conn, 16)
+	b.h.tcp = func(q *TCPRequest) {
+		c, err := q.Accept()
+		if err != nil {
+			b.Errorf("accept: %v", err)
+			return
+		}
+		ch <- c
+	}
+	return ch
+}
+
+// writeAll moves data to the guest.
+func writeAll(c *Conn, data []byte) error {
+	for len(data) > 0 {
+		n, err := c.WriteFrom(bytes.NewReader(data), len(data))
+		data = data[n:]
+		if errors.Is(err, ErrWouldBlock) {
+			<-c.Writable()
+			continue
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readAll takes what the guest sends until its FIN.
+func readAll(c *Conn) ([]byte, error) {
+	var got bytes.Buffer
+	for {
+		n, err := c.ReadTo(&got)
+		c.ModerateReceive(n)
+		switch {
+		case errors.Is(err, ErrWouldBlock):
+			<-c.Readable()
+		case errors.Is(err, io.EOF):
+			return got.Bytes(), nil
+		case err != nil:
+			return got.Bytes(), err
+		}
+	}
+}
+
+func TestTCPBothWaysWithHalfClose(t *testing.T) {
+	devices(t, func(t *testing.T, info tap.Info) {
+		b := newBench(t, info, nil)
+		conns := b.accept()
+		p := b.peer()
+		for _, a := range families {
+			g, err := p.dial(ap(a.far, 80), patience)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := <-conns
+			if c.Dst != ap(a.far, 80) || c.Src.Addr() != a.guest {
+				t.Errorf("flow %v", c.Flow)
+			}
+			sent, back := pattern(300001), pattern(2000003)
+			go func() {
+				_, _ = g.Write(sent)
+				_ = g.CloseWrite()
+			}()
+			if got, err := readAll(c); err != nil || !bytes.Equal(got, sent) {
+				t.Fatalf("%d bytes, %v", len(got), err)
+			}
+			go func() {
+				if err := writeAll(c, back); err != nil {
+					t.Errorf("write: %v", err)
+				}
+				_ = c.CloseWrite()
+			}()
+			if got, err := io.ReadAll(g); err != nil || !bytes.Equal(got, back) {
+				t.Fatalf("%d bytes back, %v", len(got), err)
+			}
+			if c.Failed() {
+				t.Error("an orderly end is a failure")
+			}
+			c.Close()
+			g.Close()
+		}
+		if large := p.largest.Load(); info.TSO != (large > 32<<10) {
+			t.Errorf("largest segmented frame: %d", large)
+		}
+	})
+}
+
+// 64 KiB frames of the guest, as its kernel makes them when it leaves segmentation and checksum to the device.
+func TestLargeFramesOfTheGuest(t *testing.T) {
+	b := newBench(t, offloads(), func(c *Config) { c.MTU = 65520 })
+	conns := b.accept()
+	for _, a := range families {
+		src, dst := ap(a.guest, 4000), ap(a.far, 80)
+		b.dev.InjectBytes(tcpFrame(src, dst, 100, 0, header.TCPFlagSyn, nil))
+		syn := header.TCP(b.next().payload)
+		if syn.Flags() != header.TCPFlagSyn|header.TCPFlagAck || syn.AckNumber() != 101 {
+			t.Fatalf("SYN-ACK %x", syn)
+		}
+		ack := syn.SequenceNumber() + 1
+		b.dev.InjectBytes(tcpFrame(src, dst, 101, ack, header.TCPFlagAck, nil))
+		c := <-conns
+		var sent []byte
+		// Around what fits a view, to the largest there is.
+		limit := 65535 - 40
+		if a.guest.Is6() {
+			limit = 65535 - 20
+		}
+		for _, n := range []int{copyBelow - 54, copyBelow - 53, rxViewSize - 54, rxViewSize - 74, limit - 1, limit, 1} {
+			if n > limit {
+				continue
+			}
+			f := tcpFrame(src, dst, 101+uint32(len(sent)), ack, header.TCPFlagAck|header.TCPFlagPsh, pattern(n))
+			at := len(f) - n - 20
+			f[at+16] ^= 0x55 // the checksum field holds something partial
+			b.dev.Inject(tap.Frame{Header: tap.Header{Flags: tap.FlagNeedsCsum, GSOType: tap.GSOTCPv4, GSOSize: 1460, HdrLen: uint16(len(f) - n), CsumStart: uint16(at), CsumOffset: 16}, Bufs: [][]byte{f}})
+			sent = append(sent, pattern(n)...)
+		}
+		var got bytes.Buffer
+		for got.Len() < len(sent) {
+			if _, err := c.ReadTo(&got); errors.Is(err, ErrWouldBlock) {
+				select {
+				case <-c.Readable():
+				case <-time.After(patience):
+					t.Fatalf("%d of %d bytes; drops %v", got.Len(), len(sent), b.s.Stats().Drops)
+				}
+			}
+		}
+		if !bytes.Equal(got.Bytes(), sent) {
+			t.Error("bytes differ")
+		}
+		c.Abort()
+		b.dev.Written()
+	}
+	if n := b.drops(DropPanic); n != 0 {
+		t.Errorf("%d panics", n)
+	}
+}
+
+// tcpFrame is a segment without options and with a valid checksum.
+func tcpFrame(src, dst netip.AddrPort, seq, ack uint32, flags header.TCPFlags, data []byte) []byte {
+	h := make([]byte, 20, 20+len(data))
+	header.TCP(h).Encode(&header.TCPFields{SrcPort: src.Port(), DstPort: dst.Port(), SeqNum: seq, AckNum: ack, DataOffset: 20, Flags: flags, WindowSize: 65535})
+	h = append(h, data...)
+	binary.BigEndian.PutUint16(h[16:], ^checksum.Checksum(h, pseudoSumAddr(src.Addr(), dst.Addr(), protoTCP, len(h))))
+	return ipFrame(src.Addr(), dst.Addr(), protoTCP, h)
+}
+
+func TestTCPRequestsEndAsPromised(t *testing.T) {
+	devices(t, func(t *testing.T, info tap.Info) {
+		b := newBench(t, info, nil)
+		for _, a := range families {
+			src, dst := ap(a.guest, 4000), ap(a.far, 80)
+			syn := tcpFrame(src, dst, 0xdeadbeef, 0, header.TCPFlagSyn, nil)
+
+			b.h.tcp = func(q *TCPRequest) {
+				if q.Flow != (Flow{src, dst}) || q.TTL != 61 || q.TOS != 0x48 {
+					t.Errorf("request %+v", q)
+				}
+				q.Reset()
+				q.Reset() // no more than once
+			}
+			b.dev.InjectBytes(syn)
+			if h := header.TCP(b.next().payload); h.Flags() != header.TCPFlagRst|header.TCPFlagAck || h.AckNumber() != 0xdeadbef0 {
+				t.Errorf("reset %x", h)
+			}
+
+			e := ICMPError{Type: icmp4Unreachable, Code: 1}
+			if a.guest.Is6() {
+				e = ICMPError{Type: icmp6Unreachable, Code: 3}
+			}
+			b.h.tcp = func(q *TCPRequest) {
+				if err := q.Unreachable(e); err != nil {
+					t.Error(err)
+				}
+			}
+			b.dev.InjectBytes(syn)
+			size := 576
+			if a.guest.Is6() {
+				size = 1280
+			}
+			b.checkError(a, a.gw, e, protoTCP, size, func(s []byte) bool {
+				return binary.BigEndian.Uint16(s) == 4000 && binary.BigEndian.Uint16(s[2:]) == 80 && binary.BigEndian.Uint32(s[4:]) == 0xdeadbeef
+			})
+
+			// Ignored: silence; the SYN that is sent again is a new request, one sent meanwhile is not.
+			asked, release := make(chan bool, 4), make(chan bool)
+			b.h.tcp = func(q *TCPRequest) {
+				asked <- true
+				<-release
+				q.Ignore()
+			}
+			b.dev.InjectBytes(syn)
+			<-asked
+			b.dev.InjectBytes(syn)
+			b.settle()
+			release <- true
+			b.quiet("an ignored SYN")
+			waitFor(t, "the slot", func() bool { return b.inFlight() == 0 })
+			b.dev.InjectBytes(syn)
+			<-asked
+			release <- true
+			waitFor(t, "the slot", func() bool { return b.inFlight() == 0 })
+			if len(asked) != 0 {
+				t.Error("one SYN was two requests")
+			}
+
+			b.h.tcp = func(*TCPRequest) { panic("a bug in a handler") }
+			n := b.drops(DropPanic)
+			b.dev.InjectBytes(syn)
+			waitFor(t, "the panic", func() bool { return b.drops(DropPanic) == n+1 && b.inFlight() == 0 })
+		}
+	})
+}
+
+func (b *bench) inFlight() int {
+	b.s.syns.mu.Lock()
+	defer b.s.syns.mu.Unlock()
+	return len(b.s.syns.m)
+}
+
+func waitFor(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("no sign of %s", what)
+		}
+	}
+}
+
+func TestSYNsThatCanHaveNoAnswer(t *testing.T) {
+	b := newBench(t, noOffload(), nil)
+	b.h.tcp = func(q *TCPRequest) { t.Errorf("a request for %v", q.Dst); q.Ignore() }
+	for _, dst := range []string{"127.0.0.1", "0.0.0.0", "0.1.2.3", "224.0.0.1", "240.0.0.1", "255.255.255.255"} {
+		b.dev.InjectBytes(tcpFrame(ap(guest4, 4000), ap(netip.MustParseAddr(dst), 80), 1, 0, header.TCPFlagSyn, nil))
+		b.dev.InjectBytes(tcpFrame(ap(guest4, 4000), ap(netip.MustParseAddr(dst), 80), 1, 0, header.TCPFlagAck, nil))
+	}
+	for _, dst := range []string{"::1", "::", "ff02::1", "::ffff:127.0.0.1"} {
+		b.dev.InjectBytes(tcpFrame(ap(guest6, 4000), ap(netip.MustParseAddr(dst), 80), 1, 0, header.TCPFlagSyn, nil))
+	}
+	b.dev.InjectBytes(tcpFrame(ap(netip.MustParseAddr("127.0.0.1"), 4000), ap(far4, 80), 1, 0, header.TCPFlagSyn, nil))
+	many := tcpFrame(ap(guest4, 4000), ap(far4, 80), 1, 0, header.TCPFlagSyn, nil)
+	copy(many, broadcastMAC[:])
+	bad := tcpFrame(ap(guest4, 4000), ap(far4, 80), 1, 0, header.TCPFlagSyn, nil)
+	bad[len(bad)-1] ^= 1
+	b.dev.InjectBytes(many, bad)
+	for off := range 16 { // every data offset but 5
+		if off != 5 {
+			f := tcpFrame(ap(guest4, 4000), ap(far4, 80), 1, 0, header.TCPFlagSyn, nil)
+			f[ethLen+20+12] = byte(off << 4)
+			b.dev.InjectBytes(f)
+		}
+	}
+	b.quiet("a SYN to nowhere")
+	if b.drops(DropDestination) != 17 || b.drops(DropSource) != 1 || b.drops(DropChecksum) != 1 || b.drops(DropTransport) != 15 {
+		t.Errorf("dropped: %v", b.s.Stats().Drops)
+	}
+}
+
+// The forwarder's slots come back after more attempts than there are slots.
+func TestAttemptsLeaveNothingBehind(t *testing.T) {
+	b := newBench(t, noOffload(), nil)
+	b.h.tcp = func(q *TCPRequest) { q.Ignore() }
+	for i := range maxInFlightSYN + 500 {
+		f := tcpFrame(ap(guest4, uint16(1024+i)), ap(far4, 80), 1, 0, header.TCPFlagSyn, nil)
+		b.dev.InjectBytes(f, f)
+	}
+	b.settle()
+	waitFor(t, "an empty table", func() bool { return b.inFlight() == 0 })
+	b.h.tcp = func(q *TCPRequest) { q.Reset() }
+	b.dev.InjectBytes(tcpFrame(ap(guest4, 99), ap(far4, 80), 1, 0, header.TCPFlagSyn, nil))
+	if k := b.next(); k.proto != protoTCP {
+		t.Errorf("%+v", k)
+	}
+}
+
+func TestDialTCP(t *testing.T) {
+	devices(t, func(t *testing.T, info tap.Info) {
+		b := newBench(t, info, nil)
+		p := b.peer()
+		for _, a := range families {
+			client := ap(a.far, 50000)
+			var held []*Conn
+			for _, port := range []uint16{80, 81} { // one client port, two ports of the guest
+				l := p.listen(ap(a.guest, port))
+				c, err := b.s.DialTCP(t.Context(), client, ap(a.guest, port))
+				if err != nil {
+					t.Fatal(err)
+				}
+				g, err := l.Accept()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if g.RemoteAddr().String() != client.String() {
+					t.Errorf("the guest sees %v", g.RemoteAddr())
+				}
+				n := c.NetConn()
+				if _, err := n.Write([]byte("hello")); err != nil {
+					t.Fatal(err)
+				}
+				buf := make([]byte, 5)
+				if _, err := io.ReadFull(g, buf); err != nil || string(buf) != "hello" {
+					t.Errorf("%q %v", buf, err)
+				}
+				held = append(held, c)
+				defer g.Close()
+			}
+			if _, err := b.s.DialTCP(t.Context(), client, ap(a.guest, 80)); !errors.Is(err, syscall.EADDRINUSE) {
+				t.Errorf("the same 4-tuple twice: %v", err)
+			}
+			if _, err := b.s.DialTCP(t.Context(), client, ap(a.guest, 82)); !errors.Is(err, syscall.ECONNREFUSED) {
+				t.Errorf("closed port: %v", err)
+			}
+			for _, c := range held {
+				c.Abort()
+			}
+			l := p.listen(ap(a.guest, 83))
+			for range 3 { // a 4-tuple is free again at once
+				c, err := b.s.DialTCP(t.Context(), client, ap(a.guest, 83))
+				if err != nil {
+					t.Fatal(err)
+				}
+				g, err := l.Accept()
+				if err != nil {
+					t.Fatal(err)
+				}
+				c.Abort()
+				if _, err := g.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
+					t.Errorf("the guest saw %v, not a reset", err)
+				}
+				g.Close()
+			}
+		}
+	})
+}
+
+func TestDialTCPGivesUp(t *testing.T) {
+	b := newBench(t, noOffload(), nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	for range 2 { // the second finds the 4-tuple free
+		if _, err := b.s.DialTCP(ctx, ap(far4, 5), ap(guest4, 80)); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("a silent guest: %v", err)
+		}
+	}
+	failed := make(chan error)
+	go func() {
+		_, err := b.s.DialTCP(context.Background(), ap(far4, 5), ap(guest4, 80))
+		failed <- err
+	}()
+	b.next()
+	b.s.Close()
+	select {
+	case err := <-failed:
+		if !errors.Is(err, syscall.ENETDOWN) && !errors.Is(err, syscall.ECONNABORTED) {
+			t.Errorf("closed while dialling: %v", err)
+		}
+	case <-time.After(patience):
+		t.Error("Close leaves a dial behind")
+	}
+}
+
+func TestResetsCross(t *testing.T) {
+	b := newBench(t, offloads(), nil)
+	conns := b.accept()
+	p := b.peer()
+	g, err := p.dial(ap(far4, 80), patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := <-conns
+	failed := make(chan bool, 16)
+	c.OnFailure(func() { failed <- true })
+	if err := writeAll(c, []byte("unread")); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the bytes", func() bool { return b.s.ns.Stats().TCP.SegmentsSent.Value() >= 2 })
+	time.Sleep(silence)
+	g.Close() // with unread data: a reset
+	select {
+	case <-failed:
+	case <-time.After(patience):
+		t.Fatal("OnFailure was not called")
+	}
+	if _, err := c.ReadTo(io.Discard); !errors.Is(err, syscall.ECONNRESET) || !c.Failed() {
+		t.Errorf("read after a reset: %v", err)
+	}
+	if _, err := c.WriteFrom(bytes.NewReader([]byte("x")), 1); err == nil {
+		t.Error("a write after a reset")
+	}
+	c.Detach()
+	c.Close()
+	waitFor(t, "the end", func() bool { return b.s.Stats().TCPCurrent == 0 })
+}
+
+// shortWriter takes so many bytes and no more.
+type shortWriter struct{ room int }
+
+func (w *shortWriter) Write(b []byte) (int, error) {
+	n := min(len(b), w.room)
+	w.room -= n
+	if n < len(b) {
+		return n, io.ErrShortWrite
+	}
+	return n, nil
+}
+
+func TestReadToStopsWhereTheWriterDoes(t *testing.T) {
+	b := newBench(t, offloads(), nil)
+	conns := b.accept()
+	g, err := b.peer().dial(ap(far4, 80), patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	c := <-conns
+	if _, err := c.ReadTo(io.Discard); !errors.Is(err, ErrWouldBlock) {
+		t.Errorf("nothing to read: %v", err)
+	}
+	if _, err := g.Write(pattern(1000)); err != nil {
+		t.Fatal(err)
+	}
+	<-c.Readable()
+	if n, err := c.ReadTo(&shortWriter{}); n != 0 || !errors.Is(err, ErrWouldBlock) {
+		t.Errorf("a full writer: %d %v", n, err)
+	}
+	if n, err := c.ReadTo(&shortWriter{300}); n != 300 || err != nil {
+		t.Errorf("a writer with room for 300: %d %v", n, err)
+	}
+	var rest bytes.Buffer
+	if n, err := c.ReadTo(&rest); n != 700 || err != nil || !bytes.Equal(rest.Bytes(), pattern(1000)[300:]) {
+		t.Errorf("the rest: %d %v", n, err)
+	}
+	c.Abort()
+}
+
+// A reconnect from the same port right after an orderly end is not held up by the old connection.
+func TestSamePortAgainAtOnce(t *testing.T) {
+	b := newBench(t, offloads(), nil)
+	conns := b.accept()
+	p := b.peer()
+	tw := tcpip.TCPTimeWaitTimeoutOption(0)
+	if err := p.ns.SetTransportProtocolOption(tcp.ProtocolNumber, &tw); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		g, err := gonet.DialTCPWithBind(ctx, p.ns, full(ap(guest4, 7777)), full(ap(far4, 80)), ipv4.ProtocolNumber)
+		cancel()
+		if err != nil {
+			t.Fatalf("connection %d: %v", i, err)
+		}
+		c := <-conns
+		_ = c.CloseWrite()
+		_, _ = io.ReadAll(g)
+		g.Close()
+		if _, err := readAll(c); err != nil {
+			t.Error(err)
+		}
+		c.Close()
+		waitFor(t, "the end", func() bool { return b.s.Stats().TCPCurrent == 0 && p.ns.Stats().TCP.CurrentConnected.Value() == 0 })
+	}
+}
+
+// Close with everything under way at once: it returns soon, resets the guest, and leaves nothing (newBench looks).
+func TestCloseWithConnectionsUnderWay(t *testing.T) {
+	b := newBench(t, noOffload(), nil)
+	accepted := make(chan error, 64)
+	first := make(chan *Conn, 1)
+	b.h.tcp = func(q *TCPRequest) {
+		c, err := q.Accept()
+		if err == nil && q.Src.Port() == 1 {
+			first <- c
+		}
+		accepted <- err
+	}
+	b.dev.InjectBytes(tcpFrame(ap(guest4, 1), ap(far4, 80), 1, 0, header.TCPFlagSyn, nil))
+	sa := header.TCP(b.next().payload)
+	b.dev.InjectBytes(tcpFrame(ap(guest4, 1), ap(far4, 80), 2, sa.SequenceNumber()+1, header.TCPFlagAck, nil))
+	(<-first).Close() // a FIN that nobody will answer
+	b.next()
+	for i := range 20 {
+		b.dev.InjectBytes(tcpFrame(ap(guest4, uint16(100+i)), ap(far4, 80), 1, 0, header.TCPFlagSyn, nil))
+		b.next() // SYN-ACK: half open
+	}
+	start := time.Now()
+	b.s.Close()
+	if d := time.Since(start); d > 2*time.Second {
+		t.Errorf("Close took %v", d)
+	}
+	for range 21 {
+		select {
+		case <-accepted:
+		case <-time.After(patience):
+			t.Fatal("an Accept is left behind")
+		}
+	}
+}
