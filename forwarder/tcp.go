@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"rootlessnet/policy"
 	"rootlessnet/stack"
 )
@@ -18,12 +20,14 @@ import (
 const (
 	// maxDials bounds the connection attempts under way in each direction; it equals what the stack admits.
 	maxDials = 8192
+	// dialShare of RLIMIT_NOFILE may be outbound attempts, or black holes alone could take every descriptor.
+	dialShare = 4
 	// minShare is what one destination may always have under way.
 	minShare = 64
 
 	// dialTimeout is longer than Linux's own (tcp_syn_retries 6: 127 s), so that the kernel's verdict comes first.
 	dialTimeout = 130 * time.Second
-	// guestDialTimeout: a guest is one link away; it answers or it does not want to.
+	// guestDialTimeout bounds handshakes with the guest, both ways: it is one link away; it answers or does not want to.
 	guestDialTimeout = 20 * time.Second
 
 	// Out of file descriptors: wait this long, this often, then leave the guest to its own retransmission. Slow
@@ -45,6 +49,9 @@ type StreamsConfig struct {
 	Policy *policy.Policy
 	// Gateway and guest addresses; an invalid one turns the family off.
 	Gateway4, Gateway6, Guest4, Guest6 netip.Addr
+	// Subnets are the prefixes of the guest's link. It looks for their addresses on the link, so a client that has one
+	// of them appears as the gateway.
+	Subnets []netip.Prefix
 	// ServeDNS takes over connections to port 53 of the gateway; nil: they are refused like any other port.
 	ServeDNS func(net.Conn)
 	// Logger; nil discards.
@@ -62,9 +69,12 @@ type Streams struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	dialMu sync.Mutex
-	dials  map[netip.Addr]int // under way, by destination; guarded by dialMu
-	nDials int                // guarded by dialMu
+	maxDials int // outbound; maxDials or what RLIMIT_NOFILE allows
+	dialMu   sync.Mutex
+	dials    map[netip.Addr]int // under way, by destination; guarded by dialMu
+	nDials   int                // guarded by dialMu
+
+	clients atomic.Int64 // of published ports, not connected to the guest yet
 
 	mu        sync.Mutex
 	closed    bool                       // guarded by mu
@@ -74,7 +84,11 @@ type Streams struct {
 
 // NewStreams returns a Streams without published ports.
 func NewStreams(cfg StreamsConfig) *Streams {
-	t := &Streams{cfg: cfg, log: cfg.Logger, dials: map[netip.Addr]int{}, flows: map[*flow]struct{}{}, published: map[*PublishedTCP]struct{}{}}
+	t := &Streams{cfg: cfg, log: cfg.Logger, maxDials: maxDials, dials: map[netip.Addr]int{}, flows: map[*flow]struct{}{}, published: map[*PublishedTCP]struct{}{}}
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err == nil {
+		t.maxDials = int(max(1, min(maxDials, lim.Cur/dialShare)))
+	}
 	if t.log == nil {
 		t.log = slog.New(slog.DiscardHandler)
 	}
@@ -146,7 +160,7 @@ func (t *Streams) HandleTCP(req *stack.TCPRequest) {
 		t.answerDialError(req, err)
 		return
 	}
-	c, err := req.Accept()
+	c, err := t.accept(req)
 	if err != nil {
 		h.reset()
 		return
@@ -154,15 +168,27 @@ func (t *Streams) HandleTCP(req *stack.TCPRequest) {
 	t.run(c, h, Outbound)
 }
 
-// dial connects to the verdict's destination, or to its alternative when the first refuses (a service on the host's
-// loopback may listen on one family only). Without free descriptors it waits a while.
+// accept completes the guest's handshake.
+func (t *Streams) accept(req *stack.TCPRequest) (*stack.Conn, error) {
+	ctx, cancel := context.WithTimeout(t.ctx, guestDialTimeout)
+	defer cancel()
+	stop := context.AfterFunc(ctx, req.Cancel)
+	defer stop()
+	return req.Accept()
+}
+
+// dial connects to the verdict's destination, or to its alternative when that fails (a service on the host's loopback
+// may listen on one family only, or there may be only one). Without free descriptors it waits a while.
 func (t *Streams) dial(v policy.Verdict, tos uint8) (*hostConn, error) {
 	ctx, cancel := context.WithTimeout(t.ctx, dialTimeout)
 	defer cancel()
 	for try := 0; ; try++ {
 		h, err := dialHost(ctx, v.Dst, tos)
-		if errors.Is(err, syscall.ECONNREFUSED) && v.Alt.IsValid() {
-			h, err = dialHost(ctx, v.Alt, tos)
+		if err != nil && v.Alt.IsValid() && !starved(err) {
+			alt, aerr := dialHost(ctx, v.Alt, tos)
+			if aerr == nil || starved(aerr) || errors.Is(aerr, syscall.ECONNREFUSED) {
+				h, err = alt, aerr
+			}
 		}
 		if !starved(err) || try == starvedTries {
 			return h, err
@@ -177,7 +203,15 @@ func (t *Streams) dial(v policy.Verdict, tos uint8) (*hostConn, error) {
 }
 
 func starved(err error) bool {
-	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM)
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		return false
+	}
+	switch errno {
+	case syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM:
+		return true
+	}
+	return false
 }
 
 // acquire takes a dial slot for dest. A destination may hold half of what is free, so that each black hole leaves as
@@ -185,7 +219,7 @@ func starved(err error) bool {
 func (t *Streams) acquire(dest netip.Addr) bool {
 	t.dialMu.Lock()
 	defer t.dialMu.Unlock()
-	if t.nDials >= maxDials || t.dials[dest] >= max(minShare, (maxDials-t.nDials)/2) {
+	if t.nDials >= t.maxDials || t.dials[dest] >= max(min(minShare, t.maxDials/2), (t.maxDials-t.nDials)/2) {
 		return false
 	}
 	t.dials[dest]++
@@ -205,7 +239,7 @@ func (t *Streams) release(dest netip.Addr) {
 func (t *Streams) isGateway(a netip.Addr) bool { return a == t.cfg.Gateway4 || a == t.cfg.Gateway6 }
 
 func (t *Streams) serveDNS(req *stack.TCPRequest) {
-	c, err := req.Accept()
+	c, err := t.accept(req)
 	if err != nil {
 		return
 	}

@@ -21,17 +21,21 @@ type dialError struct {
 func (e *dialError) Error() string { return "dial: " + e.errno.Error() }
 func (e *dialError) Unwrap() error { return e.errno }
 
-// pollable is what *os.File and *net.TCPConn have in common.
-type pollable interface {
-	SetDeadline(time.Time) error
-	SetReadDeadline(time.Time) error
-	Close() error
-}
-
 // hostConn is a TCP socket of the host on the netpoller.
 type hostConn struct {
-	f  pollable
+	f  *os.File
 	rc syscall.RawConn
+}
+
+// newHostConn takes over fd, which must be non-blocking.
+func newHostConn(fd int) (*hostConn, error) {
+	f := os.NewFile(uintptr(fd), "tcp")
+	rc, err := f.SyscallConn()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &hostConn{f: f, rc: rc}, nil
 }
 
 // dialHost connects a non-blocking socket. It does what net.Dialer does, but keeps the socket after a failure to read
@@ -47,7 +51,12 @@ func dialHost(ctx context.Context, dst netip.AddrPort, tos uint8) (*hostConn, er
 	}
 	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
 	if err != nil {
-		return nil, &dialError{errno: err.(syscall.Errno)}
+		e := &dialError{errno: err.(syscall.Errno)}
+		if e.errno == syscall.EAFNOSUPPORT { // a kernel without IPv6
+			none := netUnreachable(family == unix.AF_INET)
+			e.icmp = &none
+		}
+		return nil, e
 	}
 	_ = unix.SetsockoptInt(fd, level, recverr, 1)
 	if tos &^= 3; tos != 0 { // the two ECN bits of a TCP packet are its own kernel's
@@ -64,12 +73,11 @@ func dialHost(ctx context.Context, dst netip.AddrPort, tos uint8) (*hostConn, er
 		unix.Close(fd)
 		return nil, e
 	}
-	f := os.NewFile(uintptr(fd), "tcp") // non-blocking: joins the netpoller
-	rc, rerr := f.SyscallConn()
-	if rerr != nil {
-		f.Close()
-		return nil, rerr
+	h, herr := newHostConn(fd)
+	if herr != nil {
+		return nil, herr
 	}
+	f, rc := h.f, h.rc
 	if err == unix.EINPROGRESS {
 		stop := context.AfterFunc(ctx, func() { _ = f.SetDeadline(time.Unix(1, 0)) })
 		var de *dialError
@@ -99,9 +107,34 @@ func dialHost(ctx context.Context, dst netip.AddrPort, tos uint8) (*hostConn, er
 			return nil, &dialError{errno: syscall.ETIMEDOUT}
 		}
 	}
-	h := &hostConn{f: f, rc: rc}
+	if h.self() {
+		h.reset()
+		return nil, &dialError{errno: syscall.ECONNREFUSED}
+	}
 	h.tune(level, recverr)
 	return h, nil
+}
+
+// self says whether the socket is connected to itself, which TCP allows: a port of this host on which nobody listens
+// may be the one that the kernel chose for the socket (RFC 9293 3.5, simultaneous open).
+func (h *hostConn) self() (yes bool) {
+	_ = h.rc.Control(func(fd uintptr) {
+		local, err1 := unix.Getsockname(int(fd))
+		peer, err2 := unix.Getpeername(int(fd))
+		yes = err1 == nil && err2 == nil && sockAddr(local) == sockAddr(peer)
+	})
+	return yes
+}
+
+// sockAddr leaves out the zone: what needs one is never told to the guest.
+func sockAddr(sa unix.Sockaddr) netip.AddrPort {
+	switch a := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr).Unmap(), uint16(a.Port))
+	}
+	return netip.AddrPort{}
 }
 
 // tune sets what a joined socket needs: no Nagle (the guest's kernel has its own), keep-alive at the system's pace so
@@ -179,7 +212,12 @@ func socketICMP(fd int, errno syscall.Errno, v4 bool) *stack.ICMPError {
 	switch errno {
 	case syscall.EHOSTUNREACH, syscall.EHOSTDOWN:
 		e = hostUnreachable(v4)
-	case syscall.ENETUNREACH, syscall.ENETDOWN, syscall.EADDRNOTAVAIL, syscall.EINVAL:
+	case syscall.ENETUNREACH, syscall.ENETDOWN, syscall.EINVAL:
+		e = netUnreachable(v4)
+	case syscall.EADDRNOTAVAIL: // no address of this family; but on IPv4 no free local port, which passes
+		if v4 {
+			return nil
+		}
 		e = netUnreachable(v4)
 	case syscall.EACCES, syscall.EPERM:
 		e = prohibited(v4)
@@ -214,7 +252,7 @@ func readSocketICMP(fd int, v4 bool) (stack.ICMPError, bool) {
 			}
 			// struct: errno u32, origin u8, type u8, code u8, pad u8, info u32, data u32
 			origin, typ, code := m.Data[4], m.Data[5], m.Data[6]
-			if v4 && origin == originICMP && typ == 3 || !v4 && origin == originICMP6 && typ == 1 {
+			if v4 && origin == originICMP && typ == 3 && code != 4 /* that is about size */ || !v4 && origin == originICMP6 && typ == 1 {
 				return stack.ICMPError{Type: typ, Code: code}, true
 			}
 		}

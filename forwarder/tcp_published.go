@@ -5,8 +5,12 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
+	"slices"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"rootlessnet/stack"
 )
@@ -18,18 +22,30 @@ const acceptPause = 100 * time.Millisecond
 // PublishedTCP is one listener of the host whose clients are connected to a port of the guest.
 type PublishedTCP struct {
 	t    *Streams
-	l    *net.TCPListener
+	l    *os.File
+	rc   syscall.RawConn
+	addr netip.AddrPort
 	port uint16
 	done chan struct{}
 }
 
 // Publish serves l's clients from the guest's port; it takes l over.
 func (t *Streams) Publish(l *net.TCPListener, guestPort uint16) (*PublishedTCP, error) {
-	p := &PublishedTCP{t: t, l: l, port: guestPort, done: make(chan struct{})}
+	defer l.Close()
+	p := &PublishedTCP{t: t, addr: l.Addr().(*net.TCPAddr).AddrPort(), port: guestPort, done: make(chan struct{})}
+	var err error
+	// A listener of package net gives each connection a keep-alive pace of its own. The copy shares the socket.
+	if p.l, err = l.File(); err != nil {
+		return nil, err
+	}
+	if p.rc, err = p.l.SyscallConn(); err != nil {
+		_ = p.l.Close()
+		return nil, err
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
-		_ = l.Close()
+		_ = p.l.Close()
 		return nil, net.ErrClosed
 	}
 	t.published[p] = struct{}{}
@@ -38,7 +54,7 @@ func (t *Streams) Publish(l *net.TCPListener, guestPort uint16) (*PublishedTCP, 
 }
 
 // Addr is the address listened on.
-func (p *PublishedTCP) Addr() netip.AddrPort { return p.l.Addr().(*net.TCPAddr).AddrPort() }
+func (p *PublishedTCP) Addr() netip.AddrPort { return p.addr }
 
 // Close stops listening. Connections that exist go on, as they do when a port mapping is taken from a container.
 func (p *PublishedTCP) Close() {
@@ -52,40 +68,69 @@ func (p *PublishedTCP) Close() {
 func (p *PublishedTCP) acceptLoop() {
 	defer close(p.done)
 	for {
-		tc, err := p.l.AcceptTCP()
+		if p.t.clients.Load() >= maxDials {
+			p.pause()
+		}
+		h, client, err := p.accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err != nil {
 			p.t.stats.badAccepts.Add(1)
-			select {
-			case <-time.After(acceptPause):
-				continue
-			case <-p.t.ctx.Done():
-				return
-			}
+			p.pause()
+			continue
 		}
 		if !p.t.enter() {
-			_ = tc.Close()
+			h.reset()
 			return
 		}
 		go func() {
 			defer p.t.wg.Done()
-			p.t.serveClient(tc, p.port)
+			defer func() {
+				if e := recover(); e != nil {
+					p.t.panicked(e)
+					h.reset()
+				}
+			}()
+			p.t.serveClient(h, client, p.port)
 		}()
 	}
 }
 
-// serveClient connects a client of the host to the guest's port, from the client's own address.
-func (t *Streams) serveClient(tc *net.TCPConn, port uint16) {
-	rc, err := tc.SyscallConn()
-	if err != nil {
-		_ = tc.Close()
-		return
+func (p *PublishedTCP) pause() {
+	select {
+	case <-time.After(acceptPause):
+	case <-p.t.ctx.Done():
 	}
-	h := &hostConn{f: tc, rc: rc}
+}
+
+// accept waits for a client; net.ErrClosed means that the port was closed.
+func (p *PublishedTCP) accept() (*hostConn, netip.AddrPort, error) {
+	var fd int
+	var sa unix.Sockaddr
+	var err error
+	rerr := p.rc.Read(func(l uintptr) bool {
+		for {
+			fd, sa, err = unix.Accept4(int(l), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+			if err != unix.EINTR && err != unix.ECONNABORTED {
+				return err != unix.EAGAIN
+			}
+		}
+	})
+	if rerr != nil { // there is no deadline: closed
+		return nil, netip.AddrPort{}, net.ErrClosed
+	}
+	if err != nil {
+		return nil, netip.AddrPort{}, err
+	}
+	h, err := newHostConn(fd)
+	return h, sockAddr(sa), err
+}
+
+// serveClient connects a client of the host to the guest's port, from the client's own address.
+func (t *Streams) serveClient(h *hostConn, client netip.AddrPort, port uint16) {
 	h.tune(0, 0)
-	c, err := t.dialGuest(tc.RemoteAddr().(*net.TCPAddr).AddrPort(), port)
+	c, err := t.dialGuest(client, port)
 	if err != nil {
 		h.reset() // a closed port inside gives the client a reset
 		return
@@ -96,9 +141,10 @@ func (t *Streams) serveClient(tc *net.TCPConn, port uint16) {
 // dialGuest tries the client's own family first and then the other, as the gateway: a v6 client reaches a server that
 // listens on IPv4 only, and the other way round.
 func (t *Streams) dialGuest(client netip.AddrPort, port uint16) (*stack.Conn, error) {
+	t.clients.Add(1)
+	defer t.clients.Add(-1)
 	ctx, cancel := context.WithTimeout(t.ctx, guestDialTimeout)
 	defer cancel()
-	client = netip.AddrPortFrom(client.Addr().Unmap(), client.Port())
 	guest, gateway, otherGuest, otherGateway := t.cfg.Guest4, t.cfg.Gateway4, t.cfg.Guest6, t.cfg.Gateway6
 	if client.Addr().Is6() {
 		guest, gateway, otherGuest, otherGateway = otherGuest, otherGateway, guest, gateway
@@ -118,10 +164,11 @@ func (t *Streams) dialGuest(client netip.AddrPort, port uint16) (*stack.Conn, er
 }
 
 // sourceFor is the address the guest sees. A kernel takes no packet from the wire whose source is a loopback address
-// or its own, and cannot answer a link-local one of another link: those clients appear as the gateway.
+// or its own, and cannot answer one that belongs on its link but is not there: those clients appear as the gateway.
 func (t *Streams) sourceFor(client netip.AddrPort, guest, gateway netip.Addr) netip.AddrPort {
 	a := client.Addr()
-	if a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a.Zone() != "" || a == guest {
+	onLink := func(n netip.Prefix) bool { return n.Contains(a) }
+	if a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a == guest || slices.ContainsFunc(t.cfg.Subnets, onLink) {
 		return netip.AddrPortFrom(gateway, client.Port())
 	}
 	return client

@@ -2,9 +2,12 @@ package forwarder
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -36,11 +39,15 @@ type flow struct {
 	dir   Direction
 	since time.Time
 	once  sync.Once
+	stall *time.Timer   // of waitGuest
+	sent  chan struct{} // closed when guestToHost has ended
+
+	guestEOF, hostEOF atomic.Bool // FIN was received, and nothing is left to read
 }
 
 // run joins c and h until both directions have ended.
 func (t *Streams) run(c *stack.Conn, h *hostConn, dir Direction) {
-	f := &flow{t: t, c: c, h: h, dir: dir, since: time.Now()}
+	f := &flow{t: t, c: c, h: h, dir: dir, since: time.Now(), sent: make(chan struct{})}
 	t.mu.Lock()
 	if t.closed {
 		t.mu.Unlock()
@@ -57,15 +64,18 @@ func (t *Streams) run(c *stack.Conn, h *hostConn, dir Direction) {
 	}
 	// The guest's reset must be seen even while both directions wait for the host.
 	c.OnFailure(h.wake)
-	done := make(chan struct{})
 	t.wg.Add(1)
 	go func() {
 		defer t.wg.Done()
-		defer close(done)
+		defer f.endGuestToHost()
+		defer f.guard()
 		f.guestToHost()
 	}()
-	f.hostToGuest()
-	<-done
+	func() {
+		defer f.guard()
+		f.hostToGuest()
+	}()
+	<-f.sent
 	f.once.Do(func() { h.close(); c.Close() })
 	c.Detach()
 	t.mu.Lock()
@@ -73,12 +83,33 @@ func (t *Streams) run(c *stack.Conn, h *hostConn, dir Direction) {
 	t.mu.Unlock()
 }
 
+func (f *flow) endGuestToHost() {
+	close(f.sent)
+	if f.hostEOF.Load() { // the other direction only waits for this
+		f.h.wakeReader()
+	}
+}
+
 // abort resets both sides. Both directions then end by themselves.
 func (f *flow) abort() {
 	f.once.Do(func() {
+		// What the guest sent before its reset has arrived here and would have arrived there.
+		_ = f.h.rc.Control(func(fd uintptr) { _, _ = f.c.ReadTo(&sockWriter{fd: fd}) })
 		f.c.Abort()
 		f.h.reset()
 	})
+}
+
+// guard makes a panic cost one connection.
+func (f *flow) guard() {
+	if e := recover(); e != nil {
+		f.t.panicked(e)
+		f.abort()
+	}
+}
+
+func (t *Streams) panicked(e any) {
+	t.log.Error("panic in a connection", "panic", fmt.Sprint(e), "stack", string(debug.Stack()))
 }
 
 // guestToHost moves what the guest sends.
@@ -118,6 +149,7 @@ func (f *flow) guestToHost() {
 }
 
 func (f *flow) closeHostWrite() {
+	f.guestEOF.Store(true)
 	_ = f.h.rc.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_WR) })
 	f.c.ExpectDeath(halfClosedIdle * time.Second)
 }
@@ -150,7 +182,10 @@ func (w *sockWriter) Write(b []byte) (int, error) {
 }
 
 // sockReader reads a non-blocking socket of which the caller knows that enough is there.
-type sockReader struct{ fd uintptr }
+type sockReader struct {
+	fd   uintptr
+	read int // bytes so far
+}
 
 func (r *sockReader) Read(b []byte) (int, error) {
 	if len(b) == 0 {
@@ -165,6 +200,7 @@ func (r *sockReader) Read(b []byte) (int, error) {
 		case n == 0:
 			return 0, io.ErrUnexpectedEOF // never io.EOF: netstack would wait for the rest for ever
 		default:
+			r.read += int(n)
 			return int(n), nil
 		}
 	}
@@ -198,8 +234,11 @@ func (f *flow) hostToGuest() {
 			bulk = false
 			return true
 		}
-		r.fd = fd
+		r.fd, r.read = fd, 0
 		n, err = f.c.WriteFrom(&r, min(queued, bulkMax))
+		if n != r.read { // never a gap: what netstack did not take is lost
+			err = io.ErrShortWrite
+		}
 		return true
 	}
 	for {
@@ -236,6 +275,7 @@ func (f *flow) hostToGuest() {
 		if errors.Is(err, io.ErrUnexpectedEOF) { // FIN
 			_ = f.c.CloseWrite()
 			f.h.expectDeath()
+			f.watchHost()
 			return
 		}
 		f.abort()
@@ -270,12 +310,16 @@ func (r *byteReader) Read(p []byte) (int, error) {
 // waitGuest waits until the guest has room. While it waits nobody reads the host's socket, so after a moment somebody
 // is set to watch it for a reset; false means that one came.
 func (f *flow) waitGuest() bool {
-	t := time.NewTimer(stallWatch)
-	defer t.Stop()
+	if f.stall == nil {
+		f.stall = time.NewTimer(stallWatch)
+	} else {
+		f.stall.Reset(stallWatch)
+	}
 	select {
 	case <-f.c.Writable():
+		f.stall.Stop()
 		return true
-	case <-t.C:
+	case <-f.stall.C:
 	}
 	dead := make(chan struct{})
 	gone := make(chan struct{})
@@ -283,11 +327,7 @@ func (f *flow) waitGuest() bool {
 	go func() {
 		defer f.t.wg.Done()
 		defer close(gone)
-		err := f.h.rc.Read(func(fd uintptr) bool {
-			info, e := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-			return e != nil || info.State == tcpClose
-		})
-		if !errors.Is(err, os.ErrDeadlineExceeded) {
+		if f.hostClosed() {
 			close(dead)
 		}
 	}()
@@ -302,6 +342,30 @@ func (f *flow) waitGuest() bool {
 	<-gone
 	f.h.settleReader()
 	return ok && !f.c.Failed()
+}
+
+// hostClosed waits until the host's socket is dead; false means that somebody ended the wait.
+func (f *flow) hostClosed() bool {
+	err := f.h.rc.Read(func(fd uintptr) bool {
+		info, e := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		return e != nil || info.State == tcpClose
+	})
+	return !errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// watchHost waits, after the host's FIN, for the end of the other direction. Nobody reads the host's socket any more,
+// but its reset must still be seen.
+func (f *flow) watchHost() {
+	f.hostEOF.Store(true)
+	select {
+	case <-f.sent:
+		return
+	default:
+	}
+	// After both FINs the socket dies in good order.
+	if f.hostClosed() && !f.guestEOF.Load() || f.c.Failed() {
+		f.abort()
+	}
 }
 
 // tcpClose is TCP_CLOSE of include/net/tcp_states.h.

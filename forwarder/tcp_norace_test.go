@@ -1,0 +1,5 @@
+//go:build !race
+
+package forwarder
+
+const raceSlack = 0
