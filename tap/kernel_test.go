@@ -206,7 +206,7 @@ func TestConcurrentWritersKeepFramesWhole(t *testing.T) {
 		count := map[byte]int{}
 		b := make([]byte, 2000)
 		for range writers * each {
-			n, err := unix.Read(fd, b)
+			n, err := read(fd, b)
 			if err != nil || n != 1000 || !bytes.Equal(b[:n], bytes.Repeat(b[:1], n)) {
 				t.Fatalf("%d bytes, %v: % x", n, err, b[:16])
 			}
