@@ -192,8 +192,8 @@ func TestTCPVerdicts(t *testing.T) {
 		icmp uint32 // type<<8 | code
 		want syscall.Errno
 	}{
-		{"10.0.2.77:9", 3<<8 | 1, syscall.EHOSTUNREACH},        // nobody there
-		{"[fd00::77]:9", 1<<8 | 3, syscall.EHOSTUNREACH},       // nor there
+		{"10.0.2.77:9", 3<<8 | 1, syscall.EHOSTUNREACH},         // nobody there
+		{"[fd00::77]:9", 1<<8 | 3, syscall.EHOSTUNREACH},        // nor there
 		{"169.254.169.254:80", 3<<8 | 13, syscall.EHOSTUNREACH}, // prohibited
 	} {
 		w.wire.icmp.Store(0)
