@@ -122,6 +122,7 @@ func (f *flow) guestToHost() {
 		n, rerr = f.c.ReadTo(&w)
 		if n > 0 {
 			f.t.stats.toHost.Add(uint64(n))
+			f.c.ModerateReceive(n)
 		}
 		return !w.blocked || w.err != nil
 	}

@@ -29,9 +29,11 @@ const (
 	// black-holed destinations stop all TCP; each attempt costs a goroutine, a segment and a socket, about 10 KiB.
 	maxInFlightSYN = 8192
 
-	// The windows netstack may use towards the guest, bytes. The advertised window is half the receive buffer; the
-	// 4 MiB keeps 64 KiB frames flowing while the pump writes to the host, and bounds what one stuck flow can hold.
-	tcpReceiveBuffer = 8 << 20
+	// The buffers netstack may use towards the guest, bytes. The link has no latency to speak of, so a megabyte
+	// keeps it busy, and a connection nobody reads holds no more. A receive buffer that is read as fast as it fills
+	// grows (ModerateReceive), up to the maximum; the advertised window is half of it.
+	tcpReceiveBuffer    = 1 << 20
+	tcpReceiveBufferMax = 16 << 20
 	tcpSendBuffer    = 1 << 20
 
 	// timeWait: with a forwarder no listener exists that could reuse a 4-tuple in TIME_WAIT, so a guest that
@@ -170,7 +172,7 @@ func (s *Stack) setUp(routes []tcpip.Route) error {
 
 func (s *Stack) tune() error {
 	sack := tcpip.TCPSACKEnabled(true)
-	rcv := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4096, Default: tcpReceiveBuffer, Max: 2 * tcpReceiveBuffer}
+	rcv := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4096, Default: tcpReceiveBuffer, Max: tcpReceiveBufferMax}
 	snd := tcpip.TCPSendBufferSizeRangeOption{Min: 4096, Default: tcpSendBuffer, Max: 2 * tcpSendBuffer}
 	tw := tcpip.TCPTimeWaitTimeoutOption(timeWait)
 	for _, o := range []tcpip.SettableTransportProtocolOption{&sack, &rcv, &snd, &tw} {
