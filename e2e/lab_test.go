@@ -323,16 +323,10 @@ func (l *lab) serve(ns *topo.NS, addr string, handle func(*net.TCPConn)) (netip.
 	}
 	l.Cleanup(func() { listener.Close() })
 	a := &accepts{}
-	go func() {
-		for {
-			c, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			a.add()
-			go handle(c.(*net.TCPConn))
-		}
-	}()
+	go guest.AcceptAll(listener, func(c *net.TCPConn) {
+		a.add()
+		handle(c)
+	})
 	return listener.Addr().(*net.TCPAddr).AddrPort(), a
 }
 

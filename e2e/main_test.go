@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -115,15 +114,4 @@ func eventually(t *testing.T, within time.Duration, ok func() string) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-}
-
-// portOf is the port of a socket's address.
-func portOf(a net.Addr) int {
-	switch a := a.(type) {
-	case *net.TCPAddr:
-		return a.Port
-	case *net.UDPAddr:
-		return a.Port
-	}
-	return 0
 }

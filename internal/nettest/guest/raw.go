@@ -301,10 +301,17 @@ func classify(frame []byte, from, port uint16) string {
 		return "segment"
 	case proto == protoUDP && ports:
 		return "answer"
-	case proto == protoICMP && t[0] != 0 && t[0] != 8, proto == protoICMPv6 && t[0] < 128:
+	case proto == protoICMP && t[0] != 0 && t[0] != 8 && quotesPort(t[8:], 20, from),
+		proto == protoICMPv6 && t[0] < 128 && quotesPort(t[8:], 40, from):
 		return fmt.Sprintf("icmp %d %d", t[0], t[1])
 	}
 	return ""
+}
+
+// quotesPort says whether the packet that an ICMP error quotes, with an IP header of the given length, came from port
+// from. Learning the gateway's address causes an error too.
+func quotesPort(quoted []byte, header int, from uint16) bool {
+	return len(quoted) >= header+2 && binary.BigEndian.Uint16(quoted[header:]) == from
 }
 
 // rawShort sends frames of 14 to 33 bytes, of every kind that is parsed, and prints how many.

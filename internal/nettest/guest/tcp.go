@@ -21,16 +21,24 @@ func listenAny(args []string, serve func(*net.TCPConn)) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
+	go AcceptAll(l, serve)
+	return l.Addr().String(), nil
+}
+
+// AcceptAll runs serve for each client on a goroutine of its own until l is closed. Being out of descriptors is not
+// the end.
+func AcceptAll(l net.Listener, serve func(*net.TCPConn)) {
+	for {
+		c, err := l.Accept()
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return
+		case err != nil:
+			time.Sleep(10 * time.Millisecond)
+		default:
 			go serve(c.(*net.TCPConn))
 		}
-	}()
-	return l.Addr().String(), nil
+	}
 }
 
 // serveTCP: ADDR [NETWORK]. Greets each client with its address and a newline, then echoes.
@@ -44,7 +52,8 @@ func Echo(c *net.TCPConn) {
 	if _, err := fmt.Fprintln(c, c.RemoteAddr()); err != nil {
 		return
 	}
-	_, _ = io.Copy(c, c)
+	// Hidden behind a plain Reader and Writer: package net would splice, with a pipe for each connection.
+	_, _ = io.CopyBuffer(struct{ io.Writer }{c}, struct{ io.Reader }{c}, make([]byte, 4096))
 	_ = c.CloseWrite()
 }
 
