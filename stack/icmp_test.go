@@ -116,6 +116,9 @@ func TestNobodyIsImpersonated(t *testing.T) {
 	binary.BigEndian.PutUint16(odd[ethLen+4:], uint16(len(odd)-ethLen-40-1)) // not a multiple of eight
 	b.dev.InjectBytes(late, odd)
 	b.quiet("something for others")
+	if b.drops(DropTxForeign) == 0 || b.drops(DropFragment) == 0 {
+		t.Errorf("netstack was never tempted: %v", b.s.Stats().Drops)
+	}
 }
 
 func TestUnknownProtocolIsRefused(t *testing.T) {

@@ -196,11 +196,11 @@ func (b *bench) dhcp(m *dhcpv4.DHCPv4, from netip.Addr) (*dhcpv4.DHCPv4, receive
 		to = gw4
 	}
 	b.dev.InjectBytes(udpFrame(ap(from, 68), ap(to, 67), m.ToBytes()))
-	f, ok := b.dev.Next(4 * silence)
-	if !ok {
+	answers := b.settle()
+	if len(answers) == 0 {
 		return nil, received{}
 	}
-	k := b.parse(f)
+	k := b.parse(answers[0])
 	if k.proto != protoUDP || binary.BigEndian.Uint16(k.payload) != 67 || binary.BigEndian.Uint16(k.payload[2:]) != 68 || !bytes.Equal(k.dstMAC, guestMAC) {
 		b.Fatalf("not a DHCP answer: %+v", k)
 	}

@@ -34,7 +34,7 @@ const (
 	// grows (ModerateReceive), up to the maximum; the advertised window is half of it.
 	tcpReceiveBuffer    = 1 << 20
 	tcpReceiveBufferMax = 16 << 20
-	tcpSendBuffer    = 1 << 20
+	tcpSendBuffer       = 1 << 20
 
 	// timeWait: with a forwarder no listener exists that could reuse a 4-tuple in TIME_WAIT, so a guest that
 	// reconnects from the same port would stall until it expires. The link cannot reorder, so none is needed.

@@ -184,8 +184,7 @@ func (s *Stack) DialTCP(ctx context.Context, src, dst netip.AddrPort) (*Conn, er
 		return nil, err
 	}
 	// One client port may reach several published ports at once: the local end is shared, the 4-tuple is not.
-	// (SO_REUSEADDR: with SO_REUSEPORT netstack would take two endpoints with the same 4-tuple and share its segments out.)
-	ep.SocketOptions().SetReuseAddress(true)
+	ep.SocketOptions().SetReusePort(true)
 	if terr = ep.Bind(tcpip.FullAddress{NIC: nicID, Addr: fromNetip(src.Addr()), Port: src.Port()}); terr != nil {
 		return fail(Errno(terr))
 	}

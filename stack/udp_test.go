@@ -233,7 +233,11 @@ func TestFragmentsOfTheGuestArePutTogether(t *testing.T) {
 func TestFragmentFlood(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	before := heap()
-	for i := range 20000 {
+	rounds := 20000
+	if raceEnabled {
+		rounds = 5000 // still more than the 4 MiB of each family
+	}
+	for i := range rounds {
 		a := families[i&1]
 		fs := fragments(a.guest, a.far, protoUDP, uint16(i), pattern(2960), 1480)
 		switch {
