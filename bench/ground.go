@@ -32,6 +32,7 @@ type ground struct {
 	self    string // path of this program
 	runtime string // XDG_RUNTIME_DIR of what is started
 	time    time.Duration
+	server  *process
 	iperf   string // path of iperf3, or ""
 	unshare string // path of unshare, or ""
 }
@@ -52,7 +53,8 @@ func newGround(lanMTU int, d time.Duration) (*ground, error) {
 	}
 	g.iperf, _ = exec.LookPath("iperf3")
 	g.unshare, _ = exec.LookPath("unshare")
-	if _, err := g.start(g.There, []string{self, "serve", fmt.Sprintf("[::]:%d", port)}); err != nil {
+	// Kept, because the server ends when the pipe to its stdin does.
+	if g.server, err = g.start(g.There, []string{self, "serve", fmt.Sprintf("[::]:%d", port)}); err != nil {
 		g.close()
 		return nil, fmt.Errorf("server: %w", err)
 	}
@@ -67,6 +69,9 @@ func newGround(lanMTU int, d time.Duration) (*ground, error) {
 }
 
 func (g *ground) close() {
+	if g.server != nil {
+		g.server.stop()
+	}
 	g.Topo.Close()
 	os.RemoveAll(g.runtime)
 }

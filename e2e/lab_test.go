@@ -219,7 +219,8 @@ func (s *sandbox) line() string {
 	select {
 	case line, ok := <-s.lines:
 		if !ok {
-			s.Fatalf("%s ended; stderr:\n%s", s.name, s.stderr)
+			_ = s.cmd.Wait()
+			s.Fatalf("%s ended: %v; stderr:\n%s", s.name, s.cmd.ProcessState, s.stderr)
 		}
 		return line
 	case <-time.After(opPatience):

@@ -59,11 +59,13 @@ func (l *lab) nothingLeft(within time.Duration) {
 func (l *lab) portFree(port string, within time.Duration) {
 	l.Helper()
 	eventually(l.T, within, func() string {
-		listener, err := l.Here.Listen("tcp", at(topo.Here4, port))
-		if err != nil {
-			return err.Error()
+		for _, f := range l.families() {
+			listener, err := l.Here.Listen("tcp", at(f.here, port))
+			if err != nil {
+				return err.Error()
+			}
+			listener.Close()
 		}
-		listener.Close()
 		return ""
 	})
 }
