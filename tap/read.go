@@ -127,7 +127,7 @@ func (r *rxState) readTAP(fd uintptr) bool {
 	for r.n < len(r.frames) && !r.d.closed.Load() {
 		f := &r.frames[r.n]
 		r.prepare(s, f)
-		n, _, errno := unix.Syscall(unix.SYS_READV, fd, uintptr(unsafe.Pointer(&s.iovs[0])), uintptr(len(s.iovs)))
+		n, _, errno := unix.RawSyscall(unix.SYS_READV, fd, uintptr(unsafe.Pointer(&s.iovs[0])), uintptr(len(s.iovs)))
 		switch {
 		case errno == unix.EAGAIN:
 			return r.n > 0
@@ -160,7 +160,7 @@ func (r *rxState) readPacket(fd uintptr) bool {
 			m.hdr.SetIovlen(len(s.iovs))
 			m.hdr.SetControllen(len(s.ctl))
 		}
-		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&r.msgs[0])), uintptr(want),
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&r.msgs[0])), uintptr(want),
 			unix.MSG_DONTWAIT, 0, 0)
 		switch {
 		case errno == unix.EAGAIN:

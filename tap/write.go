@@ -101,7 +101,7 @@ func (t *txState) writeOne(fd uintptr, f *Frame) {
 		return
 	}
 	for {
-		_, _, errno := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&t.iovs[0])), uintptr(len(t.iovs)))
+		_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&t.iovs[0])), uintptr(len(t.iovs)))
 		if errno != unix.EINTR {
 			t.wrote(0, errno)
 			return
@@ -124,7 +124,7 @@ func (t *txState) writeMany(fd uintptr, frames []Frame) {
 		start = t.ends[i]
 	}
 	for i := 0; i < k && !t.gone; {
-		n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&t.msgs[i])), uintptr(k-i),
+		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&t.msgs[i])), uintptr(k-i),
 			unix.MSG_DONTWAIT, 0, 0)
 		switch {
 		case errno == unix.EINTR:
