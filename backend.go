@@ -22,7 +22,7 @@ func (b *backend) Inspect() api.Sandbox {
 	s := (*sandbox)(b)
 	r := api.Sandbox{Ports: b.Ports(), PublishAll: s.plan.publishAll, HostLoopback: s.plan.hostLoopback.text()}
 	r.ID, r.Name = s.entry.ID(), s.entry.Name()
-	if rec, err := s.dir.Lookup(r.ID); err == nil {
+	if rec, err := s.entry.Record(); err == nil {
 		r.Record = rec
 	}
 	s.mu.Lock()

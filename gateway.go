@@ -148,14 +148,14 @@ func (g *gateway) attach(ns *userns.Sandbox) error {
 		Gateway4: a.gateway, Gateway6: a.gateway6, Guest4: a.guest, Guest6: a.guest6, Subnet4: a.subnet, Subnet6: a.subnet6,
 		HostLoopback: policy.HostLoopback(s.plan.hostLoopback), IPv6Off: !a.gateway6.IsValid(),
 	})
-	g.streams = forwarder.NewStreams(forwarder.StreamsConfig{
-		Guest: g.stack, Policy: pol, Gateway4: a.gateway, Gateway6: a.gateway6, Guest4: a.guest, Guest6: a.guest6,
-		ServeDNS: g.resolver.ServeTCP, Logger: s.log,
-	})
 	subnets := []netip.Prefix{a.subnet}
 	if a.subnet6.IsValid() {
 		subnets = append(subnets, a.subnet6)
 	}
+	g.streams = forwarder.NewStreams(forwarder.StreamsConfig{
+		Guest: g.stack, Policy: pol, Gateway4: a.gateway, Gateway6: a.gateway6, Guest4: a.guest, Guest6: a.guest6,
+		Subnets: subnets, ServeDNS: g.resolver.ServeTCP, Logger: s.log,
+	})
 	g.grams, err = forwarder.NewDatagrams(forwarder.DatagramsConfig{
 		Guest: g.stack, Policy: pol, Gateway4: a.gateway, Gateway6: a.gateway6, Subnets: subnets,
 		DNS: g.resolver.ServeUDP, Logger: s.log,

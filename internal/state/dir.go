@@ -91,9 +91,9 @@ func makePrivate(path string) error {
 // Path is where the directory is.
 func (d *Dir) Path() string { return d.path }
 
-// lock takes the outer lock and returns what lets it go.
+// lock takes the outer lock, which is on the directory itself so that no file stays behind, and returns what lets it go.
 func (d *Dir) lock() (unlock func(), err error) {
-	f, err := lockFile(filepath.Join(d.path, "lock"), unix.LOCK_EX)
+	f, err := lockPath(d.path, unix.O_RDONLY|unix.O_DIRECTORY, unix.LOCK_EX)
 	if err != nil {
 		return nil, err
 	}
@@ -102,7 +102,11 @@ func (d *Dir) lock() (unlock func(), err error) {
 
 // lockFile opens (or makes) a file and locks it: the lock is let go of when the file is closed.
 func lockFile(path string, how int) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	return lockPath(path, os.O_RDWR|os.O_CREATE, how)
+}
+
+func lockPath(path string, flags, how int) (*os.File, error) {
+	f, err := os.OpenFile(path, flags|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
