@@ -20,8 +20,8 @@ const (
 	// smallRead: exchanges up to this size take one read into a pooled buffer; more than this in one go is bulk,
 	// which is read from the socket straight into netstack's buffers.
 	smallRead = 16 << 10
-	// bulkMax is what is moved at once in bulk: four frames of 64 KiB, which stay in the cache between the two copies.
-	bulkMax = 256 << 10
+	// bulkMax is what is moved at once in bulk: one frame, which stays in the cache between the two copies.
+	bulkMax = stack.MaxSegment
 
 	// stallWatch: a connection whose guest has not read for this long gets somebody to look at the host's side,
 	// where a reset would otherwise go unnoticed.
@@ -210,11 +210,12 @@ func (r *sockReader) Read(b []byte) (int, error) {
 // hostToGuest moves what the host sends.
 func (f *flow) hostToGuest() {
 	var (
-		r    sockReader
-		bulk bool
-		n    int
-		err  error
-		buf  *[]byte
+		r      sockReader
+		bulk   bool
+		queued int // in the host's socket, at least; only while bulk
+		n      int
+		err    error
+		buf    *[]byte
 	)
 	// small waits for data and reads it into a pooled buffer, which is held only while there is something in it.
 	small := func(fd uintptr) bool {
@@ -228,15 +229,19 @@ func (f *flow) hostToGuest() {
 		}
 		return true
 	}
-	// large reads what is queued straight into netstack, as much as there is room for.
+	// large reads what is queued straight into netstack, as much as there is room for. The queue is asked about again
+	// only when what is known of it does not make a frame.
 	large := func(fd uintptr) bool {
-		queued, e := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
-		if e != nil || queued < smallRead {
-			bulk = false
-			return true
+		if queued < bulkMax {
+			var e error
+			if queued, e = unix.IoctlGetInt(int(fd), unix.TIOCINQ); e != nil || queued < smallRead {
+				bulk, queued = false, 0
+				return true
+			}
 		}
 		r.fd, r.read = fd, 0
 		n, err = f.c.WriteFrom(&r, min(queued, bulkMax))
+		queued -= n
 		if n != r.read { // never a gap: what netstack did not take is lost
 			err = io.ErrShortWrite
 		}
