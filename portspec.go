@@ -188,7 +188,7 @@ func checkOverlap(mappings []PortMapping) error {
 }
 
 func allocatedError(addr netip.AddrPort) error {
-	return fmt.Errorf("Bind for %s failed: port is already allocated", addr) //nolint:staticcheck // Docker's words
+	return fmt.Errorf("Bind for %s failed: port is already allocated", addr)
 }
 
 // listenIPs are the addresses to listen on.

@@ -126,7 +126,7 @@ func (s *sandbox) prepare(ctx context.Context) (err error) {
 func (s *sandbox) lookUpTarget(ctx context.Context) error {
 	rec, err := s.dir.Lookup(s.plan.join)
 	if errors.Is(err, state.ErrNotFound) {
-		return fmt.Errorf("No such container: %s", s.plan.join) //nolint:staticcheck // Docker's words
+		return fmt.Errorf("No such container: %s", s.plan.join)
 	}
 	if err != nil {
 		return err

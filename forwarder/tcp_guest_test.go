@@ -32,9 +32,6 @@ import (
 const (
 	wireMTU   = 32 << 10 // large: these tests are about connections, not about packets
 	wireQueue = 512      // frames, about what a TAP takes; more are dropped, as there
-
-	// guestWindow bounds what a guest that does not read takes in.
-	guestWindow = 64 << 10
 )
 
 var (

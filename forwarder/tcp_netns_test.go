@@ -51,12 +51,12 @@ func TestTCPDialErrors(t *testing.T) {
 		{router6.String(), 0, syscall.ECONNREFUSED},
 		{"198.18.1.1", 3<<8 | 1, syscall.EHOSTUNREACH}, // a router's answers
 		{"198.18.2.1", 3<<8 | 13, 0},
-		{"2001:db8:bad::1", 1<<8 | 0, syscall.ENETUNREACH},
+		{"2001:db8:bad::1", 1 << 8, syscall.ENETUNREACH},
 		{"2001:db8:f0::1", 1<<8 | 1, 0},
 		{"192.88.99.9", 3<<8 | 1, syscall.EHOSTUNREACH}, // the host's own routing table
 		{"192.0.2.1", 3<<8 | 13, 0},
-		{"100.64.0.1", 3<<8 | 0, syscall.ENETUNREACH}, // no route at all
-		{"2001:db8:99::1", 1<<8 | 0, syscall.ENETUNREACH},
+		{"100.64.0.1", 3 << 8, syscall.ENETUNREACH}, // no route at all
+		{"2001:db8:99::1", 1 << 8, syscall.ENETUNREACH},
 	} {
 		w.wire.icmp.Store(0)
 		// The host's kernel does not see an ICMP error that comes while connect still holds the socket: a second SYN,

@@ -169,14 +169,14 @@ func TestPublishedTimeoutsAndClose(t *testing.T) {
 	p := publish(t, w, UDPListen{Addr: ap("127.0.0.1:0"), Guest4: server4})
 	q := publish(t, w, UDPListen{Addr: ap("127.0.0.1:0"), Guest4: ap("10.0.2.100:81")})
 	c.write(t, p.Addr(), "x")
-	d := recv(t, w.g.udp, "datagram")
+	recv(t, w.g.udp, "datagram")
 	w.advance(unrepliedTimeout)
 	w.sweep()
 	if n := w.Stats().Flows; n != 0 {
 		t.Fatalf("%d flows after the timeout", n)
 	}
 	c.write(t, p.Addr(), "x")
-	d = recv(t, w.g.udp, "datagram")
+	d := recv(t, w.g.udp, "datagram")
 	w.answer(d, "y")
 	c.read(t)
 	w.advance(assuredTimeout - 1)

@@ -45,7 +45,8 @@ type capHeader struct {
 }
 
 type capData struct {
-	effective, permitted, inheritable uint32
+	_                      uint32 // effective: what execve makes of the others
+	permitted, inheritable uint32
 }
 
 // joinPlan is all that the children need, made before the fork: after it nothing may allocate.

@@ -33,7 +33,6 @@ func nested(typ uint16, attrs ...[]byte) []byte {
 func str(typ uint16, s string) []byte  { return attr(typ, append([]byte(s), 0)) }
 func be32(typ uint16, v uint32) []byte { return attr(typ, binary.BigEndian.AppendUint32(nil, v)) }
 func be16(typ uint16, v uint16) []byte { return attr(typ, binary.BigEndian.AppendUint16(nil, v)) }
-func u8(typ uint16, v uint8) []byte    { return attr(typ, []byte{v}) }
 func expr(n string, a ...[]byte) []byte {
 	return nested(unix.NFTA_LIST_ELEM, str(1, n), nested(2, a...))
 }
