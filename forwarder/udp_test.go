@@ -110,7 +110,7 @@ func TestUDPTimeouts(t *testing.T) {
 		t.Fatal("an unreplied flow outlived its timeout")
 	}
 	w.send(guest4, h.addr, "x")
-	_, from = h.read(t)
+	_, from := h.read(t)
 	h.write(t, from, "y")
 	recv(t, w.g.udp, "answer")
 	w.advance(assuredTimeout - 1)
