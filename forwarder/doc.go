@@ -1,5 +1,22 @@
 // Package forwarder joins the flows of the guest with sockets of the host.
 //
+// # Streams: theory of operation
+//
+// Streams is the half for TCP. A connection that the guest opens is judged by the policy, takes a dial slot (a
+// destination may hold half of what is free, so a black hole leaves as much again for everybody else), is dialled, and
+// only then accepted; what the host's socket was answered is what the guest is answered. A client of a published port
+// is connected to the guest from its own address. Then two goroutines move bytes, one a direction:
+//
+//   - guest to host: netstack's buffers are written to the socket where they lie, under the endpoint's lock, which
+//     is why that write never waits;
+//   - host to guest: small exchanges by one read into a pooled buffer, bulk from the socket straight into netstack's
+//     memory, a frame at a time. An idle connection holds no buffer.
+//
+// States: both directions open; one ended by FIN, which has crossed, while the other goes on (with keep-alive, since a
+// side that waits and one that has vanished look the same); ended. A reset or failure of one side resets the other at
+// once, whatever either direction is waiting for: the guest's failure wakes the waits on the socket, and while a
+// direction waits for the guest somebody watches the socket.
+//
 // # Datagrams: theory of operation
 //
 // Datagrams is the half for UDP and ICMP echo. It is one table and one reader.
