@@ -20,7 +20,7 @@ LDFLAGS   = -s -w -X main.version=$(VERSION)
 # The mode of /dev/net/tun that tests see when they are started as root; empty leaves the host's.
 TUN_MODE ?= 0666
 FUZZTIME ?= 5s
-# Packages to test, and further flags, such as TESTFLAGS='-run TestScorecard -v'.
+# Packages to test, and further flags, such as TESTFLAGS="-run TestScorecard -v".
 PKGS      ?= ./...
 TESTFLAGS ?=
 # One package at a time: the end-to-end tests measure time and load, and share two cores with whatever else runs.
