@@ -1,0 +1,45 @@
+package main
+
+import (
+	"io"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+)
+
+// TestStrayDescriptorsAreClosed gives a process a pipe it was not meant to have, and sees the pipe end while the process
+// still runs.
+func TestStrayDescriptorsAreClosed(t *testing.T) {
+	if os.Getenv("STRAY_CHILD") != "" {
+		closeStray()
+		_, _ = io.Copy(io.Discard, os.Stdin) // until the parent is done
+		os.Exit(0)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestStrayDescriptorsAreClosed$")
+	cmd.Env = append(os.Environ(), "STRAY_CHILD=1")
+	cmd.ExtraFiles = []*os.File{w}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	if err := r.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the stray pipe is still open: %v", err)
+	}
+	in.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+}
