@@ -316,7 +316,7 @@ func TestPeerInASandbox(t *testing.T) {
 		"other user":             {Credential: &syscall.Credential{Uid: 65534, Gid: 65534}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			self := os.Args[0]
+			self := "/proc/self/exe"
 			if attr.Credential != nil {
 				if os.Getuid() != 0 {
 					t.Skip("needs root to become another user")
@@ -349,7 +349,7 @@ func TestPeerInASandbox(t *testing.T) {
 func TestUndumpablePeer(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "api.sock")
 	serve(t, newFake(), path, ServerOptions{})
-	cmd := exec.Command(os.Args[0])
+	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), "API_TEST_PEER="+path, "API_TEST_UNDUMPABLE=1")
 	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "<nil>" {
 		t.Errorf("%s %v", out, err)

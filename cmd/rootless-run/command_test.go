@@ -192,7 +192,7 @@ func TestVersionAndCompletion(t *testing.T) {
 
 // again runs the test binary as the program.
 func again(args ...string) *exec.Cmd {
-	cmd := exec.Command(os.Args[0], args...)
+	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Env = append(os.Environ(), "ROOTLESS_RUN_TEST_MAIN=1")
 	return cmd
 }

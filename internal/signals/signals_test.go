@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 // child starts the launcher; on a terminal if tty is given, which is its standard input.
 func child(t *testing.T, tty *os.File) (*exec.Cmd, func() string) {
 	t.Helper()
-	cmd := exec.Command(os.Args[0])
+	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), "SIGNALS_TEST_CHILD=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if tty != nil {

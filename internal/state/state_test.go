@@ -138,7 +138,7 @@ func TestNamelessDoNotCollide(t *testing.T) {
 func TestKilledSupervisorIsForgotten(t *testing.T) {
 	d := open(t)
 	create(t, d, "survivor")
-	cmd := exec.Command(os.Args[0])
+	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), "STATE_TEST_SUPERVISOR="+d.Path())
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
