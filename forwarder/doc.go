@@ -49,6 +49,12 @@
 // would have sent. A pending error of the socket is also returned by an unrelated send; such a send is tried once
 // again, so that nobody pays for another flow's error.
 //
+// DF of a UDP datagram is kept as far as it concerns the path: one that fits the host's link but not the path as the
+// host has learnt it is answered with the path's MTU. One that is larger than the host's link itself is fragmented by
+// the host's kernel, the first one already: that the guest's link has a larger MTU is our doing, and a Linux guest
+// marks every datagram that fits its link. The link's MTU is looked up when a send fails for its size, and remembered
+// in the flow for some seconds. An echo request with DF is answered in both cases: ping is how people measure this.
+//
 // Without permission for ping sockets an echo request is answered with "administratively prohibited". No echo reply
 // is ever made up.
 //
@@ -68,6 +74,9 @@
 // The source port of the guest is kept on the host where it is free and lies in the range from which the kernel gives
 // ports to any program (net.ipv4.ip_local_port_range). MASQUERADE keeps others too, but it does not occupy the host's
 // port by that; a guest must not be able to keep a service of the host from its port.
+//
+// A program that probes the path with datagrams larger than the host's link finds that they arrive, in fragments. With
+// the guest's MTU set to that of the host's link nothing is larger.
 //
 // # Non-goals
 //

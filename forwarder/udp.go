@@ -196,7 +196,12 @@ func (x *Datagrams) HandleUDP(d *stack.Datagram) {
 		}
 		ttl--
 	}
-	if err := t.s.sendUDP(&t, d, ttl); err != nil {
+	link := t.link
+	err := t.s.sendUDP(&t, d, ttl)
+	if t.link != link {
+		x.rememberLink(key, &t)
+	}
+	if err != nil {
 		x.udpSendFailed(&t, d, err)
 		return
 	}

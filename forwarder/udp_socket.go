@@ -131,17 +131,17 @@ func (s *socket) close() {
 	}
 }
 
-// sendUDP sends d, whole or as its datagrams one by one where the kernel does not take a train.
+// sendUDP sends d, whole or as its datagrams one by one where the kernel does not take a train. It may learn t.link.
 func (s *socket) sendUDP(t *target, d *stack.Datagram, ttl uint8) error {
 	o := options(ttl, d.TOS, d.DF)
 	size := int(d.GSOSize)
 	if size == 0 || size >= len(d.Payload) {
-		return s.send(t, nil, d.Payload, 0, o)
+		return s.sendOne(t, d.Payload, o)
 	}
 	for rest := d.Payload; len(rest) > 0; {
 		train := rest[:min(len(rest), size*maxSegments)]
 		rest = rest[len(train):]
-		if len(train) > size {
+		if len(train) > size && !t.aboveLink(size) {
 			// EINVAL, EIO: not on this kernel, device or with this size; EMSGSIZE: a datagram is larger than the
 			// MTU, which alone decides whether it may be fragmented.
 			err := s.send(t, nil, train, d.GSOSize, o)
@@ -154,13 +154,31 @@ func (s *socket) sendUDP(t *target, d *stack.Datagram, ttl uint8) error {
 		}
 		for len(train) > 0 {
 			n := min(size, len(train))
-			if err := s.send(t, nil, train[:n], 0, o); err != nil {
+			if err := s.sendOne(t, train[:n], o); err != nil {
 				return err
 			}
 			train = train[n:]
 		}
 	}
 	return nil
+}
+
+// sendOne sends one datagram, and lets the kernel fragment one that is larger than the host's link, see udp_mtu.go.
+func (s *socket) sendOne(t *target, b []byte, o sendOptions) error {
+	if o.pmtu != unix.IP_PMTUDISC_DO {
+		return s.send(t, nil, b, 0, o)
+	}
+	if !t.aboveLink(len(b)) {
+		err := s.send(t, nil, b, 0, o)
+		if err != unix.EMSGSIZE || t.link > 0 {
+			return err
+		}
+		if t.findLink(); !t.aboveLink(len(b)) {
+			return err
+		}
+	}
+	o.pmtu = unix.IP_PMTUDISC_WANT
+	return s.send(t, nil, b, 0, o)
 }
 
 func options(ttl, tos uint8, df bool) sendOptions {
@@ -309,29 +327,6 @@ func (c *controlBuffer) addLocal(local netip.Addr, scope uint32, v6 bool) {
 	}
 	info := unix.Inet6Pktinfo{Addr: local.As16(), Ifindex: scope}
 	copy(c.add(unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, unix.SizeofInet6Pktinfo), (*[unix.SizeofInet6Pktinfo]byte)(unsafe.Pointer(&info))[:])
-}
-
-// pathMTU returns the MTU the host knows of the path to dst, 0 when it cannot be had. No packet is sent.
-func pathMTU(dst netip.AddrPort) uint32 {
-	family, level, opt := unix.AF_INET, unix.IPPROTO_IP, unix.IP_MTU
-	if dst.Addr().Is6() {
-		family, level, opt = unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_MTU
-	}
-	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return 0
-	}
-	defer unix.Close(fd)
-	var raw rawAddr
-	n := raw.set(netip.AddrPortFrom(dst.Addr(), max(1, dst.Port())), dst.Addr().Is6(), 0)
-	if _, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&raw)), uintptr(n)); errno != 0 {
-		return 0
-	}
-	mtu, err := unix.GetsockoptInt(fd, level, opt)
-	if err != nil {
-		return 0
-	}
-	return uint32(mtu)
 }
 
 // localPortRange reads net.ipv4.ip_local_port_range; the kernel's default when it cannot.

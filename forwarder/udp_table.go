@@ -43,6 +43,7 @@ type target struct {
 	local   netip.Addr // the address to send from; zero: the kernel chooses
 	scope   uint32     // interface of a link-local peer
 	gateway bool       // the destination is ours: no hop lies between
+	link    int        // MTU of the host's link towards peer; 0: not known
 }
 
 // datagramFlow is one conversation; all of it is guarded by table.mu.
@@ -53,6 +54,8 @@ type datagramFlow struct {
 	first []byte         // the client's first datagram, kept while moveClient may need it
 	elem  *list.Element  // in s.flows
 	used  time.Duration  // time of the last packet
+
+	linkAt time.Duration // when link was found
 
 	outPkts, outBytes uint64
 	inPkts, inBytes   uint64
@@ -121,6 +124,9 @@ func (x *Datagrams) touch(key flowKey, pkts, bytes int) (target, bool) {
 	f.outPkts += uint64(pkts)
 	f.outBytes += uint64(bytes)
 	f.first = nil
+	if f.link > 0 && now-f.linkAt >= linkLife {
+		f.link = 0
+	}
 	return f.target, true
 }
 
