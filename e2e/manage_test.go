@@ -157,8 +157,13 @@ func TestDetach(t *testing.T) {
 	if r.code != 0 || len(id) < 12 {
 		t.Fatalf("exit %d, %q, %s", r.code, r.stdout, r.stderr)
 	}
-	eventually(t, 5*time.Second, func() string { // until the command listens
-		if got, err := guest.Exchange(l.connectTo(l.There, at(topo.Here4, 8080)), "hi"); err != nil || !strings.HasSuffix(got, " hi") {
+	eventually(t, 5*time.Second, func() string { // until the command listens; before, clients are reset
+		c, err := l.There.Dial("tcp", at(topo.Here4, 8080), time.Second)
+		if err != nil {
+			return err.Error()
+		}
+		defer c.Close()
+		if got, err := guest.Exchange(c, "hi"); err != nil || !strings.HasSuffix(got, " hi") {
 			return fmt.Sprintf("got %q, %v", got, err)
 		}
 		return ""
