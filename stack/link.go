@@ -20,7 +20,7 @@ const (
 	// gsoHeaders is what netstack keeps free of it for headers (IPv6 and TCP ones of the largest size, and Ethernet's).
 	gsoHeaders = 161
 	// MaxSegment is the payload of the largest frame, bytes. One write of that size is one chunk of netstack's memory and
-	// one frame; a larger one is cut up again, which costs a fifth more processor time per byte.
+	// one frame; a larger one is cut up again.
 	MaxSegment = gsoMaxSize - gsoHeaders
 
 	tcpCsumOffset = 16 // of the checksum field in a TCP header (RFC 9293)
