@@ -152,6 +152,11 @@ func TestManage(t *testing.T) {
 
 func TestDetach(t *testing.T) {
 	l := newLab(t)
+	t.Cleanup(func() { // a test that fails half-way must not leave its sandbox to the machine
+		for _, pid := range l.processes() {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	})
 	r := l.once([]string{"--detach", "--name", "behind", "-p", "8080:80"}, op("serve-tcp", ":80")...)
 	id := strings.TrimSpace(r.stdout)
 	if r.code != 0 || len(id) < 12 {
