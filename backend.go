@@ -57,6 +57,13 @@ func (b *backend) AddPorts(_ context.Context, spec string) ([]api.Port, error) {
 	if err != nil {
 		return nil, api.Invalid(err)
 	}
+	return b.addMappings(mappings)
+}
+
+func (b *backend) addMappings(mappings []PortMapping) ([]api.Port, error) {
+	if b.net == nil {
+		return nil, api.Conflict(errNoPorts)
+	}
 	if err := checkFree(mappings, b.net.ports.list()); err != nil {
 		return nil, err
 	}
@@ -80,9 +87,16 @@ func (b *backend) RemovePorts(_ context.Context, spec string) ([]api.Port, error
 	if err != nil {
 		return nil, err
 	}
-	removed := b.net.ports.remove(func(p api.Port) bool { return slices.Contains(named, p) })
+	return b.removePorts(func(p api.Port) bool { return slices.Contains(named, p) }), nil
+}
+
+func (b *backend) removePorts(want func(api.Port) bool) []api.Port {
+	if b.net == nil {
+		return nil
+	}
+	removed := b.net.ports.remove(want)
 	b.recordPorts()
-	return removed, nil
+	return removed
 }
 
 func (b *backend) recordPorts() {

@@ -113,6 +113,25 @@ type Config struct {
 	// HostLoopback names what of the host's loopback the sandbox may reach.
 	HostLoopback HostLoopback
 
+	// Plan is the network in full, in place of Subnet, IP, their like and DisableIPv6; nil: it is made of those.
+	Plan *NetworkPlan
+	// IfName is what the uplink is called inside; empty means "eth0". Where a persistent TAP of that name is there
+	// already, Attach uses it.
+	IfName string
+	// Configure has Attach bring lo and the uplink up, with addresses and routes. Otherwise it makes the uplink and
+	// leaves it down; DHCP and router advertisements offer the addresses to whoever asks. Run always configures.
+	Configure bool
+	// OutboundAddr, OutboundAddr6 and OutboundInterface are where connections leave the host; the zero values leave it
+	// to the host's routes.
+	OutboundAddr, OutboundAddr6 netip.Addr
+	OutboundInterface           string
+	// AllowMetadata opens the clouds' metadata services (169.254.169.254 and their like), which hand out the host's
+	// credentials to whoever asks.
+	AllowMetadata bool
+	// APISocket is one more path at which the control socket listens; empty means none. A socket that is there is
+	// replaced, and the path is removed at the end.
+	APISocket string
+
 	// UserNS is UserNSRoot, UserNSKeepID or UserNSAuto; empty means UserNSRoot.
 	UserNS string
 	// PIDNamespace gives the command a pid namespace of its own.

@@ -20,6 +20,8 @@ type PortMapping struct {
 	// 0 for a free one of the kernel's choice (the same number for IPv4 and IPv6).
 	HostPort, HostPortEnd uint16
 	GuestPort             uint16
+	// GuestIP is the address inside; the zero value means the guest's own, of either family. No spec has it.
+	GuestIP netip.Addr
 }
 
 // Ephemeral says that the host's port is left to the kernel.

@@ -75,6 +75,7 @@ type sandbox struct {
 	ending  bool // no lease is given any more; guarded by mu
 	idle    chan struct{}
 	end     chan struct{}
+	gone    chan struct{} // closed when an attached sandbox has ended; nil for a command
 	wg      sync.WaitGroup
 }
 
