@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -52,8 +53,13 @@ type StreamsConfig struct {
 	// Subnets are the prefixes of the guest's link. It looks for their addresses on the link, so a client that has one
 	// of them appears as the gateway.
 	Subnets []netip.Prefix
-	// ServeDNS takes over connections to port 53 of the gateway; nil: they are refused like any other port.
+	// ServeDNS takes over connections to port 53 of DNSAddrs; nil: they are judged like any other port.
 	ServeDNS func(net.Conn)
+	// DNSAddrs are the addresses that answer DNS; nil means the gateway's.
+	DNSAddrs []netip.Addr
+	// Source4 and Source6 are what the host's sockets are bound to, but for those to the host's loopback; the zero
+	// value leaves it to the host's routes.
+	Source4, Source6 netip.Addr
 	// Logger; nil discards.
 	Logger *slog.Logger
 }
@@ -137,7 +143,7 @@ func (t *Streams) HandleTCP(req *stack.TCPRequest) {
 		return
 	}
 	defer t.wg.Done()
-	if t.cfg.ServeDNS != nil && req.Dst.Port() == dnsPort && t.isGateway(req.Dst.Addr()) {
+	if t.cfg.ServeDNS != nil && req.Dst.Port() == dnsPort && t.answersDNS(req.Dst.Addr()) {
 		t.serveDNS(req)
 		return
 	}
@@ -183,9 +189,9 @@ func (t *Streams) dial(v policy.Verdict, tos uint8) (*hostConn, error) {
 	ctx, cancel := context.WithTimeout(t.ctx, dialTimeout)
 	defer cancel()
 	for try := 0; ; try++ {
-		h, err := dialHost(ctx, v.Dst, tos)
+		h, err := dialHost(ctx, t.source(v.Dst), v.Dst, tos)
 		if err != nil && v.Alt.IsValid() && !starved(err) {
-			alt, aerr := dialHost(ctx, v.Alt, tos)
+			alt, aerr := dialHost(ctx, t.source(v.Alt), v.Alt, tos)
 			if aerr == nil || starved(aerr) || errors.Is(aerr, syscall.ECONNREFUSED) {
 				h, err = alt, aerr
 			}
@@ -236,7 +242,23 @@ func (t *Streams) release(dest netip.Addr) {
 	}
 }
 
-func (t *Streams) isGateway(a netip.Addr) bool { return a == t.cfg.Gateway4 || a == t.cfg.Gateway6 }
+func (t *Streams) answersDNS(a netip.Addr) bool {
+	if t.cfg.DNSAddrs == nil {
+		return a == t.cfg.Gateway4 || a == t.cfg.Gateway6
+	}
+	return slices.Contains(t.cfg.DNSAddrs, a)
+}
+
+// source is where a connection to dst leaves the host.
+func (t *Streams) source(dst netip.AddrPort) netip.Addr {
+	switch {
+	case dst.Addr().IsLoopback():
+		return netip.Addr{}
+	case dst.Addr().Is4():
+		return t.cfg.Source4
+	}
+	return t.cfg.Source6
+}
 
 func (t *Streams) serveDNS(req *stack.TCPRequest) {
 	c, err := t.accept(req)
@@ -260,6 +282,8 @@ func (t *Streams) refuse(req *stack.TCPRequest, v policy.Verdict) {
 		_ = req.Unreachable(prohibited(v4))
 	case policy.Unreachable:
 		_ = req.Unreachable(hostUnreachable(v4))
+	case policy.NoRoute:
+		_ = req.Unreachable(netUnreachable(v4))
 	default:
 		req.Ignore()
 	}

@@ -39,8 +39,9 @@ func newHostConn(fd int) (*hostConn, error) {
 }
 
 // dialHost connects a non-blocking socket. It does what net.Dialer does, but keeps the socket after a failure to read
-// the ICMP error that caused it from the error queue (ip(7), IP_RECVERR).
-func dialHost(ctx context.Context, dst netip.AddrPort, tos uint8) (*hostConn, error) {
+// the ICMP error that caused it from the error queue (ip(7), IP_RECVERR). from is the address it leaves from; the zero
+// value leaves that to the host's routes.
+func dialHost(ctx context.Context, from netip.Addr, dst netip.AddrPort, tos uint8) (*hostConn, error) {
 	family, sa := unix.AF_INET6, unix.Sockaddr(nil)
 	level, recverr := unix.IPPROTO_IPV6, unix.IPV6_RECVERR
 	if a := dst.Addr(); a.Is4() {
@@ -65,6 +66,10 @@ func dialHost(ctx context.Context, dst netip.AddrPort, tos uint8) (*hostConn, er
 		} else {
 			_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_TCLASS, int(tos))
 		}
+	}
+	if err := bindSource(fd, from); err != nil {
+		unix.Close(fd)
+		return nil, &dialError{errno: err.(syscall.Errno)}
 	}
 	err = unix.Connect(fd, sa)
 	if err != nil && err != unix.EINPROGRESS {
@@ -113,6 +118,19 @@ func dialHost(ctx context.Context, dst netip.AddrPort, tos uint8) (*hostConn, er
 	}
 	h.tune(level, recverr)
 	return h, nil
+}
+
+// bindSource binds fd to an address and leaves the port to connect, which then may use one again for another
+// destination (ip(7), IP_BIND_ADDRESS_NO_PORT).
+func bindSource(fd int, from netip.Addr) error {
+	if !from.IsValid() {
+		return nil
+	}
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+	if from.Is4() {
+		return unix.Bind(fd, &unix.SockaddrInet4{Addr: from.As4()})
+	}
+	return unix.Bind(fd, &unix.SockaddrInet6{Addr: from.As16()})
 }
 
 // self says whether the socket is connected to itself, which TCP allows: a port of this host on which nobody listens

@@ -25,14 +25,19 @@ type PublishedTCP struct {
 	l    *os.File
 	rc   syscall.RawConn
 	addr netip.AddrPort
-	port uint16
+	to   netip.AddrPort // the zero Addr is the guest's own
 	done chan struct{}
 }
 
 // Publish serves l's clients from the guest's port; it takes l over.
 func (t *Streams) Publish(l *net.TCPListener, guestPort uint16) (*PublishedTCP, error) {
+	return t.PublishTo(l, netip.AddrPortFrom(netip.Addr{}, guestPort))
+}
+
+// PublishTo serves l's clients from to, an address that the guest has or routes to; it takes l over.
+func (t *Streams) PublishTo(l *net.TCPListener, to netip.AddrPort) (*PublishedTCP, error) {
 	defer l.Close()
-	p := &PublishedTCP{t: t, addr: l.Addr().(*net.TCPAddr).AddrPort(), port: guestPort, done: make(chan struct{})}
+	p := &PublishedTCP{t: t, addr: l.Addr().(*net.TCPAddr).AddrPort(), to: to, done: make(chan struct{})}
 	var err error
 	// A listener of package net gives each connection a keep-alive pace of its own. The copy shares the socket.
 	if p.l, err = l.File(); err != nil {
@@ -92,7 +97,7 @@ func (p *PublishedTCP) acceptLoop() {
 					h.reset()
 				}
 			}()
-			p.t.serveClient(h, client, p.port)
+			p.t.serveClient(h, client, p.to)
 		}()
 	}
 }
@@ -127,10 +132,10 @@ func (p *PublishedTCP) accept() (*hostConn, netip.AddrPort, error) {
 	return h, sockAddr(sa), err
 }
 
-// serveClient connects a client of the host to the guest's port, from the client's own address.
-func (t *Streams) serveClient(h *hostConn, client netip.AddrPort, port uint16) {
+// serveClient connects a client of the host to the port inside, from the client's own address.
+func (t *Streams) serveClient(h *hostConn, client, to netip.AddrPort) {
 	h.tune(0, 0)
-	c, err := t.dialGuest(client, port)
+	c, err := t.dialGuest(client, to)
 	if err != nil {
 		h.reset() // a closed port inside gives the client a reset
 		return
@@ -139,8 +144,8 @@ func (t *Streams) serveClient(h *hostConn, client netip.AddrPort, port uint16) {
 }
 
 // dialGuest tries the client's own family first and then the other, as the gateway: a v6 client reaches a server that
-// listens on IPv4 only, and the other way round.
-func (t *Streams) dialGuest(client netip.AddrPort, port uint16) (*stack.Conn, error) {
+// listens on IPv4 only, and the other way round. Where to has an address there is only that to try.
+func (t *Streams) dialGuest(client, to netip.AddrPort) (*stack.Conn, error) {
 	t.clients.Add(1)
 	defer t.clients.Add(-1)
 	ctx, cancel := context.WithTimeout(t.ctx, guestDialTimeout)
@@ -148,6 +153,12 @@ func (t *Streams) dialGuest(client netip.AddrPort, port uint16) (*stack.Conn, er
 	guest, gateway, otherGuest, otherGateway := t.cfg.Guest4, t.cfg.Gateway4, t.cfg.Guest6, t.cfg.Gateway6
 	if client.Addr().Is6() {
 		guest, gateway, otherGuest, otherGateway = otherGuest, otherGateway, guest, gateway
+	}
+	port := to.Port()
+	if a := to.Addr(); a.IsValid() && a.Is4() == client.Addr().Is4() {
+		guest, otherGuest = a, netip.Addr{}
+	} else if a.IsValid() {
+		guest, otherGuest = netip.Addr{}, a
 	}
 	err := error(syscall.ECONNREFUSED)
 	if guest.IsValid() {

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -68,11 +69,14 @@ type DatagramsConfig struct {
 	// Subnets are the guest's own networks. A client of a published port whose address lies in one appears as the
 	// gateway: the guest would look for it on its link and not answer through us. May be empty.
 	Subnets []netip.Prefix
-	// DNS is given the datagrams for port 53 of a gateway address and of DNSAddrs; it must not block nor keep query,
+	// DNS is given the datagrams for port 53 of DNSAddrs; it must not block nor keep query,
 	// and may call reply at most once, from any goroutine. nil: such datagrams are judged like any other.
 	DNS func(query []byte, reply func(answer []byte))
-	// DNSAddrs are addresses besides the gateway's that answer DNS. May be empty.
+	// DNSAddrs are the addresses that answer DNS; nil means the gateway's.
 	DNSAddrs []netip.Addr
+	// Source4 and Source6 are where datagrams leave the host, but for those to its loopback; the zero value leaves it
+	// to the host's routes.
+	Source4, Source6 netip.Addr
 	// MaxSockets caps the outbound sockets. 0: a quarter of RLIMIT_NOFILE, at most 16384.
 	MaxSockets int
 	// Logger gets what an administrator should know. nil: nothing is logged.
@@ -273,12 +277,10 @@ func (x *Datagrams) isDNS(dst netip.AddrPort) bool {
 	if x.cfg.DNS == nil || dst.Port() != dnsPort {
 		return false
 	}
-	for _, a := range x.cfg.DNSAddrs {
-		if a == dst.Addr() {
-			return true
-		}
+	if x.cfg.DNSAddrs == nil {
+		return x.isGateway(dst.Addr())
 	}
-	return x.isGateway(dst.Addr())
+	return slices.Contains(x.cfg.DNSAddrs, dst.Addr())
 }
 
 func (x *Datagrams) handleDNS(d *stack.Datagram) {

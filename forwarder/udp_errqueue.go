@@ -194,6 +194,8 @@ func verdictError(a policy.Action, v4 bool) (stack.ICMPError, bool) {
 		return prohibited(v4), true
 	case policy.Unreachable:
 		return hostUnreachable(v4), true
+	case policy.NoRoute:
+		return netUnreachable(v4), true
 	}
 	return stack.ICMPError{}, false
 }

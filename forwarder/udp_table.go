@@ -144,9 +144,20 @@ func (x *Datagrams) open(key flowKey, v policy.Verdict, pkts, bytes int) (target
 	if f := x.flows[key]; f != nil { // another goroutine was faster
 		return f.target, nil
 	}
-	f := &datagramFlow{key: key, alt: v.Alt, target: target{s: s, peer: v.Dst, gateway: v.Gateway}, outPkts: uint64(pkts), outBytes: uint64(bytes)}
+	f := &datagramFlow{key: key, alt: v.Alt, target: target{s: s, peer: v.Dst, local: x.source(v.Dst.Addr()), gateway: v.Gateway}, outPkts: uint64(pkts), outBytes: uint64(bytes)}
 	x.insert(f, now)
 	return f.target, nil
+}
+
+// source is where packets to dst leave the host.
+func (x *Datagrams) source(dst netip.Addr) netip.Addr {
+	switch {
+	case dst.IsLoopback():
+		return netip.Addr{}
+	case dst.Is4():
+		return x.cfg.Source4
+	}
+	return x.cfg.Source6
 }
 
 func openFailure(proto uint8, err error) DropReason {

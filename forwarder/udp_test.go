@@ -415,7 +415,7 @@ func TestUDPTrains(t *testing.T) {
 func TestUDPDNS(t *testing.T) {
 	var seen []string
 	w := newWorld(t, func(c *DatagramsConfig) {
-		c.DNSAddrs = []netip.Addr{netip.MustParseAddr("10.0.2.3")}
+		c.DNSAddrs = []netip.Addr{gw4, netip.MustParseAddr("10.0.2.3")}
 		c.DNS = func(q []byte, reply func([]byte)) {
 			seen = append(seen, string(q))
 			go reply([]byte("answer to " + string(q)))

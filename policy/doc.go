@@ -9,8 +9,8 @@
 // these on its wire. Therefore every flow passes [Policy.Judge] before anything is dialled, and what is dialled is
 // [Verdict.Dst], never the address from the wire.
 //
-// The order of the questions is: is the pair well-formed, is the family on, is the source the guest's, is the
-// destination the gateway, is the destination of a closed kind (in any spelling), is it in the guest's own subnet.
+// The order of the questions is: is the pair well-formed, is the family on, is the source the guest's, is the protocol
+// on, is the destination one that was given a meaning of its own ([Config.Special]), is it the gateway, is the destination of a closed kind (in any spelling), is it in the guest's own subnet.
 // What is left is allowed, the host's own addresses on its real links included: what listens on them or on 0.0.0.0
 // answers, as it does to a Docker container.
 //

@@ -25,13 +25,37 @@ type Config struct {
 	// Sources are the addresses the guest may send from. Empty means the subnets, or where there is no subnet the
 	// guest's address, and fe80::/10 when there is any IPv6.
 	Sources []netip.Prefix
-	// HostLoopback opens ports of the host's loopback on the gateway's addresses.
+	// Special are addresses with a meaning of their own, which comes before any other, also for a gateway's address.
+	Special []Special
+	// HostLoopback opens ports of the host's loopback on the gateway's addresses and on those of Special that say so.
 	HostLoopback HostLoopback
 	// AllowMetadata opens the clouds' metadata services, which hand out the host's credentials to whoever asks.
 	AllowMetadata bool
 	// IPv4Off and IPv6Off close a family altogether.
 	IPv4Off, IPv6Off bool
+	// Off are protocols that nothing is answered to.
+	Off []Proto
 }
+
+// Special gives the meaning To to the address Addr.
+type Special struct {
+	Addr netip.Addr
+	To   Target
+	// Host is where ToHost leads.
+	Host netip.Addr
+}
+
+// Target is what a Special address means.
+type Target uint8
+
+const (
+	ToNothing  Target = iota // it is there, and nothing listens on it
+	ToLoopback               // the host's loopback, as on a gateway's address
+	ToHost                   // Special.Host, on every port, whatever kind of address it is
+	ToNetwork                // itself, judged by its kind
+	ToNowhere                // there is no route to it
+	ToSilence                // nothing is answered
+)
 
 // Policy is a Config made ready. It never changes; Judge is safe for concurrent use and allocates nothing.
 type Policy struct {
@@ -43,6 +67,8 @@ type Policy struct {
 	loopbackPorts      []uint16 // sorted
 	allowMetadata      bool
 	off4, off6         bool
+	off                []Proto
+	special            map[netip.Addr]Special
 }
 
 var linkLocal6 = netip.MustParsePrefix("fe80::/10")
@@ -59,6 +85,16 @@ func New(c Config) *Policy {
 		allowMetadata: c.AllowMetadata,
 		off4:          c.IPv4Off,
 		off6:          c.IPv6Off,
+	}
+	p.off = slices.Clone(c.Off)
+	if len(c.Special) > 0 {
+		p.special = make(map[netip.Addr]Special, len(c.Special))
+	}
+	for _, s := range c.Special {
+		s.Addr, s.Host = clean(s.Addr), clean(s.Host)
+		if s.Addr.IsValid() {
+			p.special[s.Addr] = s
+		}
 	}
 	if p.subnet4.IsValid() {
 		p.broadcast4 = broadcast(p.subnet4)
@@ -107,23 +143,56 @@ func (p *Policy) Judge(proto Proto, src, dst netip.AddrPort) Verdict {
 	if !p.ownSource(sa) {
 		return no(Drop, SpoofedSource)
 	}
+	if slices.Contains(p.off, proto) {
+		return no(Drop, ProtocolOff)
+	}
+	if s, ok := p.special[da]; ok && s.To != ToNetwork {
+		return p.judgeSpecial(s, proto, src.Port(), dst.Port())
+	} else if ok {
+		return p.judgeNetwork(proto, src.Port(), netip.AddrPortFrom(da, dst.Port()))
+	}
 	// The kind of address comes before the kind of protocol: to a multicast group nothing may ever be answered.
 	if da == p.gateway4 || da == p.gateway6 {
 		return p.judgeGateway(proto, src.Port(), dst.Port(), da.Is4())
 	}
+	return p.judgeNetwork(proto, src.Port(), netip.AddrPortFrom(da, dst.Port()))
+}
+
+// judgeNetwork judges a destination that means itself.
+func (p *Policy) judgeNetwork(proto Proto, sport uint16, dst netip.AddrPort) Verdict {
+	da := dst.Addr()
 	if v, closed := p.closed(da); closed {
 		return v
 	}
 	if p.subnet4.Contains(da) || p.subnet6.Contains(da) {
 		return no(Unreachable, OwnSubnet)
 	}
-	if v, bad := checkProto(proto, src.Port(), dst.Port(), da.Is4()); bad {
+	if v, bad := checkProto(proto, sport, dst.Port(), da.Is4()); bad {
 		return v
 	}
-	return Verdict{Action: Allow, Dst: netip.AddrPortFrom(da, dst.Port())}
+	return Verdict{Action: Allow, Dst: dst}
 }
 
-// judgeGateway opens the host's loopback, and nothing else can: it is the only place that makes a loopback Dst.
+func (p *Policy) judgeSpecial(s Special, proto Proto, sport, dport uint16) Verdict {
+	switch s.To {
+	case ToLoopback:
+		return p.judgeGateway(proto, sport, dport, s.Addr.Is4())
+	case ToSilence:
+		return no(Drop, SpecialClosed)
+	case ToNowhere:
+		return no(NoRoute, SpecialClosed)
+	case ToHost:
+		if v, bad := checkProto(proto, sport, dport, s.Addr.Is4()); bad {
+			return v
+		}
+		if s.Host.Is4() == s.Addr.Is4() || proto == TCP || proto == UDP {
+			return Verdict{Action: Allow, Dst: netip.AddrPortFrom(s.Host, dport)}
+		}
+	}
+	return no(Refuse, SpecialClosed)
+}
+
+// judgeGateway opens the host's loopback. No other place makes a loopback Dst, but for a Special that names one as Host.
 func (p *Policy) judgeGateway(proto Proto, sport, dport uint16, is4 bool) Verdict {
 	if v, bad := checkProto(proto, sport, dport, is4); bad {
 		return v

@@ -324,7 +324,7 @@ func TestNames(t *testing.T) {
 		}
 	}
 	for _, c := range []struct{ got, want string }{
-		{Reason(NumReasons).String(), "reason-21"}, {TCP.String(), "tcp"}, {Proto(132).String(), "proto-132"},
+		{Reason(NumReasons).String(), "reason-23"}, {TCP.String(), "tcp"}, {Proto(132).String(), "proto-132"},
 		{Action(0).String(), "drop"}, {Unreachable.String(), "unreachable"},
 	} {
 		if c.got != c.want {

@@ -39,6 +39,7 @@ const (
 	Refuse                    // TCP reset; ICMP port unreachable for the others
 	Prohibit                  // ICMP 3/13 (RFC 1812, 5.2.7.1), ICMPv6 1/1: communication administratively prohibited
 	Unreachable               // ICMP 3/1 host unreachable, ICMPv6 1/3 address unreachable
+	NoRoute                   // ICMP 3/0 net unreachable, ICMPv6 1/0 no route
 )
 
 func (a Action) String() string {
@@ -53,6 +54,8 @@ func (a Action) String() string {
 		return "prohibit"
 	case Unreachable:
 		return "unreachable"
+	case NoRoute:
+		return "no-route"
 	}
 	return "action-" + strconv.Itoa(int(a))
 }
@@ -82,8 +85,10 @@ const (
 	GatewayClosed                    // the gateway, by a protocol it does not pass on
 	HostLoopbackClosed               // the gateway, on a port that HostLoopback does not name
 	OwnSubnet                        // an address of the guest's subnet that nobody has
+	SpecialClosed                    // a special address, which is closed for this
+	ProtocolOff                      // the protocol is switched off
 
-	NumReasons = int(OwnSubnet) + 1
+	NumReasons = int(ProtocolOff) + 1
 )
 
 var reasonNames = [NumReasons]string{
@@ -108,6 +113,8 @@ var reasonNames = [NumReasons]string{
 	GatewayClosed:      "gateway-closed",
 	HostLoopbackClosed: "host-loopback-closed",
 	OwnSubnet:          "own-subnet",
+	SpecialClosed:      "special-closed",
+	ProtocolOff:        "protocol-off",
 }
 
 func (r Reason) String() string {

@@ -9,7 +9,7 @@ import (
 	"rootlessnet/tap"
 )
 
-// receiveARP answers requests for the gateway's address (RFC 826) and for no other: with promiscuous mode on,
+// receiveARP answers requests for addresses that are ours (RFC 826) and for no other: with promiscuous mode on,
 // netstack would answer for every address and the guest would see a neighbour everywhere.
 func (p *port) receiveARP(b []byte) {
 	a := header.ARP(b[ethLen:])
@@ -22,7 +22,7 @@ func (p *port) receiveARP(b []byte) {
 	if [6]byte(a.HardwareAddressSender()) == [6]byte(b[6:12]) {
 		p.learn(src, b[6:12])
 	}
-	if a.Op() != header.ARPRequest || target != p.s.cfg.Gateway4 {
+	if a.Op() != header.ARPRequest || !p.s.isNeighbour(target) || src == target {
 		return // announcements, and questions about other addresses of the link, are nobody's fault
 	}
 	out := make([]byte, ethLen+header.ARPSize)

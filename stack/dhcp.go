@@ -29,7 +29,7 @@ const (
 // handleDHCP answers a DHCPv4 client (RFC 2131). There is one address to give, so there is no state: DISCOVER is
 // offered it, REQUEST and INFORM for it are acknowledged, a REQUEST for another is refused.
 func (s *Stack) handleDHCP(p *port, d *Datagram) {
-	if !s.cfg.Guest4.IsValid() {
+	if !s.cfg.Guest4.IsValid() || s.cfg.NoDHCP {
 		s.stats.drop(DropDHCP)
 		return
 	}

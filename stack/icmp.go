@@ -91,7 +91,7 @@ func (p *port) receiveEcho(k *packet) {
 		ID: binary.BigEndian.Uint16(k.payload[4:6]), Seq: binary.BigEndian.Uint16(k.payload[6:8]),
 		Payload: k.payload[icmpLen:], TTL: k.ttl, TOS: k.tos, DF: k.df,
 	}
-	if s.isGateway(k.dst) {
+	if s.answersPing(k.dst) {
 		e.Src, e.Dst, e.TTL = k.dst, k.src, 0
 		_ = s.WriteEchoReply(&e)
 		return

@@ -3,6 +3,7 @@ package stack
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -47,6 +48,9 @@ func (p *port) receiveNDP(k *packet) {
 	}
 	switch k.payload[0] {
 	case ndpRouterSolicit:
+		if s.cfg.NoRA {
+			return
+		}
 		to := k.src
 		if to.IsUnspecified() {
 			to = allNodes
@@ -58,7 +62,7 @@ func (p *port) receiveNDP(k *packet) {
 			return
 		}
 		target := netip.AddrFrom16([16]byte(k.payload[icmpLen : icmpLen+16]))
-		if target != s.cfg.Gateway6 && target != s.ll6 {
+		if !s.isNeighbour(target) || target.IsLinkLocalUnicast() && !s.isGateway(target) && !slices.Contains(s.cfg.Local, target) {
 			return // about another address of the link: not ours to answer
 		}
 		s.answerSolicit(p, k.src, target)

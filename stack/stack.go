@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,6 +55,15 @@ type Config struct {
 	Guest4 netip.Addr
 	// DNS is announced by DHCPv4 and RA (RDNSS).
 	DNS []netip.Addr
+	// Local are the addresses that answer ARP, neighbour discovery and ping besides the gateway's.
+	Local []netip.Addr
+	// HostAddresses says that the guest bears addresses of the host's networks: we answer ARP and neighbour discovery
+	// for every address but Guests, and a gateway's address answers ping only when it is among Local.
+	HostAddresses bool
+	// Guests are the guest's own addresses; needed with HostAddresses only.
+	Guests []netip.Addr
+	// NoDHCP and NoRA keep silent where a guest asks for its configuration, and unasked.
+	NoDHCP, NoRA bool
 	// SearchDomains go into DHCPv4 answers and RAs.
 	SearchDomains []string
 	// Hostname goes into DHCPv4 answers.
@@ -212,7 +222,7 @@ func (s *Stack) AddPort(dev tap.Device, guestMAC net.HardwareAddr, onEnd func(er
 			}
 		}
 	})
-	if s.cfg.Gateway6.IsValid() {
+	if s.cfg.Gateway6.IsValid() && !s.cfg.NoRA {
 		s.wg.Go(func() { s.advertiseLoop(p) })
 	}
 	return nil
@@ -295,6 +305,19 @@ func (s *Stack) enter() bool {
 // isGateway says whether a is an address of the gateway itself.
 func (s *Stack) isGateway(a netip.Addr) bool {
 	return a == s.cfg.Gateway4 || a == s.cfg.Gateway6 || a == s.ll6
+}
+
+// answersPing says whether an echo request to a is answered here.
+func (s *Stack) answersPing(a netip.Addr) bool {
+	return a == s.ll6 || slices.Contains(s.cfg.Local, a) || !s.cfg.HostAddresses && s.isGateway(a)
+}
+
+// isNeighbour says whether the guest finds a at our hardware address.
+func (s *Stack) isNeighbour(a netip.Addr) bool {
+	if s.isGateway(a) || slices.Contains(s.cfg.Local, a) {
+		return true
+	}
+	return s.cfg.HostAddresses && !slices.Contains(s.cfg.Guests, a) && !a.IsUnspecified() && !a.IsMulticast()
 }
 
 // linkLocal is the modified EUI-64 link-local address of mac (RFC 4291, appendix A).

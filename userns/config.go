@@ -19,6 +19,8 @@ const (
 	NetworkHost Network = "host" // the caller's
 	NetworkNone Network = "none" // its own, with lo only
 	NetworkJoin Network = "join" // that of Config.JoinPID
+	// NetworkAttach is that of Config.Target, with nothing else: no command, no file of ours, no other namespace.
+	NetworkAttach Network = "attach"
 )
 
 // IDMap says who the command is inside its user namespace.
@@ -41,7 +43,7 @@ const (
 	KindPacket   = "packet"    // veth pair, far end read by AF_PACKET in a second network namespace
 )
 
-// Link describes the uplink of a NetworkNew sandbox.
+// Link describes the uplink of a NetworkNew or NetworkAttach sandbox.
 type Link struct {
 	Kind       string           // one of the Kind constants; "" is KindAuto
 	Name       string           // interface name; "" is "eth0"
@@ -50,6 +52,19 @@ type Link struct {
 	Addrs      []netip.Prefix   // addresses with their on-link prefix; may be empty
 	Gateways   []netip.Addr     // next hops of default routes, at most one a family
 	GatewayMAC net.HardwareAddr // when set, the gateways get permanent neighbour entries
+	// Routes are set up instead of the default routes; nil means those. One that the kernel refuses is a warning.
+	Routes []Route
+	// Bare leaves the interface as it is made: down, without addresses, and lo as it is. NetworkAttach only.
+	Bare bool
+}
+
+// Route is one route by the uplink.
+type Route struct {
+	Dst     netip.Prefix
+	Gateway netip.Addr // the zero value: on the link
+	Source  netip.Addr // preferred source address; may be zero
+	Metric  int
+	MTU     int
 }
 
 // Files is what the sandbox sees as its name-service configuration. nil leaves a file as it is on the host.
@@ -67,8 +82,10 @@ type Config struct {
 	// JoinPID is the init pid of the sandbox that NetworkJoin joins: its user and network namespaces, and copies of its
 	// mount and UTS namespaces.
 	JoinPID int
-	Link    Link
-	Files   Files
+	// Target is what NetworkAttach attaches to. It stays the caller's, and is not needed after Start.
+	Target *Target
+	Link   Link
+	Files  Files
 	// Hidden directories are covered by empty read-only ones. Absolute; those that do not exist are skipped.
 	Hidden []string
 	Logger *slog.Logger // nil discards
@@ -88,6 +105,8 @@ type LinkResult struct {
 	CSum bool // partial checksums
 	TSO  bool // TCP frames of up to 64 KiB
 	USO  bool // UDP_L4 frames
+	// MAC is the address of the interface, which may have been there with one of its own.
+	MAC net.HardwareAddr
 	// Refused names the kinds that were tried first, and why each did not work. Empty for the first choice.
 	Refused []Refusal
 }
@@ -131,6 +150,10 @@ func (c Config) withDefaults() (Config, error) {
 		if c.JoinPID <= 0 {
 			return bad("network %q needs the pid of a sandbox", c.Network)
 		}
+	case NetworkAttach:
+		if c.Target == nil {
+			return bad("network %q needs a target", c.Network)
+		}
 	default:
 		return bad("unknown network %q", c.Network)
 	}
@@ -147,7 +170,7 @@ func (c Config) withDefaults() (Config, error) {
 			return bad("hidden directory %q is not absolute", d)
 		}
 	}
-	if c.Network != NetworkNew {
+	if c.Network != NetworkNew && c.Network != NetworkAttach {
 		return c, nil
 	}
 	var err error

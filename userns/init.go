@@ -32,6 +32,7 @@ type initState struct {
 	files *fileSet
 	cmd   int // pid of the command; 0 before it started
 	ready bool
+	leave func() // undoes what an attached namespace must not keep; nil for none
 }
 
 type request struct {
@@ -59,7 +60,12 @@ func initMain() int {
 	signal.Notify(sigchld, syscall.SIGCHLD)
 
 	s := &initState{sock: sock}
-	defer s.killAll()
+	defer func() {
+		s.killAll()
+		if s.leave != nil {
+			s.leave()
+		}
+	}()
 	requests := make(chan request)
 	go readRequests(sock, requests)
 	for {
@@ -83,7 +89,7 @@ func initMain() int {
 			if err != nil {
 				return CodeFailure
 			}
-			if answer.Type == msgStarted {
+			if answer.Type == msgStarted || answer.Type == msgReady && s.leave != nil {
 				debug.SetGCPercent(initGC)
 				debug.FreeOSMemory()
 			}
@@ -130,7 +136,7 @@ func (s *initState) handle(r request) (answer *message, fd *os.File, pid int) {
 			s.ready = true
 			return &message{Type: msgReady, Ready: ready}, fd, 0
 		}
-	case r.m.Type == msgRun && s.ready && s.cmd == 0:
+	case r.m.Type == msgRun && s.ready && s.cmd == 0 && s.leave == nil:
 		if s.cmd, err = startCommand(r.m.Run, r.fds); err == nil {
 			return &message{Type: msgStarted, PID: s.cmd}, nil, s.cmd
 		}
@@ -171,7 +177,12 @@ func (s *initState) setup(b *setupBody) (*readyBody, *os.File, error) {
 		return nil, nil, err
 	}
 	var err error
-	if !b.Enter {
+	if b.Network == NetworkAttach {
+		// A directory held open would keep somebody from unmounting it.
+		if err := unix.Chdir("/"); err != nil {
+			return fail(&Error{Op: "change directory", Err: err})
+		}
+	} else if !b.Enter {
 		if s.files, err = setupMounts(b, &w); err != nil {
 			return fail(err)
 		}
@@ -189,6 +200,10 @@ func (s *initState) setup(b *setupBody) (*readyBody, *os.File, error) {
 	case NetworkNew, NetworkNone:
 		link, err = setupNetwork(b, ready, &w)
 		if err != nil {
+			return fail(err)
+		}
+	case NetworkAttach:
+		if link, s.leave, err = setupAttached(b, ready, &w); err != nil {
 			return fail(err)
 		}
 	}

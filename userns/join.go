@@ -75,6 +75,39 @@ func spawnJoin(pid int, mode joinMode, pidns bool, sock *os.File) (*child, error
 		return fail(err)
 	}
 	defer ns.close()
+	e := entry{mnt: ns.mnt, newPID: pidns && mode == joinNetwork, pdeathsig: wakeSignal(pidns)}
+	enter := []*os.File{ns.user, ns.net, ns.uts}
+	if mode == joinAll {
+		enter = append(enter, ns.ipc, ns.pid)
+	} else {
+		e.unshare = unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
+		e.keepProc = ns.pid != nil && ns.mnt != nil
+	}
+	for _, f := range enter {
+		if f != nil {
+			e.ns = append(e.ns, f)
+		}
+	}
+	c, err := spawnInto(e, sock)
+	var ours *Error
+	if err != nil && !errors.As(err, &ours) {
+		return fail(err)
+	}
+	return c, err
+}
+
+// entry is the way into existing namespaces; joinPlan explains the fields of the same name.
+type entry struct {
+	ns               []*os.File // in order, the user namespace first
+	mnt              *os.File   // may be nil
+	unshare          uintptr
+	keepProc, newPID bool
+	pdeathsig        syscall.Signal
+}
+
+// spawnInto starts init by that way. An error of a step inside is an *Error.
+func spawnInto(en entry, sock *os.File) (*child, error) {
+	fail := func(err error) (*child, error) { return nil, err }
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return fail(err)
@@ -103,16 +136,9 @@ func spawnJoin(pid int, mode joinMode, pidns bool, sock *os.File) (*child, error
 		return fail(err)
 	}
 	p := &joinPlan{
-		mntNS: -1, exe: exe, argv0: argv, envv: envv, newPID: pidns && mode == joinNetwork,
-		pdeathsig: uintptr(wakeSignal(pidns)), lastCap: uintptr(len(allCaps()) - 1),
+		mntNS: -1, exe: exe, argv0: argv, envv: envv, unshare: en.unshare, keepProc: en.keepProc, newPID: en.newPID,
+		pdeathsig: uintptr(en.pdeathsig), lastCap: uintptr(len(allCaps()) - 1),
 		empty: new(byte), proc: unsafe.StringData("/proc\x00"),
-	}
-	enter := []*os.File{ns.user, ns.net, ns.uts}
-	if mode == joinAll {
-		enter = append(enter, ns.ipc, ns.pid)
-	} else {
-		p.unshare = unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC
-		p.keepProc = ns.pid != nil && ns.mnt != nil
 	}
 	var dups []int
 	defer func() {
@@ -129,13 +155,11 @@ func spawnJoin(pid int, mode joinMode, pidns bool, sock *os.File) (*child, error
 		dups = append(dups, fd)
 		return fd
 	}
-	for _, f := range enter {
-		if f != nil {
-			p.ns = append(p.ns, dup(f))
-		}
+	for _, f := range en.ns {
+		p.ns = append(p.ns, dup(f))
 	}
-	if ns.mnt != nil {
-		p.mntNS = dup(ns.mnt)
+	if en.mnt != nil {
+		p.mntNS = dup(en.mnt)
 	}
 	for i, f := range []*os.File{null, null, os.Stderr, sock} {
 		p.files[i] = dup(f)

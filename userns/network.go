@@ -109,7 +109,7 @@ func configureLink(nl *netlink.Handle, l *Link, kind string, w *warnings) error 
 		if p.Addr().Is6() {
 			addr.Flags = unix.IFA_F_NODAD
 		}
-		if err := nl.AddrAdd(link, addr); err != nil {
+		if err := nl.AddrAdd(link, addr); err != nil && !errors.Is(err, unix.EEXIST) {
 			if p.Addr().Is6() {
 				w.add("no IPv6 inside: address %v: %v", p, err)
 				no6 = true
@@ -122,25 +122,51 @@ func configureLink(nl *netlink.Handle, l *Link, kind string, w *warnings) error 
 		if g.Is6() && no6 {
 			continue
 		}
-		if err := addGateway(nl, link, l, g); err != nil {
+		if l.Routes == nil {
+			err := addRoute(nl, link, l, Route{Dst: defaultRoute(g), Gateway: g})
+			if errors.Is(err, unix.EEXIST) {
+				w.add("the default route by %v was not added: there is one", g)
+			} else if err != nil {
+				return &Error{Op: fmt.Sprintf("add the default route by %v", g), Err: err}
+			}
+		}
+		if err := setNeighbour(nl, link, l, g); err != nil {
 			return err
+		}
+	}
+	for _, r := range l.Routes {
+		if r.Dst.Addr().Is6() && no6 {
+			continue
+		}
+		if err := addRoute(nl, link, l, r); err != nil && !errors.Is(err, unix.EEXIST) {
+			w.add("the route to %v was not added: %v", r.Dst, err)
 		}
 	}
 	return nil
 }
 
-func addGateway(nl *netlink.Handle, link netlink.Link, l *Link, g netip.Addr) error {
-	route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: g.AsSlice(), Dst: ipNet(defaultRoute(g))}
-	onLink := g.IsLinkLocalUnicast()
-	for _, p := range l.Addrs {
-		onLink = onLink || p.Contains(g)
+func addRoute(nl *netlink.Handle, link netlink.Link, l *Link, r Route) error {
+	route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(r.Dst), Priority: r.Metric, MTU: r.MTU}
+	if r.Source.IsValid() {
+		route.Src = r.Source.AsSlice()
 	}
-	if !onLink {
-		route.Flags = int(netlink.FLAG_ONLINK)
+	if g := r.Gateway; !g.IsValid() {
+		route.Scope = netlink.SCOPE_LINK
+	} else {
+		route.Gw = g.AsSlice()
+		onLink := g.IsLinkLocalUnicast()
+		for _, p := range l.Addrs {
+			onLink = onLink || p.Contains(g)
+		}
+		if !onLink {
+			route.Flags = int(netlink.FLAG_ONLINK)
+		}
 	}
-	if err := nl.RouteAdd(route); err != nil {
-		return &Error{Op: fmt.Sprintf("add the default route by %v", g), Err: err}
-	}
+	return nl.RouteAdd(route)
+}
+
+// setNeighbour spares the guest the question who the gateway is.
+func setNeighbour(nl *netlink.Handle, link netlink.Link, l *Link, g netip.Addr) error {
 	if len(l.GatewayMAC) == 0 {
 		return nil
 	}

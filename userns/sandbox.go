@@ -57,8 +57,11 @@ func Start(ctx context.Context, cfg Config) (*Sandbox, error) {
 		return nil, err
 	}
 	s, err := launch(cfg.Logger, func(sock *os.File) (*child, error) {
-		if cfg.Network == NetworkJoin {
+		switch cfg.Network {
+		case NetworkJoin:
 			return spawnJoin(cfg.JoinPID, joinNetwork, cfg.PIDNamespace, sock)
+		case NetworkAttach:
+			return spawnAttach(cfg.Target, sock)
 		}
 		return spawnNew(cfg, sock)
 	})
@@ -68,7 +71,7 @@ func Start(ctx context.Context, cfg Config) (*Sandbox, error) {
 	s.moved = cfg.Network == NetworkJoin
 	setup := &setupBody{Network: cfg.Network, PIDNamespace: cfg.PIDNamespace, Link: cfg.Link, Files: cfg.Files,
 		Hidden: cfg.Hidden}
-	if cfg.Network != NetworkJoin {
+	if cfg.Network != NetworkJoin && cfg.Network != NetworkAttach {
 		gids, warnings, err := mapIDs(ctx, s.child.pid(), cfg.IDMap)
 		for _, w := range warnings {
 			s.log.Warn(w)
@@ -323,6 +326,9 @@ func (s *Sandbox) Wait() (exitCode int, err error) {
 	defer s.mu.Unlock()
 	return s.exitCode, nil
 }
+
+// Ended is closed when init is gone, or talks to us no more.
+func (s *Sandbox) Ended() <-chan struct{} { return s.readEnd }
 
 // Close kills every process of the sandbox that is left and waits until init is gone. It may be called more than once.
 func (s *Sandbox) Close() error {

@@ -1,0 +1,170 @@
+package userns
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/watch"
+)
+
+// Target is a network namespace that somebody else made, held open until Close.
+type Target struct {
+	net   *os.File
+	user  *os.File // to enter first; nil when what we have here is enough
+	pidfd *os.File // of a target by pid
+	path  string   // of a target by path
+	what  string   // for errors
+}
+
+const targetHint = "the namespace's owner can attach to it, and root of the user namespace that owns it"
+
+// OpenTarget opens the network namespace of process pid, or the one at the path netns, and the user namespace to enter
+// for it: the one at the path user or, where that is empty, its owner's unless that is ours. The error is an *Error.
+func OpenTarget(pid int, netns, user string) (*Target, error) {
+	t := &Target{path: netns, what: netns}
+	if netns == "" {
+		t.what = fmt.Sprintf("process %d", pid)
+	}
+	err := t.open(pid, user)
+	if err != nil {
+		t.Close()
+		hint := ""
+		if errors.Is(err, fs.ErrPermission) {
+			hint = targetHint
+		}
+		return nil, &Error{Op: "open the network namespace of " + t.what, Err: plain(err), Hint: hint}
+	}
+	return t, nil
+}
+
+// plain takes the words of package os away from a missing process, which is what /proc/PID/ns/net says.
+func plain(err error) error {
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		return pe.Err
+	}
+	return err
+}
+
+func (t *Target) open(pid int, user string) error {
+	path := t.path
+	if path == "" {
+		if pid <= 0 {
+			return syscall.ESRCH
+		}
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			return err
+		}
+		t.pidfd = os.NewFile(uintptr(fd), "pidfd")
+		path = fmt.Sprintf("/proc/%d/ns/net", pid)
+	}
+	var err error
+	if t.net, err = openNS(path, unix.CLONE_NEWNET); err != nil {
+		if t.pidfd != nil && errors.Is(err, fs.ErrNotExist) {
+			return syscall.ESRCH
+		}
+		return err
+	}
+	if t.pidfd != nil && hasEnded(t.pidfd) {
+		return syscall.ESRCH // the pid may have been another process's by then
+	}
+	if user != "" {
+		t.user, err = openNS(user, unix.CLONE_NEWUSER)
+		if err != nil {
+			return fmt.Errorf("user namespace %s: %w", user, err)
+		}
+	} else if fd, err := unix.IoctlRetInt(int(t.net.Fd()), unix.NS_GET_USERNS); err == nil {
+		t.user = os.NewFile(uintptr(fd), "owner")
+	} // else (EPERM) its owner is none of ours to enter: we are in it, below it, or not allowed
+	if t.user != nil && sameNS(t.user, "/proc/self/ns/user") {
+		t.user.Close()
+		t.user = nil
+	}
+	return nil
+}
+
+// openNS opens a namespace file and makes sure that it is one of the type (a CLONE_NEW constant): setns(2) with what
+// a path was replaced by must not enter something else.
+func openNS(path string, typ int) (*os.File, error) {
+	// Not through os.Open: a FIFO would block, a device might do something.
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	got, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE)
+	if err != nil || got != typ {
+		unix.Close(fd)
+		return nil, &fs.PathError{Op: "open", Path: path, Err: errNotNamespace}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+var errNotNamespace = errors.New("not a namespace of this type")
+
+// sameNS says whether path leads to the file f; false also when it leads nowhere.
+func sameNS(f *os.File, path string) bool {
+	ours, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	theirs, err := os.Stat(path)
+	return err == nil && os.SameFile(ours, theirs)
+}
+
+// hasEnded says whether the process of a pidfd has.
+func hasEnded(pidfd *os.File) bool {
+	p := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
+	n, err := unix.Poll(p, 0)
+	return err == nil && n > 0
+}
+
+// Watch tells when the target is gone: its process has ended, or its path leads to the namespace no more.
+func (t *Target) Watch() (*watch.Watch, error) {
+	if t.pidfd == nil {
+		return watch.Path(t.path, func() bool { return sameNS(t.net, t.path) }), nil
+	}
+	w, err := watch.File(t.pidfd)
+	if err != nil {
+		return nil, &Error{Op: "watch " + t.what, Err: err}
+	}
+	return w, nil
+}
+
+// String names the target in messages.
+func (t *Target) String() string { return t.what }
+
+// Close lets the namespaces go. It may be called more than once; the watch must be closed before.
+func (t *Target) Close() {
+	for _, f := range []*os.File{t.net, t.user, t.pidfd} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// spawnAttach starts init in the target's namespaces. The same rule about the calling thread as for spawnNew.
+func spawnAttach(t *Target, sock *os.File) (*child, error) {
+	e := entry{pdeathsig: wakeSignal(false)}
+	for _, f := range []*os.File{t.user, t.net} {
+		if f != nil {
+			e.ns = append(e.ns, f)
+		}
+	}
+	c, err := spawnInto(e, sock)
+	if err != nil {
+		var ours *Error
+		if !errors.As(err, &ours) {
+			err = &Error{Op: "enter the network namespace of " + t.what, Err: unwrapErrno(err)}
+		} else if errors.Is(err, syscall.EPERM) {
+			ours.Hint = targetHint
+		}
+		return nil, err
+	}
+	return c, nil
+}
