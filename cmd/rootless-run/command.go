@@ -7,12 +7,12 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
 	"rootlessnet"
+	"rootlessnet/internal/textlog"
 )
 
 // program is rootless-run with its surroundings as parameters.
@@ -84,7 +84,7 @@ func (p program) foreground(c rootlessnet.Config, o *options, child *detached, m
 	if c.Listeners, err = inheritedListeners(); err != nil {
 		return 0, err
 	}
-	c.Logger = slog.New(newLogHandler(messages, o.logLevel.least()))
+	c.Logger = slog.New(textlog.New(messages, "rootless-run", o.logLevel.least()))
 	c.OnPublish = func(m rootlessnet.PortMapping) {
 		fmt.Fprintf(messages, "rootless-run: published %s\n", m)
 	}
@@ -236,6 +236,3 @@ func writeCompletion(cmd *cobra.Command, shell string, out io.Writer) error {
 		return cmd.GenFishCompletion(out, true)
 	}
 }
-
-// oneLine keeps a message on the line it was begun on.
-func oneLine(s string) string { return strings.ReplaceAll(s, "\n", `\n`) }
