@@ -1,0 +1,204 @@
+package rootlessport
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"rootlessnet/internal/nettest"
+)
+
+var localhost = netip.MustParseAddr("127.0.0.1")
+
+// hostDialer is this namespace in place of the container's.
+type hostDialer struct{}
+
+func (hostDialer) dial(ctx context.Context, proto string, to netip.AddrPort) (net.Conn, error) {
+	return (&net.Dialer{}).DialContext(ctx, proto, to.String())
+}
+
+func freePort(t *testing.T, proto string) uint16 {
+	t.Helper()
+	if proto == "udp" {
+		c, err := net.ListenPacket("udp4", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		return c.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+	}
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).AddrPort().Port()
+}
+
+func startRelay(t *testing.T, p Port) *relay {
+	t.Helper()
+	r := newRelay(hostDialer{}, localhost, slog.New(slog.DiscardHandler))
+	t.Cleanup(r.close)
+	if err := r.publish([]Port{p}); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestRelayTCP(t *testing.T) {
+	nettest.CheckLeaks(t)
+	server, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	p := Port{Proto: "tcp", Host: localhost, HostPort: freePort(t, "tcp"), ChildPort: server.Addr().(*net.TCPAddr).AddrPort().Port()}
+	startRelay(t, p)
+	done := make(chan error, 1)
+	go func() {
+		c, err := server.Accept()
+		if err != nil {
+			done <- err
+			return
+		}
+		defer c.Close()
+		got, err := io.ReadAll(c) // up to the client's FIN
+		if err == nil {
+			_, err = c.Write(bytes.ToUpper(got))
+		}
+		done <- err
+	}()
+	c, err := net.DialTCP("tcp4", nil, net.TCPAddrFromAddrPort(p.Listens()[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := c.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := io.ReadAll(c); err != nil || string(got) != "HELLO" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRelayRefused: what is refused inside is a reset outside, not an end of file.
+func TestRelayRefused(t *testing.T) {
+	nettest.CheckLeaks(t)
+	p := Port{Proto: "tcp", Host: localhost, HostPort: freePort(t, "tcp"), ChildPort: 1}
+	startRelay(t, p)
+	c, err := net.Dial("tcp4", p.Listens()[0].String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := io.ReadAll(c); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("got %v, want a reset", err)
+	}
+}
+
+func TestRelayUDP(t *testing.T) {
+	nettest.CheckLeaks(t)
+	server, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	go func() {
+		buf := make([]byte, 100)
+		for {
+			n, from, err := server.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = server.WriteTo(bytes.ToUpper(buf[:n]), from)
+		}
+	}()
+	p := Port{Proto: "udp", Host: localhost, HostPort: freePort(t, "udp"), ChildPort: server.LocalAddr().(*net.UDPAddr).AddrPort().Port()}
+	startRelay(t, p)
+	for _, word := range []string{"one", "two"} {
+		c, err := net.Dial("udp4", p.Listens()[0].String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		buf := make([]byte, 100)
+		for range 2 {
+			_, _ = c.Write([]byte(word))
+			if n, err := c.Read(buf); err != nil || string(buf[:n]) != string(bytes.ToUpper([]byte(word))) {
+				t.Errorf("got %q, %v", buf[:n], err)
+			}
+		}
+		c.Close()
+	}
+}
+
+func TestPortInUse(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	r := newRelay(hostDialer{}, localhost, slog.New(slog.DiscardHandler))
+	defer r.close()
+	err = r.publish([]Port{{"tcp", localhost, l.Addr().(*net.TCPAddr).AddrPort().Port(), 80}})
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("got %v, want address already in use", err)
+	}
+}
+
+// TestAddressSocket tells a new address as Podman does.
+func TestAddressSocket(t *testing.T) {
+	nettest.CheckLeaks(t)
+	path := filepath.Join(t.TempDir(), "rp", "0123456789012345678901234567890123456789012345678901234567890123")
+	var got netip.Addr
+	s, err := listenAddress(path, func(a netip.Addr) error { got = a; return nil }, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	for text, want := range map[string]string{`"10.89.0.7"`: "OK", `"nonsense"`: `invalid address of the container: "nonsense"`} {
+		c, err := net.Dial("unixpacket", shortPath(t, path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = c.Write([]byte(text))
+		buf := make([]byte, 100)
+		n, err := c.Read(buf)
+		c.Close()
+		if err != nil || string(buf[:n]) != want {
+			t.Errorf("%s: answer %q, %v", text, buf[:n], err)
+		}
+	}
+	if got != netip.MustParseAddr("10.89.0.7") {
+		t.Errorf("new address %v", got)
+	}
+}
+
+// shortPath is a way to path that fits a socket address.
+func shortPath(t *testing.T, path string) string {
+	t.Helper()
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dir.Close() })
+	return fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
+}

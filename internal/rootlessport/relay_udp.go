@@ -1,0 +1,96 @@
+package rootlessport
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+const (
+	// udpIdle ends a flow, like that of a firewall for a flow that was answered (nf_conntrack_udp_timeout_stream).
+	udpIdle = 120 * time.Second
+	// maxFlows bounds the sockets that strangers can make us open on one port; datagrams of further clients are dropped.
+	maxFlows = 1024
+	// maxDatagram is the largest payload of UDP over IPv4 or IPv6.
+	maxDatagram = 65535
+)
+
+// udpFlows are the clients of one port.
+type udpFlows struct {
+	r    *relay
+	out  *net.UDPConn
+	port Port
+
+	mu    sync.Mutex
+	conns map[netip.AddrPort]net.Conn // guarded by mu
+}
+
+func (r *relay) serveUDP(c *net.UDPConn, p Port) {
+	f := &udpFlows{r: r, out: c, port: p, conns: map[netip.AddrPort]net.Conn{}}
+	buf := make([]byte, maxDatagram)
+	for {
+		n, client, err := c.ReadFromUDPAddrPort(buf)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			continue // an ICMP error of an answer, which ends nothing
+		}
+		conn, err := f.flow(client)
+		if err != nil {
+			r.log.Debug("datagram dropped", "client", client, "err", err)
+			continue
+		}
+		_ = conn.SetReadDeadline(time.Now().Add(udpIdle))
+		_, _ = conn.Write(buf[:n]) // refused inside: the client hears nothing, as behind any port forwarding
+	}
+}
+
+var errManyFlows = errors.New("too many clients at a time")
+
+// flow returns the socket inside for a client.
+func (f *udpFlows) flow(client netip.AddrPort) (net.Conn, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if c, ok := f.conns[client]; ok {
+		return c, nil
+	}
+	if len(f.conns) >= maxFlows {
+		return nil, errManyFlows
+	}
+	c, err := f.r.dialer.dial(context.Background(), "udp", f.r.target(f.port.ChildPort))
+	if err != nil {
+		return nil, err
+	}
+	f.conns[client] = c
+	if err := f.r.start(c, func() { f.answer(client, c) }); err != nil {
+		delete(f.conns, client)
+		return nil, err
+	}
+	return c, nil
+}
+
+// answer carries what the container says to one client, until the flow has been idle.
+func (f *udpFlows) answer(client netip.AddrPort, c net.Conn) {
+	defer func() {
+		f.mu.Lock()
+		delete(f.conns, client)
+		f.mu.Unlock()
+	}()
+	buf := make([]byte, maxDatagram)
+	for {
+		n, err := c.Read(buf)
+		var ne net.Error
+		switch {
+		case err == nil:
+			_ = c.SetReadDeadline(time.Now().Add(udpIdle))
+			_, _ = f.out.WriteToUDPAddrPort(buf[:n], client)
+		case errors.Is(err, net.ErrClosed), errors.As(err, &ne) && ne.Timeout():
+			return
+		}
+		// Anything else is an ICMP error of one datagram.
+	}
+}

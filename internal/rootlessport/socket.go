@@ -1,0 +1,137 @@
+package rootlessport
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// maxMessage is the largest packet read: a JSON string with an address.
+const maxMessage = 1024
+
+// addressTimeout is how long Podman may take to say the address once it has connected.
+const addressTimeout = 10 * time.Second
+
+// addressSocket is where Podman tells the container's new address after it has connected it to another network.
+type addressSocket struct {
+	l      *net.UnixListener
+	change func(netip.Addr) error
+	log    *slog.Logger
+	path   string
+	wg     sync.WaitGroup
+
+	mu     sync.Mutex
+	conn   *net.UnixConn // being served; guarded by mu
+	closed bool          // guarded by mu
+}
+
+// listenAddress serves on path; change is called for each new address, one after the other.
+func listenAddress(path string, change func(netip.Addr) error, log *slog.Logger) (*addressSocket, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	if fi, err := os.Lstat(path); err == nil && fi.Mode()&os.ModeSocket != 0 {
+		_ = os.Remove(path) // of a helper that was killed
+	}
+	l, err := listenPacket(path)
+	if err != nil {
+		return nil, fmt.Errorf("socket for the container's address: %w", err)
+	}
+	s := &addressSocket{l: l, path: path, change: change, log: log}
+	s.wg.Go(s.run)
+	return s, nil
+}
+
+// maxSocketPath is the size of sun_path (unix(7)).
+const maxSocketPath = 108
+
+// listenPacket listens at path, by way of its directory's descriptor where the path is too long for a socket address.
+func listenPacket(path string) (*net.UnixListener, error) {
+	if len(path) < maxSocketPath {
+		return net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	short := fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
+	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: short, Net: "unixpacket"})
+	if err == nil {
+		l.SetUnlinkOnClose(false) // by a name that is gone
+	}
+	return l, err
+}
+
+func (s *addressSocket) run() {
+	for {
+		c, err := s.l.AcceptUnix()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			s.log.Warn("connection about the container's address not accepted", "err", err)
+			time.Sleep(acceptPause)
+			continue
+		}
+		if s.hold(c) {
+			s.serve(c)
+		}
+		s.hold(nil)
+		_ = c.Close()
+	}
+}
+
+// hold remembers the connection that close must end; it returns false when close was called.
+func (s *addressSocket) hold(c *net.UnixConn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.conn = c
+	return !s.closed
+}
+
+func (s *addressSocket) serve(c *net.UnixConn) {
+	_ = c.SetDeadline(time.Now().Add(addressTimeout))
+	answer := "OK"
+	if err := s.take(c); err != nil {
+		s.log.Warn("the container's address was not changed", "err", err)
+		answer = err.Error()
+	}
+	_, _ = c.Write([]byte(answer))
+}
+
+func (s *addressSocket) take(c *net.UnixConn) error {
+	buf := make([]byte, maxMessage)
+	n, err := c.Read(buf)
+	if err != nil {
+		return err
+	}
+	var text string
+	if err := json.Unmarshal(buf[:n], &text); err != nil {
+		return fmt.Errorf("not a JSON string: %w", err)
+	}
+	addr, err := parseChild(text)
+	if err != nil {
+		return err
+	}
+	return s.change(addr)
+}
+
+func (s *addressSocket) close() {
+	s.mu.Lock()
+	s.closed = true
+	if s.conn != nil {
+		_ = s.conn.Close()
+	}
+	s.mu.Unlock()
+	_ = s.l.Close()
+	_ = os.Remove(s.path)
+	s.wg.Wait()
+}
