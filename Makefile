@@ -16,6 +16,8 @@ DESTDIR ?=
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || cat VERSION 2>/dev/null || echo dev)
 
 COMMANDS := rootless-run rootless-net
+# Programs that stand in for others of the same name: they are not installed beside those, but by drop-in.
+DROPINS  := slirp4netns rootlessport
 LDFLAGS   = -s -w -X main.version=$(VERSION)
 # The mode of /dev/net/tun that tests see when they are started as root; empty leaves the host's.
 TUN_MODE ?= 0666
@@ -43,7 +45,7 @@ all: build
 
 build:
 	@mkdir -p bin
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(COMMANDS:%=./cmd/%)
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(COMMANDS:%=./cmd/%) $(DROPINS:%=./cmd/%)
 
 build/testuser: $(wildcard internal/testuser/*.go)
 	@mkdir -p build
@@ -51,7 +53,7 @@ build/testuser: $(wildcard internal/testuser/*.go)
 
 testbin: build/testuser
 	@mkdir -p $(TESTBIN)
-	$(RACEENV) $(GO) build $(RACEFLAGS) -ldflags '-X main.version=$(VERSION)' -o $(TESTBIN)/ $(COMMANDS:%=./cmd/%)
+	$(RACEENV) $(GO) build $(RACEFLAGS) -ldflags '-X main.version=$(VERSION)' -o $(TESTBIN)/ $(COMMANDS:%=./cmd/%) $(DROPINS:%=./cmd/%)
 
 test: testbin
 	$(RACEENV) ROOTLESSNET_BIN=$(CURDIR)/$(TESTBIN) TUN_MODE=$(TUN_MODE) \

@@ -77,15 +77,24 @@ func (r *relay) listen(p Port, addr netip.AddrPort) error {
 	if p.Proto == "udp" {
 		c, err := net.ListenUDP(network, net.UDPAddrFromAddrPort(addr))
 		if err != nil {
-			return err
+			return nameProto(err, p.Proto)
 		}
 		return r.start(c, func() { r.serveUDP(c, p) })
 	}
 	l, err := net.ListenTCP(network, net.TCPAddrFromAddrPort(addr))
 	if err != nil {
-		return err
+		return nameProto(err, p.Proto)
 	}
 	return r.start(l, func() { r.serveTCP(l, p) })
+}
+
+// nameProto has an error say "listen tcp", as Podman's users know it, rather than "listen tcp4".
+func nameProto(err error, proto string) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		op.Net = proto
+	}
+	return err
 }
 
 // start runs serve for a socket that close closes.

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"rootlessnet/internal/helper"
+	"rootlessnet/internal/rootlessport"
+	"rootlessnet/internal/state"
+	"rootlessnet/internal/textlog"
+	"rootlessnet/internal/watch"
+)
+
+// version is set at link time.
+var version = "unknown"
+
+func main() {
+	if len(os.Args) == 2 && os.Args[1] == "--version" {
+		fmt.Println("rootlessport (rootlessnet)", version)
+		return
+	}
+	if len(os.Args) > 1 {
+		fail(errors.New("too many arguments"))
+	}
+	if err := run(os.Stdin); err != nil {
+		fail(err)
+	}
+}
+
+// fail says what went wrong where Podman looks for it: on standard output.
+func fail(err error) {
+	fmt.Println(err)
+	os.Exit(1)
+}
+
+func run(stdin io.Reader) error {
+	signal.Ignore(syscall.SIGPIPE) // a caller that has closed its end of our output must not end us
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	c, err := rootlessport.ReadConfig(stdin)
+	if err != nil {
+		return err
+	}
+	files, err := helper.Adopt(c.ExitFD, c.ReadyFD)
+	if err != nil {
+		return err
+	}
+	exit, ready := files[0], files[1]
+	ended, err := watch.File(exit)
+	if err != nil {
+		return fmt.Errorf("exit descriptor %d: %w", c.ExitFD, err)
+	}
+	defer ended.Close()
+	log := slog.New(textlog.New(os.Stderr, "rootlessport", slog.LevelWarn))
+	h, err := rootlessport.Start(c, helperOf, log)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	if err := helper.Ready(ready); err != nil {
+		log.Warn(err.Error())
+	}
+	select {
+	case <-ended.C():
+	case <-signals:
+	}
+	return nil
+}
+
+// helperOf finds the control socket of the helper of ours that connects a network namespace.
+func helperOf(inode uint64) string {
+	dir, err := state.Open("")
+	if err != nil {
+		return ""
+	}
+	records, err := dir.List()
+	if err != nil {
+		return ""
+	}
+	for _, r := range records {
+		if r.NetNS == inode && r.Status == state.Running {
+			return dir.SocketPath(r)
+		}
+	}
+	return ""
+}
