@@ -21,9 +21,12 @@ var errNoPorts = errors.New("only a sandbox in bridge mode has ports")
 func (b *backend) Inspect() api.Sandbox {
 	s := (*sandbox)(b)
 	r := api.Sandbox{Ports: b.Ports(), PublishAll: s.plan.publishAll, HostLoopback: s.plan.hostLoopback.text()}
-	r.ID, r.Name = s.entry.ID(), s.entry.Name()
-	if rec, err := s.entry.Record(); err == nil {
+	if s.entry == nil {
+		s.describe(&r.Record)
+	} else if rec, err := s.entry.Record(); err == nil {
 		r.Record = rec
+	} else {
+		r.ID, r.Name = s.entry.ID(), s.entry.Name()
 	}
 	s.mu.Lock()
 	r.Members = s.members
@@ -100,7 +103,7 @@ func (b *backend) removePorts(want func(api.Port) bool) []api.Port {
 }
 
 func (b *backend) recordPorts() {
-	if err := b.entry.Update((*sandbox)(b).describe); err != nil {
+	if err := (*sandbox)(b).update((*sandbox)(b).describe); err != nil {
 		b.log.Warn("state not updated", "err", err)
 	}
 }

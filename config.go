@@ -121,10 +121,9 @@ type Config struct {
 	// Configure has Attach bring lo and the uplink up, with addresses and routes. Otherwise it makes the uplink and
 	// leaves it down; DHCP and router advertisements offer the addresses to whoever asks. Run always configures.
 	Configure bool
-	// OutboundAddr, OutboundAddr6 and OutboundInterface are where connections leave the host; the zero values leave it
-	// to the host's routes.
+	// OutboundAddr and OutboundAddr6 are the host's addresses that connections and datagrams leave from; the zero values
+	// leave it to the host's routes.
 	OutboundAddr, OutboundAddr6 netip.Addr
-	OutboundInterface           string
 	// AllowMetadata opens the clouds' metadata services (169.254.169.254 and their like), which hand out the host's
 	// credentials to whoever asks.
 	AllowMetadata bool

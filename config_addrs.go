@@ -155,15 +155,11 @@ func (p *plan) setAddresses(c *Config, host hostView) error {
 		}
 	}
 
-	p.gatewayMAC = macFor(a.gateway)
-	if p.mac = slices.Clone(c.MAC); p.mac == nil {
-		p.mac = macFor(a.guest)
+	p.guests = []netip.Prefix{netip.PrefixFrom(a.guest, a.subnet.Bits())}
+	if a.guest6.IsValid() {
+		p.guests = append(p.guests, netip.PrefixFrom(a.guest6, a.subnet6.Bits()))
 	}
-	if slices.Equal(p.mac, p.gatewayMAC) {
-		// The guest was given the very address ours is made of.
-		p.gatewayMAC = slices.Clone(p.gatewayMAC)
-		p.gatewayMAC[1] ^= 1
-	}
+	p.setMACs(c, nil)
 	return nil
 }
 
@@ -252,8 +248,8 @@ func lastHost(subnet netip.Prefix) netip.Addr {
 	return last
 }
 
-// macFor makes a locally administered address out of an IPv4 one, as Docker's bridge does.
+// macFor makes a locally administered address out of an IPv4 one, as Docker's bridge does, or of the end of an IPv6 one.
 func macFor(ip netip.Addr) net.HardwareAddr {
-	b := ip.As4()
-	return net.HardwareAddr{0x02, 0x42, b[0], b[1], b[2], b[3]}
+	b := ip.As16()
+	return net.HardwareAddr{0x02, 0x42, b[12], b[13], b[14], b[15]}
 }

@@ -23,8 +23,19 @@ type plan struct {
 	addrs addressPlan // bridge mode only
 	mtu   int
 	mac   net.HardwareAddr // the guest's
-	// gatewayMAC is ours. It differs from mac in the last byte at least.
+	// gatewayMAC is ours. It differs from mac in one byte at least.
 	gatewayMAC net.HardwareAddr
+	ifName     string
+	// bare leaves the uplink to somebody else to configure.
+	bare bool
+	// guests are all addresses of the guest, with their prefixes; those of addrs are the first.
+	guests []netip.Prefix
+	// What follows is set by a NetworkPlan only. special is never nil then, and neither is dnsAddrs.
+	special                            []SpecialAddr
+	dnsAddrs                           []netip.Addr
+	routes                             []Route // nil: the default routes
+	hostAddresses                      bool
+	noTCP, noUDP, noICMP, noDHCP, noRA bool
 
 	ports      []PortMapping
 	publishAll bool
@@ -49,7 +60,8 @@ type hostEntry struct {
 	addr netip.Addr // the zero value stands for the gateway's addresses
 }
 
-func (p *plan) bridge() bool { return p.network == NetworkBridge }
+// bridge says that the sandbox has a link and a gateway of ours.
+func (p *plan) bridge() bool { return p.network == NetworkBridge || p.network == networkAttach }
 
 // Validate finds what is wrong in c without looking at the host. It returns nil or a *UsageError. Run calls it too.
 func (c *Config) Validate() error {
@@ -64,7 +76,22 @@ func (noHost) prefixes() ([]netip.Prefix, error) { return nil, nil }
 
 // plan resolves c against the host. Its error is a *UsageError, or that of the host.
 func (c *Config) plan(host hostView) (*plan, error) {
-	p := &plan{
+	p := c.basePlan()
+	if len(c.Argv) == 0 || c.Argv[0] == "" {
+		return nil, usage("Argv", "no command specified")
+	}
+	if err := p.setNetwork(c.Network); err != nil {
+		return nil, err
+	}
+	if err := p.complete(c, host); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// basePlan has what is taken from c as it is.
+func (c *Config) basePlan() *plan {
+	return &plan{
 		name:         c.Name,
 		hostname:     c.Hostname,
 		mtu:          cmp.Or(c.MTU, DefaultMTU),
@@ -75,30 +102,28 @@ func (c *Config) plan(host hostView) (*plan, error) {
 		hostLoopback: c.HostLoopback,
 		userNS:       cmp.Or(c.UserNS, UserNSRoot),
 		link:         cmp.Or(c.Link, LinkAuto),
+		ifName:       cmp.Or(c.IfName, uplinkName),
 	}
-	if len(c.Argv) == 0 || c.Argv[0] == "" {
-		return nil, usage("Argv", "no command specified")
-	}
-	if err := p.setNetwork(c.Network); err != nil {
-		return nil, err
-	}
+}
+
+// complete checks and fills in everything for the mode that is set.
+func (p *plan) complete(c *Config, host hostView) error {
 	steps := []func(*Config) error{p.checkNames, p.checkChoices, p.setPorts, p.setDNS, p.checkLink}
 	for _, step := range steps {
 		if err := step(c); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	switch {
 	case p.network == ContainerPrefix:
-		return p, conflicts(c)
+		return conflicts(c)
+	case p.bridge() && c.Plan != nil:
+		return p.setPlan(c)
 	case p.bridge():
-		if err := p.setAddresses(c, host); err != nil {
-			return nil, err
-		}
-	default:
-		p.discard(c)
+		return p.setAddresses(c, host)
 	}
-	return p, nil
+	p.discard(c)
+	return nil
 }
 
 func (p *plan) setNetwork(network string) error {
@@ -287,6 +312,16 @@ func (p *plan) checkLink(c *Config) error {
 	}
 	if p.mtu < MinMTU || p.mtu > MaxMTU {
 		return usage("MTU", "invalid MTU: %d (must be between %d and %d)", c.MTU, MinMTU, MaxMTU)
+	}
+	if len(p.ifName) > maxIfName || p.ifName == "." || p.ifName == ".." || p.ifName == "lo" ||
+		strings.ContainsFunc(p.ifName, func(r rune) bool { return r <= ' ' || r == '/' || r == ':' || r == 0x7f }) {
+		return usage("IfName", "invalid interface name: %q", p.ifName)
+	}
+	if a := c.OutboundAddr; a.IsValid() && !a.Is4() {
+		return usage("OutboundAddr", "invalid IPv4 address: %s", a)
+	}
+	if a := c.OutboundAddr6; a.IsValid() && (!a.Is6() || a.Is4In6() || a.Zone() != "") {
+		return usage("OutboundAddr6", "invalid IPv6 address: %s", a)
 	}
 	if len(c.MAC) > 0 {
 		if len(c.MAC) != 6 || c.MAC[0]&1 != 0 || slices.Equal(c.MAC, make(net.HardwareAddr, 6)) {

@@ -56,17 +56,9 @@ func newGateway(s *sandbox) (g *gateway, err error) {
 	return g, nil
 }
 
-// gateways are the gateway's addresses, the first of which also answers DNS.
-func (g *gateway) gateways() []netip.Addr {
-	a := g.s.plan.addrs
-	if a.gateway6.IsValid() {
-		return []netip.Addr{a.gateway, a.gateway6}
-	}
-	return []netip.Addr{a.gateway}
-}
-
 // extraHosts are the names of the host, and those of --add-host.
 func (g *gateway) extraHosts() (list []dns.Host) {
+	hosts := g.s.plan.hostAddrs()
 	add := func(name string, addrs ...netip.Addr) {
 		for _, a := range addrs {
 			list = append(list, dns.Host{Addr: a, Name: name})
@@ -76,11 +68,11 @@ func (g *gateway) extraHosts() (list []dns.Host) {
 		if h.addr.IsValid() {
 			add(h.name, h.addr)
 		} else {
-			add(h.name, g.gateways()...)
+			add(h.name, hosts...)
 		}
 	}
 	for _, name := range hostNames {
-		add(name, g.gateways()...)
+		add(name, hosts...)
 	}
 	return list
 }
@@ -89,24 +81,30 @@ func (g *gateway) extraHosts() (list []dns.Host) {
 func (g *gateway) names() map[string][]netip.Addr {
 	m := map[string][]netip.Addr{}
 	own := map[string]bool{}
+	hosts := g.s.plan.hostAddrs()
 	for _, h := range g.s.plan.hosts {
 		own[h.name] = true
 	}
 	for _, h := range g.extraHosts() {
-		if len(m[h.Name]) == 0 || own[h.Name] || len(m[h.Name]) < len(g.gateways()) {
+		if len(m[h.Name]) == 0 || own[h.Name] || len(m[h.Name]) < len(hosts) {
 			m[h.Name] = append(m[h.Name], h.Addr)
 		}
 	}
 	return m
 }
 
-func (g *gateway) resolvConf() []byte { return g.resolver.GuestConfig(g.s.plan.addrs.gateway) }
+func (g *gateway) resolvConf() []byte {
+	servers := g.s.plan.dnsAddresses()
+	if len(servers) > 1 && servers[0].Is4() {
+		servers = servers[:1] // the others are the same resolver
+	}
+	return g.resolver.GuestConfig(servers...)
+}
 
 func (g *gateway) hostsFile(hostname string) []byte {
-	a := g.s.plan.addrs
-	guests := []netip.Addr{a.guest}
-	if a.guest6.IsValid() {
-		guests = append(guests, a.guest6)
+	var guests []netip.Addr
+	for _, a := range g.s.plan.guests {
+		guests = append(guests, a.Addr())
 	}
 	return dns.HostsFile(hostname, guests, g.extraHosts())
 }
@@ -114,17 +112,19 @@ func (g *gateway) hostsFile(hostname string) []byte {
 // kind is the link in use.
 func (g *gateway) kind() string { return string(g.info.Kind) }
 
-// attach takes the link over from init and starts everything that stands behind it.
-func (g *gateway) attach(ns *userns.Sandbox) error {
+// attach takes the link over and starts everything that stands behind it.
+func (g *gateway) attach(file *os.File, kind string, can userns.LinkResult) error {
 	s, a := g.s, g.s.plan.addrs
-	file, kind, can := ns.LinkFD()
 	if file == nil {
 		return errors.New("the namespace has no link device")
 	}
 	for _, r := range can.Refused {
 		s.log.Info("link kind refused", "kind", r.Kind, "reason", r.Reason)
 	}
-	g.info = tap.Info{Kind: tap.Kind(kind), Name: uplinkName, MAC: s.plan.mac, MTU: s.plan.mtu, CSum: can.CSum, TSO: can.TSO, USO: can.USO}
+	g.info = tap.Info{Kind: tap.Kind(kind), Name: s.plan.ifName, MAC: s.plan.mac, MTU: s.plan.mtu, CSum: can.CSum, TSO: can.TSO, USO: can.USO}
+	if s.plan.network == networkAttach {
+		g.info.MAC = can.MAC // the interface may have been there, or be somebody else's to configure
+	}
 	dev, err := tap.FromFD(file, g.info)
 	if err != nil {
 		return err
@@ -135,30 +135,24 @@ func (g *gateway) attach(ns *userns.Sandbox) error {
 		}
 	}
 	g.dev = dev
-	g.stack, err = stack.New(stack.Config{
-		Gateway4: a.gateway, Gateway6: a.gateway6, Subnet4: a.subnet, Subnet6: a.subnet6, Guest4: a.guest,
-		DNS: g.gateways(), Hostname: s.plan.hostname, MAC: s.plan.gatewayMAC, MTU: s.plan.mtu,
-		CSum: can.CSum, TSO: can.TSO, Logger: s.log,
-	})
+	sc := s.plan.stackConfig()
+	sc.CSum, sc.TSO, sc.Logger = can.CSum, can.TSO, s.log
+	g.stack, err = stack.New(sc)
 	if err != nil {
 		dev.Close()
 		return err
 	}
-	pol := policy.New(policy.Config{
-		Gateway4: a.gateway, Gateway6: a.gateway6, Guest4: a.guest, Guest6: a.guest6, Subnet4: a.subnet, Subnet6: a.subnet6,
-		HostLoopback: policy.HostLoopback(s.plan.hostLoopback), IPv6Off: !a.gateway6.IsValid(),
-	})
-	subnets := []netip.Prefix{a.subnet}
-	if a.subnet6.IsValid() {
-		subnets = append(subnets, a.subnet6)
-	}
+	pol := policy.New(s.plan.policyConfig(s.cfg.AllowMetadata))
+	subnets, dnsAddrs := s.plan.subnets(), s.plan.dnsAddresses()
 	g.streams = forwarder.NewStreams(forwarder.StreamsConfig{
 		Guest: g.stack, Policy: pol, Gateway4: a.gateway, Gateway6: a.gateway6, Guest4: a.guest, Guest6: a.guest6,
-		Subnets: subnets, ServeDNS: g.resolver.ServeTCP, Logger: s.log,
+		Subnets: subnets, ServeDNS: g.resolver.ServeTCP, DNSAddrs: dnsAddrs,
+		Source4: s.cfg.OutboundAddr, Source6: s.cfg.OutboundAddr6, Logger: s.log,
 	})
 	g.grams, err = forwarder.NewDatagrams(forwarder.DatagramsConfig{
 		Guest: g.stack, Policy: pol, Gateway4: a.gateway, Gateway6: a.gateway6, Subnets: subnets,
-		DNS: g.resolver.ServeUDP, Logger: s.log,
+		DNS: g.resolver.ServeUDP, DNSAddrs: dnsAddrs,
+		Source4: s.cfg.OutboundAddr, Source6: s.cfg.OutboundAddr6, Logger: s.log,
 	})
 	if err != nil {
 		dev.Close()
@@ -169,8 +163,9 @@ func (g *gateway) attach(ns *userns.Sandbox) error {
 		dev.Close()
 		return err
 	}
-	return g.stack.AddPort(dev, s.plan.mac, func(err error) {
+	return g.stack.AddPort(dev, g.info.MAC, func(err error) {
 		s.log.Debug("link ended", "err", err)
+		s.linkEnded(err)
 	})
 }
 
@@ -194,21 +189,25 @@ func (g *gateway) capture(dev tap.Device) (tap.Device, error) {
 func (g *gateway) follow(s *sandbox) {
 	ctx, cancel := context.WithCancel(context.Background())
 	g.stop = cancel
-	g.wg.Go(func() {
-		for {
-			select {
-			case <-g.resolver.Changed():
-				if err := s.ns.UpdateFiles(userns.Files{ResolvConf: g.resolvConf()}); err != nil {
-					s.log.Debug("resolv.conf not updated", "err", err)
-				}
-			case <-ctx.Done():
-				return
-			}
-		}
-	})
+	if s.plan.network == NetworkBridge {
+		g.wg.Go(func() { g.followResolver(ctx) })
+	}
 	if s.plan.publishAll {
 		f := &listenFollower{ports: g.ports, procNet: fmt.Sprintf("/proc/%d/net", s.ns.InitPID()), log: s.log, onPublish: s.cfg.OnPublish}
 		g.wg.Go(func() { f.run(ctx) })
+	}
+}
+
+func (g *gateway) followResolver(ctx context.Context) {
+	for {
+		select {
+		case <-g.resolver.Changed():
+			if err := g.s.ns.UpdateFiles(userns.Files{ResolvConf: g.resolvConf()}); err != nil {
+				g.s.log.Debug("resolv.conf not updated", "err", err)
+			}
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 

@@ -212,7 +212,7 @@ func noIPv6(err error) bool {
 
 // listen makes one socket, or takes one that our caller has bound to the same address.
 func (p *ports) listen(m PortMapping, addr netip.AddrPort) (*bound, error) {
-	b := &bound{Port: api.Port{Proto: m.Proto, HostIP: addr.Addr(), HostPort: addr.Port(), GuestPort: m.GuestPort}}
+	b := &bound{Port: api.Port{Proto: m.Proto, HostIP: addr.Addr(), HostPort: addr.Port(), GuestIP: m.GuestIP.Unmap(), GuestPort: m.GuestPort}}
 	family := "6" // an IPv6 socket of this name is for IPv6 only
 	if addr.Addr().Is4() {
 		family = "4"
@@ -262,17 +262,24 @@ func (p *ports) listen(m PortMapping, addr netip.AddrPort) (*bound, error) {
 // connect leads the socket to the guest.
 func (b *bound) connect(g *gateway) error {
 	if b.tcp != nil {
-		p, err := g.streams.Publish(b.tcp, b.GuestPort)
+		p, err := g.streams.PublishTo(b.tcp, netip.AddrPortFrom(b.GuestIP, b.GuestPort))
 		if err != nil {
 			return err
 		}
 		b.stop = p.Close
 		return nil
 	}
-	a := g.s.plan.addrs
-	l := forwarder.UDPListen{File: b.udp, Guest4: netip.AddrPortFrom(a.guest, b.GuestPort)}
-	if a.guest6.IsValid() {
-		l.Guest6 = netip.AddrPortFrom(a.guest6, b.GuestPort)
+	l := forwarder.UDPListen{File: b.udp}
+	for _, a := range []netip.Addr{g.s.plan.addrs.guest, g.s.plan.addrs.guest6} {
+		if b.GuestIP.IsValid() {
+			a = b.GuestIP
+		}
+		switch to := netip.AddrPortFrom(a, b.GuestPort); {
+		case a.Is4():
+			l.Guest4 = to
+		case a.Is6():
+			l.Guest6 = to
+		}
 	}
 	p, err := g.grams.ListenUDP(l)
 	_ = b.udp.Close() // it was duplicated

@@ -35,17 +35,12 @@ var hostNames = []string{"host.docker.internal", "host.containers.internal"}
 // nothing was left behind and the code is ExitFailure, ExitCannotExec or ExitNotFound. When ctx ends, the command is
 // killed. Several may run at once.
 func Run(ctx context.Context, c Config) (exitCode int, err error) {
-	s := &sandbox{cfg: c, log: c.Logger, end: make(chan struct{}), stopScheduler: func() {}}
-	if s.log == nil {
-		s.log = slog.New(slog.DiscardHandler)
-	}
+	s := newSandbox(c)
 	defer s.closeListenerFiles()
 	if s.plan, err = c.plan(netlinkHost{}); err != nil {
 		return ExitFailure, err
 	}
-	for _, w := range s.plan.warnings {
-		s.log.Warn(w)
-	}
+	s.warnPlan()
 	defer s.close()
 	if err := s.prepare(ctx); err != nil {
 		return ExitFailure, err
@@ -53,19 +48,35 @@ func Run(ctx context.Context, c Config) (exitCode int, err error) {
 	return s.run(ctx)
 }
 
-// sandbox is one Run. It goes through the states of the package documentation in one direction; what a later state
+func newSandbox(c Config) *sandbox {
+	s := &sandbox{cfg: c, log: c.Logger, end: make(chan struct{}), linkEnd: make(chan error, 1), stopScheduler: func() {}}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	return s
+}
+
+func (s *sandbox) warnPlan() {
+	for _, w := range s.plan.warnings {
+		s.log.Warn(w)
+	}
+}
+
+// sandbox is one Run or one Attach. It goes through the states of the package documentation in one direction; what a later state
 // needs is set before it is reached and not changed after.
 type sandbox struct {
 	cfg  Config
 	log  *slog.Logger
 	plan *plan
 
-	dir    *state.Dir
-	entry  *state.Entry
-	target *api.Lease // of the network joined; nil unless container mode
+	dir    *state.Dir     // nil where an attached sandbox could not have one
+	entry  *state.Entry   // likewise
+	ns0    *userns.Target // of Attach; nil with a TAP
+	tap    *os.File       // of Attach, until the gateway has it
+	target *api.Lease     // of the network joined; nil unless container mode
 	joined state.Record
-	ns     *userns.Sandbox
-	net    *gateway // bridge mode only
+	ns     *userns.Sandbox // nil with a TAP
+	net    *gateway        // bridge mode only
 	api    *api.Server
 
 	stopScheduler context.CancelFunc
@@ -75,14 +86,14 @@ type sandbox struct {
 	ending  bool // no lease is given any more; guarded by mu
 	idle    chan struct{}
 	end     chan struct{}
-	gone    chan struct{} // closed when an attached sandbox has ended; nil for a command
+	linkEnd chan error // has room for the one error
 	wg      sync.WaitGroup
 }
 
 // prepare does everything up to the command: a sandbox that is prepared has its listeners bound, its namespaces made
 // and its gateway running.
 func (s *sandbox) prepare(ctx context.Context) (err error) {
-	if s.dir, err = state.Open(s.cfg.RuntimeDir); err != nil {
+	if err := s.openState(); err != nil {
 		return err
 	}
 	if s.plan.network == ContainerPrefix {
@@ -90,28 +101,27 @@ func (s *sandbox) prepare(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if s.entry, err = s.dir.Create(s.plan.name); err != nil {
-		return err
+	if s.dir != nil {
+		if s.entry, err = s.dir.Create(s.plan.name); err != nil {
+			return err
+		}
 	}
 	if s.plan.bridge() {
 		if s.net, err = newGateway(s); err != nil {
 			return err
 		}
 	}
-	s.ns, err = userns.Start(ctx, s.namespaces())
-	if err != nil {
-		return err
-	}
-	if s.net != nil {
-		if err := s.net.attach(s.ns); err != nil {
+	if s.tap == nil {
+		if s.ns, err = userns.Start(ctx, s.namespaces()); err != nil {
 			return err
 		}
 	}
-	l, err := api.Listen(s.entry.SocketPath())
-	if err != nil {
+	if err := s.connect(); err != nil {
+		return err
+	}
+	if err := s.listen(); err != nil {
 		return fmt.Errorf("control socket: %w", err)
 	}
-	s.api = api.NewServer(l, (*backend)(s), api.ServerOptions{Logger: s.log})
 	if s.cfg.Confine {
 		if err := userns.Confine(); err != nil {
 			return err
@@ -121,6 +131,35 @@ func (s *sandbox) prepare(ctx context.Context) (err error) {
 		s.stopScheduler = cancel
 	}
 	return nil
+}
+
+// connect puts the gateway on its end of the link.
+func (s *sandbox) connect() error {
+	switch {
+	case s.net == nil:
+		return nil
+	case s.tap == nil:
+		return s.net.attach(s.ns.LinkFD())
+	}
+	file, kind, can, err := s.adopt()
+	if err != nil {
+		return err
+	}
+	return s.net.attach(file, kind, can)
+}
+
+// listen opens the control socket, at each of its paths.
+func (s *sandbox) listen() error {
+	s.api = api.NewServer((*backend)(s), api.ServerOptions{Logger: s.log})
+	if s.entry != nil {
+		if err := s.api.Listen(s.entry.SocketPath(), false); err != nil {
+			return err
+		}
+	}
+	if s.cfg.APISocket == "" {
+		return nil
+	}
+	return s.api.Listen(s.cfg.APISocket, true)
 }
 
 // lookUpTarget finds the sandbox whose network is joined, and takes a lease on it.
@@ -148,6 +187,9 @@ func (s *sandbox) lookUpTarget(ctx context.Context) error {
 // namespaces is what init has to make.
 func (s *sandbox) namespaces() userns.Config {
 	p := s.plan
+	if p.network == networkAttach {
+		return userns.Config{Network: userns.NetworkAttach, Target: s.ns0, Link: p.userLink(), Logger: s.log}
+	}
 	c := userns.Config{IDMap: userns.IDMap(p.userNS), PIDNamespace: s.cfg.PIDNamespace, Hidden: []string{s.dir.Path()}, Logger: s.log}
 	c.Files.Hostname = p.hostname
 	if c.Files.Hostname == "" && (p.bridge() || p.network == NetworkNone) {
@@ -158,14 +200,7 @@ func (s *sandbox) namespaces() userns.Config {
 		c.Network = userns.NetworkNew
 		c.Files.ResolvConf = s.net.resolvConf()
 		c.Files.Hosts = s.net.hostsFile(c.Files.Hostname)
-		a := p.addrs
-		c.Link = userns.Link{Kind: p.link, Name: uplinkName, MTU: p.mtu, MAC: p.mac, GatewayMAC: p.gatewayMAC,
-			Addrs:    []netip.Prefix{netip.PrefixFrom(a.guest, a.subnet.Bits())},
-			Gateways: []netip.Addr{a.gateway}}
-		if a.guest6.IsValid() {
-			c.Link.Addrs = append(c.Link.Addrs, netip.PrefixFrom(a.guest6, a.subnet6.Bits()))
-			c.Link.Gateways = append(c.Link.Gateways, a.gateway6)
-		}
+		c.Link = p.userLink()
 	case p.network == NetworkNone:
 		c.Network = userns.NetworkNone
 		c.Files.Hosts = dns.HostsFile(c.Files.Hostname, nil, s.extraHosts())
@@ -283,7 +318,13 @@ func (s *sandbox) run(ctx context.Context) (int, error) {
 func (s *sandbox) describe(r *state.Record) {
 	p := s.plan
 	r.Status = state.Running
-	r.InitPID, r.NetNS, r.Command, r.Network = s.ns.InitPID(), s.ns.NetNS(), s.cfg.Argv, p.network
+	r.Command, r.Network = s.cfg.Argv, p.network
+	if s.ns != nil {
+		r.InitPID, r.NetNS = s.ns.InitPID(), s.ns.NetNS()
+	}
+	if s.ns0 != nil {
+		r.Command = []string{networkAttach, s.ns0.String()}
+	}
 	r.Hostname = p.hostname
 	switch {
 	case p.network == ContainerPrefix:
@@ -291,17 +332,17 @@ func (s *sandbox) describe(r *state.Record) {
 		r.Hostname = s.joined.Hostname
 	case r.Hostname == "" && p.network == NetworkHost:
 		r.Hostname, _ = os.Hostname()
-	case r.Hostname == "":
-		r.Hostname = state.ShortID(s.entry.ID())
+	case r.Hostname == "" && p.network != networkAttach:
+		r.Hostname = s.shortID()
 	}
 	if !p.bridge() {
 		return
 	}
-	a := p.addrs
-	r.Interface, r.Link, r.MAC, r.MTU = uplinkName, s.net.kind(), p.mac.String(), p.mtu
-	r.Subnets, r.Gateways, r.Addresses = []netip.Prefix{a.subnet}, []netip.Addr{a.gateway}, []netip.Addr{a.guest}
-	if a.guest6.IsValid() {
-		r.Subnets, r.Gateways, r.Addresses = append(r.Subnets, a.subnet6), append(r.Gateways, a.gateway6), append(r.Addresses, a.guest6)
+	r.Interface, r.Link, r.MAC, r.MTU = p.ifName, s.net.kind(), s.net.info.MAC.String(), p.mtu
+	r.Subnets, r.Gateways, r.Addresses = nil, nil, nil
+	for _, g := range p.guests {
+		r.Subnets, r.Addresses = append(r.Subnets, g.Masked()), append(r.Addresses, g.Addr())
+		r.Gateways = append(r.Gateways, p.addrs.gatewayOf(g.Addr()))
 	}
 	r.Ports = nil
 	for _, port := range s.net.ports.list() {
@@ -392,6 +433,12 @@ func (s *sandbox) close() {
 	}
 	if s.net != nil {
 		s.net.close()
+	}
+	if s.ns0 != nil {
+		s.ns0.Close()
+	}
+	if s.tap != nil {
+		_ = s.tap.Close()
 	}
 	if s.target != nil {
 		_ = s.target.Close()

@@ -111,7 +111,8 @@ func serve(t *testing.T, b Backend, path string, opts ServerOptions) (*Server, *
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := NewServer(l, b, opts)
+	s := NewServer(b, opts)
+	s.Serve(l)
 	c := NewClient(path)
 	t.Cleanup(func() { c.Close(); s.Close() })
 	return s, c

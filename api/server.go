@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 )
@@ -44,11 +45,12 @@ type Server struct {
 
 	mu     sync.Mutex
 	closed bool
+	unlink []string // paths that go with the server
 	leases map[net.Conn]struct{}
 }
 
-// NewServer serves backend on l, which it owns from now on.
-func NewServer(l *net.UnixListener, backend Backend, opts ServerOptions) *Server {
+// NewServer makes a server for backend that listens nowhere yet.
+func NewServer(backend Backend, opts ServerOptions) *Server {
 	s := &Server{backend: backend, log: opts.Logger, leases: make(map[net.Conn]struct{})}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -69,12 +71,45 @@ func NewServer(l *net.UnixListener, backend Backend, opts ServerOptions) *Server
 			return context.WithValue(ctx, peerKey{}, peer{check(c.(*limitedConn).UnixConn)})
 		},
 	}
+	return s
+}
+
+// Serve answers on l too, which it owns from now on.
+func (s *Server) Serve(l *net.UnixListener) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		_ = l.Close()
+		return
+	}
 	s.serving.Go(func() {
 		if err := s.http.Serve(newLimitedListener(l)); !errors.Is(err, http.ErrServerClosed) {
 			s.log.Error("control socket closed", "err", err)
 		}
 	})
-	return s
+}
+
+// Listen makes a socket at path, for our user only, and answers there. With replace the path is the server's own: a
+// socket that was left there gives way, and Close removes it.
+func (s *Server) Listen(path string, replace bool) error {
+	if replace {
+		if st, err := os.Lstat(path); err == nil && st.Mode()&os.ModeSocket != 0 {
+			if err := os.Remove(path); err != nil {
+				return err
+			}
+		}
+	}
+	l, err := Listen(path)
+	if err != nil {
+		return err
+	}
+	if replace {
+		s.mu.Lock()
+		s.unlink = append(s.unlink, path)
+		s.mu.Unlock()
+	}
+	s.Serve(l)
+	return nil
 }
 
 // Close ends all leases and connections and waits until nothing of the server runs any more.
@@ -85,6 +120,9 @@ func (s *Server) Close() error {
 		c.Close()
 	}
 	s.mu.Unlock()
+	for _, path := range s.unlink {
+		_ = os.Remove(path)
+	}
 	err := s.http.Close()
 	s.serving.Wait()
 	return err

@@ -50,7 +50,8 @@ type Port struct {
 	HostIP    netip.Addr `json:"hostIp"`
 	HostPort  uint16     `json:"hostPort"`
 	GuestPort uint16     `json:"guestPort"`
-	Auto      bool       `json:"auto,omitempty"` // opened by publish-all
+	GuestIP   netip.Addr `json:"guestIp,omitzero"` // where it is not the guest's own
+	Auto      bool       `json:"auto,omitempty"`   // opened by publish-all
 }
 
 // Host is the address on the host.

@@ -12,6 +12,7 @@ const (
 	KindTAP      Kind = "tap"       // TAP with virtio-net headers and offloads
 	KindTAPPlain Kind = "tap-plain" // TAP without them
 	KindPacket   Kind = "packet"    // veth pair, far end read by AF_PACKET
+	KindSocket   Kind = "socket"    // a socket that carries a frame a message, its other end anybody's
 )
 
 // HeaderLen is the size in bytes of struct virtio_net_hdr (include/uapi/linux/virtio_net.h), the form without

@@ -38,8 +38,9 @@ type fdDevice struct {
 var _ Device = (*fdDevice)(nil)
 
 // FromFD makes a Device of fd, which must be what info.Kind says: a TAP attached with IFF_NO_PI, with IFF_VNET_HDR for
-// KindTAP and without it for KindTAPPlain; or a bound packet socket with PACKET_VNET_HDR for KindPacket. The rest of
-// info is kept as given; for KindTAPPlain the offloads must be off. It takes fd over: fd is closed, also on error.
+// KindTAP and without it for KindTAPPlain; a bound packet socket with PACKET_VNET_HDR for KindPacket; or what Adopt said
+// to be a KindSocket. The rest of info is kept as given; for KindTAPPlain and KindSocket the offloads must be off. It
+// takes fd over: fd is closed, also on error.
 // Failures are *Error.
 func FromFD(fd *os.File, info Info) (Device, error) {
 	// A duplicate, because the poller may hold fd from a time before TUNSETIFF, when it would never become readable;
@@ -83,7 +84,7 @@ func newFDDevice(file *os.File, info Info) (*fdDevice, error) {
 	d := &fdDevice{info: info, file: file, vnet: true}
 	switch info.Kind {
 	case KindTAP:
-	case KindTAPPlain:
+	case KindTAPPlain, KindSocket:
 		if info.CSum || info.TSO || info.USO {
 			return nil, fmt.Errorf("%w: offloads need virtio-net headers", unix.EINVAL)
 		}
@@ -106,9 +107,11 @@ func newFDDevice(file *os.File, info Info) (*fdDevice, error) {
 // shift every frame by ten bytes.
 func (d *fdDevice) verify() (err error) {
 	cerr := d.conn.Control(func(fd uintptr) {
-		if d.packet {
+		switch {
+		case d.packet:
 			err = verifyPacket(int(fd))
-		} else {
+		case d.info.Kind == KindSocket: // Adopt has looked, and there is nothing to be shifted
+		default:
 			err = verifyTAP(int(fd), d.vnet)
 		}
 	})

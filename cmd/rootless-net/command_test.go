@@ -104,7 +104,8 @@ func start(t *testing.T, dir, name string) (*fakeSandbox, *api.Server) {
 		t.Fatal(err)
 	}
 	f := &fakeSandbox{entry: e}
-	s := api.NewServer(l, f, api.ServerOptions{})
+	s := api.NewServer(f, api.ServerOptions{})
+	s.Serve(l)
 	t.Cleanup(func() { s.Close(); e.Close() })
 	return f, s
 }
