@@ -120,7 +120,7 @@ func (p *program) inspect(ctx context.Context, ref string) (network, error) {
 }
 
 // drivers are docker's for the predefined networks.
-var drivers = map[string]string{"bridge": "bridge", "host": "host", "none": "null"}
+var drivers = map[string]string{"bridge": "bridge", "host": "host", "none": "null", "attach": "bridge"}
 
 func describe(box api.Sandbox, stats api.Stats) network {
 	n := network{

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/term"
 
 	"rootlessnet"
+	"rootlessnet/internal/flagvalue"
 	"rootlessnet/internal/textlog"
 )
 
@@ -84,7 +85,7 @@ func (p program) foreground(c rootlessnet.Config, o *options, child *detached, m
 	if c.Listeners, err = inheritedListeners(); err != nil {
 		return 0, err
 	}
-	c.Logger = slog.New(textlog.New(messages, "rootless-run", o.logLevel.least()))
+	c.Logger = slog.New(textlog.New(messages, "rootless-run", o.logLevel.Least()))
 	c.OnPublish = func(m rootlessnet.PortMapping) {
 		fmt.Fprintf(messages, "rootless-run: published %s\n", m)
 	}
@@ -122,8 +123,8 @@ func (p program) config(o *options, argv []string) (rootlessnet.Config, error) {
 	c.Env = ourVariables(os.Environ())
 	c.Confine = true
 	c.DisableIPv6 = !o.ipv6
-	c.Publish = o.publish.specs
-	for _, subnet := range o.subnets.list {
+	c.Publish = o.publish.Specs
+	for _, subnet := range o.subnets.List {
 		if subnet.Addr().Is4() {
 			c.Subnet = subnet
 		} else {
@@ -145,11 +146,11 @@ found, 128+n if signal n ended it.`
 // options are what the flags are read into.
 type options struct {
 	config   rootlessnet.Config
-	publish  publishValue
-	subnets  subnetsValue
+	publish  flagvalue.Publish
+	subnets  flagvalue.Subnets
 	ipv6     bool
 	detach   bool
-	logLevel levelValue
+	logLevel flagvalue.Level
 }
 
 func newCommand(o *options) *cobra.Command {
@@ -179,19 +180,19 @@ func newCommand(o *options) *cobra.Command {
 	f.BoolVarP(&c.PublishAll, "publish-all", "P", false, "publish whatever listens inside, on the same port if it is free")
 	f.StringVar(&c.Name, "name", "", "`name` of the sandbox")
 	f.StringVarP(&c.Hostname, "hostname", "h", "", "host `name` inside")
-	f.Var(&dnsValue{&c.DNS}, "dns", "resolver that answers instead of the host's (repeatable)")
+	f.Var(&flagvalue.Resolvers{List: &c.DNS}, "dns", "resolver that answers instead of the host's (repeatable)")
 	f.StringArrayVar(&c.DNSSearch, "dns-search", nil, "search `domain`, \".\" for none (repeatable)")
 	f.StringArrayVar(&c.DNSOptions, "dns-opt", nil, "resolver `option` (repeatable)")
 	f.StringArrayVar(&c.DNSOptions, "dns-option", nil, "the same as --dns-opt")
 	f.Lookup("dns-option").Hidden = true
-	f.Var(&hostsValue{&c.ExtraHosts}, "add-host", "name inside, as `name:address`; the address may be host-gateway (repeatable)")
-	f.Var(&addrValue{&c.IP, 4}, "ip", "IPv4 address inside")
-	f.Var(&addrValue{&c.IP6, 6}, "ip6", "IPv6 address inside")
-	f.Var(&macValue{&c.MAC}, "mac-address", "hardware address inside")
+	f.Var(&flagvalue.Hosts{List: &c.ExtraHosts}, "add-host", "name inside, as `name:address`; the address may be host-gateway (repeatable)")
+	f.Var(&flagvalue.Addr{Addr: &c.IP, Family: 4}, "ip", "IPv4 address inside")
+	f.Var(&flagvalue.Addr{Addr: &c.IP6, Family: 6}, "ip6", "IPv6 address inside")
+	f.Var(&flagvalue.MAC{MAC: &c.MAC}, "mac-address", "hardware address inside")
 	f.Var(&o.subnets, "subnet", "network inside, one for IPv4 and one for IPv6 (repeatable)")
 	f.IntVar(&c.MTU, "mtu", rootlessnet.DefaultMTU, "MTU of eth0 inside, in `bytes`")
 	f.BoolVar(&o.ipv6, "ipv6", true, "IPv6 inside")
-	f.Var(&loopbackValue{&c.HostLoopback}, "host-loopback", "ports of the host's loopback to open to the command: PORT[,PORT...] or all")
+	f.Var(&flagvalue.Loopback{To: &c.HostLoopback}, "host-loopback", "ports of the host's loopback to open to the command: PORT[,PORT...] or all")
 	f.StringVar(&c.UserNS, "userns", rootlessnet.UserNSRoot, "who the command is inside: root, keep-id or auto")
 	f.BoolVar(&c.PIDNamespace, "pid", false, "pid namespace of its own")
 	f.StringVar(&c.Link, "link", rootlessnet.LinkAuto, "link device: auto, tap, tap-plain or packet")

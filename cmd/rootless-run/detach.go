@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rootlessnet"
+	"rootlessnet/internal/systemd"
 )
 
 // Environment variables of the detached process: the number of its message pipe (the pipe for the id is the next one),
@@ -25,7 +26,7 @@ const (
 )
 
 // firstFD is the first descriptor a process inherits beyond the standard three (sd_listen_fds(3), exec.Cmd).
-const firstFD = 3
+const firstFD = systemd.FirstFD
 
 // detached is the second process's side of the two pipes.
 type detached struct {
@@ -133,28 +134,12 @@ func listenFDs() int {
 	if n, err := strconv.Atoi(os.Getenv(listenersVar)); err == nil {
 		return max(n, 0)
 	}
-	if os.Getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) {
-		return 0
-	}
-	n, err := strconv.Atoi(os.Getenv("LISTEN_FDS"))
-	if err != nil {
-		return 0
-	}
-	return max(n, 0)
+	return systemd.ListenFDs()
 }
 
 // inheritedListeners returns the sockets passed in. The command is not told of them.
 func inheritedListeners() ([]*os.File, error) {
-	var files []*os.File
-	for i := range listenFDs() {
-		fd := firstFD + i
-		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
-			return nil, fmt.Errorf("LISTEN_FDS: descriptor %d: %w", fd, err)
-		}
-		unix.CloseOnExec(fd)
-		files = append(files, os.NewFile(uintptr(fd), "listener"))
-	}
-	return files, nil
+	return systemd.Files(listenFDs())
 }
 
 // ourVariables are not for the command.
