@@ -6,6 +6,8 @@
 #   make test-long the same with the long forms of the load tests
 #   make check     gofmt, vet, staticcheck, import directions, file lengths
 #   make bench     figures beside those of no helper, into bench/results/latest.json
+#   make compare   figures beside those of every other helper found here, into bench/results/compare.*
+#   make peers     installs other helpers for it
 #   make fuzz      five seconds of every fuzz target
 #   make install   PREFIX=/usr/local DESTDIR=
 
@@ -40,7 +42,7 @@ TESTBIN = build/test$(RACEFLAGS)
 
 export CGO_ENABLED = 0
 
-.PHONY: all build demo test test-long check bench install fuzz clean testbin tools
+.PHONY: all build demo test test-long check bench compare peers install fuzz clean testbin tools
 all: build
 
 build:
@@ -71,6 +73,31 @@ bench: build build/testuser
 	$(GO) build -trimpath -o build/bench ./bench
 	@ROOTLESSNET_BIN=$(CURDIR)/bin TUN_MODE=$(TUN_MODE) build/testuser build/bench $(BENCHFLAGS) > build/bench.json
 	@mv build/bench.json bench/results/latest.json
+
+# Programs to compare with, beside those in PATH; see bench/doc.go.
+PEERS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rootlessnet-peers/bin
+ROOTLESSKIT = v3.0.1
+
+# Further flags of the comparison, such as COMPAREFLAGS="-quick" or "-only tcp-crr -helpers none,rootless-run,pasta".
+compare: build build/testuser
+	@mkdir -p bench/results build/peers
+	@for p in $(PEERS)/*; do if [ -x "$$p" ]; then cp -fp "$$p" build/peers/; fi; done
+	$(GO) build -trimpath -o build/bench ./bench
+	@ROOTLESSNET_BIN=$(CURDIR)/bin ROOTLESSNET_PEERS=build/peers TUN_MODE=$(TUN_MODE) build/testuser build/bench \
+		-helpers all -runs 3 -time 600ms -conns 1000 -lenient $(COMPAREFLAGS) > build/compare.json
+	@mv build/compare.json bench/results/compare.json
+	@build/bench render bench/results/compare.json bench/results
+
+# What other helpers come from: Debian has some, as root; RootlessKit's newer release is a Go module.
+peers:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		apt-get install -y --no-install-recommends slirp4netns passt rootlesskit iperf3; \
+	else \
+		echo "slirp4netns, passt, rootlesskit and iperf3 are packages of the distribution: install them as root"; \
+	fi
+	mkdir -p $(PEERS)
+	GOBIN=$(CURDIR)/build/gobin $(GO) install github.com/rootless-containers/rootlesskit/v3/cmd/rootlesskit@$(ROOTLESSKIT)
+	mv build/gobin/rootlesskit $(PEERS)/rootlesskit-$(ROOTLESSKIT:v%=%)
 
 check:
 	@out=$$(gofmt -l $$(find . -name '*.go' -not -path './build/*')); test -z "$$out" || { echo "gofmt would change:"; echo "$$out"; exit 1; }

@@ -7,28 +7,114 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// helperProcesses are the processes of the tree below root (included) that are not this program: root is the helper,
-// somewhere below it is the command, which is us.
-func helperProcesses(root int) ([]int, error) {
-	children, err := childrenOf()
+// userHZ is the unit of times in /proc; Linux shows 100 to every program, whatever it counts by itself.
+const userHZ = 100
+
+// proc is a process as /proc shows it.
+type proc struct {
+	pid, parent int
+	start       uint64        // in ticks since boot: tells a process from a later one with its pid
+	used        time.Duration // processor time of all its threads
+}
+
+// processes reads /proc.
+func processes() (map[int]proc, error) {
+	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, err
 	}
-	var found []int
-	for queue := []int{root}; len(queue) > 0; queue = queue[1:] {
-		pid := queue[0]
-		queue = append(queue, children[pid]...)
-		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	all := map[int]proc{}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
 		if err != nil {
-			return nil, err
-		}
-		// The command's own words follow its path; the helper's line has them at its end.
-		if argv := bytes.Split(line, []byte{0}); len(argv) > 1 && string(argv[1]) == "hold" {
 			continue
 		}
-		found = append(found, pid)
+		if p, err := readProc(pid); err == nil { // otherwise it has ended
+			all[pid] = p
+		}
+	}
+	return all, nil
+}
+
+func readProc(pid int) (proc, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return proc{}, err
+	}
+	return parseStat(pid, string(stat))
+}
+
+// parseStat reads proc(5): pid (comm) state ppid … utime(14) stime(15) … starttime(22). comm may hold anything, so count
+// from its closing parenthesis.
+func parseStat(pid int, stat string) (proc, error) {
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	number := func(n int) uint64 { // n as in proc(5)
+		if n-3 >= len(fields) {
+			return 0
+		}
+		v, _ := strconv.ParseUint(fields[n-3], 10, 64)
+		return v
+	}
+	if len(fields) < 22-2 {
+		return proc{}, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields)+2)
+	}
+	return proc{pid: pid, parent: int(number(4)), start: number(22),
+		used: time.Duration(number(14)+number(15)) * time.Second / userHZ}, nil
+}
+
+// processTree is root and all below it.
+func processTree(root int) ([]proc, error) {
+	all, err := processes()
+	if err != nil {
+		return nil, err
+	}
+	children := map[int][]int{}
+	for pid, p := range all {
+		children[p.parent] = append(children[p.parent], pid)
+	}
+	var found []proc
+	for queue := []int{root}; len(queue) > 0; queue = queue[1:] {
+		if p, ok := all[queue[0]]; ok {
+			found = append(found, p)
+			queue = append(queue, children[p.pid]...)
+		}
+	}
+	return found, nil
+}
+
+// killLeft ends those of the processes that are still there.
+func killLeft(family []proc) {
+	for _, p := range family {
+		if now, err := readProc(p.pid); err == nil && now.start == p.start {
+			_ = unix.Kill(p.pid, unix.SIGKILL)
+		}
+	}
+}
+
+// ours tells whether a process is this program: a client, a server, or the glue that starts a helper.
+func (g *ground) ours(pid int) bool {
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	first, _, _ := bytes.Cut(line, []byte{0})
+	return err == nil && string(first) == g.self
+}
+
+// helperProcesses are those of the tree below root that are not ours.
+func (g *ground) helperProcesses(root int) ([]proc, error) {
+	family, err := processTree(root)
+	if err != nil {
+		return nil, err
+	}
+	var found []proc
+	for _, p := range family {
+		if !g.ours(p.pid) {
+			found = append(found, p)
+		}
 	}
 	if len(found) == 0 {
 		return nil, errors.New("the helper has no processes")
@@ -36,31 +122,25 @@ func helperProcesses(root int) ([]int, error) {
 	return found, nil
 }
 
-func childrenOf() (map[int][]int, error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, err
-	}
-	children := map[int][]int{}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
+// times are processor seconds.
+type times struct{ helper, own float64 }
+
+// times sums over the trees of two processes.
+func (g *ground) times(roots ...*process) (t times, err error) {
+	for _, root := range roots {
+		family, err := processTree(root.Process.Pid)
 		if err != nil {
-			continue
+			return t, err
 		}
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err != nil {
-			continue // it ended
-		}
-		// proc(5): pid (comm) state ppid …; comm may hold anything, so count from its closing parenthesis.
-		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-		if len(fields) < 2 {
-			continue
-		}
-		if ppid, err := strconv.Atoi(fields[1]); err == nil {
-			children[ppid] = append(children[ppid], pid)
+		for _, p := range family {
+			if g.ours(p.pid) {
+				t.own += p.used.Seconds()
+			} else {
+				t.helper += p.used.Seconds()
+			}
 		}
 	}
-	return children, nil
+	return t, nil
 }
 
 // rss is a process's resident memory in KiB.
@@ -81,4 +161,22 @@ func kib(path, name string) (int, error) {
 		}
 	}
 	return 0, fmt.Errorf("%s has no %s", path, name)
+}
+
+// lockedBuffer keeps the output of a process while others read it.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer // guarded by mu
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }

@@ -4,28 +4,43 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 )
 
 // Report is the JSON that is written to stdout.
 type Report struct {
-	Kernel  string  `json:"kernel"`
-	CPUs    int     `json:"cpus"`
-	Version string  `json:"version"` // of rootless-run
-	LanMTU  int     `json:"lan_mtu"`
-	Seconds float64 `json:"seconds"` // of each measurement of a rate
-	Rows    []Row   `json:"rows"`
+	Kernel  string       `json:"kernel"`
+	CPUs    int          `json:"cpus"`
+	Version string       `json:"version"` // of rootless-run
+	LanMTU  int          `json:"lan_mtu"`
+	Seconds float64      `json:"seconds"` // of each measurement of a rate
+	Runs    int          `json:"runs"`
+	Helpers []HelperInfo `json:"helpers"`
+	Missing []missing    `json:"missing,omitempty"`
+	Rows    []Row        `json:"rows"`
+	Targets []Target     `json:"targets,omitempty"`
 }
 
-// Row is one metric of one helper.
+// HelperInfo is a helper that was measured.
+type HelperInfo struct {
+	Name    string `json:"name"`
+	Kind    kind   `json:"kind"`
+	Version string `json:"version,omitempty"`
+}
+
+// Row is one figure of one helper.
 type Row struct {
-	Metric string    `json:"metric"`
-	Unit   string    `json:"unit"`
-	MTU    int       `json:"mtu"`
-	Helper string    `json:"helper"`
-	Values []float64 `json:"values,omitempty"`
+	Metric  string    `json:"metric"`
+	Unit    string    `json:"unit"`
+	LowWins bool      `json:"low_wins,omitempty"`
+	MTU     int       `json:"mtu"`
+	Helper  string    `json:"helper"`
+	Values  []float64 `json:"values,omitempty"`
 	Summary
 	Ratio float64 `json:"ratio,omitempty"` // median over the median of no helper; 0 when there is none
-	Error string  `json:"error,omitempty"`
+	// Failures is how many of the runs gave no value, Error why the last of them did not.
+	Failures int    `json:"failures,omitempty"`
+	Error    string `json:"error,omitempty"`
 	// Skipped says why it makes no sense here; it is not an error.
 	Skipped string `json:"skipped,omitempty"`
 }
@@ -51,39 +66,96 @@ func summarise(values []float64) Summary {
 
 // compare fills the ratios in.
 func (r *Report) compare() {
-	type key struct {
-		metric string
-		mtu    int
-	}
-	base := map[key]float64{}
-	for _, row := range r.Rows {
-		if row.Helper == (none{}).Name() {
-			base[key{row.Metric, row.MTU}] = row.Median
-		}
-	}
-	for i, row := range r.Rows {
-		if b := base[key{row.Metric, row.MTU}]; b > 0 {
-			r.Rows[i].Ratio = row.Median / b
+	for i := range r.Rows {
+		row := &r.Rows[i]
+		if base, ok := r.median(row.Metric, row.MTU, noneName); ok && base > 0 {
+			row.Ratio = row.Median / base
 		}
 	}
 }
 
+// row finds a figure; nil when it was not taken.
+func (r *Report) row(metric string, mtu int, helper string) *Row {
+	for i := range r.Rows {
+		if row := &r.Rows[i]; row.Metric == metric && row.MTU == mtu && row.Helper == helper {
+			return row
+		}
+	}
+	return nil
+}
+
+// median is that of a figure; false when there is none.
+func (r *Report) median(metric string, mtu int, helper string) (float64, bool) {
+	row := r.row(metric, mtu, helper)
+	if row == nil || len(row.Values) == 0 {
+		return 0, false
+	}
+	return row.Median, true
+}
+
+// best is the best median among the helpers that match.
+func (r *Report) best(metric string, mtu int, match func(HelperInfo) bool) (who string, value float64, ok bool) {
+	for _, h := range r.Helpers {
+		row := r.row(metric, mtu, h.Name)
+		if !match(h) || row == nil || len(row.Values) == 0 {
+			continue
+		}
+		if !ok || row.LowWins == (row.Median < value) && row.Median != value {
+			who, value, ok = h.Name, row.Median, true
+		}
+	}
+	return who, value, ok
+}
+
+func isPeer(h HelperInfo) bool { return h.Kind == kindPeer }
+
+// peerCalled matches peers whose names contain all the words.
+func peerCalled(words ...string) func(HelperInfo) bool {
+	return func(h HelperInfo) bool {
+		return h.Kind == kindPeer && !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(h.Name, w) })
+	}
+}
+
+// mtus are those that were measured, the main one first.
+func (r *Report) mtus() []int {
+	var all []int
+	for _, row := range r.Rows {
+		if !slices.Contains(all, row.MTU) {
+			all = append(all, row.MTU)
+		}
+	}
+	return all
+}
+
+// mainMTU is the one at which everything was measured.
+func (r *Report) mainMTU() int {
+	if all := r.mtus(); len(all) > 0 {
+		return all[0]
+	}
+	return 0
+}
+
 func (r *Report) failed() bool {
-	return slices.ContainsFunc(r.Rows, func(row Row) bool { return row.Error != "" })
+	return slices.ContainsFunc(r.Rows, func(row Row) bool { return row.Error != "" && len(row.Values) == 0 })
+}
+
+// heading says how the figures came about.
+func (r *Report) heading() string {
+	return fmt.Sprintf("Linux %s, %d CPUs, %s; link outside with MTU %d; %g s each, median of %d (least–greatest)",
+		r.Kernel, r.CPUs, r.Version, r.LanMTU, r.Seconds, r.Runs)
 }
 
 // table writes the rows as Markdown.
 func (r *Report) table(w io.Writer) {
-	fmt.Fprintf(w, "\nLinux %s, %d CPUs, %s; link outside with MTU %d; %g s each, median (least–greatest)\n\n",
-		r.Kernel, r.CPUs, r.Version, r.LanMTU, r.Seconds)
+	fmt.Fprintf(w, "\n%s\n\n", r.heading())
 	fmt.Fprintln(w, "| what | MTU | helper | median | least–greatest | × no helper |")
 	fmt.Fprintln(w, "|---|---|---|---|---|---|")
 	for _, row := range r.Rows {
 		switch {
-		case row.Error != "":
-			fmt.Fprintf(w, "| %s | %d | %s | **failed**: %s | | |\n", row.Metric, row.MTU, row.Helper, row.Error)
 		case row.Skipped != "":
 			continue
+		case len(row.Values) == 0:
+			fmt.Fprintf(w, "| %s | %d | %s | **failed**: %s | | |\n", row.Metric, row.MTU, row.Helper, row.Error)
 		default:
 			ratio := ""
 			if row.Ratio != 0 {
@@ -94,15 +166,19 @@ func (r *Report) table(w io.Writer) {
 		}
 	}
 	for _, row := range r.Rows {
-		if row.Skipped != "" && row.Helper != (none{}).Name() {
+		if row.Skipped != "" && row.Helper != noneName && row.Helper != dockerName {
 			fmt.Fprintf(w, "\n%s of %s: %s\n", row.Metric, row.Helper, row.Skipped)
 		}
 	}
+	r.writeTargets(w)
 }
 
 // figure has about three digits.
 func figure(v float64) string {
 	switch {
+	case v >= 10000:
+		s := fmt.Sprintf("%.0f", v)
+		return s[:len(s)-3] + "," + s[len(s)-3:]
 	case v >= 100:
 		return fmt.Sprintf("%.0f", v)
 	case v >= 10:

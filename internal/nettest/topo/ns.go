@@ -19,8 +19,9 @@ type NS struct {
 	done chan struct{}
 }
 
-// newNS makes an empty network namespace.
-func newNS() (*NS, error) {
+// NewNS makes an empty network namespace beside those of a Topo, such as a container's; the caller closes it. Enter must
+// have returned before.
+func NewNS() (*NS, error) {
 	n := &NS{jobs: make(chan func()), done: make(chan struct{})}
 	ready := make(chan error, 1)
 	go n.forker(ready)
@@ -144,8 +145,11 @@ func (c *Cmd) Run() error {
 	return c.Wait()
 }
 
-// close ends the forking thread, which kills what it started, and lets the namespace go.
-func (n *NS) close() {
+// FD is the namespace's file descriptor, for netlink; valid until Close.
+func (n *NS) FD() int { return int(n.file.Fd()) }
+
+// Close ends the forking thread, which kills what it started, and lets the namespace go.
+func (n *NS) Close() {
 	close(n.jobs)
 	<-n.done
 	n.file.Close()

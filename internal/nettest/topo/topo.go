@@ -54,11 +54,11 @@ func New(o Options) (*Topo, error) {
 	t := &Topo{}
 	_, err := os.Stat("/proc/sys/net/ipv6")
 	t.IPv6 = err == nil
-	if t.Here, err = newNS(); err != nil {
+	if t.Here, err = NewNS(); err != nil {
 		return nil, err
 	}
-	if t.There, err = newNS(); err != nil {
-		t.Here.close()
+	if t.There, err = NewNS(); err != nil {
+		t.Here.Close()
 		return nil, err
 	}
 	if err := t.build(o); err != nil {
@@ -70,8 +70,8 @@ func New(o Options) (*Topo, error) {
 
 // Close kills what NS.Command started and lets both namespaces go.
 func (t *Topo) Close() {
-	t.Here.close()
-	t.There.close()
+	t.Here.Close()
+	t.There.Close()
 }
 
 func (t *Topo) build(o Options) error {
