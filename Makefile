@@ -84,7 +84,7 @@ compare: build build/testuser
 	@for p in $(PEERS)/*; do if [ -x "$$p" ]; then cp -fp "$$p" build/peers/; fi; done
 	$(GO) build -trimpath -o build/bench ./bench
 	@ROOTLESSNET_BIN=$(CURDIR)/bin ROOTLESSNET_PEERS=build/peers TUN_MODE=$(TUN_MODE) build/testuser build/bench \
-		-helpers all -runs 3 -time 600ms -conns 1000 -lenient $(COMPAREFLAGS) > build/compare.json
+		-helpers all -runs 3 -time 600ms -conns 1000 -congestion reno -lenient $(COMPAREFLAGS) > build/compare.json
 	@mv build/compare.json bench/results/compare.json
 	@build/bench render bench/results/compare.json bench/results
 

@@ -342,7 +342,7 @@ func firstPage(addr string, request []byte) (c *net.TCPConn, size int, err error
 }
 
 func tryPage(addr string, request []byte) (*net.TCPConn, int, error) {
-	conn, err := net.DialTimeout("tcp", addr, dialPatience)
+	conn, err := dialer.Dial("tcp", addr)
 	if err != nil {
 		return nil, 0, err
 	}

@@ -59,7 +59,9 @@ type ground struct {
 	iperf   string // path of iperf3, or ""
 	unshare string // path of unshare, or ""
 	lanMTU  int    // of the link outside
-	turn    int    // of ports
+
+	congestion string // TCP's congestion control
+	turn       int    // of ports
 }
 
 func newGround(lanMTU int) (g *ground, err error) {
@@ -95,6 +97,18 @@ func newGround(lanMTU int) (g *ground, err error) {
 
 // serveThere starts the servers of a site.
 func (g *ground) serveThere(s *site) (err error) {
+	if name := os.Getenv(congestionEnv); name != "" {
+		for _, ns := range []*topo.NS{s.Here, s.There} {
+			if err := ns.Sysctl("ipv4/tcp_congestion_control", name); err != nil {
+				return fmt.Errorf("congestion control %s: %w", name, err)
+			}
+		}
+	}
+	text, err := s.There.Read("/proc/sys/net/ipv4/tcp_congestion_control")
+	if err != nil {
+		return err
+	}
+	g.congestion = strings.TrimSpace(string(text))
 	s.server, err = g.start(s.There, []string{g.self, "serve", fmt.Sprint(serverPort), fmt.Sprint(serverPorts)}, nil)
 	if err != nil {
 		return fmt.Errorf("server: %w", err)

@@ -113,11 +113,15 @@ func parseFlags() settings {
 	flag.IntVar(&s.conns, "conns", 10000, "idle connections to hold")
 	flag.DurationVar(&s.time, "time", 3*time.Second, "of one measurement of a rate")
 	flag.DurationVar(&s.warm, "warm", 150*time.Millisecond, "before each of them")
+	congestion := flag.String("congestion", "", "congestion control of all TCP but within helpers; the machine's default when it is empty")
 	flag.BoolVar(&s.quick, "quick", false, "one short run, at the first MTU, of what matters most")
 	flag.BoolVar(&s.every, "every", false, "measure everything also of helpers that only differ in how they publish ports")
 	flag.BoolVar(&s.lenient, "lenient", false, "exit with 0 although a measurement failed")
 	flag.Parse()
 	s.flags = strings.Fields(*flags)
+	if *congestion != "" {
+		os.Setenv(congestionEnv, *congestion)
+	}
 	s.asked = *only != ""
 	var err error
 	if s.only, err = regexp.Compile(*only); err != nil {
@@ -156,7 +160,7 @@ func measureAll(s settings) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	report := &Report{CPUs: runtime.NumCPU(), LanMTU: s.lanMTU, Seconds: s.time.Seconds(), Runs: s.runs}
+	report := &Report{CPUs: runtime.NumCPU(), LanMTU: s.lanMTU, Seconds: s.time.Seconds(), Runs: s.runs, Congestion: g.congestion}
 	if s.helpers == "all" {
 		report.Missing = f.missing
 	}

@@ -9,16 +9,18 @@ import (
 
 // Report is the JSON that is written to stdout.
 type Report struct {
-	Kernel  string       `json:"kernel"`
-	CPUs    int          `json:"cpus"`
-	Version string       `json:"version"` // of rootless-run
-	LanMTU  int          `json:"lan_mtu"`
-	Seconds float64      `json:"seconds"` // of each measurement of a rate
-	Runs    int          `json:"runs"`
-	Helpers []HelperInfo `json:"helpers"`
-	Missing []missing    `json:"missing,omitempty"`
-	Rows    []Row        `json:"rows"`
-	Targets []Target     `json:"targets,omitempty"`
+	Kernel  string  `json:"kernel"`
+	CPUs    int     `json:"cpus"`
+	Version string  `json:"version"` // of rootless-run
+	LanMTU  int     `json:"lan_mtu"`
+	Seconds float64 `json:"seconds"` // of each measurement of a rate
+	Runs    int     `json:"runs"`
+	// Congestion is TCP's congestion control outside of the helpers.
+	Congestion string       `json:"congestion"`
+	Helpers    []HelperInfo `json:"helpers"`
+	Missing    []missing    `json:"missing,omitempty"`
+	Rows       []Row        `json:"rows"`
+	Targets    []Target     `json:"targets,omitempty"`
 }
 
 // HelperInfo is a helper that was measured.
@@ -141,8 +143,8 @@ func (r *Report) failed() bool {
 
 // heading says how the figures came about.
 func (r *Report) heading() string {
-	return fmt.Sprintf("Linux %s, %d CPUs, %s; link outside with MTU %d; %g s each, median of %d (least–greatest)",
-		r.Kernel, r.CPUs, r.Version, r.LanMTU, r.Seconds, r.Runs)
+	return fmt.Sprintf("Linux %s, %d CPUs, %s; link outside with MTU %d, %s; %g s each, median of %d (least–greatest)",
+		r.Kernel, r.CPUs, r.Version, r.LanMTU, r.Congestion, r.Seconds, r.Runs)
 }
 
 // table writes the rows as Markdown.

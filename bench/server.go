@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -45,7 +46,7 @@ func serve(port, count int) error {
 		}
 	}()
 	for p := port; p < port+count; p++ {
-		l, err := net.Listen("tcp", fmt.Sprintf("[::]:%d", p))
+		l, err := listenConfig.Listen(context.Background(), "tcp", fmt.Sprintf("[::]:%d", p))
 		if err != nil {
 			return err
 		}
@@ -67,7 +68,7 @@ func serve(port, count int) error {
 
 // serveHTTP is an HTTP server of one small page, until stdin ends.
 func serveHTTP(port int) error {
-	l, err := net.Listen("tcp", fmt.Sprintf("[::]:%d", port))
+	l, err := listenConfig.Listen(context.Background(), "tcp", fmt.Sprintf("[::]:%d", port))
 	if err != nil {
 		return err
 	}
