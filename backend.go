@@ -3,6 +3,7 @@ package rootlessnet
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,6 +28,12 @@ func (b *backend) Inspect() api.Sandbox {
 		r.Record = rec
 	} else {
 		r.ID, r.Name = s.entry.ID(), s.entry.Name()
+	}
+	if s.entry != nil {
+		r.StateDir = s.entry.Path()
+	}
+	if s.net != nil {
+		r.DNS = s.plan.dnsAddresses()
 	}
 	s.mu.Lock()
 	r.Members = s.members
@@ -91,6 +98,21 @@ func (b *backend) RemovePorts(_ context.Context, spec string) ([]api.Port, error
 		return nil, err
 	}
 	return b.removePorts(func(p api.Port) bool { return slices.Contains(named, p) }), nil
+}
+
+// AddMapping is part of api.Backend.
+func (b *backend) AddMapping(_ context.Context, m api.Mapping) ([]api.Port, error) {
+	return b.addMappings([]PortMapping{{Proto: m.Proto, HostIP: m.HostIP, HostPort: m.HostPort, HostPortEnd: m.HostPort,
+		GuestIP: m.GuestIP, GuestPort: m.GuestPort}})
+}
+
+// RemoveMapping is part of api.Backend.
+func (b *backend) RemoveMapping(_ context.Context, id int) ([]api.Port, error) {
+	removed := b.removePorts(func(p api.Port) bool { return p.ID == id })
+	if len(removed) == 0 {
+		return nil, api.NotFound(fmt.Errorf("no port has the id %d", id))
+	}
+	return removed, nil
 }
 
 func (b *backend) removePorts(want func(api.Port) bool) []api.Port {

@@ -42,6 +42,7 @@ type ports struct {
 	inherited map[inheritedKey]*os.File // bound by our caller; not changed
 
 	change sync.Mutex // held while ports are added or removed
+	lastID int        // of a mapping; guarded by change
 
 	mu     sync.Mutex
 	all    []*bound // guarded by mu
@@ -87,7 +88,11 @@ func (p *ports) add(mappings []PortMapping, auto bool) (added []*bound, err erro
 			if choice != (m.Ephemeral() || m.HostPort != m.HostPortEnd) {
 				continue
 			}
+			p.lastID++
 			list, err := p.bind(m)
+			for _, b := range list {
+				b.ID = p.lastID
+			}
 			added = append(added, list...)
 			if err != nil {
 				return added, err

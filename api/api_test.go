@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -77,6 +78,33 @@ func (b *fakeBackend) AddPorts(_ context.Context, spec string) ([]Port, error) {
 	defer b.mu.Unlock()
 	b.ports = append(b.ports, p)
 	return []Port{p}, nil
+}
+
+func (b *fakeBackend) AddMapping(_ context.Context, m Mapping) ([]Port, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if m.HostPort == 1 {
+		return nil, Conflict(errors.New("port is taken"))
+	}
+	p := Port{Proto: m.Proto, HostIP: m.HostIP, HostPort: m.HostPort, GuestIP: m.GuestIP, GuestPort: m.GuestPort, ID: len(b.ports) + 1}
+	list := []Port{p}
+	if !m.HostIP.IsValid() {
+		list = []Port{p, p}
+		list[0].HostIP, list[1].HostIP = netip.IPv4Unspecified(), netip.IPv6Unspecified()
+	}
+	b.ports = append(b.ports, list...)
+	return list, nil
+}
+
+func (b *fakeBackend) RemoveMapping(_ context.Context, id int) ([]Port, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	before := len(b.ports)
+	b.ports = slices.DeleteFunc(b.ports, func(p Port) bool { return p.ID == id })
+	if len(b.ports) == before {
+		return nil, NotFound(errors.New("no such id"))
+	}
+	return []Port{{ID: id}}, nil
 }
 
 func (b *fakeBackend) RemovePorts(context.Context, string) ([]Port, error) {
@@ -269,7 +297,7 @@ func TestStrictRequests(t *testing.T) {
 		{"POST", "/sandbox/ports", ``, 400},
 		{"POST", "/sandbox/ports", `{"spec":"` + strings.Repeat("a", maxRequest) + `"}`, 413},
 		{"POST", "/sandbox/ports", `{"spec":"a"}` + strings.Repeat(" ", maxRequest), 413},
-		{"GET", "/v1/info", ``, 404},
+		{"GET", "/v2/info", ``, 404},
 		{"GET", "/", ``, 404},
 		{"PUT", "/sandbox", ``, 405},
 	} {

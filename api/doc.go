@@ -7,9 +7,13 @@
 //	POST   /sandbox/ports   PortRequest -> 201 []Port, what was opened
 //	DELETE /sandbox/ports   PortRequest -> 200 []Port, what was closed
 //	POST   /sandbox/lease   LeaseRequest -> 101, then the connection itself is the lease
+//	GET    /v1/info         what RootlessKit answers there
+//	GET    /v1/ports        likewise: [{id, spec}]
+//	POST   /v1/ports        {proto, parentIP, parentPort, childIP, childPort} -> 201 {id, spec}
+//	DELETE /v1/ports/{id}
 //
-// A failure is a status of 400 and above with {"message": TEXT}. Paths that begin with /v1/ are kept free for the
-// API of another program that callers may expect to find here.
+// A failure is a status of 400 and above with {"message": TEXT}. The paths that begin with /v1/ are the API 1.1.1 of
+// RootlessKit, for rootlessctl and for Docker's proxy of published ports, which look for a socket api.sock in a directory.
 //
 // # Theory of operation
 //

@@ -142,10 +142,9 @@ func (s *Server) handler() http.Handler {
 	mux.HandleFunc("DELETE /sandbox/ports", s.changePorts(http.StatusOK, s.backend.RemovePorts))
 	mux.HandleFunc("POST /sandbox/lease", s.lease)
 	for _, path := range []string{"/sandbox", "/sandbox/stats", "/sandbox/ports", "/sandbox/lease"} {
-		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
-			fail(w, &Error{http.StatusMethodNotAllowed, "method not allowed", nil})
-		})
+		mux.HandleFunc(path, notAllowed)
 	}
+	s.addV1(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		fail(w, &Error{http.StatusNotFound, "page not found", nil})
 	})

@@ -22,6 +22,10 @@ type Backend interface {
 	AddPorts(ctx context.Context, spec string) ([]Port, error)
 	// RemovePorts closes the published ports that a spec names, and leaves the others alone.
 	RemovePorts(ctx context.Context, spec string) ([]Port, error)
+	// AddMapping publishes one port, on one address or on all, and returns what was bound: sockets of the same ID.
+	AddMapping(ctx context.Context, m Mapping) ([]Port, error)
+	// RemoveMapping closes the sockets of an ID.
+	RemoveMapping(ctx context.Context, id int) ([]Port, error)
 	// Lease keeps the sandbox until release is called, once. It fails when the sandbox is about to end.
 	Lease(kind LeaseKind) (release func(), err error)
 }
@@ -42,6 +46,17 @@ type Sandbox struct {
 	// PublishAll and HostLoopback are as configured; HostLoopback is "all" or ports separated by commas.
 	PublishAll   bool   `json:"publishAll"`
 	HostLoopback string `json:"hostLoopback,omitempty"`
+	// DNS are the addresses that answer DNS inside; StateDir is the directory of the sandbox.
+	DNS      []netip.Addr `json:"dns,omitempty"`
+	StateDir string       `json:"stateDir,omitempty"`
+}
+
+// Mapping is a port to publish, the choice of which is made: HostIP may be missing for every address, GuestIP for the
+// guest's own.
+type Mapping struct {
+	Proto               string // "tcp" or "udp"
+	HostIP, GuestIP     netip.Addr
+	HostPort, GuestPort uint16
 }
 
 // Port is one published port as it is bound.
@@ -52,6 +67,8 @@ type Port struct {
 	GuestPort uint16     `json:"guestPort"`
 	GuestIP   netip.Addr `json:"guestIp,omitzero"` // where it is not the guest's own
 	Auto      bool       `json:"auto,omitempty"`   // opened by publish-all
+	// ID names the mapping that this is a socket of, for as long as the sandbox lives; from 1 on.
+	ID int `json:"id,omitempty"`
 }
 
 // Host is the address on the host.

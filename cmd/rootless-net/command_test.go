@@ -73,6 +73,8 @@ func (f *fakeSandbox) AddPorts(_ context.Context, spec string) ([]api.Port, erro
 	return added, nil
 }
 
+func (f *fakeSandbox) AddMapping(context.Context, api.Mapping) ([]api.Port, error) { return nil, nil }
+func (f *fakeSandbox) RemoveMapping(context.Context, int) ([]api.Port, error)      { return nil, nil }
 func (f *fakeSandbox) RemovePorts(context.Context, string) ([]api.Port, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -272,6 +274,20 @@ func TestStats(t *testing.T) {
 	}
 }
 
+// leases waits a while until there are as many as wanted: one ends when the server notices that its connection has.
+func (f *fakeSandbox) leases(want int) (n int) {
+	for range 200 {
+		f.mu.Lock()
+		n = f.execs
+		f.mu.Unlock()
+		if n == want {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return n
+}
+
 func TestExec(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "s")
 	f, _ := start(t, dir, "web")
@@ -292,10 +308,8 @@ func TestExec(t *testing.T) {
 	} {
 		var got userns.Command
 		enter := func(_ context.Context, target int, cmd userns.Command) (int, error) {
-			f.mu.Lock()
-			defer f.mu.Unlock()
-			if target != 4711 || f.execs != 1 {
-				t.Errorf("target %d, %d leases", target, f.execs)
+			if n := f.leases(1); target != 4711 || n != 1 {
+				t.Errorf("target %d, %d leases", target, n)
 			}
 			got = cmd
 			return c.code, c.err
