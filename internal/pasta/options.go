@@ -1,0 +1,270 @@
+package pasta
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"rootlessnet/internal/getopt"
+)
+
+// Defaults and limits of the options.
+const (
+	DefaultMTU     = 65520
+	maxMTU         = 65520
+	defaultLogSize = 1 << 20
+	minLogSize     = 4 << 10
+	maxDNS         = 3 // as many as resolvers look at (resolv.conf(5), MAXNS)
+)
+
+// Options is a command line that can be carried out.
+type Options struct {
+	Help, Version bool
+
+	// What is connected: a process, a network namespace, or else a command.
+	PID              int
+	NetNS, UserNS    string
+	NoNetNSQuit      bool
+	Command          []string
+	Foreground       bool
+	PIDFile, PCAP    string
+	LogFile          string
+	LogSize          int64
+	Stderr, Quiet    bool
+	Debug            bool
+	RunAs            string
+	StatsInterval    int // seconds; 0: none
+	Hostname, FQDN   string
+	ControlSocket    string
+	IPv4Off, IPv6Off bool
+
+	IfName          string
+	ConfigNet       bool
+	NoCopyAddrs     bool
+	NoCopyRoutes    bool
+	Addrs           []Address
+	Netmask         int // of the IPv4 address; 0: not given
+	Gateways        []netip.Addr
+	MAC, NSMAC      net.HardwareAddr // ours, and the namespace's
+	MTU             int
+	Template        string // interface whose addresses and routes are taken
+	Out4If, Out6If  string
+	Out4, Out6      netip.Addr
+	FreeBind        bool
+	NoTCP, NoUDP    bool
+	NoICMP, NoDHCP  bool
+	NoDHCPv6, NoNDP bool
+	NoRA            bool
+
+	DNS           []netip.Addr
+	DNSOff        bool // -D none: no server is announced
+	Search        []string
+	SearchOff     bool
+	DNSForward    []netip.Addr // one of each family at most
+	DNSHost       []netip.Addr
+	MapLoopback   []netip.Addr // addresses that lead to the host's loopback; nil: the gateways
+	NoMapLoopback bool
+	MapGuest      []netip.Addr // addresses that lead to the host's own
+	HostLoToNSLo  bool
+	NoSplice      bool
+	SpliceOnly    bool
+
+	TCP, UDP     PortSpec // in
+	TCPNS, UDPNS PortSpec // out, over loopback
+}
+
+// Address is the value of one -a.
+type Address struct {
+	Addr netip.Addr
+	Bits int // 0: not given
+}
+
+var optionTable = []getopt.Option{
+	{Name: "debug", Char: 'd'}, {Name: "trace"}, {Name: "quiet", Char: 'q'}, {Name: "foreground", Char: 'f'},
+	{Name: "stderr", Char: 'e'}, {Name: "log-file", Char: 'l', Arg: getopt.Required}, {Name: "log-size", Arg: getopt.Required},
+	{Name: "runas", Arg: getopt.Required}, {Name: "help", Char: 'h'}, {Name: "version"}, {Name: "stats", Arg: getopt.Required},
+	{Name: "ns-ifname", Char: 'I', Arg: getopt.Required}, {Name: "pcap", Char: 'p', Arg: getopt.Required},
+	{Name: "pid", Char: 'P', Arg: getopt.Required}, {Name: "mtu", Char: 'm', Arg: getopt.Required},
+	{Name: "address", Char: 'a', Arg: getopt.Required}, {Name: "netmask", Char: 'n', Arg: getopt.Required},
+	{Name: "mac-addr", Char: 'M', Arg: getopt.Required}, {Name: "gateway", Char: 'g', Arg: getopt.Required},
+	{Name: "interface", Char: 'i', Arg: getopt.Required}, {Name: "outbound", Char: 'o', Arg: getopt.Required},
+	{Name: "outbound-if4", Arg: getopt.Required}, {Name: "outbound-if6", Arg: getopt.Required},
+	{Name: "dns", Char: 'D', Arg: getopt.Required}, {Name: "search", Char: 'S', Arg: getopt.Required},
+	{Name: "dns-forward", Arg: getopt.Required}, {Name: "dns-host", Arg: getopt.Required},
+	{Name: "no-tcp"}, {Name: "no-udp"}, {Name: "no-icmp"}, {Name: "no-dhcp"}, {Name: "no-ndp"}, {Name: "no-dhcpv6"}, {Name: "no-ra"},
+	{Name: "freebind"}, {Name: "no-map-gw"}, {Name: "map-host-loopback", Arg: getopt.Required}, {Name: "map-guest-addr", Arg: getopt.Required},
+	{Name: "host-lo-to-ns-lo"}, {Name: "no-splice"}, {Name: "splice-only"},
+	{Name: "ipv4-only", Char: '4'}, {Name: "ipv6-only", Char: '6'},
+	{Name: "tcp-ports", Char: 't', Arg: getopt.Required}, {Name: "udp-ports", Char: 'u', Arg: getopt.Required},
+	{Name: "tcp-ns", Char: 'T', Arg: getopt.Required}, {Name: "udp-ns", Char: 'U', Arg: getopt.Required},
+	{Name: "userns", Arg: getopt.Required}, {Name: "netns", Arg: getopt.Required}, {Name: "netns-only"}, {Name: "no-netns-quit"},
+	{Name: "config-net"}, {Name: "no-copy-routes"}, {Name: "no-copy-addrs"}, {Name: "ns-mac-addr", Arg: getopt.Required},
+	{Name: "hostname", Char: 'H', Arg: getopt.Required}, {Name: "fqdn", Arg: getopt.Required},
+	{Name: "dhcp-dns"}, {Name: "no-dhcp-dns"}, {Name: "dhcp-search"}, {Name: "no-dhcp-search"},
+	{Name: "control", Char: 'c', Arg: getopt.Required},
+}
+
+// Parse reads a command line. program is how it was called; ephemeral is the range the kernel takes ports from.
+func Parse(program string, args []string, ephemeral [2]uint16) (*Options, error) {
+	found, operands, err := getopt.Parse(program, optionTable, getopt.Strict, args)
+	o := &Options{MTU: DefaultMTU, LogSize: defaultLogSize}
+	p := parser{o: o, ephemeral: ephemeral}
+	for _, f := range found {
+		switch f.Key {
+		case "help":
+			o.Help = true
+			return o, nil
+		case "version":
+			o.Version = true
+			return o, nil
+		}
+		if err := p.set(f.Key, f.Value); err != nil {
+			return nil, err
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := p.setTarget(operands); err != nil {
+		return nil, err
+	}
+	return o, p.check()
+}
+
+type parser struct {
+	o         *Options
+	ephemeral [2]uint16
+	netnsOnly bool
+}
+
+// set takes one option.
+func (p *parser) set(key, value string) (err error) {
+	o := p.o
+	if flag := p.flag(key); flag != nil {
+		*flag = true
+		return nil
+	}
+	switch key {
+	case "log-file":
+		o.LogFile = value
+	case "log-size":
+		o.LogSize, err = strconv.ParseInt(value, 10, 64)
+		if err != nil || o.LogSize < minLogSize {
+			return fmt.Errorf("Invalid --log-size: %s", value)
+		}
+	case "runas":
+		o.RunAs = value
+	case "stats":
+		o.StatsInterval, err = strconv.Atoi(value)
+		if err != nil || o.StatsInterval < 1 {
+			return fmt.Errorf("Invalid --stats: %s", value)
+		}
+	case "pcap":
+		o.PCAP = value
+	case "pid":
+		o.PIDFile = value
+	case "hostname":
+		o.Hostname = value
+	case "fqdn":
+		o.FQDN = value
+	case "control":
+		o.ControlSocket = value
+	case "userns":
+		o.UserNS = value
+	case "netns":
+		o.NetNS = value
+		if !strings.Contains(value, "/") {
+			o.NetNS = filepath.Join("/run/netns", value)
+		}
+	case "tcp-ports", "udp-ports", "tcp-ns", "udp-ns":
+		spec := map[string]*PortSpec{"tcp-ports": &o.TCP, "udp-ports": &o.UDP, "tcp-ns": &o.TCPNS, "udp-ns": &o.UDPNS}[key]
+		if err := spec.Add(value, p.ephemeral); err != nil {
+			return fmt.Errorf("%w (--%s %s)", err, key, value)
+		}
+	case "dhcp-dns", "no-dhcp-dns", "dhcp-search", "no-dhcp-search":
+		// What is announced is chosen by -D and -S.
+	default:
+		return p.setNetwork(key, value)
+	}
+	return nil
+}
+
+// flag is where an option without a value goes.
+func (p *parser) flag(key string) *bool {
+	o := p.o
+	return map[string]*bool{
+		"debug": &o.Debug, "trace": &o.Debug, "quiet": &o.Quiet, "foreground": &o.Foreground, "stderr": &o.Stderr,
+		"no-tcp": &o.NoTCP, "no-udp": &o.NoUDP, "no-icmp": &o.NoICMP, "no-dhcp": &o.NoDHCP, "no-ndp": &o.NoNDP, "no-dhcpv6": &o.NoDHCPv6, "no-ra": &o.NoRA,
+		"freebind": &o.FreeBind, "no-map-gw": &o.NoMapLoopback, "host-lo-to-ns-lo": &o.HostLoToNSLo, "no-splice": &o.NoSplice, "splice-only": &o.SpliceOnly,
+		"ipv4-only": &o.IPv6Off, "ipv6-only": &o.IPv4Off, "netns-only": &p.netnsOnly, "no-netns-quit": &o.NoNetNSQuit, "config-net": &o.ConfigNet,
+		"no-copy-routes": &o.NoCopyRoutes, "no-copy-addrs": &o.NoCopyAddrs,
+	}[key]
+}
+
+// setTarget reads the operands: a single number is a process.
+func (p *parser) setTarget(operands []string) error {
+	o := p.o
+	if len(operands) == 1 && o.NetNS == "" {
+		if pid, err := strconv.Atoi(operands[0]); err == nil {
+			if pid < 1 {
+				return fmt.Errorf("Invalid PID: %s", operands[0])
+			}
+			if o.UserNS != "" {
+				return errors.New("Both --userns and PID given")
+			}
+			o.PID = pid
+			return nil
+		}
+	}
+	switch {
+	case o.NetNS != "" && len(operands) > 0:
+		return errors.New("Both --netns and PID or command given")
+	case o.UserNS != "" && p.netnsOnly:
+		return errors.New("Both --userns and --netns-only given")
+	case o.UserNS != "" && o.NetNS == "":
+		return errors.New("--userns requires --netns or PID")
+	}
+	o.Command = operands
+	return nil
+}
+
+// IsCommand says that the command form was used.
+func (o *Options) IsCommand() bool { return o.PID == 0 && o.NetNS == "" }
+
+func (p *parser) check() error {
+	o := p.o
+	switch {
+	case o.IPv4Off && o.IPv6Off:
+		return errors.New("Options ipv4-only and ipv6-only are mutually exclusive")
+	case o.LogFile != "" && o.Stderr:
+		return errors.New("Can't log to both file and stderr")
+	case o.NoSplice && o.SpliceOnly:
+		return errors.New("Options no-splice and splice-only are mutually exclusive")
+	case o.Quiet && o.Debug:
+		return errors.New("Either --debug or --quiet, but not both")
+	}
+	if o.NetNS != "" {
+		if _, err := os.Stat(o.NetNS); err != nil {
+			return fmt.Errorf("Couldn't open network namespace %s: %w", o.NetNS, err)
+		}
+	}
+	for _, list := range []struct {
+		name  string
+		addrs []netip.Addr
+	}{{"dns-forward", o.DNSForward}, {"dns-host", o.DNSHost}, {"map-host-loopback", o.MapLoopback}, {"map-guest-addr", o.MapGuest}, {"gateway", o.Gateways}} {
+		if len(list.addrs) == 2 && list.addrs[0].Is4() == list.addrs[1].Is4() {
+			return fmt.Errorf("--%s takes one address of each family", list.name)
+		}
+	}
+	for _, s := range []*PortSpec{&o.TCP, &o.UDP, &o.TCPNS, &o.UDPNS} {
+		if s.Mode == PortsUnset {
+			s.Mode = PortsAuto
+		}
+	}
+	return nil
+}

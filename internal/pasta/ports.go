@@ -1,0 +1,199 @@
+package pasta
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// PortMode is the kind of a port specification.
+type PortMode int
+
+// The kinds. Unset is what stands for the default.
+const (
+	PortsUnset PortMode = iota
+	PortsNone
+	PortsAuto
+	PortsAll // every port that is not ephemeral, as far as it is free
+	PortsList
+)
+
+// PortSpec is what the options of one protocol and direction say together.
+type PortSpec struct {
+	Mode  PortMode
+	Rules []PortRule // with PortsList, PortsAuto and PortsAll
+}
+
+// PortRule is a range of ports bound on one address.
+type PortRule struct {
+	Addr        netip.Addr // the zero value: every address of both families
+	Interface   string     // "" for any
+	First, Last uint16
+	To          uint16 // where First leads; the others follow
+	// Weak says that a port which cannot be bound is left out: the rule names none by number.
+	Weak bool
+}
+
+// portSet is a set of port numbers.
+type portSet [1 << 16 / 64]uint64
+
+func (s *portSet) add(first, last uint16) {
+	for p := uint32(first); p <= uint32(last); p++ {
+		s[p/64] |= 1 << (p % 64)
+	}
+}
+
+func (s *portSet) has(p uint16) bool { return s[p/64]&(1<<(p%64)) != 0 }
+
+// Add takes in the value of one more -t, -u, -T or -U. Ephemeral is the range the kernel takes ports from, which "all" and
+// exclusions leave out.
+func (s *PortSpec) Add(value string, ephemeral [2]uint16) error {
+	mode := map[string]PortMode{"none": PortsNone, "auto": PortsAuto, "all": PortsAll}[value]
+	if mode == PortsUnset {
+		mode = PortsList
+	}
+	if s.Mode != PortsUnset && (s.Mode != mode || mode != PortsList) {
+		if s.Mode == mode {
+			return nil
+		}
+		return errors.New("Port forwarding mode conflict: none, auto and all stand alone")
+	}
+	s.Mode = mode
+	switch mode {
+	case PortsAll:
+		s.Rules = weak(netip.Addr{}, "", new(portSet), ephemeral)
+	case PortsList:
+		rules, err := parseList(value, ephemeral)
+		if err != nil {
+			return err
+		}
+		for _, r := range rules {
+			for _, have := range s.Rules {
+				if !r.Weak && !have.Weak && r.Interface == have.Interface && r.Addr == have.Addr && r.First <= have.Last && have.First <= r.Last {
+					return fmt.Errorf("Port %d is given twice", max(r.First, have.First))
+				}
+			}
+		}
+		s.Rules = append(s.Rules, rules...)
+	}
+	return nil
+}
+
+// parseList reads everything but the words that stand alone.
+func parseList(value string, ephemeral [2]uint16) ([]PortRule, error) {
+	items := value
+	var base PortRule
+	if where, rest, ok := strings.Cut(value, "/"); ok {
+		items = rest
+		addr, ifname, hasIf := strings.Cut(where, "%")
+		if hasIf {
+			if ifname == "" || len(ifname) > maxIfName {
+				return nil, fmt.Errorf("Invalid interface name: %q", ifname)
+			}
+			base.Interface = ifname
+		}
+		addr = strings.TrimSuffix(strings.TrimPrefix(addr, "["), "]")
+		if addr != "" && addr != "*" {
+			a, err := netip.ParseAddr(addr)
+			if err != nil {
+				return nil, fmt.Errorf("Bad forwarding address: %q", addr)
+			}
+			base.Addr = a.Unmap()
+		} else if addr == "" && !hasIf {
+			return nil, fmt.Errorf("Empty forwarding address in %q", value)
+		}
+	}
+	excluded := new(portSet)
+	var included []string
+	for item := range strings.SplitSeq(items, ",") {
+		out, ok := strings.CutPrefix(item, "~")
+		if !ok {
+			included = append(included, item)
+			continue
+		}
+		first, last, err := parseRange(out)
+		if err != nil {
+			return nil, err
+		}
+		excluded.add(first, last)
+	}
+	if len(included) == 0 {
+		return weak(base.Addr, base.Interface, excluded, ephemeral), nil
+	}
+	var rules []PortRule
+	for _, item := range included {
+		r := base
+		from, to, mapped := strings.Cut(item, ":")
+		var err error
+		if r.First, r.Last, err = parseRange(from); err != nil {
+			return nil, err
+		}
+		r.To = r.First
+		if mapped {
+			first, last, err := parseRange(to)
+			if err != nil {
+				return nil, err
+			}
+			if last-first != r.Last-r.First {
+				return nil, fmt.Errorf("Invalid port range %q: both sides need as many ports", item)
+			}
+			r.To = first
+		}
+		rules = append(rules, without(r, excluded)...)
+	}
+	return rules, nil
+}
+
+// maxIfName is IFNAMSIZ less the zero byte.
+const maxIfName = 15
+
+func parseRange(s string) (first, last uint16, err error) {
+	from, to, ranged := strings.Cut(s, "-")
+	if first, err = parsePort(from); err != nil {
+		return 0, 0, fmt.Errorf("Invalid port specifier %q", s)
+	}
+	last = first
+	if ranged {
+		if last, err = parsePort(to); err != nil || last < first {
+			return 0, 0, fmt.Errorf("Invalid port specifier %q", s)
+		}
+	}
+	return first, last, nil
+}
+
+func parsePort(s string) (uint16, error) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err == nil && n == 0 {
+		err = strconv.ErrRange
+	}
+	return uint16(n), err
+}
+
+// without cuts a rule into what the excluded ports leave of it.
+func without(r PortRule, excluded *portSet) (rules []PortRule) {
+	open := false
+	for p := uint32(r.First); p <= uint32(r.Last); p++ {
+		if excluded.has(uint16(p)) {
+			open = false
+			continue
+		}
+		if !open {
+			piece := r
+			piece.First, piece.To = uint16(p), r.To+uint16(p)-r.First
+			rules = append(rules, piece)
+			open = true
+		}
+		rules[len(rules)-1].Last = uint16(p)
+	}
+	return rules
+}
+
+// weak is every port but the ephemeral and the excluded ones.
+func weak(addr netip.Addr, ifname string, excluded *portSet, ephemeral [2]uint16) []PortRule {
+	if ephemeral[0] != 0 {
+		excluded.add(ephemeral[0], ephemeral[1])
+	}
+	return without(PortRule{Addr: addr, Interface: ifname, First: 1, Last: 1<<16 - 1, To: 1, Weak: true}, excluded)
+}
