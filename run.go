@@ -323,7 +323,7 @@ func (s *sandbox) describe(r *state.Record) {
 		r.InitPID, r.NetNS = s.ns.InitPID(), s.ns.NetNS()
 	}
 	if s.ns0 != nil {
-		r.Command = []string{networkAttach, s.ns0.String()}
+		r.Command, r.NetNS = []string{networkAttach, s.ns0.String()}, s.ns0.Inode() // our process in there tells nobody its own
 	}
 	r.Hostname = p.hostname
 	switch {

@@ -107,6 +107,15 @@ func openNS(path string, typ int) (*os.File, error) {
 
 var errNotNamespace = errors.New("not a namespace of this type")
 
+// Inode identifies the network namespace; 0 if unknown.
+func (t *Target) Inode() uint64 {
+	var st unix.Stat_t
+	if unix.Fstat(int(t.net.Fd()), &st) != nil {
+		return 0
+	}
+	return st.Ino
+}
+
 // sameNS says whether path leads to the file f; false also when it leads nowhere.
 func sameNS(f *os.File, path string) bool {
 	ours, err := f.Stat()

@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -76,31 +75,14 @@ func newEngine(find Finder, inode uint64, socket string, ports []Port, child net
 func (e *engine) open(socket string) error {
 	e.client, e.ids = newRESTClient(socket), nil
 	for _, p := range e.ports {
-		opened := 0
-		for _, addr := range p.Listens() {
-			id, err := e.client.add(p, addr, e.child)
-			if err != nil && !p.Host.IsValid() && addr.Addr().Is6() && opened > 0 && saysNoIPv6(err) {
-				continue
-			}
-			if err != nil {
-				e.closePorts()
-				return fmt.Errorf("listen %s %s: %w", p.Proto, addr, err)
-			}
-			opened++
-			e.ids = append(e.ids, id)
+		id, err := e.client.add(p, e.child)
+		if err != nil {
+			e.closePorts()
+			return fmt.Errorf("listen %s %s: %w", p.Proto, p.Listens()[0], err)
 		}
+		e.ids = append(e.ids, id)
 	}
 	return nil
-}
-
-// saysNoIPv6 tells whether err is for want of IPv6 on the host; all that comes over the socket is text.
-func saysNoIPv6(err error) bool {
-	for _, errno := range []syscall.Errno{syscall.EAFNOSUPPORT, syscall.EADDRNOTAVAIL} {
-		if strings.Contains(err.Error(), errno.Error()) {
-			return true
-		}
-	}
-	return false
 }
 
 func (e *engine) closePorts() {
@@ -179,16 +161,16 @@ func (c *restClient) alive() bool {
 
 type portSpec struct {
 	Proto      string `json:"proto"`
-	ParentIP   string `json:"parentIP"`
+	ParentIP   string `json:"parentIP,omitempty"` // empty: every address of both families
 	ParentPort int    `json:"parentPort"`
 	ChildIP    string `json:"childIP,omitempty"`
 	ChildPort  int    `json:"childPort"`
 }
 
-func (c *restClient) add(p Port, addr netip.AddrPort, child netip.Addr) (id int, err error) {
-	s := portSpec{Proto: p.Proto + "6", ParentIP: addr.Addr().String(), ParentPort: int(addr.Port()), ChildPort: int(p.ChildPort)}
-	if addr.Addr().Is4() {
-		s.Proto = p.Proto + "4"
+func (c *restClient) add(p Port, child netip.Addr) (id int, err error) {
+	s := portSpec{Proto: p.Proto, ParentPort: int(p.HostPort), ChildPort: int(p.ChildPort)}
+	if p.Host.IsValid() {
+		s.ParentIP = p.Host.String()
 	}
 	if child.IsValid() {
 		s.ChildIP = child.String()

@@ -272,13 +272,16 @@ func (a *API) parse(arguments map[string]any) (e entry, bad string) {
 	return e, ""
 }
 
-// address reads an IPv4 address; one that is missing, or is the wildcard, is the one given.
+// address reads an IPv4 address; one that is missing, empty (which is what Podman sends) or the wildcard is the one given.
 func address(arguments map[string]any, key string, missing netip.Addr) (netip.Addr, bool) {
 	value, ok := arguments[key]
 	if !ok || value == nil {
 		return missing, true
 	}
-	text, _ := value.(string)
+	text, ok := value.(string)
+	if ok && text == "" {
+		return missing, true
+	}
 	a, err := netip.ParseAddr(text)
 	if err != nil || !a.Is4() {
 		return a, false

@@ -101,6 +101,7 @@ func TestAPIReplies(t *testing.T) {
 		{add(`"proto":"tcp","host_port":666,"guest_port":1`), bad("add_hostfwd: slirp_add_hostfwd failed")},
 		{add(`"proto":"tcp","host_port":9123,"guest_port":80`), `{"return":{"id":1}}`},
 		{add(`"proto":"tcp","host_port":9123,"guest_port":80`), bad("add_hostfwd: slirp_add_hostfwd failed")},
+		{add(`"proto":"tcp","host_addr":"0.0.0.0","host_port":666,"guest_addr":"","guest_port":1`), bad("add_hostfwd: slirp_add_hostfwd failed")}, // Podman's
 		{add(`"proto":"udp","host_addr":"127.0.0.1","host_port":53,"guest_addr":"10.0.2.7","guest_port":54`) + "\n", `{"return":{"id":2}}`},
 		{`{"execute":"list_hostfwd"} trailing`, `{"return":{"entries":[` + listed + `]},"entries":[` + listed + `]}`},
 		{`{"execute":"remove_hostfwd"}`, bad("remove_hostfwd: bad arguments.id")},

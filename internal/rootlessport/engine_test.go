@@ -1,0 +1,123 @@
+package rootlessport
+
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"rootlessnet/internal/nettest"
+)
+
+// fakeEngine answers as the control socket does.
+type fakeEngine struct {
+	path string
+	http *http.Server
+
+	mu   sync.Mutex
+	next int
+	open map[int]portSpec
+}
+
+func startEngine(t *testing.T) *fakeEngine {
+	t.Helper()
+	e := &fakeEngine{path: filepath.Join(t.TempDir(), "api.sock"), open: map[int]portSpec{}}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /v1/ports", func(w http.ResponseWriter, r *http.Request) {
+		var s portSpec
+		_ = json.NewDecoder(r.Body).Decode(&s)
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if s.ParentPort == 666 {
+			w.WriteHeader(http.StatusConflict)
+			fmt.Fprint(w, `{"message":"port is already allocated"}`)
+			return
+		}
+		e.next++
+		e.open[e.next] = s
+		w.WriteHeader(http.StatusCreated)
+		fmt.Fprintf(w, `{"id":%d}`, e.next)
+	})
+	mux.HandleFunc("DELETE /v1/ports/{id}", func(w http.ResponseWriter, r *http.Request) {
+		var id int
+		_, _ = fmt.Sscan(r.PathValue("id"), &id)
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		delete(e.open, id)
+	})
+	l, err := net.Listen("unix", e.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.http = &http.Server{Handler: mux}
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = e.http.Serve(l) })
+	t.Cleanup(func() { e.http.Close(); wg.Wait() })
+	return e
+}
+
+func (e *fakeEngine) children() (list []string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, s := range e.open {
+		list = append(list, fmt.Sprintf("%s %s:%d -> %s:%d", s.Proto, s.ParentIP, s.ParentPort, s.ChildIP, s.ChildPort))
+	}
+	return list
+}
+
+// TestEngine: ports are opened, led to another address, opened anew when the helper was replaced, and closed.
+func TestEngine(t *testing.T) {
+	nettest.CheckLeaks(t)
+	first, second := startEngine(t), startEngine(t)
+	ports := []Port{{Proto: "tcp", HostPort: 8080, ChildPort: 80}}
+	find := func(inode uint64) string {
+		if inode != 7 {
+			t.Errorf("looked for %d", inode)
+		}
+		return second.path
+	}
+	e, err := newEngine(find, 7, first.path, ports, netip.MustParseAddr("10.89.0.2"), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect := func(in *fakeEngine, want string) {
+		t.Helper()
+		if got := strings.Join(in.children(), ", "); got != want {
+			t.Errorf("open: %q, want %q", got, want)
+		}
+	}
+	expect(first, "tcp :8080 -> 10.89.0.2:80")
+	if err := e.setChild(netip.MustParseAddr("10.89.0.9")); err != nil {
+		t.Fatal(err)
+	}
+	expect(first, "tcp :8080 -> 10.89.0.9:80")
+	first.http.Close()
+	deadline := time.Now().Add(10 * lookInterval)
+	for len(second.children()) == 0 && time.Now().Before(deadline) {
+		time.Sleep(20 * time.Millisecond)
+	}
+	expect(second, "tcp :8080 -> 10.89.0.9:80")
+	e.close()
+	expect(second, "")
+}
+
+// TestEngineAllOrNone: what was opened before a port that cannot be is closed again.
+func TestEngineAllOrNone(t *testing.T) {
+	nettest.CheckLeaks(t)
+	fake := startEngine(t)
+	ports := []Port{{Proto: "tcp", HostPort: 8080, ChildPort: 80}, {Proto: "tcp", HostPort: 666, ChildPort: 80}}
+	_, err := newEngine(nil, 7, fake.path, ports, netip.Addr{}, slog.New(slog.DiscardHandler))
+	if err == nil || !strings.Contains(err.Error(), "port is already allocated") {
+		t.Errorf("error %v", err)
+	}
+	if n := len(fake.children()); n != 0 {
+		t.Errorf("%d ports are still open", n)
+	}
+}
