@@ -51,6 +51,8 @@ type port struct {
 	doubted time.Time  // when another address was heard last while mac was not silent
 	lastSrc netip.Addr // is in addrs
 
+	trains trains // of the receive loop
+
 	// addrs are the addresses seen behind this port; read only when the network has several ports.
 	mu    sync.RWMutex
 	addrs map[netip.Addr]struct{} // guarded by mu
@@ -168,14 +170,23 @@ func (p *port) receiveLoop() error {
 			slots[i].view.Release()
 		}
 	}()
+	poller, _ := p.dev.(tap.Poller)
 	for {
 		n, err := p.dev.ReadFrames(frames)
-		for i := range frames[:n] {
-			if p.receive(&frames[i], &slots[i]) {
-				slots[i].view = buffer.NewViewSize(rxViewSize)
-				frames[i].Bufs[0] = slots[i].view.AsSlice()
+		for round := 1; ; round++ {
+			for i := range frames[:n] {
+				if p.receive(&frames[i], &slots[i]) {
+					slots[i].view = buffer.NewViewSize(rxViewSize)
+					frames[i].Bufs[0] = slots[i].view.AsSlice()
+				}
 			}
+			if n < len(frames) || err != nil || p.trains.n == 0 || poller == nil || round == trainRounds {
+				break
+			}
+			p.keep()
+			n, err = poller.PollFrames(frames)
 		}
+		p.flush()
 		if err != nil {
 			return err
 		}

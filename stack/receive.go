@@ -117,6 +117,7 @@ func (p *port) receiveFragment(k *packet, r *rx, n tcpip.NetworkProtocolNumber) 
 	case k.src.IsUnspecified():
 		p.s.stats.drop(DropSource)
 	default:
+		p.flush() // what was sent before it stays before it
 		return p.deliver(k.frame, r, n, 0, len(k.ip))
 	}
 	return false
@@ -150,7 +151,7 @@ func (p *port) dispatch(k *packet, r *rx) (taken bool) {
 		}
 		return p.deliver(k.frame, r, n, k.hdrLen+off, len(k.ip))
 	case protoUDP:
-		p.receiveUDP(k)
+		p.receiveUDP(k, true)
 		return false
 	case protoICMP:
 		if k.dst.Is4() {

@@ -37,8 +37,8 @@ var ErrTooBig = errors.New("stack: datagram too big")
 // ErrNoPort is returned when the address is behind no device of the network.
 var ErrNoPort = errors.New("stack: no device for this address")
 
-// receiveUDP checks a whole datagram and hands it over without a copy.
-func (p *port) receiveUDP(k *packet) {
+// receiveUDP checks a whole datagram and hands it over, at once or, when collect is set, with others of its flow.
+func (p *port) receiveUDP(k *packet, collect bool) {
 	s := p.s
 	if len(k.payload) < udpLen {
 		s.stats.drop(DropTransport)
@@ -75,7 +75,11 @@ func (p *port) receiveUDP(k *packet) {
 			d.GSOSize = k.frame.Header.GSOSize
 		}
 	}
-	s.handleUDP(p, d)
+	if collect && d.Dst.Port() != dhcpServerPort && !closedToTCP(k.src) && !closedToTCP(k.dst) {
+		p.collect(d)
+	} else {
+		s.handleUDP(p, d)
+	}
 	d.Payload = nil
 }
 
@@ -125,7 +129,7 @@ func (s *Stack) deliverReassembledUDP(id gstack.TransportEndpointID, pkt *gstack
 	if p == nil {
 		p = ports[0]
 	}
-	p.receiveUDP(&k)
+	p.receiveUDP(&k, false)
 	return true
 }
 

@@ -82,6 +82,11 @@ type Device interface {
 	Close() error
 }
 
+// Poller is a Device that can be read without waiting: PollFrames is ReadFrames, but returns 0 when nothing is ready.
+type Poller interface {
+	PollFrames(frames []Frame) (n int, err error)
+}
+
 // Stats counts since the device was opened.
 type Stats struct {
 	RxFrames, RxBytes uint64 // from the guest

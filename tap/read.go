@@ -48,6 +48,7 @@ type rxState struct {
 	want   int                // messages to ask for: near what came last, so that a lone frame is cheap
 	fail   int                // reads in a row that failed
 	fn     func(uintptr) bool // d's kind of read, bound once
+	once   func(uintptr) bool // fn, but never to be waited for
 }
 
 func newRxState(d *fdDevice) *rxState {
@@ -56,7 +57,26 @@ func newRxState(d *fdDevice) *rxState {
 	if d.packet {
 		r.slots, r.msgs, r.fn = make([]rxSlot, rxBatch), make([]mmsghdr, rxBatch), r.readPacket
 	}
+	r.once = func(fd uintptr) bool {
+		r.fn(fd)
+		return true
+	}
 	return r
+}
+
+// PollFrames implements Poller. An error of the device is left for ReadFrames to find.
+func (d *fdDevice) PollFrames(frames []Frame) (int, error) {
+	r := d.rx
+	if len(frames) == 0 || r.err != nil {
+		return 0, r.err
+	}
+	r.frames, r.n = frames, 0
+	err := d.conn.Read(r.once)
+	r.frames = nil
+	if err != nil || d.closed.Load() {
+		return 0, nil
+	}
+	return r.n, nil
 }
 
 // ReadFrames implements Device. A frame shorter than an Ethernet header is delivered as it is.

@@ -35,7 +35,10 @@ type fdDevice struct {
 	txFrames, txBytes, txDropped atomic.Uint64
 }
 
-var _ Device = (*fdDevice)(nil)
+var (
+	_ Device = (*fdDevice)(nil)
+	_ Poller = (*fdDevice)(nil)
+)
 
 // FromFD makes a Device of fd, which must be what info.Kind says: a TAP attached with IFF_NO_PI, with IFF_VNET_HDR for
 // KindTAP and without it for KindTAPPlain; a bound packet socket with PACKET_VNET_HDR for KindPacket; or what Adopt said
