@@ -58,7 +58,7 @@ func (x *Datagrams) HandleEcho(e *stack.Echo) {
 	// The kernel writes checksum and identifier.
 	binary.BigEndian.PutUint16(head[6:], e.Seq)
 	if err := t.s.send(&t, head[:], e.Payload, 0, options(ttl, e.TOS, e.DF)); err != nil {
-		if ie, tell := x.sendError(t.peer, v4, err); tell {
+		if ie, tell := x.sendError(t.peer, v4, err, 1); tell {
 			x.tellEcho(e, ie)
 		}
 		return

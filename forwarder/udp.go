@@ -200,17 +200,16 @@ func (x *Datagrams) HandleUDP(d *stack.Datagram) {
 		}
 		ttl--
 	}
-	link := t.link
-	err := t.s.sendUDP(&t, d, ttl)
-	if t.link != link {
+	link, single := t.link, t.single
+	lost, bytes, err := t.s.sendUDP(&t, d, ttl)
+	if t.link != link || t.single != single {
 		x.rememberLink(key, &t)
 	}
 	if err != nil {
-		x.udpSendFailed(&t, d, err)
-		return
+		x.udpSendFailed(&t, d, err, lost)
 	}
-	x.count.outPkts.Add(uint64(segments(d)))
-	x.count.outBytes.Add(uint64(len(d.Payload)))
+	x.count.outPkts.Add(uint64(segments(d) - lost))
+	x.count.outBytes.Add(uint64(len(d.Payload) - bytes))
 }
 
 // segments returns how many datagrams d is.
@@ -221,28 +220,28 @@ func segments(d *stack.Datagram) int {
 	return max(1, (len(d.Payload)+int(d.GSOSize)-1)/int(d.GSOSize))
 }
 
-// udpSendFailed counts what the host did not take, and tells the guest what a router would have told it.
-func (x *Datagrams) udpSendFailed(t *target, d *stack.Datagram, err error) {
-	if e, tell := x.sendError(t.peer, d.Dst.Addr().Is4(), err); tell {
+// udpSendFailed counts the lost datagrams of d that the host did not take, and tells the guest what a router would have told it.
+func (x *Datagrams) udpSendFailed(t *target, d *stack.Datagram, err error, lost int) {
+	if e, tell := x.sendError(t.peer, d.Dst.Addr().Is4(), err, lost); tell {
 		x.udpError(d, e)
 	}
 }
 
-// sendError counts a failed send to peer, and returns what to tell the guest about it in its own family.
-func (x *Datagrams) sendError(peer netip.AddrPort, v4 bool, err error) (stack.ICMPError, bool) {
+// sendError counts n packets to peer that could not be sent, and returns what to tell the guest about them in its own family.
+func (x *Datagrams) sendError(peer netip.AddrPort, v4 bool, err error, n int) (stack.ICMPError, bool) {
 	switch err {
 	case errSocketClosed:
-		x.count.drop(DropClosed)
+		x.count.drops[DropClosed].Add(uint64(n))
 		return stack.ICMPError{}, false
 	case unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM:
-		x.count.drop(DropSendBuffer)
+		x.count.drops[DropSendBuffer].Add(uint64(n))
 		return stack.ICMPError{}, false
 	case unix.EMSGSIZE:
-		x.count.drop(DropTooBig)
+		x.count.drops[DropTooBig].Add(uint64(n))
 		mtu := pathMTU(peer)
 		return tooBig(v4, mtu), mtu > 0
 	}
-	x.count.drop(DropUnreachable)
+	x.count.drops[DropUnreachable].Add(uint64(n))
 	if err == unix.ECONNREFUSED { // of other packets: nothing refuses one before it has left
 		return stack.ICMPError{}, false
 	}

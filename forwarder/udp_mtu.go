@@ -67,13 +67,13 @@ func interfaceMTU(index int) int {
 	return int(r.Uint32())
 }
 
-// rememberLink keeps what findLink found in the flow.
+// rememberLink keeps in the flow what sending found out about the host's link.
 func (x *Datagrams) rememberLink(key flowKey, t *target) {
 	now := x.now()
 	x.mu.Lock()
 	defer x.unlock()
 	if f := x.flows[key]; f != nil && f.peer == t.peer {
-		f.link, f.linkAt = t.link, now
+		f.link, f.single, f.linkAt = t.link, t.single, now
 	}
 }
 

@@ -127,7 +127,7 @@ func (x *Datagrams) readBatch(s *socket, r *receiver) {
 		s.recvMu.Unlock()
 		return
 	}
-	n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&r.msgs[0])), recvBatch, unix.MSG_DONTWAIT, 0, 0)
+	n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&r.msgs[0])), recvBatch, unix.MSG_DONTWAIT, 0, 0)
 	s.recvMu.Unlock()
 	if errno != 0 {
 		return // nothing there, or a pending error, which is thereby cleared

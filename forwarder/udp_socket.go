@@ -12,8 +12,6 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	"rootlessnet/stack"
 )
 
 const (
@@ -131,56 +129,6 @@ func (s *socket) close() {
 	}
 }
 
-// sendUDP sends d, whole or as its datagrams one by one where the kernel does not take a train. It may learn t.link.
-func (s *socket) sendUDP(t *target, d *stack.Datagram, ttl uint8) error {
-	o := options(ttl, d.TOS, d.DF)
-	size := int(d.GSOSize)
-	if size == 0 || size >= len(d.Payload) {
-		return s.sendOne(t, d.Payload, o)
-	}
-	for rest := d.Payload; len(rest) > 0; {
-		train := rest[:min(len(rest), size*maxSegments)]
-		rest = rest[len(train):]
-		if len(train) > size && !t.aboveLink(size) {
-			// EINVAL, EIO: not on this kernel, device or with this size; EMSGSIZE: a datagram is larger than the
-			// MTU, which alone decides whether it may be fragmented.
-			err := s.send(t, nil, train, d.GSOSize, o)
-			if err == nil {
-				continue
-			}
-			if err != unix.EINVAL && err != unix.EIO && err != unix.EMSGSIZE {
-				return err
-			}
-		}
-		for len(train) > 0 {
-			n := min(size, len(train))
-			if err := s.sendOne(t, train[:n], o); err != nil {
-				return err
-			}
-			train = train[n:]
-		}
-	}
-	return nil
-}
-
-// sendOne sends one datagram, and lets the kernel fragment one that is larger than the host's link, see udp_mtu.go.
-func (s *socket) sendOne(t *target, b []byte, o sendOptions) error {
-	if o.pmtu != unix.IP_PMTUDISC_DO {
-		return s.send(t, nil, b, 0, o)
-	}
-	if !t.aboveLink(len(b)) {
-		err := s.send(t, nil, b, 0, o)
-		if err != unix.EMSGSIZE || t.link > 0 {
-			return err
-		}
-		if t.findLink(); !t.aboveLink(len(b)) {
-			return err
-		}
-	}
-	o.pmtu = unix.IP_PMTUDISC_WANT
-	return s.send(t, nil, b, 0, o)
-}
-
 func options(ttl, tos uint8, df bool) sendOptions {
 	o := sendOptions{ttl: int(ttl), tos: int(tos), pmtu: unix.IP_PMTUDISC_DONT} // IPv6's have the same values
 	if ttl == 0 {
@@ -243,7 +191,7 @@ func (s *socket) send(t *target, head, body []byte, gso uint16, o sendOptions) e
 
 func (s *socket) sendmsg(m *unix.Msghdr) unix.Errno {
 	for {
-		_, _, errno := unix.Syscall(unix.SYS_SENDMSG, uintptr(s.fd), uintptr(unsafe.Pointer(m)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(s.fd), uintptr(unsafe.Pointer(m)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 		if errno != unix.EINTR {
 			return errno
 		}

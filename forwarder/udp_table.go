@@ -44,6 +44,7 @@ type target struct {
 	scope   uint32     // interface of a link-local peer
 	gateway bool       // the destination is ours: no hop lies between
 	link    int        // MTU of the host's link towards peer; 0: not known
+	single  bool       // the host's link takes no trains
 }
 
 // datagramFlow is one conversation; all of it is guarded by table.mu.
@@ -55,7 +56,7 @@ type datagramFlow struct {
 	elem  *list.Element  // in s.flows
 	used  time.Duration  // time of the last packet
 
-	linkAt time.Duration // when link was found
+	linkAt time.Duration // when link or single was found
 
 	outPkts, outBytes uint64
 	inPkts, inBytes   uint64
@@ -124,8 +125,8 @@ func (x *Datagrams) touch(key flowKey, pkts, bytes int) (target, bool) {
 	f.outPkts += uint64(pkts)
 	f.outBytes += uint64(bytes)
 	f.first = nil
-	if f.link > 0 && now-f.linkAt >= linkLife {
-		f.link = 0
+	if (f.link > 0 || f.single) && now-f.linkAt >= linkLife {
+		f.link, f.single = 0, false
 	}
 	return f.target, true
 }
