@@ -116,7 +116,7 @@ func (x *Datagrams) echoIn(s *socket, r *receiver, from netip.AddrPort, data []b
 		return
 	}
 	payload := data[echoHeaderLen:]
-	x.received(f, now, payload, c)
+	x.received(f, now, payload, nil, c)
 	key, gateway := f.key, f.gateway
 	x.mu.Unlock()
 	e := &r.echo

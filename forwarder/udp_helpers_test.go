@@ -48,7 +48,8 @@ func newFakeGuest() *fakeGuest {
 
 func (g *fakeGuest) WriteUDP(d *stack.Datagram) error {
 	c := *d
-	c.Payload = bytes.Clone(d.Payload)
+	c.Payload = append(bytes.Clone(d.Payload), bytes.Join(d.More, nil)...)
+	c.More = nil
 	g.udp <- c
 	return nil
 }

@@ -224,7 +224,7 @@ func (x *Datagrams) publishedIn(s *socket, r *receiver, from netip.AddrPort, sco
 		}
 	}
 	f.local = c.local
-	x.received(f, now, data, c)
+	x.received(f, now, data, r.more, c)
 	key := f.key
 	x.unlock()
 	x.deliver(r, key, false, data, c)

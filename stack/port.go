@@ -279,6 +279,11 @@ func (p *port) deliver(f *tap.Frame, r *rx, proto tcpip.NetworkProtocolNumber, h
 
 // writeFrame sends one frame whose first 14 bytes are reserved for the Ethernet header, which is filled in here.
 func (p *port) writeFrame(h tap.Header, proto tcpip.NetworkProtocolNumber, bufs ...[]byte) error {
+	return p.writePieces(h, proto, nil, bufs...)
+}
+
+// writePieces is writeFrame for a frame that goes on with more.
+func (p *port) writePieces(h tap.Header, proto tcpip.NetworkProtocolNumber, more [][]byte, bufs ...[]byte) error {
 	e := bufs[0]
 	if b := bufs[0][0:6]; [6]byte(b) == [6]byte{} {
 		p.putGuestMAC(b)
@@ -286,7 +291,7 @@ func (p *port) writeFrame(h tap.Header, proto tcpip.NetworkProtocolNumber, bufs 
 	copy(e[6:12], p.s.mac[:])
 	binary.BigEndian.PutUint16(e[12:14], uint16(proto))
 	t := txPool.Get().(*txScratch)
-	t.bufs = append(t.bufs[:0], bufs...)
+	t.bufs = append(append(t.bufs[:0], bufs...), more...)
 	t.frames[0] = tap.Frame{Header: h, Bufs: t.bufs}
 	_, err := p.dev.WriteFrames(t.frames[:1])
 	t.release()

@@ -38,6 +38,10 @@ type Datagram struct {
 	GSOSize  uint16
 	// GSOSize is non-zero when Payload is several datagrams of GSOSize bytes each (the last may be shorter).
 	// WriteUDP splits such a train itself where the device has no USO.
+
+	// More, for WriteUDP, is the rest of a train whose datagrams lie in several places: Payload and each of More but the
+	// last are of GSOSize bytes, and none is longer or empty. A Handler never gets it.
+	More [][]byte
 }
 
 // Echo is one ICMP or ICMPv6 echo request (from the guest) or reply (to it); the family is that of the addresses.

@@ -149,28 +149,38 @@ func (s *Stack) WriteUDP(d *Datagram) error {
 		return ErrNoPort
 	}
 	size := int(d.GSOSize)
-	if size == 0 || size >= len(d.Payload) {
-		return s.writeDatagram(p, d, d.Payload, 0)
+	total := len(d.Payload)
+	for _, b := range d.More {
+		total += len(b)
+	}
+	if size == 0 || size >= total {
+		return s.writeDatagram(p, d, d.Payload, nil, 0)
 	}
 	ipLen := header.IPv6MinimumSize
 	if d.Dst.Addr().Is4() {
 		ipLen = header.IPv4MinimumSize
 	}
-	fits := ipLen+udpLen+size <= s.cfg.MTU && len(d.Payload) <= min(maxIPv4UDP, size*maxTrain)
+	fits := ipLen+udpLen+size <= s.cfg.MTU && total <= min(maxIPv4UDP, size*maxTrain)
 	if fits && s.link.csum && p.dev.Info().USO {
-		return s.writeDatagram(p, d, d.Payload, d.GSOSize)
+		return s.writeDatagram(p, d, d.Payload, d.More, d.GSOSize)
 	}
 	for rest := d.Payload; len(rest) > 0; {
 		n := min(size, len(rest))
-		if err := s.writeDatagram(p, d, rest[:n], 0); err != nil {
+		if err := s.writeDatagram(p, d, rest[:n], nil, 0); err != nil {
 			return err
 		}
 		rest = rest[n:]
 	}
+	for _, b := range d.More {
+		if err := s.writeDatagram(p, d, b, nil, 0); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
-func (s *Stack) writeDatagram(p *port, d *Datagram, payload []byte, gso uint16) error {
+// writeDatagram sends payload as one datagram, or with gso payload and more as one train.
+func (s *Stack) writeDatagram(p *port, d *Datagram, payload []byte, more [][]byte, gso uint16) error {
 	v4 := d.Dst.Addr().Is4()
 	if v4 != d.Src.Addr().Is4() {
 		return fmt.Errorf("stack: datagram %v -> %v mixes families", d.Src, d.Dst)
@@ -179,10 +189,13 @@ func (s *Stack) writeDatagram(p *port, d *Datagram, payload []byte, gso uint16) 
 	if v4 {
 		ipLen, limit = header.IPv4MinimumSize, maxIPv4UDP
 	}
-	if len(payload) > limit {
+	size := udpLen + len(payload)
+	for _, b := range more {
+		size += len(b)
+	}
+	if size-udpLen > limit {
 		return ErrTooBig
 	}
-	size := udpLen + len(payload)
 	fragment := gso == 0 && ipLen+size > s.cfg.MTU
 	t := udpPool.Get().(*udpScratch)
 	defer udpPool.Put(t)
@@ -209,10 +222,10 @@ func (s *Stack) writeDatagram(p *port, d *Datagram, payload []byte, gso uint16) 
 	}
 	if v4 {
 		s.ipv4Header(hdr[ethLen:], d.Src.Addr(), d.Dst.Addr(), protoUDP, d.TTL, d.TOS, size, df4(d.DF))
-		return p.writeFrame(h, header.IPv4ProtocolNumber, hdr, payload)
+		return p.writePieces(h, header.IPv4ProtocolNumber, more, hdr, payload)
 	}
 	ipv6Header(hdr[ethLen:], d.Src.Addr(), d.Dst.Addr(), protoUDP, d.TTL, d.TOS, size)
-	return p.writeFrame(h, header.IPv6ProtocolNumber, hdr, payload)
+	return p.writePieces(h, header.IPv6ProtocolNumber, more, hdr, payload)
 }
 
 // udpChecksum is what the field must hold for a datagram whose sum, pseudo header included, is sum.
