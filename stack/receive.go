@@ -154,10 +154,12 @@ func (p *port) dispatch(k *packet, r *rx) (taken bool) {
 		p.receiveUDP(k, true)
 		return false
 	case protoICMP:
+		p.flush() // a ping, whose answer says that what was sent before it has left, and rare
 		if k.dst.Is4() {
 			return p.receiveICMP4(k, r)
 		}
 	case protoICMPv6:
+		p.flush()
 		if k.dst.Is6() {
 			return p.receiveICMP6(k, r)
 		}

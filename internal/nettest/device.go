@@ -23,7 +23,10 @@ type FakeDevice struct {
 	closed  bool
 }
 
-var _ tap.Device = (*FakeDevice)(nil)
+var (
+	_ tap.Device = (*FakeDevice)(nil)
+	_ tap.Poller = (*FakeDevice)(nil)
+)
 
 // NewFakeDevice returns an open device that says info of itself.
 func NewFakeDevice(info tap.Info) *FakeDevice {
@@ -109,14 +112,30 @@ func (d *FakeDevice) ReadFrames(frames []tap.Frame) (n int, err error) {
 		if d.closed {
 			return 0, tap.ErrClosed
 		}
-		for n < len(frames) && len(d.toUs) > 0 {
-			if d.scatter(&frames[n], &d.toUs[0]) {
-				n++
-			}
-			d.toUs = d.toUs[1:]
-		}
+		n = d.take(frames)
 	}
 	return n, nil
+}
+
+// PollFrames implements tap.Poller.
+func (d *FakeDevice) PollFrames(frames []tap.Frame) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return 0, nil
+	}
+	return d.take(frames), nil
+}
+
+// take fills frames with what is queued. mu is held.
+func (d *FakeDevice) take(frames []tap.Frame) (n int) {
+	for n < len(frames) && len(d.toUs) > 0 {
+		if d.scatter(&frames[n], &d.toUs[0]) {
+			n++
+		}
+		d.toUs = d.toUs[1:]
+	}
+	return n
 }
 
 // scatter fills the reader's frame, or counts a drop when it is too small.
