@@ -138,6 +138,7 @@ func (s *socket) sendMany(t *target, b []byte, size int, o sendOptions) int {
 	}
 	s.setOptions(o, t.peer.Addr().Is6())
 	for i := 0; ; {
+		s.sends++
 		k, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&m.msgs[i])), uintptr(n-i),
 			unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
 		if errno == unix.EINTR {

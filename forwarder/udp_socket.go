@@ -46,6 +46,7 @@ type socket struct {
 	sendMu     sync.Mutex
 	sendClosed bool
 	opts       [2]sendOptions // as the kernel has them, IPv4 and IPv6
+	sends      int            // calls of sendmsg and sendmmsg
 
 	// recvMu keeps the descriptor open while it is read.
 	recvMu     sync.Mutex
@@ -189,8 +190,11 @@ func (s *socket) send(t *target, head, body []byte, gso uint16, o sendOptions) e
 	return err
 }
 
+// sendmsg is a raw system call: it cannot block, and one that outlasts the scheduler's patience of 20 µs, as fragments do,
+// must not cost a change of threads. sendMu is held.
 func (s *socket) sendmsg(m *unix.Msghdr) unix.Errno {
 	for {
+		s.sends++
 		_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(s.fd), uintptr(unsafe.Pointer(m)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 		if errno != unix.EINTR {
 			return errno
