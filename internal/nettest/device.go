@@ -45,11 +45,13 @@ func (d *FakeDevice) Inject(frames ...tap.Frame) {
 	d.changed.Broadcast()
 }
 
-// InjectBytes queues frames with a zero virtio header.
+// InjectBytes queues frames with a zero virtio header. Like those of Inject, they are ready at once.
 func (d *FakeDevice) InjectBytes(frames ...[]byte) {
-	for _, b := range frames {
-		d.Inject(tap.Frame{Bufs: [][]byte{b}})
+	all := make([]tap.Frame, len(frames))
+	for i, b := range frames {
+		all[i].Bufs = [][]byte{b}
 	}
+	d.Inject(all...)
 }
 
 // SetFull makes the guest's queue refuse (true) or take (false) what is written.
