@@ -69,24 +69,27 @@ func Attach(ctx context.Context, t Target, c Config) (*Sandbox, error) {
 }
 
 // attach does everything up to the running sandbox. On an error the caller closes s.
-func (s *sandbox) attach(ctx context.Context, t Target) (b *Sandbox, err error) {
+func (s *sandbox) attach(ctx context.Context, t Target) (_ *Sandbox, failed error) {
 	s.tap = t.TAP // closed by s.close, unless the gateway takes it over
+	var err error
 	if s.plan, err = s.cfg.attachPlan(&t, netlinkHost{}); err != nil {
 		return nil, err
 	}
 	s.warnPlan()
-	b = &Sandbox{s: s, closing: make(chan struct{}), done: make(chan struct{})}
+	b := &Sandbox{s: s, closing: make(chan struct{}), done: make(chan struct{})}
 	if t.TAP == nil {
 		// The namespaces stay open for as long as the sandbox is: whether a path still leads there is a question of them.
 		if s.ns0, err = userns.OpenTarget(t.PID, t.NetNS, t.UserNS); err != nil {
 			return nil, err
 		}
-		if b.watch, err = s.ns0.Watch(); err != nil {
+		w, err := s.ns0.Watch()
+		if err != nil {
 			return nil, err
 		}
+		b.watch = w
 		defer func() {
-			if err != nil {
-				b.watch.Close()
+			if failed != nil {
+				w.Close() // before the descriptors it looks at
 			}
 		}()
 	}

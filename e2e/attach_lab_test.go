@@ -1,0 +1,146 @@
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"rootlessnet/internal/nettest/topo"
+)
+
+// namespace is a user and a network namespace that somebody else made, with an agent inside that is root there.
+type namespace struct {
+	*sandbox
+	pid int
+}
+
+// holder makes one: below "here", as unshare(1) does it.
+func (l *lab) holder() *namespace {
+	l.Helper()
+	s := l.agent("holder", l.Here.Command(append([]string{"unshare", "--user", "--map-root-user", "--net", "--"}, op("agent")...)...))
+	return &namespace{s, s.cmd.Process.Pid}
+}
+
+// file is the path of one of its namespaces.
+func (n *namespace) file(ns string) string { return fmt.Sprintf("/proc/%d/ns/%s", n.pid, ns) }
+
+// enter runs a program as root inside, and fails the test when that fails.
+func (n *namespace) enter(argv ...string) string {
+	n.Helper()
+	r := n.finish(n.Here.Command(append([]string{"nsenter", "--target", strconv.Itoa(n.pid), "--user", "--net", "--preserve-credentials", "--"}, argv...)...))
+	if r.code != 0 {
+		n.Fatalf("%v: exit %d: %s%s", argv, r.code, r.stdout, r.stderr)
+	}
+	return r.stdout
+}
+
+// links are the names of its interfaces besides lo.
+func (n *namespace) links() (names []string) {
+	n.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/dev", n.pid))
+	if err != nil {
+		n.Fatal(err)
+	}
+	for _, line := range strings.Split(string(text), "\n")[2:] {
+		if name, _, ok := strings.Cut(strings.TrimSpace(line), ":"); ok && name != "lo" {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// noLinks expects that nothing but lo is left inside after a while.
+func (n *namespace) noLinks(within time.Duration) {
+	n.Helper()
+	eventually(n.T, within, func() string {
+		if names := n.links(); len(names) > 0 {
+			return fmt.Sprintf("left inside: %v", names)
+		}
+		return ""
+	})
+}
+
+// attached is a rootless-net attach that is ready.
+type attached struct {
+	*lab
+	cmd    *topo.Cmd
+	stderr *buffer
+	exit   *os.File // the other end of --exit-fd
+	ended  chan error
+}
+
+// attach starts one and waits for its ready byte.
+func (l *lab) attach(args ...string) *attached {
+	l.Helper()
+	return l.attachBy(nil, args...)
+}
+
+// attachBy puts words before the program's, those of another that executes it.
+func (l *lab) attachBy(by []string, args ...string) *attached {
+	l.Helper()
+	args = append(append([]string{"attach", "--ready-fd", "3", "--exit-fd", "4"}, l.flags...), args...)
+	cmd := l.command("rootless-net", args...)
+	if by != nil {
+		env := cmd.Env
+		cmd = l.Here.Command(append(append([]string{}, by...), cmd.Args...)...)
+		cmd.Env = env
+	}
+	a := &attached{lab: l, cmd: cmd, stderr: &buffer{}, ended: make(chan error, 1)}
+	ready, readyW, err := os.Pipe()
+	if err != nil {
+		l.Fatal(err)
+	}
+	defer ready.Close()
+	exitR, exit, err := os.Pipe()
+	if err != nil {
+		l.Fatal(err)
+	}
+	a.exit = exit
+	cmd.ExtraFiles = []*os.File{readyW, exitR}
+	cmd.Stderr = a.stderr
+	l.launch(cmd)
+	readyW.Close()
+	exitR.Close()
+	go func() { a.ended <- cmd.Wait() }()
+	l.Cleanup(func() {
+		exit.Close()
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		eventually(l.T, 5*time.Second, func() string {
+			if alive(cmd.Process.Pid) {
+				return "attach does not end"
+			}
+			return ""
+		})
+	})
+	_ = ready.SetReadDeadline(time.Now().Add(opPatience))
+	if word, err := io.ReadAll(ready); err != nil || string(word) != "1" {
+		l.Fatalf("%v: ready descriptor: %q, %v; stderr:\n%s", cmd.Args, word, err, a.stderr)
+	}
+	return a
+}
+
+// ends expects that it ends by itself, with exit status 0, and leaves nothing.
+func (a *attached) ends(within time.Duration) {
+	a.Helper()
+	select {
+	case err := <-a.ended:
+		if err != nil {
+			a.Errorf("attach ended: %v; stderr:\n%s", err, a.stderr)
+		}
+	case <-time.After(within):
+		a.Fatalf("attach did not end within %v; stderr:\n%s", within, a.stderr)
+	}
+	if left := a.files(); len(left) > 0 {
+		a.Errorf("left behind: %v", left)
+	}
+}
+
+// onEveryLinkAttached runs test once for each link kind, with a namespace to attach to.
+func onEveryLinkAttached(t *testing.T, test func(t *testing.T, n *namespace)) {
+	onEveryLink(t, func(t *testing.T, l *lab) { test(t, l.holder()) })
+}
