@@ -29,12 +29,11 @@ func Start(c *Config, find Finder, log *slog.Logger) (h *Helper, err error) {
 	if err != nil {
 		return nil, err
 	}
-	inode, err := NamespaceInode(c.NetNSPath)
-	if err != nil {
+	if _, err := NamespaceInode(c.NetNSPath); err != nil {
 		return nil, fmt.Errorf("network namespace: %w", err)
 	}
 	h = new(Helper)
-	if socket := find(inode); socket != "" {
+	if socket, inode := findEngine(c.NetNSPath, find); socket != "" {
 		if h.way, err = newEngine(find, inode, socket, ports, child, log); err != nil {
 			return nil, err
 		}

@@ -105,7 +105,12 @@ func (m *minter) dial(ctx context.Context, proto string, to netip.AddrPort) (net
 	if err != nil {
 		return nil, err
 	}
-	err = unix.Connect(fd, sockaddr(to))
+	return connectSocket(ctx, fd, to)
+}
+
+// connectSocket takes over a socket that does not block.
+func connectSocket(ctx context.Context, fd int, to netip.AddrPort) (net.Conn, error) {
+	err := unix.Connect(fd, sockaddr(to))
 	f := os.NewFile(uintptr(fd), to.String())
 	defer f.Close() // net.FileConn has its own
 	if err == unix.EINPROGRESS {
@@ -126,15 +131,16 @@ func connected(ctx context.Context, f *os.File) error {
 		return err
 	}
 	var cause error
-	tries := 0
+	// The first call comes before anything was waited for, and what the poller heard before that is lost: so each looks.
 	err = rc.Write(func(fd uintptr) bool {
-		// The first call comes at once, before anything was waited for.
-		if tries++; tries == 1 {
-			return false
-		}
 		n, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
 		if err == nil && n != 0 {
 			err = unix.Errno(n)
+		}
+		if err == nil {
+			if _, perr := unix.Getpeername(int(fd)); perr == unix.ENOTCONN {
+				return false // under way
+			}
 		}
 		cause = err
 		return true

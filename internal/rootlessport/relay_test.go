@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"rootlessnet/internal/nettest"
 )
 
@@ -161,6 +163,35 @@ func TestPortInUse(t *testing.T) {
 	err = r.publish([]Port{{"tcp", localhost, l.Addr().(*net.TCPAddr).AddrPort().Port(), 80}})
 	if !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("got %v, want address already in use", err)
+	}
+}
+
+// TestConnectSocket: a connection that is complete before anybody waits for it is as good as one that takes a while.
+func TestConnectSocket(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for range 200 {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := connectSocket(ctx, fd, l.Addr().(*net.TCPAddr).AddrPort())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := connectSocket(ctx, fd, netip.AddrPortFrom(localhost, 1)); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("got %v, %v, want refused", c, err)
 	}
 }
 

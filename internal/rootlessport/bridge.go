@@ -1,0 +1,82 @@
+package rootlessport
+
+import (
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// uplinkNamespaces are where Podman keeps the namespace that holds the bridges of its networks: beside those of the
+// containers up to version 4, in a directory of its own from version 5.
+var uplinkNamespaces = []string{"rootless-netns*", "../containers/networks/rootless-netns/rootless-netns"}
+
+// findEngine returns the control socket of the helper that connects the namespace at path: itself, or the one its veth
+// leads to. The inode is that of the namespace that is connected.
+func findEngine(path string, find Finder) (socket string, inode uint64) {
+	inode, err := NamespaceInode(path)
+	if err != nil {
+		return "", 0
+	}
+	if socket := find(inode); socket != "" {
+		return socket, inode
+	}
+	for _, pattern := range uplinkNamespaces {
+		matches, err := filepath.Glob(filepath.Join(filepath.Dir(path), pattern))
+		if err != nil {
+			continue
+		}
+		for _, uplink := range matches {
+			inode, err := NamespaceInode(uplink)
+			if err != nil {
+				continue
+			}
+			if socket := find(inode); socket != "" && leadsTo(path, uplink) {
+				return socket, inode
+			}
+		}
+	}
+	return "", 0
+}
+
+// leadsTo says whether a link of the namespace at path has its other end in the namespace at uplink. Several Podmans of
+// one user may each have one.
+func leadsTo(path, uplink string) bool {
+	from, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer from.Close()
+	to, err := os.Open(uplink)
+	if err != nil {
+		return false
+	}
+	defer to.Close()
+	result := make(chan bool)
+	go func() {
+		// The thread is never unlocked: it ends with the goroutine.
+		runtime.LockOSThread()
+		result <- unix.Setns(int(from.Fd()), unix.CLONE_NEWNET) == nil && hasPeerIn(int(to.Fd()))
+	}()
+	return <-result
+}
+
+// hasPeerIn asks in the namespace of the calling thread, which numbers those it has links to.
+func hasPeerIn(ns int) bool {
+	id, err := netlink.GetNetNsIdByFd(ns)
+	if err != nil || id < 0 {
+		return false
+	}
+	links, err := netlink.LinkList()
+	if err != nil {
+		return false
+	}
+	for _, l := range links {
+		if _, ok := l.(*netlink.Veth); ok && l.Attrs().NetNsID == id {
+			return true
+		}
+	}
+	return false
+}
