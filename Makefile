@@ -7,6 +7,7 @@
 #   make check     gofmt, vet, staticcheck, import directions, file lengths
 #   make bench     figures beside those of no helper, into bench/results/latest.json
 #   make compare   figures beside those of every other helper found here, into bench/results/compare.*
+#   make figures   the comparison's into the README
 #   make peers     installs other helpers for it
 #   make fuzz      five seconds of every fuzz target
 #   make install   PREFIX=/usr/local DESTDIR=
@@ -42,7 +43,7 @@ TESTBIN = build/test$(RACEFLAGS)
 
 export CGO_ENABLED = 0
 
-.PHONY: all build demo test test-long check bench compare peers install fuzz clean testbin tools
+.PHONY: all build demo test test-long check bench compare figures peers install fuzz clean testbin tools
 all: build
 
 build:
@@ -88,7 +89,12 @@ compare: build build/testuser
 	@mv build/compare.json bench/results/compare.json
 	@build/bench render bench/results/compare.json bench/results
 
-# What other helpers come from: Debian has some, as root; RootlessKit's newer release is a Go module.
+figures:
+	$(GO) build -trimpath -o build/bench ./bench
+	build/bench render bench/results/compare.json bench/results
+	build/bench readme bench/results/compare.json README.md
+
+# Where other helpers come from: Debian has some, as root; RootlessKit's newer release is a Go module.
 peers:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 		apt-get install -y --no-install-recommends slirp4netns passt rootlesskit iperf3; \

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -31,7 +32,10 @@ func main() {
 	if err != nil {
 		exit("", err)
 	}
-	report.table(os.Stderr)
+	if len(report.Helpers) <= fewHelpers {
+		report.table(os.Stderr)
+	}
+	report.writeTargets(os.Stderr)
 	enc := json.NewEncoder(os.Stdout)
 	enc.SetIndent("", "  ")
 	if err := enc.Encode(report); err != nil {
@@ -41,6 +45,9 @@ func main() {
 		os.Exit(1)
 	}
 }
+
+// fewHelpers is how many fit in one long table; of more, `bench render` makes something better to read.
+const fewHelpers = 3
 
 // exit ends the program: with 0 when err is nil.
 func exit(name string, err error) {
@@ -82,8 +89,10 @@ func part(name string, args []string) error {
 		return err
 	case name == "render" && len(args) == 2:
 		return render(args[0], args[1])
+	case name == "readme" && len(args) == 2:
+		return renderReadme(args[0], args[1])
 	}
-	return errors.New("usage: serve PORT COUNT | serve-http PORT | client LOAD | slirp PATH MTU PORT COMMAND… | render JSON DIR")
+	return errors.New("usage: serve PORT COUNT | serve-http PORT | client LOAD | slirp PATH MTU PORT COMMAND… | render JSON DIR | readme JSON FILE")
 }
 
 type settings struct {
@@ -226,6 +235,8 @@ func measureOne(g *ground, helpers []*helper, m metric, mtu int, s settings) []R
 				case err != nil:
 					row.Failures++
 					row.Error = err.Error()
+				case math.IsNaN(values[j]):
+					row.Skipped = "too little was moved to tell"
 				default:
 					row.Values = append(row.Values, values[j])
 				}
@@ -237,6 +248,9 @@ func measureOne(g *ground, helpers []*helper, m metric, mtu int, s settings) []R
 		for i := range some {
 			row := &some[i]
 			row.Summary = summarise(row.Values)
+			if len(row.Values) > 0 {
+				row.Skipped = ""
+			}
 			fmt.Fprintf(os.Stderr, "%-20s %6d %-32s %8s %s %s%s\n", row.Metric, mtu, row.Helper,
 				figure(row.Median), row.Unit, row.Error, row.Skipped)
 		}

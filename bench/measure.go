@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/netip"
 	"time"
@@ -19,7 +20,7 @@ type series struct {
 	lowWins bool
 }
 
-// metric is one thing to measure; take returns a value for each of its series.
+// metric is one thing to measure; take returns a value for each of its series, NaN where it cannot tell.
 type metric struct {
 	name     string
 	series   []series
@@ -131,8 +132,12 @@ func takeBulk(l Load, published bool) func(*ground, *helper, int, settings) ([]f
 		if o.Seconds == 0 || o.Total == 0 {
 			return nil, errors.New("nothing arrived")
 		}
+		gbps := o.Bytes * 8 / o.Seconds / 1e9
+		if o.Total < leastForTimes {
+			return []float64{gbps, math.NaN(), math.NaN()}, nil
+		}
 		gb := o.Total / 1e9
-		return []float64{o.Bytes * 8 / o.Seconds / 1e9, o.helper / gb, o.total / gb}, nil
+		return []float64{gbps, o.helper / gb, o.total / gb}, nil
 	}
 }
 
@@ -155,6 +160,10 @@ func takeFlood(size int) func(*ground, *helper, int, settings) ([]float64, error
 		return []float64{o.Ops / o.Seconds, o.Loss * 100}, nil
 	}
 }
+
+// leastForTimes is how many bytes must have been moved to tell processor time, which is counted in hundredths of a
+// second, for each of them: 50 MB take some tens of ms.
+const leastForTimes = 50e6
 
 // source is 1 when the server behind a published port saw the client's own address, 0 when it saw another.
 func source(g *ground, h *helper, mtu int, s settings) ([]float64, error) {

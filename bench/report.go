@@ -172,7 +172,6 @@ func (r *Report) table(w io.Writer) {
 			fmt.Fprintf(w, "\n%s of %s: %s\n", row.Metric, row.Helper, row.Skipped)
 		}
 	}
-	r.writeTargets(w)
 }
 
 // figure has about three digits.
