@@ -90,6 +90,9 @@ func TestAttachTargets(t *testing.T) {
 		"as root, path":        {asRoot, []string{"--netns", link}},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if slow && c.by != nil {
+				t.Skip("a program with cgo, as the race detector is, cannot drop capabilities it started with")
+			}
 			a := l.attachBy(c.by, append([]string{"--configure"}, c.args...)...)
 			n.T = t
 			n.wantTraffic(0)
@@ -211,7 +214,9 @@ func TestAttachPersistentTAP(t *testing.T) {
 	}
 	n := l.holder()
 	n.enter("ip", "tuntap", "add", "name", "tap0", "mode", "tap")
-	show := func() string { return n.enter("sh", "-c", "ip address show dev tap0 | sed s/qdisc.*state/state/; ip route show dev tap0") }
+	show := func() string {
+		return n.enter("sh", "-c", "ip address show dev tap0 | sed s/qdisc.*state/state/; ip route show dev tap0")
+	}
 	before := show()
 	for range 2 {
 		a := l.attach("--configure", "--ifname", "tap0", strconv.Itoa(n.pid))
