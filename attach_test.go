@@ -4,18 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"rootlessnet/internal/nettest"
+	"rootlessnet/userns"
 )
 
 // TestMain is also the program that looks at a network from inside: PROBE is "tcp ADDRESS" or "dns SERVER NAME".
@@ -73,20 +74,20 @@ func holder(t *testing.T) (pid int) {
 // inside runs the probe in the namespaces of pid.
 func inside(t *testing.T, pid int, words string) string {
 	t.Helper()
-	args := []string{"--target", strconv.Itoa(pid), "--net"}
-	if os.Getuid() != 0 {
-		args = append(args, "--user", "--preserve-credentials")
-	}
-	cmd := exec.Command("nsenter", append(args, "/proc/self/exe")...)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd.Args[len(cmd.Args)-1] = self
-	cmd.Env = append(os.Environ(), "PROBE="+words)
-	out, err := cmd.CombinedOutput()
+	r, w, err := os.Pipe()
 	if err != nil {
-		t.Fatalf("%s: %v: %s", words, err, out)
+		t.Fatal(err)
+	}
+	defer r.Close()
+	code, err := userns.ExecIn(t.Context(), pid, userns.Command{Argv: []string{self}, Env: append(os.Environ(), "PROBE="+words), Stdout: w, Stderr: w})
+	w.Close()
+	out, rerr := io.ReadAll(r)
+	if err != nil || rerr != nil || code != 0 {
+		t.Fatalf("%s: exit %d: %v %v: %s", words, code, err, rerr, out)
 	}
 	return string(out)
 }

@@ -21,9 +21,14 @@
 // A sandbox is created (state directory, listeners bound), configured (namespaces, link), running, lingering (its
 // command is gone, others that joined its network are not), gone. A failure before running undoes what was made.
 //
+// # Attaching
+//
+// Attach does the same for a network namespace that somebody else made, and returns a Sandbox to publish ports on and to
+// close. It ends by itself with the namespace.
+//
 // # Embedding
 //
-// Run starts the program it is part of a second time, inside the new namespaces. The package's initialisation
+// Run and Attach start the program it is part of a second time, inside the new namespaces. The package's initialisation
 // recognises that and never returns there, so a program that embeds it needs to do nothing; it must only not do
 // visible work in init functions of packages that are initialised earlier.
 //

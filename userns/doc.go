@@ -35,6 +35,12 @@
 // unshare, a second clone with CLONE_PARENT (a new pid namespace holds for children only, and CLONE_PARENT makes that
 // child the supervisor's own), then execveat of a descriptor of our binary, since /proc may be another one there.
 //
+// # Attaching
+//
+// A namespace that somebody else made (Target) is entered the same way, without the mount and other namespaces: the user
+// namespace that owns it, unless that is ours already, then the network namespace. What stands there is init in the role
+// of an agent: it makes the link, runs nothing, and stays until EOF.
+//
 // # States
 //
 // A Sandbox is configured (Start returned), running (Run returned), ended (Wait returned), closed. Close is allowed in

@@ -25,7 +25,8 @@ type Record struct {
 	ExitCode   *int     `json:"exitCode,omitempty"` // of the command, once Lingering
 	Command    []string `json:"command"`
 
-	// Network is the mode: "bridge", "host", "none" or "container:ID".
+	// Network is the mode: "bridge", "host", "none" or "container:ID"; "attach" where the namespace is somebody else's,
+	// whose Command says what was attached to.
 	Network  string `json:"network"`
 	Hostname string `json:"hostname,omitempty"`
 	NetNS    uint64 `json:"netns,omitempty"` // inode of the network namespace
