@@ -39,7 +39,9 @@
 //     costs a table entry and no stack or buffer: less than half of what a goroutine for each would take, see
 //     BenchmarkIdleMappings.
 //   - Bursts stay whole: a train from the guest leaves by one sendmsg with UDP_SEGMENT, a train received with UDP_GRO
-//     is written to the guest as one.
+//     is written to the guest as one, and so is what one sender's datagrams read by one call have in common. Where the
+//     host's link takes no train, or its datagrams must be fragmented, they leave singly by one sendmmsg. Each lost
+//     datagram of a train is counted; a full socket drops the rest of it at once.
 //
 // # Errors
 //

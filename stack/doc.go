@@ -7,7 +7,8 @@
 //   - TCP goes to gVisor's netstack, which terminates it. A SYN becomes a TCPRequest for the Handler: the handshake is
 //     completed only when the Handler says so. Frames carry up to 64 KiB and their checksums are left to be filled in
 //     (virtio-net headers), so one pass through netstack moves what would be 44 packets on a wire.
-//   - UDP goes to the Handler without a copy, beside netstack, whose forwarder would clone and lock for each packet.
+//   - UDP goes to the Handler beside netstack, whose forwarder would clone and lock for each packet: a lone datagram
+//     without a copy, those of one flow that are ready at once as a train, see udp_train.go.
 //     Only fragments take the way through netstack, which puts them together; what of TCP comes in fragments keeps
 //     the checksum nobody has looked at.
 //   - ICMP echo requests for the gateway are answered here; those for others go to the Handler. Errors go to whom they
