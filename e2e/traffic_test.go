@@ -95,6 +95,26 @@ func TestUDPOut(t *testing.T) {
 	})
 }
 
+// TestUDPTrains: datagrams that follow each other closely travel together, and arrive as they were sent, both ways.
+func TestUDPTrains(t *testing.T) {
+	onEveryLink(t, func(t *testing.T, l *lab) {
+		s := l.start("-p", "8081:81/udp")
+		s.do("serve-udp", ":81")
+		for _, f := range l.families() {
+			srv, _ := l.serveUDP(l.There, at(f.there, 0))
+			s.want("ok", "udp-trains", srv)
+			c, err := l.There.Dial("udp", at(f.here, 8081), time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := guest.TrainsUDP(c); got != "ok" {
+				t.Errorf("to the published port of %v: %s", f.here, got)
+			}
+			c.Close()
+		}
+	})
+}
+
 func TestPing(t *testing.T) {
 	onEveryLink(t, func(t *testing.T, l *lab) {
 		s := l.start()

@@ -73,6 +73,7 @@ func operations() map[string]operation {
 		"half":         halfClose,
 		"udp":          udp,
 		"udp-burst":    udpBurst,
+		"udp-trains":   udpTrains,
 		"hold":         hold,
 		"hold-echo":    holdEcho,
 		"ping":         ping,

@@ -119,6 +119,49 @@ func udpBurst(args []string) (string, error) {
 	return fmt.Sprint(answered), nil
 }
 
+// udpTrains: ADDR. Asks an EchoUDP with TrainsUDP and prints its result, "ok" when all is well.
+func udpTrains(args []string) (string, error) {
+	c, err := net.Dial("udp", arg(args, 0, ""))
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	return TrainsUDP(c), nil
+}
+
+// TrainsUDP sends datagrams to an EchoUDP, several at a time, and says what is wrong with the answers: each must come,
+// in order, and be of the same size and content. It says "ok" when nothing is.
+func TrainsUDP(c net.Conn) string {
+	b := make([]byte, 64<<10)
+	for round, sizes := range [][]int{
+		{1400, 1400, 1400, 1400, 1400, 1400, 1400, 1400, 1400, 1400, 1400, 300},
+		{0, 0, 5, 5, 0, 5},
+		{9000, 9000, 9000, 9000, 100},
+		{60, 60, 60, 1000, 1000, 0, 1000, 40, 40, 41, 1, 1},
+	} {
+		sent := make([]string, len(sizes))
+		for i, n := range sizes {
+			sent[i] = strings.Repeat(string(rune('a'+i)), n)
+			if _, err := c.Write([]byte(sent[i])); err != nil {
+				return fmt.Sprintf("round %d, datagram %d: %s", round, i, Errno(err))
+			}
+		}
+		for i, want := range sent {
+			if err := c.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
+				return err.Error()
+			}
+			n, err := c.Read(b)
+			if err != nil {
+				return fmt.Sprintf("round %d, answer %d: %s", round, i, Errno(err))
+			}
+			if _, got, _ := strings.Cut(string(b[:n]), " "); got != want {
+				return fmt.Sprintf("round %d, answer %d: %d bytes %.10q, want %d bytes %.10q", round, i, len(got), got, len(want), want)
+			}
+		}
+	}
+	return "ok"
+}
+
 // ping: ADDR [TIMEOUT]. Sends one echo request through a raw socket, or a ping socket where that is not allowed, and
 // prints "reply BYTES" or the type and code of the error that came instead.
 func ping(args []string) (string, error) {
