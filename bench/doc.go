@@ -38,6 +38,9 @@
 // every measurement has another port, so that no TIME_WAIT slows whoever comes later. Everything a measurement starts is
 // bounded in time and ended with it.
 //
+// TCP is the machine's, but for the congestion control that `make compare` sets: settings.md says why. A helper's own
+// namespace begins with the machine's defaults all the same; our clients and servers set it on their sockets.
+//
 // # Output
 //
 // A table and the targets of the default configuration (targets.go) on stderr, and JSON (type Report) on stdout, of

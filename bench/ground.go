@@ -60,17 +60,18 @@ type ground struct {
 	unshare string // path of unshare, or ""
 	lanMTU  int    // of the link outside
 
-	congestion string // TCP's congestion control
-	turn       int    // of ports
+	tcpMem int    // greatest receive buffer of TCP; 0 leaves the machine's
+	tcp    string // what TCP is set to
+	turn   int    // of ports
 }
 
-func newGround(lanMTU int) (g *ground, err error) {
+func newGround(lanMTU, tcpMem int) (g *ground, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	raiseFiles()
-	g = &ground{self: self, lanMTU: lanMTU}
+	g = &ground{self: self, lanMTU: lanMTU, tcpMem: tcpMem}
 	defer func() {
 		if err != nil {
 			g.close()
@@ -97,18 +98,9 @@ func newGround(lanMTU int) (g *ground, err error) {
 
 // serveThere starts the servers of a site.
 func (g *ground) serveThere(s *site) (err error) {
-	if name := os.Getenv(congestionEnv); name != "" {
-		for _, ns := range []*topo.NS{s.Here, s.There} {
-			if err := ns.Sysctl("ipv4/tcp_congestion_control", name); err != nil {
-				return fmt.Errorf("congestion control %s: %w", name, err)
-			}
-		}
-	}
-	text, err := s.There.Read("/proc/sys/net/ipv4/tcp_congestion_control")
-	if err != nil {
+	if err := g.tune(s); err != nil {
 		return err
 	}
-	g.congestion = strings.TrimSpace(string(text))
 	s.server, err = g.start(s.There, []string{g.self, "serve", fmt.Sprint(serverPort), fmt.Sprint(serverPorts)}, nil)
 	if err != nil {
 		return fmt.Errorf("server: %w", err)
@@ -118,6 +110,33 @@ func (g *ground) serveThere(s *site) (err error) {
 			return fmt.Errorf("iperf3: %w", err)
 		}
 	}
+	return nil
+}
+
+// tune sets TCP of the namespaces as the user asked for. Some helpers collapse with what one machine or another has.
+func (g *ground) tune(s *site) error {
+	for _, ns := range []*topo.NS{s.Here, s.There} {
+		if name := os.Getenv(congestionEnv); name != "" {
+			if err := ns.Sysctl("ipv4/tcp_congestion_control", name); err != nil {
+				return fmt.Errorf("congestion control %s: %w", name, err)
+			}
+		}
+		if g.tcpMem != 0 {
+			// The first two are the kernel's own.
+			if err := ns.Sysctl("ipv4/tcp_rmem", fmt.Sprintf("4096 131072 %d", g.tcpMem)); err != nil {
+				return fmt.Errorf("receive buffers of up to %d bytes: %w", g.tcpMem, err)
+			}
+		}
+	}
+	text, err := s.There.Read("/proc/sys/net/ipv4/tcp_congestion_control")
+	if err != nil {
+		return err
+	}
+	memory, err := s.There.Read("/proc/sys/net/ipv4/tcp_rmem")
+	if err != nil {
+		return err
+	}
+	g.tcp = fmt.Sprintf("%s, tcp_rmem %s", strings.TrimSpace(string(text)), strings.Join(strings.Fields(string(memory)), " "))
 	return nil
 }
 

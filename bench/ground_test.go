@@ -31,7 +31,7 @@ func TestGround(t *testing.T) {
 	if os.Getuid() == 0 {
 		t.Skip("needs an ordinary user: make test")
 	}
-	g, err := newGround(1500)
+	g, err := newGround(1500, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +75,7 @@ func TestFailureIsARow(t *testing.T) {
 	if os.Getuid() == 0 {
 		t.Skip("needs an ordinary user: make test")
 	}
-	g, err := newGround(1500)
+	g, err := newGround(1500, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

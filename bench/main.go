@@ -102,6 +102,7 @@ type settings struct {
 	asked   bool // -only was given
 	mtus    []int
 	lanMTU  int
+	tcpMem  int
 	runs    int
 	conns   int
 	time    time.Duration
@@ -123,6 +124,7 @@ func parseFlags() settings {
 	flag.DurationVar(&s.time, "time", 3*time.Second, "of one measurement of a rate")
 	flag.DurationVar(&s.warm, "warm", 150*time.Millisecond, "before each of them")
 	congestion := flag.String("congestion", "", "congestion control of all TCP but within helpers; the machine's default when it is empty")
+	flag.IntVar(&s.tcpMem, "tcp-rmem", 0, "greatest receive buffer of TCP outside of helpers, in bytes; the machine's when it is 0")
 	flag.BoolVar(&s.quick, "quick", false, "one short run, at the first MTU, of what matters most")
 	flag.BoolVar(&s.every, "every", false, "measure everything also of helpers that only differ in how they publish ports")
 	flag.BoolVar(&s.lenient, "lenient", false, "exit with 0 although a measurement failed")
@@ -158,7 +160,7 @@ func usage(err error) {
 }
 
 func measureAll(s settings) (*Report, error) {
-	g, err := newGround(s.lanMTU)
+	g, err := newGround(s.lanMTU, s.tcpMem)
 	if err != nil {
 		return nil, err
 	}
@@ -169,7 +171,7 @@ func measureAll(s settings) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	report := &Report{CPUs: runtime.NumCPU(), LanMTU: s.lanMTU, Seconds: s.time.Seconds(), Runs: s.runs, Congestion: g.congestion}
+	report := &Report{CPUs: runtime.NumCPU(), LanMTU: s.lanMTU, Seconds: s.time.Seconds(), Runs: s.runs, TCP: g.tcp}
 	if s.helpers == "all" {
 		report.Missing = f.missing
 	}

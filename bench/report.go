@@ -15,12 +15,12 @@ type Report struct {
 	LanMTU  int     `json:"lan_mtu"`
 	Seconds float64 `json:"seconds"` // of each measurement of a rate
 	Runs    int     `json:"runs"`
-	// Congestion is TCP's congestion control outside of the helpers.
-	Congestion string       `json:"congestion"`
-	Helpers    []HelperInfo `json:"helpers"`
-	Missing    []missing    `json:"missing,omitempty"`
-	Rows       []Row        `json:"rows"`
-	Targets    []Target     `json:"targets,omitempty"`
+	// TCP is what it is set to outside of the helpers.
+	TCP     string       `json:"tcp"`
+	Helpers []HelperInfo `json:"helpers"`
+	Missing []missing    `json:"missing,omitempty"`
+	Rows    []Row        `json:"rows"`
+	Targets []Target     `json:"targets,omitempty"`
 }
 
 // HelperInfo is a helper that was measured.
@@ -144,7 +144,7 @@ func (r *Report) failed() bool {
 // heading says how the figures came about.
 func (r *Report) heading() string {
 	return fmt.Sprintf("Linux %s, %d CPUs, %s; link outside with MTU %d, %s; %g s each, median of %d (least–greatest)",
-		r.Kernel, r.CPUs, r.Version, r.LanMTU, r.Congestion, r.Seconds, r.Runs)
+		r.Kernel, r.CPUs, r.Version, r.LanMTU, r.TCP, r.Seconds, r.Runs)
 }
 
 // table writes the rows as Markdown.
