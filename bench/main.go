@@ -35,7 +35,7 @@ func main() {
 	if len(report.Helpers) <= fewHelpers {
 		report.table(os.Stderr)
 	}
-	report.writeTargets(os.Stderr)
+	report.writeTargets(os.Stderr, false)
 	enc := json.NewEncoder(os.Stdout)
 	enc.SetIndent("", "  ")
 	if err := enc.Encode(report); err != nil {

@@ -99,7 +99,7 @@ func (r *Report) markdown(w io.Writer) {
 	}
 	r.writeFailures(w)
 	fmt.Fprintln(w, "\n## Targets of the default configuration")
-	r.writeTargets(w)
+	r.writeTargets(w, true)
 }
 
 // mtu is the one of a column.

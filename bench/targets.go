@@ -130,8 +130,8 @@ func (j *judge) smallMTU(what, metric string) {
 	j.add(t)
 }
 
-// writeTargets writes those whose figures were taken as a table.
-func (r *Report) writeTargets(w io.Writer) {
+// writeTargets writes them as a table; without all only those whose figures were taken.
+func (r *Report) writeTargets(w io.Writer, all bool) {
 	var known, met int
 	for _, t := range r.Targets {
 		if t.Known {
@@ -148,6 +148,9 @@ func (r *Report) writeTargets(w io.Writer) {
 	fmt.Fprintln(w, "| target | against | wanted | is | |")
 	fmt.Fprintln(w, "|---|---|---|---|---|")
 	for _, t := range r.Targets {
+		if !t.Known && !all {
+			continue
+		}
 		sign, state := "≥", "no"
 		if t.AtMost {
 			sign = "≤"
