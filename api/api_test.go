@@ -27,6 +27,13 @@ import (
 
 // TestMain lets the test binary be a peer in another user namespace, or of another user.
 func TestMain(m *testing.M) {
+	if path := os.Getenv("API_TEST_SERVER"); path != "" {
+		s := NewServer(newFake(), ServerOptions{})
+		fmt.Println(s.Listen(path, true))
+		io.Copy(io.Discard, os.Stdin)
+		s.Close()
+		os.Exit(0)
+	}
 	if path := os.Getenv("API_TEST_PEER"); path != "" {
 		if os.Getenv("API_TEST_UNDUMPABLE") != "" {
 			unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -25,7 +25,8 @@
 //
 // The command inside runs as the same user of the host, so neither file modes nor a uid tell it from its master.
 // A peer is heard if its uid is ours (SO_PEERCRED) and its user namespace is ours: the link /proc/PID/ns/user leads
-// where our own does or, where the kernel does not show it, the uid maps are the same. SO_PEERPIDFD, where the kernel
+// where our own does or, where the kernel does not show it, the uid maps are the same. A server that runs in a namespace
+// below the first one also hears its user from there. SO_PEERPIDFD, where the kernel
 // has it (6.5), proves that the pid was not reused between the two looks.
 //
 // # Limits

@@ -37,7 +37,11 @@ func checkPeerFD(fd int) error {
 	if cred.Pid <= 0 {
 		return errors.New("peer is in another pid namespace")
 	}
-	same, err := sameUserNS("/proc/" + strconv.Itoa(int(cred.Pid)))
+	proc := "/proc/" + strconv.Itoa(int(cred.Pid))
+	same, err := sameUserNS(proc)
+	if err == nil && !same {
+		same, err = aboveUs(proc)
+	}
 	if err != nil {
 		return fmt.Errorf("cannot tell the peer's user namespace: %w", err)
 	}
@@ -78,6 +82,28 @@ func sameUIDMap(proc string) (bool, error) {
 		return false, err
 	}
 	return len(ours) > 0 && bytes.Equal(ours, theirs), nil
+}
+
+// aboveUs says whether the process is in the first user namespace and we are not, as when the helper of a rootless
+// container runs in the container's: the user outside is its master. All ids are mapped in the first one, count 2^32-1,
+// and a namespace maps no more than its parent does: ours does not map all of them, so none below or beside it can, unless
+// real root made it.
+func aboveUs(proc string) (bool, error) {
+	ours, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return false, err
+	}
+	theirs, err := os.ReadFile(proc + "/uid_map")
+	if err != nil {
+		return false, err
+	}
+	return mapsAll(theirs) && !mapsAll(ours), nil
+}
+
+// mapsAll reads a uid_map (user_namespaces(7)): first id inside, first id outside, count.
+func mapsAll(text []byte) bool {
+	words := bytes.Fields(text)
+	return len(words) == 3 && string(words[0]) == "0" && string(words[2]) == "4294967295"
 }
 
 // stillAlive makes sure that the pid looked at was that of the peer: it was if the peer has not ended by now. Kernels

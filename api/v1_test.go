@@ -1,13 +1,17 @@
 package api
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -107,5 +111,38 @@ func TestSecondSocket(t *testing.T) {
 	s.Close()
 	if left, _ := filepath.Glob(path); len(left) > 0 {
 		t.Errorf("%v was left behind", left)
+	}
+}
+
+// TestServerBelow: a helper that runs in a user namespace hears its user from outside.
+func TestServerBelow(t *testing.T) {
+	if text, err := os.ReadFile("/proc/self/uid_map"); err != nil || !mapsAll(text) {
+		t.Skip("not in the first user namespace")
+	}
+	path := filepath.Join(t.TempDir(), "api.sock")
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "API_TEST_SERVER="+path)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, Pdeathsig: syscall.SIGKILL,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Skip("cannot make a user namespace:", err)
+	}
+	defer func() { in.Close(); _ = cmd.Wait() }()
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "<nil>\n" {
+		t.Fatalf("the server said %q, %v", line, err)
+	}
+	c := NewClient(path)
+	defer c.Close()
+	if _, err := c.Inspect(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
