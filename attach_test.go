@@ -19,7 +19,8 @@ import (
 	"rootlessnet/userns"
 )
 
-// TestMain is also the program that looks at a network from inside: PROBE is "tcp ADDRESS" or "dns SERVER NAME".
+// TestMain is also the program that looks at a network from inside: PROBE is "tcp ADDRESS", "dns SERVER NAME", "peer ADDRESS"
+// for what a server outside calls us, or "serve ADDRESS" for what we call a client, over TCP and then over UDP.
 func TestMain(m *testing.M) {
 	if words := strings.Fields(os.Getenv("PROBE")); len(words) > 0 {
 		fmt.Print(probe(words))
@@ -34,7 +35,18 @@ const probePatience = 1500 * time.Millisecond
 func probe(words []string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), probePatience)
 	defer cancel()
-	if words[0] == "dns" {
+	switch words[0] {
+	case "serve":
+		return serveOnce(words[1])
+	case "peer":
+		c, err := net.DialTimeout("tcp", words[1], probePatience)
+		if err != nil {
+			return err.Error()
+		}
+		defer c.Close()
+		text, err := io.ReadAll(c)
+		return fmt.Sprint(string(text), err)
+	case "dns":
 		r := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, network, words[1]+":53")
 		}}
@@ -52,6 +64,36 @@ func probe(words []string) string {
 		return errno.Error()
 	}
 	return "silence"
+}
+
+// serveOnce takes a client by TCP and a datagram by UDP, and returns their addresses.
+func serveOnce(addr string) string {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return err.Error()
+	}
+	defer l.Close()
+	u, err := net.ListenPacket("udp", addr)
+	if err != nil {
+		return err.Error()
+	}
+	defer u.Close()
+	_ = l.(*net.TCPListener).SetDeadline(time.Now().Add(2 * probePatience))
+	c, err := l.Accept()
+	if err != nil {
+		return err.Error()
+	}
+	defer c.Close()
+	fmt.Fprint(c, "tcp")
+	_ = u.SetDeadline(time.Now().Add(2 * probePatience))
+	_, from, err := u.ReadFrom(make([]byte, 10))
+	if err != nil {
+		return err.Error()
+	}
+	_, err = u.WriteTo([]byte("udp"), from)
+	tcpHost, _, _ := net.SplitHostPort(c.RemoteAddr().String())
+	udpHost, _, _ := net.SplitHostPort(from.String())
+	return fmt.Sprint(tcpHost, " ", udpHost, " ", err)
 }
 
 // holder is a process in a user and a network namespace of its own; as root it is in a network namespace only.
@@ -218,6 +260,137 @@ func TestAttachPlan(t *testing.T) {
 		if got := inside(t, pid, words); got != want {
 			t.Errorf("%s: %s, want %s", words, got, want)
 		}
+	}
+}
+
+// TestAttachGuestIP publishes a port at an address that is not the guest's first.
+func TestAttachGuestIP(t *testing.T) {
+	pid := holder(t)
+	b, err := Attach(t.Context(), Target{PID: pid}, Config{
+		Configure: true, RuntimeDir: t.TempDir(),
+		Plan: &NetworkPlan{
+			Addrs:   []netip.Prefix{netip.MustParsePrefix("10.0.2.100/24"), netip.MustParsePrefix("10.88.0.5/24")},
+			Gateway: netip.MustParseAddr("10.0.2.2"),
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	m := PortMapping{Proto: "tcp", HostIP: netip.MustParseAddr("127.0.0.1"), GuestIP: netip.MustParseAddr("10.88.0.5"), GuestPort: 80}
+	tcp, err := b.AddMappings(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Proto = "udp"
+	udp, err := b.AddMappings(m)
+	if err != nil || tcp[0].ID == udp[0].ID || tcp[0].GuestIP != m.GuestIP {
+		t.Fatalf("%v, %v: %v", tcp, udp, err)
+	}
+	served := make(chan string, 1)
+	go func() { served <- inside(t, pid, "serve 10.88.0.5:80") }()
+	read := func(c net.Conn, err error) (string, error) {
+		if err != nil {
+			return "", err
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(probePatience))
+		if _, err := c.Write([]byte("x")); err != nil {
+			return "", err
+		}
+		buf := make([]byte, 10)
+		n, err := c.Read(buf)
+		return string(buf[:n]), err
+	}
+	var got string
+	for range 100 { // until it listens
+		if got, err = read(net.Dial("tcp", tcp[0].Host().String())); err == nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if got != "tcp" {
+		t.Errorf("TCP: %q, %v", got, err)
+	}
+	if got, err := read(net.Dial("udp", udp[0].Host().String())); got != "udp" {
+		t.Errorf("UDP: %q, %v", got, err)
+	}
+	if got := <-served; got != "10.0.2.2 10.0.2.2 <nil>" {
+		t.Errorf("the server saw %s", got)
+	}
+	if removed := b.RemovePorts(func(p Port) bool { return p.GuestIP == m.GuestIP }); len(removed) != 2 || len(b.Ports()) != 0 {
+		t.Errorf("removed %v, left %v", removed, b.Ports())
+	}
+}
+
+// TestAttachOutboundAddr leaves the host from an address that was asked for.
+func TestAttachOutboundAddr(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			fmt.Fprint(c, "you are ", c.RemoteAddr().(*net.TCPAddr).IP)
+			c.Close()
+		}
+	}()
+	pid := holder(t)
+	// A special address leads to the host's loopback; what is bound elsewhere cannot get there.
+	special := netip.MustParseAddr("10.0.2.9")
+	b, err := Attach(t.Context(), Target{PID: pid}, Config{
+		Configure: true, RuntimeDir: t.TempDir(), OutboundAddr: netip.MustParseAddr("127.0.0.5"),
+		Plan: &NetworkPlan{
+			Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.2.100/24")}, Gateway: netip.MustParseAddr("10.0.2.2"),
+			Special: []SpecialAddr{{Addr: special, To: ToHost, Host: netip.MustParseAddr("127.0.0.1")}},
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	if got := inside(t, pid, "peer 10.0.2.9:"+port); got != "you are 127.0.0.1<nil>" {
+		t.Errorf("to the loopback: %s", got)
+	}
+}
+
+// TestAttachSocket is a guest at the other end of a socket that carries frames.
+func TestAttachSocket(t *testing.T) {
+	nettest.CheckLeaks(t)
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_SEQPACKET|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	guest := os.NewFile(uintptr(fds[1]), "guest")
+	b, err := Attach(t.Context(), Target{TAP: os.NewFile(uintptr(fds[0]), "socket")}, Config{RuntimeDir: t.TempDir(), MTU: 1500, DisableIPv6: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	request := []byte{
+		0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1, 8, 6, // Ethernet, RFC 826
+		0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1, 10, 0, 2, 100, 0, 0, 0, 0, 0, 0, 10, 0, 2, 2,
+	}
+	if _, err := guest.Write(request); err != nil {
+		t.Fatal(err)
+	}
+	answer := make([]byte, 2000)
+	if n, err := guest.Read(answer); err != nil || n < 42 || answer[21] != 2 || netip.AddrFrom4([4]byte(answer[28:32])).String() != "10.0.2.2" {
+		t.Errorf("ARP reply: %x, %v", answer[:max(n, 0)], err)
+	}
+	guest.Close()
+	select {
+	case <-b.Done():
+	case <-time.After(5 * time.Second):
+		t.Error("it does not end with its socket")
+	}
+	if err := b.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

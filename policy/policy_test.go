@@ -398,3 +398,53 @@ func FuzzJudge(f *testing.F) {
 		}
 	})
 }
+
+func TestSpecialAddresses(t *testing.T) {
+	c := testConfig()
+	addr := netip.MustParseAddr
+	c.Special = []Special{
+		{Addr: addr("10.0.2.2"), To: ToNowhere}, // the gateway loses its usual meaning
+		{Addr: addr("10.0.2.3")},
+		{Addr: addr("10.0.2.4"), To: ToSilence},
+		{Addr: addr("10.0.2.5"), To: ToLoopback},
+		{Addr: addr("169.254.1.2"), To: ToHost, Host: addr("127.0.0.1")},
+		{Addr: addr("169.254.1.3"), To: ToHost, Host: addr("2001:db8::7")},
+		{Addr: addr("192.0.2.1"), To: ToNetwork},
+		{Addr: addr("127.0.0.9"), To: ToNetwork},
+		{Addr: addr("fd00::2"), To: ToNetwork},
+	}
+	c.Off = []Proto{UDP}
+	p := New(c)
+	for _, want := range []struct {
+		proto  Proto
+		dst    netip.AddrPort
+		action Action
+		reason Reason
+		dial   string
+	}{
+		{TCP, ap("10.0.2.2", 8080), NoRoute, SpecialClosed, ""},
+		{TCP, ap("10.0.2.3", 80), Refuse, SpecialClosed, ""},
+		{TCP, ap("10.0.2.4", 80), Drop, SpecialClosed, ""},
+		{TCP, ap("10.0.2.5", 8080), Allow, None, "127.0.0.1:8080"},
+		{TCP, ap("10.0.2.5", 81), Refuse, HostLoopbackClosed, ""},
+		{TCP, ap("169.254.1.2", 81), Allow, None, "127.0.0.1:81"},
+		{ICMP, ap("169.254.1.2", 0), Allow, None, "127.0.0.1:0"},
+		{TCP, ap("169.254.1.3", 81), Allow, None, "[2001:db8::7]:81"},
+		{ICMP, ap("169.254.1.3", 0), Refuse, SpecialClosed, ""}, // a ping cannot change its family
+		{TCP, ap("169.254.1.4", 81), Prohibit, LinkLocal, ""},
+		{TCP, ap("192.0.2.1", 81), Allow, None, "192.0.2.1:81"},
+		{TCP, ap("127.0.0.9", 81), Drop, Loopback, ""}, // "itself" opens nothing that is closed
+		{TCP, ap("fd00::2", 8080), Unreachable, OwnSubnet, ""},
+		{UDP, ap("192.0.2.1", 81), Drop, ProtocolOff, ""},
+		{UDP, ap("10.0.2.5", 8080), Drop, ProtocolOff, ""},
+	} {
+		v := p.Judge(want.proto, guestOf(want.dst.Addr()), want.dst)
+		dial := ""
+		if v.Dst.IsValid() {
+			dial = v.Dst.String()
+		}
+		if v.Action != want.action || v.Reason != want.reason || dial != want.dial {
+			t.Errorf("%v to %v: %v (%v) %s, want %v (%v) %s", want.proto, want.dst, v.Action, v.Reason, dial, want.action, want.reason, want.dial)
+		}
+	}
+}
