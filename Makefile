@@ -20,7 +20,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || cat VERSI
 
 COMMANDS := rootless-run rootless-net
 # Programs that stand in for others of the same name: they are not installed beside those, but by drop-in.
-DROPINS  := slirp4netns rootlessport
+DROPINS  := slirp4netns pasta rootlessport
 LDFLAGS   = -s -w -X main.version=$(VERSION)
 # The mode of /dev/net/tun that tests see when they are started as root; empty leaves the host's.
 TUN_MODE ?= 0666

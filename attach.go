@@ -169,6 +169,14 @@ func (b *Sandbox) ResolvConf() []byte { return b.s.net.resolvConf() }
 // HostsFile is the text of a hosts file for what runs in the namespace.
 func (b *Sandbox) HostsFile(hostname string) []byte { return b.s.net.hostsFile(hostname) }
 
+// PID is that of our process inside the namespace, whose /proc/PID/net shows it; 0 for a TAP.
+func (b *Sandbox) PID() int {
+	if b.s.ns == nil {
+		return 0
+	}
+	return b.s.ns.InitPID()
+}
+
 // AddPort publishes all ports of a spec (ParsePortSpec) or none, and returns what was bound.
 func (b *Sandbox) AddPort(spec string) ([]Port, error) {
 	return (*backend)(b.s).AddPorts(context.Background(), spec)

@@ -41,7 +41,7 @@ func build() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for _, name := range []string{"rootless-run", "rootless-net", "slirp4netns", "rootlessport"} {
+	for _, name := range []string{"rootless-run", "rootless-net", "slirp4netns", "pasta", "rootlessport"} {
 		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, name), "../cmd/"+name)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {

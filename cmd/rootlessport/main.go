@@ -51,6 +51,7 @@ func run(stdin io.Reader) error {
 		return err
 	}
 	exit, ready := files[0], files[1]
+	defer exit.Close() // keeps it open until then
 	ended, err := watch.File(exit)
 	if err != nil {
 		return fmt.Errorf("exit descriptor %d: %w", c.ExitFD, err)

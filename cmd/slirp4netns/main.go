@@ -67,6 +67,7 @@ func run(o *slirp.Options) error {
 		return err
 	}
 	exit, ready, tap := files[0], files[1], files[2]
+	defer exit.Close() // keeps it open until then; nil is fine
 	ended, err := watchExit(exit)
 	if err != nil {
 		return err

@@ -37,29 +37,26 @@ type Options struct {
 	LogSize          int64
 	Stderr, Quiet    bool
 	Debug            bool
-	RunAs            string
-	StatsInterval    int // seconds; 0: none
 	Hostname, FQDN   string
 	ControlSocket    string
 	IPv4Off, IPv6Off bool
 
-	IfName          string
-	ConfigNet       bool
-	NoCopyAddrs     bool
-	NoCopyRoutes    bool
-	Addrs           []Address
-	Netmask         int // of the IPv4 address; 0: not given
-	Gateways        []netip.Addr
-	MAC, NSMAC      net.HardwareAddr // ours, and the namespace's
-	MTU             int
-	Template        string // interface whose addresses and routes are taken
-	Out4If, Out6If  string
-	Out4, Out6      netip.Addr
-	FreeBind        bool
-	NoTCP, NoUDP    bool
-	NoICMP, NoDHCP  bool
-	NoDHCPv6, NoNDP bool
-	NoRA            bool
+	IfName         string
+	ConfigNet      bool
+	NoCopyAddrs    bool
+	NoCopyRoutes   bool
+	Addrs          []Address
+	Netmask        int // of the IPv4 address; 0: not given
+	Gateways       []netip.Addr
+	MAC, NSMAC     net.HardwareAddr // ours, and the namespace's
+	MTU            int
+	Template       string // interface whose addresses and routes are taken
+	Out4If, Out6If string
+	Out4, Out6     netip.Addr
+	NoTCP, NoUDP   bool
+	NoICMP, NoDHCP bool
+	NoDHCPv6       bool
+	NoRA           bool
 
 	DNS           []netip.Addr
 	DNSOff        bool // -D none: no server is announced
@@ -72,7 +69,6 @@ type Options struct {
 	MapGuest      []netip.Addr // addresses that lead to the host's own
 	HostLoToNSLo  bool
 	NoSplice      bool
-	SpliceOnly    bool
 
 	TCP, UDP     PortSpec // in
 	TCPNS, UDPNS PortSpec // out, over loopback
@@ -87,7 +83,7 @@ type Address struct {
 var optionTable = []getopt.Option{
 	{Name: "debug", Char: 'd'}, {Name: "trace"}, {Name: "quiet", Char: 'q'}, {Name: "foreground", Char: 'f'},
 	{Name: "stderr", Char: 'e'}, {Name: "log-file", Char: 'l', Arg: getopt.Required}, {Name: "log-size", Arg: getopt.Required},
-	{Name: "runas", Arg: getopt.Required}, {Name: "help", Char: 'h'}, {Name: "version"}, {Name: "stats", Arg: getopt.Required},
+	{Name: "help", Char: 'h'}, {Name: "version"},
 	{Name: "ns-ifname", Char: 'I', Arg: getopt.Required}, {Name: "pcap", Char: 'p', Arg: getopt.Required},
 	{Name: "pid", Char: 'P', Arg: getopt.Required}, {Name: "mtu", Char: 'm', Arg: getopt.Required},
 	{Name: "address", Char: 'a', Arg: getopt.Required}, {Name: "netmask", Char: 'n', Arg: getopt.Required},
@@ -96,9 +92,9 @@ var optionTable = []getopt.Option{
 	{Name: "outbound-if4", Arg: getopt.Required}, {Name: "outbound-if6", Arg: getopt.Required},
 	{Name: "dns", Char: 'D', Arg: getopt.Required}, {Name: "search", Char: 'S', Arg: getopt.Required},
 	{Name: "dns-forward", Arg: getopt.Required}, {Name: "dns-host", Arg: getopt.Required},
-	{Name: "no-tcp"}, {Name: "no-udp"}, {Name: "no-icmp"}, {Name: "no-dhcp"}, {Name: "no-ndp"}, {Name: "no-dhcpv6"}, {Name: "no-ra"},
-	{Name: "freebind"}, {Name: "no-map-gw"}, {Name: "map-host-loopback", Arg: getopt.Required}, {Name: "map-guest-addr", Arg: getopt.Required},
-	{Name: "host-lo-to-ns-lo"}, {Name: "no-splice"}, {Name: "splice-only"},
+	{Name: "no-tcp"}, {Name: "no-udp"}, {Name: "no-icmp"}, {Name: "no-dhcp"}, {Name: "no-dhcpv6"}, {Name: "no-ra"},
+	{Name: "no-map-gw"}, {Name: "map-host-loopback", Arg: getopt.Required}, {Name: "map-guest-addr", Arg: getopt.Required},
+	{Name: "host-lo-to-ns-lo"}, {Name: "no-splice"},
 	{Name: "ipv4-only", Char: '4'}, {Name: "ipv6-only", Char: '6'},
 	{Name: "tcp-ports", Char: 't', Arg: getopt.Required}, {Name: "udp-ports", Char: 'u', Arg: getopt.Required},
 	{Name: "tcp-ns", Char: 'T', Arg: getopt.Required}, {Name: "udp-ns", Char: 'U', Arg: getopt.Required},
@@ -157,13 +153,6 @@ func (p *parser) set(key, value string) (err error) {
 		if err != nil || o.LogSize < minLogSize {
 			return fmt.Errorf("Invalid --log-size: %s", value)
 		}
-	case "runas":
-		o.RunAs = value
-	case "stats":
-		o.StatsInterval, err = strconv.Atoi(value)
-		if err != nil || o.StatsInterval < 1 {
-			return fmt.Errorf("Invalid --stats: %s", value)
-		}
 	case "pcap":
 		o.PCAP = value
 	case "pid":
@@ -199,8 +188,8 @@ func (p *parser) flag(key string) *bool {
 	o := p.o
 	return map[string]*bool{
 		"debug": &o.Debug, "trace": &o.Debug, "quiet": &o.Quiet, "foreground": &o.Foreground, "stderr": &o.Stderr,
-		"no-tcp": &o.NoTCP, "no-udp": &o.NoUDP, "no-icmp": &o.NoICMP, "no-dhcp": &o.NoDHCP, "no-ndp": &o.NoNDP, "no-dhcpv6": &o.NoDHCPv6, "no-ra": &o.NoRA,
-		"freebind": &o.FreeBind, "no-map-gw": &o.NoMapLoopback, "host-lo-to-ns-lo": &o.HostLoToNSLo, "no-splice": &o.NoSplice, "splice-only": &o.SpliceOnly,
+		"no-tcp": &o.NoTCP, "no-udp": &o.NoUDP, "no-icmp": &o.NoICMP, "no-dhcp": &o.NoDHCP, "no-dhcpv6": &o.NoDHCPv6, "no-ra": &o.NoRA,
+		"no-map-gw": &o.NoMapLoopback, "host-lo-to-ns-lo": &o.HostLoToNSLo, "no-splice": &o.NoSplice,
 		"ipv4-only": &o.IPv6Off, "ipv6-only": &o.IPv4Off, "netns-only": &p.netnsOnly, "no-netns-quit": &o.NoNetNSQuit, "config-net": &o.ConfigNet,
 		"no-copy-routes": &o.NoCopyRoutes, "no-copy-addrs": &o.NoCopyAddrs,
 	}[key]
@@ -243,8 +232,6 @@ func (p *parser) check() error {
 		return errors.New("Options ipv4-only and ipv6-only are mutually exclusive")
 	case o.LogFile != "" && o.Stderr:
 		return errors.New("Can't log to both file and stderr")
-	case o.NoSplice && o.SpliceOnly:
-		return errors.New("Options no-splice and splice-only are mutually exclusive")
 	case o.Quiet && o.Debug:
 		return errors.New("Either --debug or --quiet, but not both")
 	}
@@ -260,6 +247,9 @@ func (p *parser) check() error {
 		if len(list.addrs) == 2 && list.addrs[0].Is4() == list.addrs[1].Is4() {
 			return fmt.Errorf("--%s takes one address of each family", list.name)
 		}
+	}
+	if len(o.TCPNS.Rules) > 0 || len(o.UDPNS.Rules) > 0 {
+		return errors.New("Ports of the namespace's loopback (-T, -U) cannot be forwarded: the host's loopback is reached by the address of --map-host-loopback")
 	}
 	for _, s := range []*PortSpec{&o.TCP, &o.UDP, &o.TCPNS, &o.UDPNS} {
 		if s.Mode == PortsUnset {

@@ -1,0 +1,20 @@
+// Pasta stands in for the program of that name: Podman and RootlessKit start it with its command line, and find
+// rootlessnet's engine behind it.
+//
+// # Life
+//
+// For a process or a path it goes to the background once addresses, routes and ports are there, with its pid file
+// written: the process that was started exits with 0 then. It ends with the namespace, or by SIGTERM, SIGQUIT or SIGINT.
+// For a command it stays in the foreground and exits with the command's status.
+//
+//	parent ── starts itself again, in a session of its own ──> child: joins, configures, binds
+//	   |<──────────── status and message, one packet ────────────┘ then lets go of the standard streams
+//	exit
+//
+// # Differences
+//
+// There is no forwarding from the namespace's loopback (-T, -U): "auto", the default, opens nothing, and ports by number
+// are refused. What comes in from the host's loopback goes to the namespace's interface, as from the gateway, with and
+// without --host-lo-to-ns-lo; servers that listen on the namespace's loopback alone are not reached. --outbound-if4 and
+// --outbound-if6 choose the source address of that interface.
+package main

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"net/netip"
+
+	"rootlessnet"
+	"rootlessnet/internal/pasta"
+)
+
+// What a namespace gets when the host has no network to take over.
+var (
+	noHostAddr4    = netip.MustParsePrefix("169.254.2.1/16")
+	noHostGateway4 = netip.MustParseAddr("169.254.2.2")
+	noHostAddr6    = netip.MustParsePrefix("fe80::2/64")
+	noHostGateway6 = netip.MustParseAddr("fe80::1")
+)
+
+// defaultIfName is the name of the interface when there is none to take it from.
+const defaultIfName = "tap0"
+
+// defaultBits6 is the prefix length of an IPv6 address that was given without one.
+const defaultBits6 = 64
+
+// unsetMTU is what the kernel gives a new TAP.
+const unsetMTU = 1500
+
+// config says in the engine's words what the options mean on a host with these templates.
+func config(o *pasta.Options, t4, t6 template) rootlessnet.Config {
+	c := rootlessnet.Config{
+		IfName: o.IfName, MTU: o.MTU, MAC: o.NSMAC, Configure: o.ConfigNet, OutboundAddr: o.Out4, OutboundAddr6: o.Out6, PCAP: o.PCAP,
+		Hostname: o.Hostname, APISocket: o.ControlSocket, DNS: o.DNSHost, AllowMetadata: true, Confine: true,
+	}
+	for _, name := range []string{t4.ifName, t6.ifName, defaultIfName} {
+		if c.IfName == "" {
+			c.IfName = name
+		}
+	}
+	if c.MTU == 0 {
+		c.MTU = unsetMTU
+	}
+	// What goes out by an interface bears its address.
+	if o.Out4If != "" && !c.OutboundAddr.IsValid() && len(t4.addrs) > 0 {
+		c.OutboundAddr = t4.addrs[0].Addr()
+	}
+	if o.Out6If != "" && !c.OutboundAddr6.IsValid() && len(t6.addrs) > 0 {
+		c.OutboundAddr6 = t6.addrs[0].Addr()
+	}
+	if !o.SearchOff {
+		c.DNSSearch = o.Search
+	} else {
+		c.DNSSearch = []string{"."}
+	}
+	p := &rootlessnet.NetworkPlan{
+		GatewayMAC: o.MAC, Routes: []rootlessnet.Route{}, HostAddresses: true,
+		NoTCP: o.NoTCP, NoUDP: o.NoUDP, NoICMP: o.NoICMP, NoDHCP: o.NoDHCP, NoRA: o.NoRA,
+	}
+	c.Plan = p
+	if !o.IPv4Off {
+		p.Gateway = addFamily(o, p, t4, false)
+	}
+	if !o.IPv6Off && c.MTU >= rootlessnet.MinMTU6 {
+		p.Gateway6 = addFamily(o, p, t6, true)
+	}
+	addSpecial(o, &c, t4, t6)
+	return c
+}
+
+// addFamily adds the addresses and routes of one family, and returns its gateway.
+func addFamily(o *pasta.Options, p *rootlessnet.NetworkPlan, t template, v6 bool) netip.Addr {
+	addrs := given(o, t, v6)
+	own := len(addrs) > 0
+	if !own {
+		if addrs = t.addrs; o.NoCopyAddrs && len(addrs) > 1 {
+			addrs = addrs[:1]
+		}
+	}
+	gateway := t.gateway
+	for _, g := range o.Gateways {
+		if g.Is6() == v6 {
+			gateway = g
+		}
+	}
+	if len(addrs) == 0 {
+		if v6 && t.ifName != "" {
+			return netip.Addr{} // a host with a default route and no address: there is nothing to reach
+		}
+		if addrs = []netip.Prefix{noHostAddr4}; v6 {
+			addrs = []netip.Prefix{noHostAddr6}
+		}
+	}
+	for i := range addrs {
+		if addrs[i].Addr() == gateway {
+			gateway = netip.Addr{} // it cannot be both
+		}
+	}
+	named := gateway.IsValid()
+	if !named {
+		if gateway = noHostGateway4; v6 {
+			gateway = noHostGateway6
+		}
+	}
+	p.Addrs = append(p.Addrs, addrs...)
+	if !own && !o.NoCopyRoutes && len(t.routes) > 0 {
+		p.Routes = append(p.Routes, t.routes...)
+	} else {
+		def := rootlessnet.Route{Dst: netip.PrefixFrom(unspecified(v6), 0)}
+		if named {
+			def.Gateway = gateway
+		}
+		p.Routes = append(p.Routes, def)
+	}
+	return gateway
+}
+
+// given are the addresses of -a.
+func given(o *pasta.Options, t template, v6 bool) (list []netip.Prefix) {
+	for _, a := range o.Addrs {
+		if a.Addr.Is6() != v6 {
+			continue
+		}
+		bits := a.Bits
+		switch {
+		case bits != 0:
+		case v6:
+			bits = defaultBits6
+		case o.Netmask != 0:
+			bits = o.Netmask
+		default:
+			bits = pasta.DefaultBits(a.Addr)
+			for _, have := range t.addrs {
+				if have.Addr() == a.Addr {
+					bits = have.Bits()
+				}
+			}
+		}
+		list = append(list, netip.PrefixFrom(a.Addr, bits))
+	}
+	return list
+}
+
+// addSpecial gives the mapped addresses their meaning.
+func addSpecial(o *pasta.Options, c *rootlessnet.Config, t4, t6 template) {
+	p := c.Plan
+	off := func(a netip.Addr) bool { return a.Is4() && !p.Gateway.IsValid() || a.Is6() && !p.Gateway6.IsValid() }
+	special := map[netip.Addr]*rootlessnet.SpecialAddr{}
+	at := func(a netip.Addr) *rootlessnet.SpecialAddr {
+		if special[a] == nil {
+			special[a] = &rootlessnet.SpecialAddr{Addr: a, To: rootlessnet.ToNetwork}
+		}
+		return special[a]
+	}
+	loopback := o.MapLoopback
+	if loopback == nil && !o.NoMapLoopback {
+		loopback = []netip.Addr{p.Gateway, p.Gateway6}
+	}
+	for _, a := range loopback {
+		if a.IsValid() && !off(a) {
+			at(a).To = rootlessnet.ToLoopback
+			c.HostLoopback.All = true
+		}
+	}
+	for _, a := range o.MapGuest {
+		t := t4
+		if a.Is6() {
+			t = t6
+		}
+		if !off(a) && len(t.addrs) > 0 {
+			s := at(a)
+			s.To, s.Host = rootlessnet.ToHost, t.addrs[0].Addr()
+		}
+	}
+	for _, a := range o.DNSForward {
+		if !off(a) {
+			s := at(a)
+			if s.DNS = true; s.To == rootlessnet.ToNetwork {
+				s.To = rootlessnet.ToNothing
+			}
+		}
+	}
+	for _, s := range special {
+		p.Special = append(p.Special, *s)
+	}
+}
