@@ -1,0 +1,289 @@
+package splice
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"runtime/debug"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// maxEvents are taken from the kernel at once. More would only make the first of them wait for the last.
+	maxEvents = 64
+
+	// scratchSize is the Loop's buffer: what fills it is bulk, and goes through a pipe from then on.
+	scratchSize = 64 << 10
+
+	// tickPace is how often connections that are half closed are looked at.
+	tickPace = 5 * time.Second
+)
+
+// Handler gets the events of a descriptor watched by a Loop.
+type Handler interface {
+	// Ready is called on the loop's goroutine with the bits of epoll(7). It must not block.
+	Ready(events uint32)
+}
+
+// Loop is one event loop. Its methods may be called from any goroutine.
+type Loop struct {
+	log *slog.Logger
+	ep  int
+	f   *os.File // owns ep
+	rc  syscall.RawConn
+
+	mu     sync.Mutex
+	slots  []slot             // guarded by mu
+	free   []int32            // guarded by mu
+	pairs  map[*Pair]struct{} // guarded by mu
+	closed bool               // guarded by mu
+
+	// The goroutine's own.
+	events  [maxEvents]unix.EpollEvent
+	queue   []*Pair // with work left after their turn
+	scratch []byte
+	pipes   pipePool
+	halves  map[*Pair]struct{} // half closed, not under keep-alive yet
+	armed   bool               // the tick is
+	spin    spinner
+
+	done chan struct{}
+}
+
+// slot is one watched descriptor. gen tells an event of the descriptor that was in the slot before from one of this.
+type slot struct {
+	h   Handler
+	gen uint32
+}
+
+// NewLoop starts a loop. log may be nil.
+func NewLoop(log *slog.Logger) (*Loop, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("epoll: %w", err)
+	}
+	if err := unix.SetNonblock(ep, true); err != nil { // what makes os.File give it to the netpoller
+		unix.Close(ep)
+		return nil, fmt.Errorf("epoll: %w", err)
+	}
+	l := &Loop{log: log, ep: ep, f: os.NewFile(uintptr(ep), "epoll"), pairs: map[*Pair]struct{}{},
+		scratch: make([]byte, scratchSize), halves: map[*Pair]struct{}{}, done: make(chan struct{})}
+	if l.rc, err = l.f.SyscallConn(); err != nil {
+		l.f.Close()
+		return nil, fmt.Errorf("epoll: %w", err)
+	}
+	go l.run()
+	return l, nil
+}
+
+// Close resets every pair and waits for the goroutine. Handlers get no event after it.
+func (l *Loop) Close() {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		<-l.done
+		return
+	}
+	l.closed = true
+	l.mu.Unlock()
+	_ = l.f.Close()
+	<-l.done
+}
+
+// Watch has h called when fd, which stays the caller's, is ready. events are those of epoll_ctl(2). The token is for
+// Rearm and Unwatch.
+func (l *Loop) Watch(fd int, events uint32, h Handler) (token int32, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return 0, net.ErrClosed
+	}
+	token, gen := l.claimLocked(h)
+	if err := l.control(unix.EPOLL_CTL_ADD, fd, events, token, gen); err != nil {
+		l.releaseLocked(token)
+		return 0, err
+	}
+	return token, nil
+}
+
+// Rearm sets other events for a descriptor that is watched.
+func (l *Loop) Rearm(fd int, events uint32, token int32) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.control(unix.EPOLL_CTL_MOD, fd, events, token, l.slots[token].gen)
+}
+
+// Unwatch ends a Watch. fd must be open still.
+func (l *Loop) Unwatch(fd int, token int32) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_ = l.control(unix.EPOLL_CTL_DEL, fd, 0, 0, 0)
+	l.releaseLocked(token)
+}
+
+func (l *Loop) claimLocked(h Handler) (token int32, gen uint32) {
+	if n := len(l.free); n > 0 {
+		token = l.free[n-1]
+		l.free = l.free[:n-1]
+	} else {
+		token = int32(len(l.slots))
+		l.slots = append(l.slots, slot{})
+	}
+	l.slots[token].h = h
+	return token, l.slots[token].gen
+}
+
+func (l *Loop) releaseLocked(token int32) {
+	s := &l.slots[token]
+	s.h, s.gen = nil, s.gen+1
+	l.free = append(l.free, token)
+}
+
+func (l *Loop) control(op, fd int, events uint32, token int32, gen uint32) error {
+	e := unix.EpollEvent{Events: events, Fd: token, Pad: int32(gen)}
+	_, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(l.ep), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(&e)), 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// poll takes what is ready, without waiting. RawSyscall: it cannot block.
+func (l *Loop) poll(ep uintptr) int {
+	for {
+		n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, ep, uintptr(unsafe.Pointer(&l.events[0])), maxEvents, 0, 0, 0)
+		switch errno {
+		case 0:
+			return int(n)
+		case unix.EINTR:
+		default:
+			return 0
+		}
+	}
+}
+
+// run is the loop's goroutine. It sleeps in Go's own poller, in which the epoll set is one more descriptor: whatever
+// thread finds it ready goes on here, without waking another.
+func (l *Loop) run() {
+	defer close(l.done)
+	defer l.end()
+	for {
+		n := 0
+		step := func(ep uintptr) bool {
+			n = l.poll(ep)
+			return n > 0 || len(l.queue) > 0
+		}
+		if err := l.rc.Read(step); err != nil {
+			if errors.Is(err, os.ErrDeadlineExceeded) { // the tick
+				l.tick()
+				continue
+			}
+			return
+		}
+		l.turn(n)
+		l.spin.after(l)
+	}
+}
+
+// turn handles n events, and then once each pair that had work left.
+func (l *Loop) turn(n int) {
+	for i := range l.events[:n] {
+		e := &l.events[i]
+		l.mu.Lock()
+		s := l.slots[e.Fd]
+		l.mu.Unlock()
+		if s.h != nil && s.gen == uint32(e.Pad) {
+			l.call(s.h, e.Events)
+		}
+	}
+	for range len(l.queue) {
+		p := l.queue[0]
+		l.queue[0] = nil
+		l.queue = l.queue[1:]
+		p.queued = false
+		l.call(p, 0)
+	}
+	if len(l.queue) == 0 {
+		l.queue = nil
+	}
+}
+
+// call makes a panic cost one connection, not the data plane.
+func (l *Loop) call(h Handler, events uint32) {
+	defer func() {
+		if e := recover(); e != nil {
+			l.log.Error("panic in a connection", "panic", fmt.Sprint(e), "stack", string(debug.Stack()))
+			if s, ok := h.(*side); ok {
+				s.pair.abort()
+			} else if p, ok := h.(*Pair); ok {
+				p.abort()
+			}
+		}
+	}()
+	h.Ready(events)
+}
+
+// again gives p another turn after the others.
+func (l *Loop) again(p *Pair) {
+	if !p.queued {
+		p.queued = true
+		l.queue = append(l.queue, p)
+	}
+}
+
+// halfClosed notes that one direction of p has ended.
+func (l *Loop) halfClosed(p *Pair) {
+	p.halfSince = time.Now()
+	l.halves[p] = struct{}{}
+	l.armTick()
+}
+
+// tick puts connections that have been half closed for a while under keep-alive. Only then: most are about to end, and
+// the calls would be for nothing.
+func (l *Loop) tick() {
+	now := time.Now()
+	for p := range l.halves {
+		if now.Sub(p.halfSince) >= tickPace {
+			p.expectDeath()
+			delete(l.halves, p)
+		}
+	}
+	l.armed = false
+	_ = l.f.SetReadDeadline(time.Time{})
+	if len(l.halves) > 0 {
+		l.armTick()
+	}
+}
+
+// armTick makes the sleep end by itself, once.
+func (l *Loop) armTick() {
+	if !l.armed {
+		l.armed = true
+		_ = l.f.SetReadDeadline(time.Now().Add(tickPace))
+	}
+}
+
+// end runs when the loop is closed.
+func (l *Loop) end() {
+	l.mu.Lock()
+	l.closed = true
+	var left []*Pair
+	for p := range l.pairs {
+		left = append(left, p)
+	}
+	l.mu.Unlock()
+	for _, p := range left {
+		p.abort()
+	}
+	l.pipes.close()
+}
