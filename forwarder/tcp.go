@@ -80,6 +80,8 @@ type Streams struct {
 	dials    map[netip.Addr]int // under way, by destination; guarded by dialMu
 	nDials   int                // guarded by dialMu
 
+	kernel *kernelRoad // nil without one; set before the first connection
+
 	clients atomic.Int64 // of published ports, not connected to the guest yet
 
 	mu        sync.Mutex
@@ -123,6 +125,9 @@ func (t *Streams) Close() {
 		f.abort()
 	}
 	t.wg.Wait()
+	if t.kernel != nil {
+		t.kernel.close()
+	}
 }
 
 // enter registers a goroutine of t; false means that t is closed.
@@ -145,6 +150,10 @@ func (t *Streams) HandleTCP(req *stack.TCPRequest) {
 	defer t.wg.Done()
 	if t.cfg.ServeDNS != nil && req.Dst.Port() == dnsPort && t.answersDNS(req.Dst.Addr()) {
 		t.serveDNS(req)
+		return
+	}
+	if t.kernel != nil { // in fragments, or it would not have come here: what follows would not come by the link
+		req.Ignore()
 		return
 	}
 	v := t.cfg.Policy.Judge(policy.TCP, req.Src, req.Dst)
@@ -334,6 +343,7 @@ func (c *streamCounters) refuse(r policy.Reason) { c.refused[uint8(r)].Add(1) }
 // StreamStats is a snapshot of the TCP half.
 type StreamStats struct {
 	Active         int               `json:"active"`          // connections joined at this moment
+	Spliced        int               `json:"spliced"`         // of them on the kernel's road
 	Outbound       uint64            `json:"outbound"`        // joined since the start, opened by the guest
 	Inbound        uint64            `json:"inbound"`         // joined since the start, opened by clients
 	BytesToHost    uint64            `json:"bytes_to_host"`   // payload
@@ -360,6 +370,10 @@ func (t *Streams) Stats() StreamStats {
 	t.mu.Lock()
 	s.Active = len(t.flows)
 	t.mu.Unlock()
+	if t.kernel != nil {
+		toHost, toGuest, active := t.kernel.moved()
+		s.BytesToHost, s.BytesToGuest, s.Spliced, s.Active = s.BytesToHost+toHost, s.BytesToGuest+toGuest, active, s.Active+active
+	}
 	t.dialMu.Lock()
 	s.Dialling = t.nDials
 	t.dialMu.Unlock()
@@ -380,6 +394,9 @@ func (t *Streams) Flows() []FlowInfo {
 	l := make([]FlowInfo, 0, len(t.flows))
 	for f := range t.flows {
 		l = append(l, FlowInfo{f.dir, f.c.Flow, f.since})
+	}
+	if t.kernel != nil {
+		l = append(l, t.kernel.flows()...)
 	}
 	return l
 }

@@ -38,85 +38,104 @@ func newHostConn(fd int) (*hostConn, error) {
 	return &hostConn{f: f, rc: rc}, nil
 }
 
-// dialHost connects a non-blocking socket. It does what net.Dialer does, but keeps the socket after a failure to read
-// the ICMP error that caused it from the error queue (ip(7), IP_RECVERR). from is the address it leaves from; the zero
-// value leaves that to the host's routes.
-func dialHost(ctx context.Context, from netip.Addr, dst netip.AddrPort, tos uint8) (*hostConn, error) {
-	family, sa := unix.AF_INET6, unix.Sockaddr(nil)
-	level, recverr := unix.IPPROTO_IPV6, unix.IPV6_RECVERR
-	if a := dst.Addr(); a.Is4() {
+// startDial makes a non-blocking socket and starts to connect it; connectState tells how that goes. from is the address
+// it leaves from; the zero value leaves that to the host's routes. The error is a *dialError.
+func startDial(from netip.Addr, dst netip.AddrPort, tos uint8) (fd int, err error) {
+	v4 := dst.Addr().Is4()
+	family, level, recverr := unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_RECVERR
+	if v4 {
 		family, level, recverr = unix.AF_INET, unix.IPPROTO_IP, unix.IP_RECVERR
-		sa = &unix.SockaddrInet4{Port: int(dst.Port()), Addr: a.As4()}
-	} else {
-		sa = &unix.SockaddrInet6{Port: int(dst.Port()), Addr: a.As16()}
 	}
-	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+	fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
 	if err != nil {
 		e := &dialError{errno: err.(syscall.Errno)}
 		if e.errno == syscall.EAFNOSUPPORT { // a kernel without IPv6
-			none := netUnreachable(family == unix.AF_INET)
+			none := netUnreachable(v4)
 			e.icmp = &none
 		}
-		return nil, e
+		return -1, e
 	}
 	_ = unix.SetsockoptInt(fd, level, recverr, 1)
 	if tos &^= 3; tos != 0 { // the two ECN bits of a TCP packet are its own kernel's
-		if family == unix.AF_INET {
+		if v4 {
 			_ = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TOS, int(tos))
 		} else {
 			_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_TCLASS, int(tos))
 		}
 	}
-	if err := bindSource(fd, from); err != nil {
+	if err = bindSource(fd, from); err != nil {
 		unix.Close(fd)
-		return nil, &dialError{errno: err.(syscall.Errno)}
+		return -1, &dialError{errno: err.(syscall.Errno)}
 	}
-	err = unix.Connect(fd, sa)
-	if err != nil && err != unix.EINPROGRESS {
-		e := &dialError{errno: err.(syscall.Errno)}
-		e.icmp = socketICMP(fd, e.errno, family == unix.AF_INET)
+	if _, err = connectState(fd, toSockaddr(dst)); err != nil {
+		err = withICMP(fd, err, dst)
 		unix.Close(fd)
-		return nil, e
+		return -1, err
 	}
-	h, herr := newHostConn(fd)
-	if herr != nil {
-		return nil, herr
+	return fd, nil
+}
+
+// connectState starts a connect, or asks how it goes: done, under way, or failed.
+func connectState(fd int, sa unix.Sockaddr) (done bool, err error) {
+	switch err := unix.Connect(fd, sa); err {
+	case nil, unix.EISCONN:
+		return true, nil
+	case unix.EALREADY, unix.EINPROGRESS, unix.EINTR:
+		return false, nil
+	default:
+		return false, err
 	}
-	f, rc := h.f, h.rc
-	if err == unix.EINPROGRESS {
-		stop := context.AfterFunc(ctx, func() { _ = f.SetDeadline(time.Unix(1, 0)) })
-		var de *dialError
-		werr := rc.Write(func(fd uintptr) bool {
-			// The first call comes before any wait, and an event before it is lost: only the socket's state counts.
-			errno, gerr := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
-			if gerr != nil {
-				errno = int(gerr.(syscall.Errno))
-			}
-			if errno != 0 {
-				de = &dialError{errno: syscall.Errno(errno)}
-				de.icmp = socketICMP(int(fd), de.errno, family == unix.AF_INET)
-				return true
-			}
-			_, perr := unix.Getpeername(int(fd))
-			return perr == nil
-		})
-		stop()
-		if werr == nil && de == nil && ctx.Err() != nil {
-			werr = ctx.Err()
+}
+
+func toSockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+	}
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+}
+
+// withICMP adds to a failed connect what the error queue knows of it (ip(7), IP_RECVERR).
+func withICMP(fd int, err error, dst netip.AddrPort) *dialError {
+	errno, ok := err.(syscall.Errno)
+	if !ok {
+		errno = syscall.EIO
+	}
+	return &dialError{errno: errno, icmp: socketICMP(fd, errno, dst.Addr().Is4())}
+}
+
+// dialHost connects to dst. It does what net.Dialer does, but keeps the socket after a failure to read the ICMP error that
+// caused it.
+func dialHost(ctx context.Context, from netip.Addr, dst netip.AddrPort, tos uint8) (*hostConn, error) {
+	fd, err := startDial(from, dst, tos)
+	if err != nil {
+		return nil, err
+	}
+	h, err := newHostConn(fd)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = h.f.SetDeadline(time.Unix(1, 0)) })
+	var failure error
+	werr := h.rc.Write(func(fd uintptr) bool {
+		// The first call comes before any wait, and an event before it is lost: only the socket's state counts.
+		done, err := connectState(int(fd), toSockaddr(dst))
+		if err != nil {
+			failure = withICMP(int(fd), err, dst)
 		}
-		if de != nil || werr != nil {
-			f.Close()
-			if de != nil {
-				return nil, de
-			}
-			return nil, &dialError{errno: syscall.ETIMEDOUT}
-		}
+		return done || err != nil
+	})
+	if stop(); failure == nil && (werr != nil || ctx.Err() != nil) {
+		failure = &dialError{errno: syscall.ETIMEDOUT}
 	}
-	if h.self() {
+	if failure != nil {
+		h.f.Close()
+		return nil, failure
+	}
+	if isSelf(fd, dst) {
 		h.reset()
 		return nil, &dialError{errno: syscall.ECONNREFUSED}
 	}
-	h.tune(level, recverr)
+	_ = h.rc.Control(func(fd uintptr) { tuneHost(int(fd)); forgetErrors(int(fd), dst.Addr().Is4()) })
 	return h, nil
 }
 
@@ -133,15 +152,11 @@ func bindSource(fd int, from netip.Addr) error {
 	return unix.Bind(fd, &unix.SockaddrInet6{Addr: from.As16()})
 }
 
-// self says whether the socket is connected to itself, which TCP allows: a port of this host on which nobody listens
-// may be the one that the kernel chose for the socket (RFC 9293 3.5, simultaneous open).
-func (h *hostConn) self() (yes bool) {
-	_ = h.rc.Control(func(fd uintptr) {
-		local, err1 := unix.Getsockname(int(fd))
-		peer, err2 := unix.Getpeername(int(fd))
-		yes = err1 == nil && err2 == nil && sockAddr(local) == sockAddr(peer)
-	})
-	return yes
+// isSelf says whether a socket connected to dst is connected to itself, which TCP allows: a port of this host on which
+// nobody listens may be the one that the kernel chose for the socket (RFC 9293 3.5, simultaneous open).
+func isSelf(fd int, dst netip.AddrPort) bool {
+	local, err := unix.Getsockname(fd)
+	return err == nil && sockAddr(local) == dst
 }
 
 // sockAddr leaves out the zone: what needs one is never told to the guest.
@@ -155,18 +170,21 @@ func sockAddr(sa unix.Sockaddr) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// tune sets what a joined socket needs: no Nagle (the guest's kernel has its own), keep-alive at the system's pace so
-// that a vanished peer is noticed on behalf of the guest, urgent data in line (netstack has no urgent mode), and no
-// error queue: on an established connection IP_RECVERR would turn passing errors into failures.
-func (h *hostConn) tune(level, recverr int) {
-	_ = h.rc.Control(func(fd uintptr) {
-		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
-		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
-		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
-		if recverr != 0 {
-			_ = unix.SetsockoptInt(int(fd), level, recverr, 0)
-		}
-	})
+// tuneHost sets what a joined socket needs: no Nagle (the guest's kernel has its own), keep-alive at the system's pace so
+// that a vanished peer is noticed on behalf of the guest, urgent data in line. A listener passes it on to what it accepts.
+func tuneHost(fd int) {
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
+}
+
+// forgetErrors turns the error queue off: on an established connection it would make failures of passing errors.
+func forgetErrors(fd int, v4 bool) {
+	level, recverr := unix.IPPROTO_IPV6, unix.IPV6_RECVERR
+	if v4 {
+		level, recverr = unix.IPPROTO_IP, unix.IP_RECVERR
+	}
+	_ = unix.SetsockoptInt(fd, level, recverr, 0)
 }
 
 // close closes the socket; what was not read makes it a reset, as for any program.

@@ -47,6 +47,7 @@ func (t *Streams) PublishTo(l *net.TCPListener, to netip.AddrPort) (*PublishedTC
 		_ = p.l.Close()
 		return nil, err
 	}
+	_ = p.rc.Control(func(fd uintptr) { tuneHost(int(fd)) })
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
@@ -76,13 +77,20 @@ func (p *PublishedTCP) acceptLoop() {
 		if p.t.clients.Load() >= maxDials {
 			p.pause()
 		}
-		h, client, err := p.accept()
+		fd, client, err := p.accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err != nil {
 			p.t.stats.badAccepts.Add(1)
 			p.pause()
+			continue
+		}
+		if k := p.t.kernel; k != nil && k.serve(fd, client, p.to) {
+			continue
+		}
+		h, err := newHostConn(fd)
+		if err != nil {
 			continue
 		}
 		if !p.t.enter() {
@@ -110,7 +118,7 @@ func (p *PublishedTCP) pause() {
 }
 
 // accept waits for a client; net.ErrClosed means that the port was closed.
-func (p *PublishedTCP) accept() (*hostConn, netip.AddrPort, error) {
+func (p *PublishedTCP) accept() (int, netip.AddrPort, error) {
 	var fd int
 	var sa unix.Sockaddr
 	var err error
@@ -123,18 +131,16 @@ func (p *PublishedTCP) accept() (*hostConn, netip.AddrPort, error) {
 		}
 	})
 	if rerr != nil { // there is no deadline: closed
-		return nil, netip.AddrPort{}, net.ErrClosed
+		return -1, netip.AddrPort{}, net.ErrClosed
 	}
 	if err != nil {
-		return nil, netip.AddrPort{}, err
+		return -1, netip.AddrPort{}, err
 	}
-	h, err := newHostConn(fd)
-	return h, sockAddr(sa), err
+	return fd, sockAddr(sa), nil
 }
 
 // serveClient connects a client of the host to the port inside, from the client's own address.
 func (t *Streams) serveClient(h *hostConn, client, to netip.AddrPort) {
-	h.tune(0, 0)
 	c, err := t.dialGuest(client, to)
 	if err != nil {
 		h.reset() // a closed port inside gives the client a reset

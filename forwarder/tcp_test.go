@@ -170,7 +170,7 @@ func TestTCPNoSelfConnect(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer h.close()
-	if !h.self() {
+	if !isSelf(fd, sockAddr(local)) {
 		t.Error("not noticed")
 	}
 }

@@ -145,6 +145,9 @@ func (p *port) dispatch(k *packet, r *rx) (taken bool) {
 			s.stats.drop(DropChecksum)
 			return false
 		}
+		if p.offerSYN(k, r) {
+			return false
+		}
 		n := header.IPv4ProtocolNumber
 		if k.dst.Is6() {
 			n = header.IPv6ProtocolNumber

@@ -83,18 +83,19 @@ type Config struct {
 // Stack is the gateway of one network: netstack for TCP, own code for everything else.
 // All methods may be called from any goroutine.
 type Stack struct {
-	cfg     Config
-	log     *slog.Logger
-	ns      *gstack.Stack
-	link    *link
-	tcp     *tcp.Forwarder
-	syns    synTable
-	handler Handler
-	mac     [6]byte
-	ll6     netip.Addr // the gateway's link-local address, the source of RAs
-	stats   counters
-	ports   atomic.Pointer[[]*port]
-	ipID    atomic.Uint32
+	cfg        Config
+	log        *slog.Logger
+	ns         *gstack.Stack
+	link       *link
+	tcp        *tcp.Forwarder
+	syns       synTable
+	handler    Handler
+	synHandler SYNHandler
+	mac        [6]byte
+	ll6        netip.Addr // the gateway's link-local address, the source of RAs
+	stats      counters
+	ports      atomic.Pointer[[]*port]
+	ipID       atomic.Uint32
 
 	mu     sync.Mutex // guards closed and writes to ports
 	closed bool

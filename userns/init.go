@@ -32,6 +32,7 @@ type initState struct {
 	files *fileSet
 	cmd   int // pid of the command; 0 before it started
 	ready bool
+	away  *diversion
 	leave func() // undoes what an attached namespace must not keep; nil for none
 }
 
@@ -62,6 +63,9 @@ func initMain() int {
 	s := &initState{sock: sock}
 	defer func() {
 		s.killAll()
+		if s.away != nil {
+			s.away.close()
+		}
 		if s.leave != nil {
 			s.leave()
 		}
@@ -74,12 +78,8 @@ func initMain() int {
 			if !open {
 				return 0
 			}
-			answer, fd, pid := s.handle(r)
+			answer, out, pid := s.handle(r)
 			closeAll(r.fds)
-			var out []*os.File
-			if fd != nil {
-				out = append(out, fd)
-			}
 			err := sock.send(answer, pid, out...)
 			if pid != 0 && errors.Is(err, unix.EPERM) {
 				// Naming it is allowed in a pid namespace we own. In another the number is the supervisor's already.
@@ -127,14 +127,18 @@ func readRequests(sock *socket, out chan<- request) {
 }
 
 // handle does what r asks for and returns the answer, with a descriptor and a pid that go along.
-func (s *initState) handle(r request) (answer *message, fd *os.File, pid int) {
+func (s *initState) handle(r request) (answer *message, fds []*os.File, pid int) {
 	var err error
 	switch {
 	case r.m.Type == msgSetup && !s.ready:
 		var ready *readyBody
-		if ready, fd, err = s.setup(r.m.Setup); err == nil {
+		var link *os.File
+		if ready, link, err = s.setup(r.m.Setup); err == nil {
 			s.ready = true
-			return &message{Type: msgReady, Ready: ready}, fd, 0
+			if link != nil {
+				fds = []*os.File{link}
+			}
+			return &message{Type: msgReady, Ready: ready}, fds, 0
 		}
 	case r.m.Type == msgRun && s.ready && s.cmd == 0 && s.leave == nil:
 		if s.cmd, err = startCommand(r.m.Run, r.fds); err == nil {
@@ -149,6 +153,11 @@ func (s *initState) handle(r request) (answer *message, fd *os.File, pid int) {
 		if err = s.files.update(r.m.Files); err == nil {
 			return &message{Type: msgDone}, nil, 0
 		}
+	case r.m.Type == msgDivert && s.ready && s.away == nil:
+		if s.away, err = divert(r.m.Divert); err == nil {
+			return &message{Type: msgDiverted}, s.away.out, 0
+		}
+		s.away = nil
 	default:
 		err = &Error{Op: "handshake", Err: fmt.Errorf("%w %q", errProtocol, r.m.Type)}
 	}

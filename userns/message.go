@@ -19,12 +19,15 @@ const (
 	msgRun    msgType = "run"    // 3 fds
 	msgSignal msgType = "signal" // 0 fds
 	msgFiles  msgType = "files"  // 0 fds
+	msgDivert msgType = "divert" // 0 fds
 
 	msgReady   msgType = "ready"   // 0 or 1 fd
 	msgStarted msgType = "started" // 0 fds
 	msgDone    msgType = "done"    // 0 fds
 	msgFailed  msgType = "failed"  // 0 fds
 	msgExited  msgType = "exited"  // 0 fds
+	// msgDiverted has 3 fds, and with IPv6 4: see diversion.out.
+	msgDiverted msgType = "diverted"
 )
 
 // message is one of the closed set: Type, and the one body that belongs to it.
@@ -33,6 +36,7 @@ type message struct {
 	Setup  *setupBody `json:"setup,omitempty"`
 	Run    *runBody   `json:"run,omitempty"`
 	Files  *Files     `json:"files,omitempty"`
+	Divert *Diversion `json:"divert,omitempty"`
 	Signal int        `json:"signal,omitempty"`
 	Ready  *readyBody `json:"ready,omitempty"`
 	Fail   *failBody  `json:"fail,omitempty"`
@@ -71,7 +75,7 @@ const (
 	// largeMax bounds a message in a memfd. The kernel takes at most 6 MiB of arguments and environment (fs/exec.c,
 	// bprm_set_stack_limits), which base64 makes 8; hosts files with block lists are a few MiB.
 	largeMax = 16 << 20
-	// maxFDs is the most descriptors of a message: stdin, stdout, stderr and the memfd.
+	// maxFDs is the most descriptors of a message: stdin, stdout, stderr and the memfd; those of diverted.
 	maxFDs = 4
 )
 
@@ -84,7 +88,9 @@ func wantFDs(t msgType) (least, most int, known bool) {
 		return 3, 3, true
 	case msgReady:
 		return 0, 1, true
-	case msgSetup, msgSignal, msgFiles, msgStarted, msgDone, msgFailed, msgExited:
+	case msgDiverted:
+		return 3, 4, true
+	case msgSetup, msgSignal, msgFiles, msgDivert, msgStarted, msgDone, msgFailed, msgExited:
 		return 0, 0, true
 	}
 	return 0, 0, false
@@ -107,7 +113,7 @@ func parseMessage(b []byte) (*message, error) {
 	}
 	if (m.Setup != nil) != (m.Type == msgSetup) || (m.Run != nil) != (m.Type == msgRun) ||
 		(m.Files != nil) != (m.Type == msgFiles) || (m.Ready != nil) != (m.Type == msgReady) ||
-		(m.Fail != nil) != (m.Type == msgFailed) {
+		(m.Divert != nil) != (m.Type == msgDivert) || (m.Fail != nil) != (m.Type == msgFailed) {
 		return nil, fmt.Errorf("%w: %q with another body", errProtocol, m.Type)
 	}
 	return m, nil

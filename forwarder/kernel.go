@@ -1,0 +1,224 @@
+package forwarder
+
+import (
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"rootlessnet/splice"
+	"rootlessnet/stack"
+)
+
+// Kernel is what the kernel's road needs of the guest's namespace. Streams takes all of it over.
+type Kernel struct {
+	// Packets is an AF_PACKET socket: an Ethernet frame written to it, without addresses, arrives on the namespace's lo
+	// and finds its way to a listener.
+	Packets *os.File
+	// Loopback is the index of lo.
+	Loopback int
+	// Listeners, non-blocking, one a family, accept connections to any address.
+	Listeners []*os.File
+	// Mint makes sockets that may have any address, and speak to the guest with it.
+	Mint Mint
+}
+
+// Mint is a stock of transparent TCP sockets.
+type Mint interface {
+	// Get never waits; an error means that there is none at the moment.
+	Get(ipv6 bool) (fd int, err error)
+	Close()
+}
+
+// kernelRoad joins the guest's connections with the host's by splice(2): both ends are sockets of the kernel, netstack
+// has no part in it. It is an addition to the other road: whatever it cannot do, that one does.
+//
+//	out: SYN from the link → policy → dial → the SYN again, on lo → accept → join
+//	in:  accept → minted socket with the client's address → connect → join
+type kernelRoad struct {
+	t    *Streams
+	k    Kernel
+	loop *splice.Loop
+
+	packets int // descriptors; the files own them
+	listen  []listener
+	to      unix.RawSockaddrLinklayer
+
+	mu       sync.Mutex
+	closed   bool                    // guarded by mu
+	requests map[stack.Flow]*request // guarded by mu
+	dials    map[*guestDial]struct{} // guarded by mu
+	joined   map[*joint]struct{}     // guarded by mu
+	sweeping *time.Timer             // not nil while there is something to sweep; guarded by mu
+
+	toHost, toGuest uint64 // bytes of what has ended; guarded by mu
+}
+
+// joint is one joined pair.
+type joint struct {
+	info FlowInfo
+	pair *splice.Pair // the host's socket first
+}
+
+// sweepPace is how often attempts are looked at that the guest does not answer.
+const sweepPace = 5 * time.Second
+
+// UseKernel opens the kernel's road. It must be called before the first connection, once. On an error nothing of k is
+// left open.
+func (t *Streams) UseKernel(k Kernel) (err error) {
+	r := &kernelRoad{t: t, k: k, requests: map[stack.Flow]*request{}, dials: map[*guestDial]struct{}{}, joined: map[*joint]struct{}{}}
+	defer func() {
+		if err != nil {
+			r.closeFiles()
+		}
+	}()
+	if r.packets, err = fdOf(k.Packets); err != nil {
+		return err
+	}
+	r.to = unix.RawSockaddrLinklayer{Family: unix.AF_PACKET, Ifindex: int32(k.Loopback)}
+	if r.loop, err = splice.NewLoop(t.log); err != nil {
+		return err
+	}
+	for _, l := range k.Listeners {
+		fd, err := fdOf(l)
+		if err == nil {
+			r.listen = append(r.listen, listener{r: r, fd: fd})
+		}
+		if err != nil {
+			r.loop.Close()
+			return err
+		}
+	}
+	for i := range r.listen {
+		l := &r.listen[i]
+		// One event at most, each time it is asked for: accept follows the request by itself, nearly always.
+		if l.token, err = r.loop.Watch(l.fd, unix.EPOLLONESHOT, l); err != nil {
+			r.loop.Close()
+			return err
+		}
+	}
+	t.kernel = r
+	return nil
+}
+
+// fdOf reads the number without making the file blocking, as Fd would.
+func fdOf(f *os.File) (n int, err error) {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	err = c.Control(func(fd uintptr) { n = int(fd) })
+	return n, err
+}
+
+// close ends everything. Nobody calls HandleSYN or serve any more.
+func (r *kernelRoad) close() {
+	r.mu.Lock()
+	r.closed = true
+	if r.sweeping != nil {
+		r.sweeping.Stop()
+	}
+	for _, q := range r.requests {
+		r.drop(q)
+	}
+	for d := range r.dials {
+		d.end(true)
+	}
+	r.mu.Unlock()
+	r.loop.Close()
+	r.closeFiles()
+}
+
+func (r *kernelRoad) closeFiles() {
+	_ = r.k.Packets.Close()
+	for _, l := range r.k.Listeners {
+		_ = l.Close()
+	}
+	r.k.Mint.Close()
+}
+
+// join hands both sockets to the loop. r.mu is held: the pair may end at once.
+func (r *kernelRoad) join(host, guest int, f stack.Flow, dir Direction) {
+	j := &joint{info: FlowInfo{Direction: dir, Flow: f, Since: time.Now()}}
+	var err error
+	if j.pair, err = r.loop.Join(host, guest, func() { r.parted(j) }); err != nil { // no memory, or closed
+		resetFD(host)
+		resetFD(guest)
+		return
+	}
+	r.joined[j] = struct{}{}
+	if dir == Inbound {
+		r.t.stats.in.Add(1)
+	} else {
+		r.t.stats.out.Add(1)
+	}
+}
+
+// parted is called by the loop when a pair has ended.
+func (r *kernelRoad) parted(j *joint) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.joined, j)
+	toHost, toGuest := j.pair.Moved()
+	r.toHost += toHost
+	r.toGuest += toGuest
+}
+
+// moved is the payload of all connections so far, bytes.
+func (r *kernelRoad) moved() (toHost, toGuest uint64, active int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	toHost, toGuest = r.toHost, r.toGuest
+	for j := range r.joined {
+		h, g := j.pair.Moved()
+		toHost, toGuest = toHost+h, toGuest+g
+	}
+	return toHost, toGuest, len(r.joined)
+}
+
+func (r *kernelRoad) flows() (l []FlowInfo) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for j := range r.joined {
+		l = append(l, j.info)
+	}
+	return l
+}
+
+// sweepLater makes sure that sweep runs. r.mu is held.
+func (r *kernelRoad) sweepLater() {
+	if r.sweeping == nil && !r.closed {
+		r.sweeping = time.AfterFunc(sweepPace, r.sweep)
+	}
+}
+
+// sweep gives up what the guest has not answered in time.
+func (r *kernelRoad) sweep() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sweeping = nil
+	if r.closed {
+		return
+	}
+	now := time.Now()
+	for _, q := range r.requests {
+		if q.offered && now.Sub(q.since) > guestDialTimeout {
+			r.drop(q)
+		}
+	}
+	for d := range r.dials {
+		if now.Sub(d.since) > guestDialTimeout {
+			d.end(true)
+		}
+	}
+	if len(r.requests) > 0 || len(r.dials) > 0 {
+		r.sweepLater()
+	}
+}
+
+// resetFD closes a socket with RST.
+func resetFD(fd int) {
+	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	unix.Close(fd)
+}

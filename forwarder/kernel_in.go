@@ -1,0 +1,111 @@
+package forwarder
+
+import (
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"rootlessnet/stack"
+)
+
+// guestDial is a connect of a minted socket to the guest that did not end at once.
+type guestDial struct {
+	r        *kernelRoad
+	host, fd int
+	flow     stack.Flow
+	token    int32
+	since    time.Time
+}
+
+// serve connects a client of a published port, whose socket is host, to the port inside. false leaves the client to the
+// other road, which knows what to do with whatever this one does not: a port that is closed, or that is open only to
+// what comes by the uplink; a server of the other family; no minted socket in stock.
+func (r *kernelRoad) serve(host int, client, to netip.AddrPort) bool {
+	t := r.t
+	guest, gateway := t.cfg.Guest4, t.cfg.Gateway4
+	if client.Addr().Is6() {
+		guest, gateway = t.cfg.Guest6, t.cfg.Gateway6
+	}
+	if a := to.Addr(); a.IsValid() {
+		guest = netip.Addr{}
+		if a.Is4() == client.Addr().Is4() {
+			guest = a
+		}
+	}
+	if !guest.IsValid() {
+		return false
+	}
+	fd, err := r.k.Mint.Get(guest.Is6())
+	if err != nil {
+		return false
+	}
+	f := stack.Flow{Src: t.sourceFor(client, guest, gateway), Dst: netip.AddrPortFrom(guest, to.Port())}
+	sa := toSockaddr(f.Dst)
+	err = unix.Bind(fd, toSockaddr(f.Src))
+	if err == nil {
+		if err = unix.Connect(fd, sa); err == unix.EINPROGRESS {
+			var done bool
+			if done, err = connectState(fd, sa); err == nil && !done {
+				return r.wait(host, fd, f)
+			}
+		}
+	}
+	if err != nil {
+		unix.Close(fd)
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.join(host, fd, f, Inbound)
+	return true
+}
+
+// wait sees to a connect that takes longer: the server's backlog is full, or somebody drops the segments.
+func (r *kernelRoad) wait(host, fd int, f stack.Flow) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	d := &guestDial{r: r, host: host, fd: fd, flow: f, since: time.Now()}
+	var err error
+	if r.closed {
+		err = unix.ECANCELED
+	} else {
+		d.token, err = r.loop.Watch(fd, unix.EPOLLOUT|unix.EPOLLONESHOT, d)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return false
+	}
+	r.dials[d] = struct{}{}
+	r.sweepLater()
+	return true
+}
+
+// Ready is called when the connect has ended.
+func (d *guestDial) Ready(uint32) {
+	r := d.r
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, there := r.dials[d]; !there || r.closed {
+		return
+	}
+	switch done, err := connectState(d.fd, toSockaddr(d.flow.Dst)); {
+	case err != nil:
+		d.end(true)
+	case !done:
+		_ = r.loop.Rearm(d.fd, unix.EPOLLOUT|unix.EPOLLONESHOT, d.token)
+	default:
+		d.end(false)
+		r.join(d.host, d.fd, d.flow, Inbound)
+	}
+}
+
+// end forgets the attempt, and with reset its sockets. r.mu is held.
+func (d *guestDial) end(reset bool) {
+	d.r.loop.Unwatch(d.fd, d.token)
+	delete(d.r.dials, d)
+	if reset {
+		unix.Close(d.fd)
+		resetFD(d.host)
+	}
+}

@@ -1,0 +1,46 @@
+package userns
+
+import (
+	"context"
+	"os"
+)
+
+// Diverted is what the supervisor gets of a Diversion. Whoever has it closes all of it.
+type Diverted struct {
+	// Packets is an AF_PACKET socket: what is written to it, frames with an Ethernet header of zeroes, arrives on lo with
+	// MarkDivert. lo's index is LoopbackIndex.
+	Packets *os.File
+	// Listeners accept the connections whose first segment was written to Packets, and with IPv6 there are two of
+	// them, non-blocking. An accepted socket's own address is the one the command wanted. Whoever can send on lo inside
+	// can connect to them, too.
+	Listeners []*os.File
+	// Mint makes sockets for the other way.
+	Mint *Minter
+}
+
+// LoopbackIndex is the interface index of lo in any namespace.
+const LoopbackIndex = 1
+
+// Divert sets up the kernel's road inside, whole or not at all; once. What it made ends with the sandbox.
+func (s *Sandbox) Divert(ctx context.Context, d Diversion) (*Diverted, error) {
+	r, err := s.request(ctx, &message{Type: msgDivert, Divert: &d}, msgDiverted)
+	if err != nil {
+		return nil, err
+	}
+	m, err := newMinter(r.fds[1], d.IPv6)
+	if err != nil {
+		r.fds[0].Close()
+		closeAll(r.fds[2:])
+		return nil, &Error{Op: "divert TCP", Err: err}
+	}
+	return &Diverted{Packets: r.fds[0], Listeners: r.fds[2:], Mint: m}, nil
+}
+
+// Close closes everything that nobody has taken out.
+func (d *Diverted) Close() {
+	d.Mint.Close()
+	if d.Packets != nil {
+		d.Packets.Close()
+	}
+	closeAll(d.Listeners)
+}

@@ -1,0 +1,187 @@
+package userns
+
+import (
+	"errors"
+	"net"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Minter keeps a stock of transparent TCP sockets of the namespace. They are made inside, where that is allowed, in
+// batches, before they are needed: a connection then costs no message. Its methods may be called concurrently.
+//
+// The conversation on its socket pair, inside: one packet of one byte, 4 or 6, asks; one packet with the descriptors
+// answers, with none when none could be made.
+type Minter struct {
+	conn *net.UnixConn
+	turn sync.Mutex // held for an exchange
+
+	mu     sync.Mutex
+	stock  map[byte][]int // by family; guarded by mu
+	busy   map[byte]bool  // a batch is on its way; guarded by mu
+	closed bool           // guarded by mu
+	wg     sync.WaitGroup
+}
+
+const (
+	// mintBatch sockets are made at once; half of them are left when more are asked for. SCM_MAX_FD is 253.
+	mintBatch = 32
+
+	mint4, mint6 byte = 4, 6
+)
+
+// ErrNoSocket is what Get returns while there is nothing in stock: another road must do.
+var ErrNoSocket = errors.New("no minted socket in stock")
+
+// newMinter takes over the supervisor's end.
+func newMinter(f *os.File, ipv6 bool) (*Minter, error) {
+	c, err := net.FileConn(f)
+	f.Close()
+	if err != nil {
+		return nil, err
+	}
+	m := &Minter{conn: c.(*net.UnixConn), stock: map[byte][]int{}, busy: map[byte]bool{}}
+	m.order(mint4)
+	if ipv6 {
+		m.order(mint6)
+	}
+	return m, nil
+}
+
+// Get takes a socket out of stock: non-blocking, transparent, marked with MarkDivert. It never waits. The caller closes it.
+func (m *Minter) Get(ipv6 bool) (fd int, err error) {
+	family := mint4
+	if ipv6 {
+		family = mint6
+	}
+	m.mu.Lock()
+	s := m.stock[family]
+	n := len(s)
+	if n > 0 {
+		fd = s[n-1]
+		m.stock[family] = s[:n-1]
+	}
+	m.mu.Unlock()
+	if n <= mintBatch/2 {
+		m.order(family)
+	}
+	if n == 0 {
+		return -1, ErrNoSocket
+	}
+	return fd, nil
+}
+
+// order asks for a batch, unless one is on its way.
+func (m *Minter) order(family byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed || m.busy[family] {
+		return
+	}
+	m.busy[family] = true
+	m.wg.Go(func() {
+		fds := m.ask(family)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.busy[family] = false
+		if m.closed {
+			closeFDs(fds)
+			return
+		}
+		m.stock[family] = append(m.stock[family], fds...)
+	})
+}
+
+// ask holds one exchange; the two families take turns.
+func (m *Minter) ask(family byte) (fds []int) {
+	m.turn.Lock()
+	defer m.turn.Unlock()
+	if _, err := m.conn.Write([]byte{family}); err != nil {
+		return nil
+	}
+	var b [1]byte
+	oob := make([]byte, unix.CmsgSpace(4*mintBatch))
+	_, n, _, _, err := m.conn.ReadMsgUnix(b[:], oob)
+	if err != nil {
+		return nil
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil {
+		return nil
+	}
+	for i := range msgs {
+		if got, err := unix.ParseUnixRights(&msgs[i]); err == nil {
+			fds = append(fds, got...)
+		}
+	}
+	return fds
+}
+
+// Close closes what is in stock. The inside ends its part by itself.
+func (m *Minter) Close() {
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		return
+	}
+	m.closed = true
+	for _, fds := range m.stock {
+		closeFDs(fds)
+	}
+	m.stock = nil
+	m.mu.Unlock()
+	_ = m.conn.Close() // ends an exchange under way
+	m.wg.Wait()
+}
+
+func closeFDs(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
+// startMinter runs inside. It ends when the supervisor closes the file returned.
+func startMinter() (*os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	ours := os.NewFile(uintptr(fds[0]), "minter")
+	c, err := net.FileConn(ours)
+	ours.Close()
+	if err != nil {
+		unix.Close(fds[1])
+		return nil, err
+	}
+	u := c.(*net.UnixConn)
+	go func() {
+		defer u.Close()
+		var b [1]byte
+		for {
+			if n, err := u.Read(b[:]); err != nil || n != 1 {
+				return
+			}
+			batch := mint(b[0] == mint6)
+			_, _, err := u.WriteMsgUnix(b[:], unix.UnixRights(batch...), nil)
+			closeFDs(batch)
+			if err != nil {
+				return
+			}
+		}
+	}()
+	return os.NewFile(uintptr(fds[1]), "mint"), nil
+}
+
+// mint makes a batch, or as much of it as there are descriptors for.
+func mint(ipv6 bool) (fds []int) {
+	for range mintBatch {
+		fd, err := transparentSocket(ipv6)
+		if err != nil {
+			break
+		}
+		fds = append(fds, fd)
+	}
+	return fds
+}
