@@ -23,6 +23,13 @@ const (
 	UserNSAuto   = "auto"    // as root, and the ranges of /etc/subuid and /etc/subgid become uid and gid 1 and up
 )
 
+// Values of Config.Datapath.
+const (
+	DatapathAuto   = "auto"   // the kernel's road where everything it needs is there, else the stack
+	DatapathStack  = "stack"  // TCP ends in the userspace stack
+	DatapathSplice = "splice" // TCP ends in sockets of the sandbox's own kernel namespace and is spliced; an error where it cannot be
+)
+
 // Names of the link kinds (Config.Link); but for LinkAuto they are those of package tap.
 const (
 	LinkAuto     = "auto"
@@ -137,6 +144,8 @@ type Config struct {
 	PIDNamespace bool
 	// Link forces a link kind; empty means LinkAuto, the first that works.
 	Link string
+	// Datapath is how TCP crosses: DatapathAuto, DatapathStack or DatapathSplice; empty means DatapathAuto.
+	Datapath string
 	// PCAP is a file to which every frame is written in pcap format; empty means none. Bridge mode only.
 	PCAP string
 

@@ -49,6 +49,7 @@ type plan struct {
 	hostLoopback HostLoopback
 	userNS       string
 	link         string
+	datapath     string
 
 	// warnings are for the user, in the words of docker run.
 	warnings []string
@@ -102,6 +103,7 @@ func (c *Config) basePlan() *plan {
 		hostLoopback: c.HostLoopback,
 		userNS:       cmp.Or(c.UserNS, UserNSRoot),
 		link:         cmp.Or(c.Link, LinkAuto),
+		datapath:     cmp.Or(c.Datapath, DatapathAuto),
 		ifName:       cmp.Or(c.IfName, uplinkName),
 	}
 }
@@ -309,6 +311,9 @@ func parseExtraHost(spec string) (hostEntry, error) {
 func (p *plan) checkLink(c *Config) error {
 	if !slices.Contains([]string{LinkAuto, LinkTAP, LinkTAPPlain, LinkPacket}, p.link) {
 		return usage("Link", "invalid link: %q (must be auto, tap, tap-plain or packet)", p.link)
+	}
+	if !slices.Contains([]string{DatapathAuto, DatapathStack, DatapathSplice}, p.datapath) {
+		return usage("Datapath", "invalid datapath: %q (must be auto, stack or splice)", p.datapath)
 	}
 	if p.mtu < MinMTU || p.mtu > MaxMTU {
 		return usage("MTU", "invalid MTU: %d (must be between %d and %d)", c.MTU, MinMTU, MaxMTU)

@@ -23,11 +23,12 @@ type gateway struct {
 	resolver *dns.Resolver
 	ports    *ports
 
-	dev     tap.Device // set by attach
-	info    tap.Info
-	stack   *stack.Stack
-	streams *forwarder.Streams
-	grams   *forwarder.Datagrams
+	dev      tap.Device // set by attach
+	info     tap.Info
+	stack    *stack.Stack
+	streams  *forwarder.Streams
+	grams    *forwarder.Datagrams
+	datapath string // DatapathStack or DatapathSplice
 
 	stop context.CancelFunc
 	wg   sync.WaitGroup
@@ -41,7 +42,7 @@ type flows struct {
 
 // newGateway binds every published port and starts the resolver; there is no link yet.
 func newGateway(s *sandbox) (g *gateway, err error) {
-	g = &gateway{s: s, stop: func() {}}
+	g = &gateway{s: s, stop: func() {}, datapath: DatapathStack}
 	if g.ports, err = bindPorts(s.plan.ports, s.plan.listeners); err != nil {
 		return nil, err
 	}
@@ -159,6 +160,10 @@ func (g *gateway) attach(file *os.File, kind string, can userns.LinkResult) erro
 		return err
 	}
 	g.stack.SetHandler(flows{g.streams, g.grams})
+	if err := g.openKernelRoad(); err != nil {
+		dev.Close()
+		return err
+	}
 	if err := g.ports.connect(g); err != nil {
 		dev.Close()
 		return err
@@ -167,6 +172,39 @@ func (g *gateway) attach(file *os.File, kind string, can userns.LinkResult) erro
 		s.log.Debug("link ended", "err", err)
 		s.linkEnded(err)
 	})
+}
+
+// openKernelRoad has TCP joined by the kernel, where it can be and is wanted.
+func (g *gateway) openKernelRoad() error {
+	s := g.s
+	var reason error
+	switch {
+	case s.plan.datapath == DatapathStack:
+		return nil
+	case s.plan.datapath == DatapathAuto && s.cfg.PCAP != "":
+		return nil // a capture shows what is on the link
+	case s.ns == nil:
+		reason = errors.New("the namespace is not entered")
+	default:
+		d := userns.Diversion{Uplink: g.info.Name, IPv6: s.plan.addrs.gateway6.IsValid()}
+		for _, a := range s.plan.dnsAddresses() {
+			d.Keep = append(d.Keep, netip.AddrPortFrom(a, 53))
+		}
+		var k *userns.Diverted
+		if k, reason = s.ns.Divert(context.Background(), d); reason == nil {
+			if err := g.streams.UseKernel(forwarder.Kernel{Packets: k.Packets, Loopback: userns.LoopbackIndex, Listeners: k.Listeners, Mint: k.Mint}); err != nil {
+				return err
+			}
+			g.stack.SetSYNHandler(g.streams)
+			g.datapath = DatapathSplice
+			return nil
+		}
+	}
+	if s.plan.datapath == DatapathSplice {
+		return fmt.Errorf("datapath splice: %w", reason)
+	}
+	s.log.Info("TCP goes through the userspace stack", "reason", reason)
+	return nil
 }
 
 // capture puts a recorder in front of the device.

@@ -338,7 +338,7 @@ func (s *sandbox) describe(r *state.Record) {
 	if !p.bridge() {
 		return
 	}
-	r.Interface, r.Link, r.MAC, r.MTU = p.ifName, s.net.kind(), s.net.info.MAC.String(), p.mtu
+	r.Interface, r.Link, r.Datapath, r.MAC, r.MTU = p.ifName, s.net.kind(), s.net.datapath, s.net.info.MAC.String(), p.mtu
 	r.Subnets, r.Gateways, r.Addresses = nil, nil, nil
 	for _, g := range p.guests {
 		r.Subnets, r.Addresses = append(r.Subnets, g.Masked()), append(r.Addresses, g.Addr())

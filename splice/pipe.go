@@ -2,7 +2,8 @@ package splice
 
 import "golang.org/x/sys/unix"
 
-var PipeSize = 1<<20
+var PipeSize = 1 << 20
+
 const (
 	// pipeSize is asked for; /proc/sys/fs/pipe-max-size is 1 MiB, beyond which root alone may go. It counts pages: the
 	// kernel's network buffers are larger than a page, and a pipe holds more of them in fact.

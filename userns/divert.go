@@ -80,13 +80,20 @@ func divert(d *Diversion) (v *diversion, err error) {
 	}()
 	// accept_local: the request comes back on lo from an address that is the namespace's own.
 	for _, s := range []string{"net/ipv4/conf/lo/accept_local", "net/ipv4/tcp_fwmark_accept"} {
-		if err := writeSysctl(s, "1"); err != nil {
+		old, err := os.ReadFile("/proc/sys/" + s)
+		if err == nil {
+			err = writeSysctl(s, "1")
+		}
+		if err != nil {
 			return nil, op("set "+s, err)
 		}
+		v.onLeave(func() { _ = writeSysctl(s, string(old)) })
 	}
-	if v.leave, err = divertRoutes(d.IPv6); err != nil {
+	leave, err := divertRoutes(d.IPv6)
+	if err != nil {
 		return nil, op("routing rule", err)
 	}
+	v.onLeave(leave)
 	packets, err := packetSocket()
 	if err != nil {
 		return nil, op("packet socket", err)
@@ -113,6 +120,11 @@ func divert(d *Diversion) (v *diversion, err error) {
 		return nil, op("nftables", err)
 	}
 	return v, nil
+}
+
+func (v *diversion) onLeave(f func()) {
+	earlier := v.leave
+	v.leave = func() { f(); earlier() }
 }
 
 func (v *diversion) close() {

@@ -98,9 +98,10 @@ func (o *attachOptions) addFlags(cmd *cobra.Command) {
 	f.Var(&flagvalue.Addr{Addr: &c.OutboundAddr, Family: 4}, "outbound-addr", "IPv4 address of the host that connections leave from")
 	f.Var(&flagvalue.Addr{Addr: &c.OutboundAddr6, Family: 6}, "outbound-addr6", "IPv6 address of the host that connections leave from")
 	f.StringVar(&c.Link, "link", rootlessnet.LinkAuto, "link device: auto, tap, tap-plain or packet")
+	f.StringVar(&c.Datapath, "datapath", rootlessnet.DatapathAuto, "how TCP crosses: auto, stack or splice (by the kernel)")
 	f.StringVar(&c.PCAP, "pcap", "", "write every frame to `file`")
 	f.Var(&o.logLevel, "log-level", "debug, info, warn or error")
-	for flag, words := range map[string][]string{"link": {"auto", "tap", "tap-plain", "packet"}, "log-level": {"debug", "info", "warn", "error"}} {
+	for flag, words := range map[string][]string{"datapath": {"auto", "stack", "splice"}, "link": {"auto", "tap", "tap-plain", "packet"}, "log-level": {"debug", "info", "warn", "error"}} {
 		cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 	}
 }

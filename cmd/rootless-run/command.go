@@ -196,6 +196,7 @@ func newCommand(o *options) *cobra.Command {
 	f.StringVar(&c.UserNS, "userns", rootlessnet.UserNSRoot, "who the command is inside: root, keep-id or auto")
 	f.BoolVar(&c.PIDNamespace, "pid", false, "pid namespace of its own")
 	f.StringVar(&c.Link, "link", rootlessnet.LinkAuto, "link device: auto, tap, tap-plain or packet")
+	f.StringVar(&c.Datapath, "datapath", rootlessnet.DatapathAuto, "how TCP crosses: auto, stack or splice (by the kernel)")
 	f.StringVar(&c.PCAP, "pcap", "", "write every frame to `file`")
 	f.BoolVarP(&o.detach, "detach", "d", false, "run in the background and print the id")
 	f.Var(&o.logLevel, "log-level", "debug, info, warn or error")
@@ -207,6 +208,7 @@ func newCommand(o *options) *cobra.Command {
 	}
 	complete("network", "bridge", "host", "none", "container:")
 	complete("userns", "root", "keep-id", "auto")
+	complete("datapath", "auto", "stack", "splice")
 	complete("link", "auto", "tap", "tap-plain", "packet")
 	complete("log-level", "debug", "info", "warn", "error")
 	complete("add-host")

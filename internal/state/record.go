@@ -32,7 +32,8 @@ type Record struct {
 	NetNS    uint64 `json:"netns,omitempty"` // inode of the network namespace
 
 	Interface string         `json:"interface,omitempty"`
-	Link      string         `json:"link,omitempty"` // the kind in use
+	Link      string         `json:"link,omitempty"`     // the kind in use
+	Datapath  string         `json:"datapath,omitempty"` // stack or splice
 	MAC       string         `json:"mac,omitempty"`
 	MTU       int            `json:"mtu,omitempty"`
 	Subnets   []netip.Prefix `json:"subnets,omitempty"`
