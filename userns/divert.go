@@ -30,9 +30,13 @@ type Diversion struct {
 // What the diversion owns in a namespace. The numbers are unlikely enough to be ours alone: a mark that the command sets
 // for reasons of its own is lost only if it is one of these.
 const (
-	// MarkDivert leads to lo, and there to the listener. Sockets that speak for somebody outside carry it, and the
-	// command's answers to them inherit it (net.ipv4.tcp_fwmark_accept).
-	MarkDivert = 0x726e0001
+	// markDivert leads to lo, and there to the listener.
+	markDivert = 0x726e0001
+	// markSpeak leads to lo. Sockets that speak for somebody outside carry it, and the command's answers to them inherit
+	// it (net.ipv4.tcp_fwmark_accept).
+	markSpeak = 0x726e0003
+	// divertMask is where the two are alike.
+	divertMask = ^uint32(markDivert ^ markSpeak)
 	// markKeep is that of connections which came by the link: their answers leave by it.
 	markKeep = 0x726e0002
 	// divertTable is a routing table in which every address is local.
@@ -163,7 +167,8 @@ func divertRoutes(ipv6 bool) (leave func(), err error) {
 		}
 		undo = append(undo, func() { _ = netlink.RouteDel(route) })
 		rule := netlink.NewRule()
-		rule.Family, rule.Mark, rule.Table, rule.Priority = f, MarkDivert, divertTable, divertPref
+		mask := divertMask
+		rule.Family, rule.Mark, rule.Mask, rule.Table, rule.Priority = f, markDivert, &mask, divertTable, divertPref
 		if err := netlink.RuleAdd(rule); err != nil && !errors.Is(err, unix.EEXIST) {
 			leave()
 			return func() {}, err
@@ -179,7 +184,7 @@ func packetSocket() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, MarkDivert); err != nil {
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, markDivert); err != nil {
 		unix.Close(fd)
 		return nil, err
 	}
@@ -224,7 +229,7 @@ func transparentSocket(ipv6 bool) (fd int, err error) {
 	options := []struct{ level, name, value int }{
 		{level, option, 1},
 		{unix.SOL_SOCKET, unix.SO_REUSEADDR, 1},
-		{unix.SOL_SOCKET, unix.SO_MARK, MarkDivert},
+		{unix.SOL_SOCKET, unix.SO_MARK, markSpeak},
 		{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
 		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
 		{unix.SOL_SOCKET, unix.SO_OOBINLINE, 1},
@@ -295,8 +300,8 @@ func divertRules(d *Diversion, uplink uint32) (*nftables.Conn, error) {
 	}
 	rule(out, metaIs(expr.MetaKeyMARK, expr.CmpOpEq, number(markKeep)), ret)
 	rule(out, isSYN(), ret)
-	rule(out, setMark(MarkDivert))
-	diverted := metaIs(expr.MetaKeyMARK, expr.CmpOpEq, number(MarkDivert))
+	rule(out, setMark(markDivert))
+	diverted := metaIs(expr.MetaKeyMARK, expr.CmpOpEq, number(markDivert))
 	onLo := metaIs(expr.MetaKeyIIF, expr.CmpOpEq, number(lo))
 	rule(in, diverted, onLo, tcp, family(divertAddr4), tproxy(divertAddr4))
 	if d.IPv6 {

@@ -7,8 +7,8 @@ import (
 
 // Diverted is what the supervisor gets of a Diversion. Whoever has it closes all of it.
 type Diverted struct {
-	// Packets is an AF_PACKET socket: what is written to it, frames with an Ethernet header of zeroes, arrives on lo with
-	// MarkDivert. lo's index is LoopbackIndex.
+	// Packets is an AF_PACKET socket: what is written to it, frames with an Ethernet header of zeroes, arrives on lo, bound for a
+	// listener. lo's index is LoopbackIndex.
 	Packets *os.File
 	// Listeners accept the connections whose first segment was written to Packets, and with IPv6 there are two of
 	// them, non-blocking. An accepted socket's own address is the one the command wanted. Whoever can send on lo inside

@@ -50,7 +50,7 @@ func newMinter(f *os.File, ipv6 bool) (*Minter, error) {
 	return m, nil
 }
 
-// Get takes a socket out of stock: non-blocking, transparent, marked with MarkDivert. It never waits. The caller closes it.
+// Get takes a socket out of stock: non-blocking, transparent, marked. It never waits. The caller closes it.
 func (m *Minter) Get(ipv6 bool) (fd int, err error) {
 	family := mint4
 	if ipv6 {
