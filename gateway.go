@@ -187,12 +187,9 @@ func (g *gateway) openKernelRoad() error {
 		reason = errors.New("the namespace is not entered")
 	default:
 		d := userns.Diversion{Uplink: g.info.Name, IPv6: s.plan.addrs.gateway6.IsValid()}
-		for _, a := range s.plan.dnsAddresses() {
-			d.Keep = append(d.Keep, netip.AddrPortFrom(a, 53))
-		}
 		var k *userns.Diverted
 		if k, reason = s.ns.Divert(context.Background(), d); reason == nil {
-			if err := g.streams.UseKernel(forwarder.Kernel{Packets: k.Packets, Loopback: userns.LoopbackIndex, Listeners: k.Listeners, Mint: k.Mint}); err != nil {
+			if err := g.streams.UseKernel(forwarder.Kernel{Rules: k.Rules, Packets: k.Packets, Loopback: userns.LoopbackIndex, Listeners: k.Listeners, Mint: k.Mint}); err != nil {
 				return err
 			}
 			g.stack.SetSYNHandler(g.streams)

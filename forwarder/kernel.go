@@ -1,6 +1,7 @@
 package forwarder
 
 import (
+	"math"
 	"os"
 	"sync"
 	"time"
@@ -13,6 +14,8 @@ import (
 
 // Kernel is what the kernel's road needs of the guest's namespace. Streams takes all of it over.
 type Kernel struct {
+	// Rules is what the rules inside live by.
+	Rules *os.File
 	// Packets is an AF_PACKET socket: an Ethernet frame written to it, without addresses, arrives on the namespace's lo
 	// and finds its way to a listener.
 	Packets *os.File
@@ -41,6 +44,7 @@ type kernelRoad struct {
 	k    Kernel
 	loop *splice.Loop
 
+	most    int // joined at once; what is beyond takes the other road, which needs half the descriptors
 	packets int // descriptors; the files own them
 	listen  []listener
 	to      unix.RawSockaddrLinklayer
@@ -61,6 +65,9 @@ type joint struct {
 	pair *splice.Pair // the host's socket first
 }
 
+// fileShare: a joined pair has two descriptors, and pairs may have half of them all.
+const fileShare = 4
+
 // sweepPace is how often attempts are looked at that the guest does not answer.
 const sweepPace = 5 * time.Second
 
@@ -75,6 +82,11 @@ func (t *Streams) UseKernel(k Kernel) (err error) {
 	}()
 	if r.packets, err = fdOf(k.Packets); err != nil {
 		return err
+	}
+	r.most = math.MaxInt
+	var lim unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) == nil && lim.Cur < math.MaxInt32 {
+		r.most = int(lim.Cur) / fileShare
 	}
 	r.to = unix.RawSockaddrLinklayer{Family: unix.AF_PACKET, Ifindex: int32(k.Loopback)}
 	if r.loop, err = splice.NewLoop(t.log); err != nil {
@@ -131,6 +143,7 @@ func (r *kernelRoad) close() {
 }
 
 func (r *kernelRoad) closeFiles() {
+	_ = r.k.Rules.Close()
 	_ = r.k.Packets.Close()
 	for _, l := range r.k.Listeners {
 		_ = l.Close()

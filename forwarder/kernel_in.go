@@ -36,6 +36,12 @@ func (r *kernelRoad) serve(host int, client, to netip.AddrPort) bool {
 	if !guest.IsValid() {
 		return false
 	}
+	r.mu.Lock()
+	full := r.closed || len(r.joined) >= r.most
+	r.mu.Unlock()
+	if full {
+		return false
+	}
 	fd, err := r.k.Mint.Get(guest.Is6())
 	if err != nil {
 		return false

@@ -48,11 +48,16 @@ func (t *Streams) HandleSYN(q *stack.SYN) (taken bool) {
 		return true
 	}
 	if old := r.requests[q.Flow]; old != nil { // sent again
-		if old.offered {
-			r.inject(q.Frame)
-			r.accept()
+		if !old.offered {
+			return true
 		}
-		return true
+		// The answer has not come through: the socket is bound to the uplink, or a rule of the guest's is in the way. What
+		// comes by the link will reach it.
+		r.drop(old)
+		return false
+	}
+	if len(r.joined) >= r.most {
+		return false
 	}
 	v := t.cfg.Policy.Judge(policy.TCP, q.Src, q.Dst)
 	if v.Action != policy.Allow {

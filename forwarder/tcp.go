@@ -152,10 +152,6 @@ func (t *Streams) HandleTCP(req *stack.TCPRequest) {
 		t.serveDNS(req)
 		return
 	}
-	if t.kernel != nil { // in fragments, or it would not have come here: what follows would not come by the link
-		req.Ignore()
-		return
-	}
 	v := t.cfg.Policy.Judge(policy.TCP, req.Src, req.Dst)
 	if v.Action != policy.Allow {
 		t.stats.refuse(v.Reason)

@@ -7,6 +7,8 @@ import (
 
 // Diverted is what the supervisor gets of a Diversion. Whoever has it closes all of it.
 type Diverted struct {
+	// Rules is what the rules inside live by: they are gone when it is closed.
+	Rules *os.File
 	// Packets is an AF_PACKET socket: what is written to it, frames with an Ethernet header of zeroes, arrives on lo, bound for a
 	// listener. lo's index is LoopbackIndex.
 	Packets *os.File
@@ -27,20 +29,10 @@ func (s *Sandbox) Divert(ctx context.Context, d Diversion) (*Diverted, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := newMinter(r.fds[1], d.IPv6)
+	m, err := newMinter(r.fds[2], d.IPv6)
 	if err != nil {
-		r.fds[0].Close()
-		closeAll(r.fds[2:])
+		closeAll(r.fds)
 		return nil, &Error{Op: "divert TCP", Err: err}
 	}
-	return &Diverted{Packets: r.fds[0], Listeners: r.fds[2:], Mint: m}, nil
-}
-
-// Close closes everything that nobody has taken out.
-func (d *Diverted) Close() {
-	d.Mint.Close()
-	if d.Packets != nil {
-		d.Packets.Close()
-	}
-	closeAll(d.Listeners)
+	return &Diverted{Rules: r.fds[0], Packets: r.fds[1], Listeners: r.fds[3:], Mint: m}, nil
 }

@@ -63,10 +63,10 @@ func initMain() int {
 	s := &initState{sock: sock}
 	defer func() {
 		s.killAll()
-		if s.away != nil {
-			s.away.close()
-		}
-		if s.leave != nil {
+		if s.leave != nil { // what is attached is somebody else's
+			if s.away != nil {
+				s.away.close()
+			}
 			s.leave()
 		}
 	}()

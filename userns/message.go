@@ -26,7 +26,7 @@ const (
 	msgDone    msgType = "done"    // 0 fds
 	msgFailed  msgType = "failed"  // 0 fds
 	msgExited  msgType = "exited"  // 0 fds
-	// msgDiverted has 3 fds, and with IPv6 4: see diversion.out.
+	// msgDiverted has 4 fds, and with IPv6 5: see diversion.out.
 	msgDiverted msgType = "diverted"
 )
 
@@ -76,7 +76,7 @@ const (
 	// bprm_set_stack_limits), which base64 makes 8; hosts files with block lists are a few MiB.
 	largeMax = 16 << 20
 	// maxFDs is the most descriptors of a message: stdin, stdout, stderr and the memfd; those of diverted.
-	maxFDs = 4
+	maxFDs = 5
 )
 
 var errProtocol = errors.New("unexpected message")
@@ -89,7 +89,7 @@ func wantFDs(t msgType) (least, most int, known bool) {
 	case msgReady:
 		return 0, 1, true
 	case msgDiverted:
-		return 3, 4, true
+		return 4, 5, true
 	case msgSetup, msgSignal, msgFiles, msgDivert, msgStarted, msgDone, msgFailed, msgExited:
 		return 0, 0, true
 	}

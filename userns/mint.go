@@ -12,11 +12,13 @@ import (
 // A Minter keeps a stock of transparent TCP sockets of the namespace. They are made inside, where that is allowed, in
 // batches, before they are needed: a connection then costs no message. Its methods may be called concurrently.
 //
-// The conversation on its socket pair, inside: one packet of one byte, 4 or 6, asks; one packet with the descriptors
-// answers, with none when none could be made.
+// The conversation on its socket pair: a packet of two bytes asks, the family (4 or 6) and how many; a packet with the
+// descriptors answers, with as many as could be made.
 type Minter struct {
 	conn *net.UnixConn
 	turn sync.Mutex // held for an exchange
+
+	batch int // sockets asked for at once; when half of them are left, more are
 
 	mu     sync.Mutex
 	stock  map[byte][]int // by family; guarded by mu
@@ -26,8 +28,10 @@ type Minter struct {
 }
 
 const (
-	// mintBatch sockets are made at once; half of them are left when more are asked for. SCM_MAX_FD is 253.
-	mintBatch = 32
+	// mintMost sockets are asked for at once (SCM_MAX_FD is 253), where that is less than one mintShare-th of
+	// RLIMIT_NOFILE: they are descriptors that nobody uses yet.
+	mintMost  = 32
+	mintShare = 64
 
 	mint4, mint6 byte = 4, 6
 )
@@ -42,7 +46,12 @@ func newMinter(f *os.File, ipv6 bool) (*Minter, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Minter{conn: c.(*net.UnixConn), stock: map[byte][]int{}, busy: map[byte]bool{}}
+	batch := mintMost
+	var lim unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) == nil {
+		batch = int(min(mintMost, lim.Cur/mintShare+1))
+	}
+	m := &Minter{batch: batch, conn: c.(*net.UnixConn), stock: map[byte][]int{}, busy: map[byte]bool{}}
 	m.order(mint4)
 	if ipv6 {
 		m.order(mint6)
@@ -64,7 +73,7 @@ func (m *Minter) Get(ipv6 bool) (fd int, err error) {
 		m.stock[family] = s[:n-1]
 	}
 	m.mu.Unlock()
-	if n <= mintBatch/2 {
+	if n <= m.batch/2 {
 		m.order(family)
 	}
 	if n == 0 {
@@ -98,11 +107,11 @@ func (m *Minter) order(family byte) {
 func (m *Minter) ask(family byte) (fds []int) {
 	m.turn.Lock()
 	defer m.turn.Unlock()
-	if _, err := m.conn.Write([]byte{family}); err != nil {
+	if _, err := m.conn.Write([]byte{family, byte(m.batch)}); err != nil {
 		return nil
 	}
 	var b [1]byte
-	oob := make([]byte, unix.CmsgSpace(4*mintBatch))
+	oob := make([]byte, unix.CmsgSpace(4*m.batch))
 	_, n, _, _, err := m.conn.ReadMsgUnix(b[:], oob)
 	if err != nil {
 		return nil
@@ -158,13 +167,17 @@ func startMinter() (*os.File, error) {
 	u := c.(*net.UnixConn)
 	go func() {
 		defer u.Close()
-		var b [1]byte
+		var b [2]byte
 		for {
-			if n, err := u.Read(b[:]); err != nil || n != 1 {
+			if n, err := u.Read(b[:]); err != nil || n != len(b) || b[1] > mintMost {
 				return
 			}
-			batch := mint(b[0] == mint6)
-			_, _, err := u.WriteMsgUnix(b[:], unix.UnixRights(batch...), nil)
+			batch := mint(b[0] == mint6, int(b[1]))
+			var rights []byte
+			if len(batch) > 0 {
+				rights = unix.UnixRights(batch...)
+			}
+			_, _, err := u.WriteMsgUnix(b[:1], rights, nil)
 			closeFDs(batch)
 			if err != nil {
 				return
@@ -175,8 +188,8 @@ func startMinter() (*os.File, error) {
 }
 
 // mint makes a batch, or as much of it as there are descriptors for.
-func mint(ipv6 bool) (fds []int) {
-	for range mintBatch {
+func mint(ipv6 bool, n int) (fds []int) {
+	for range n {
 		fd, err := transparentSocket(ipv6)
 		if err != nil {
 			break

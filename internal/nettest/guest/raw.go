@@ -31,9 +31,10 @@ const (
 	tcpURG = 0x20
 )
 
-// wire is the uplink, seen as frames.
+// wire is the uplink, seen as frames. What comes back is seen on lo as well, where the kernel's road answers.
 type wire struct {
 	fd       int
+	to       unix.SockaddrLinklayer
 	mac, gw  net.HardwareAddr
 	ip4, ip6 netip.Addr
 }
@@ -79,10 +80,7 @@ func newWire(link netlink.Link, gateway net.IP) (*wire, error) {
 	if err != nil {
 		return nil, fmt.Errorf("packet socket: %w", err)
 	}
-	if err := unix.Bind(w.fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: link.Attrs().Index}); err != nil {
-		w.close()
-		return nil, fmt.Errorf("bind packet socket: %w", err)
-	}
+	w.to = unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: link.Attrs().Index}
 	return w, nil
 }
 
@@ -114,8 +112,7 @@ func neighbour(link netlink.Link, ip net.IP) (net.HardwareAddr, error) {
 func htons(v uint16) uint16 { return v<<8 | v>>8 }
 
 func (w *wire) send(frame []byte) error {
-	_, err := unix.Write(w.fd, frame)
-	return err
+	return unix.Sendto(w.fd, frame, 0, &w.to)
 }
 
 // ether puts an Ethernet header towards the gateway before a payload.

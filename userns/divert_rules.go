@@ -1,0 +1,267 @@
+package userns
+
+import (
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// divertRules loads the table:
+//
+//	table inet rootlessnet {
+//	    flags owner
+//	    set kept4 { type ipv4_addr . ipv4_addr . inet_service . inet_service; flags dynamic,timeout }
+//	    chain out { type route hook output priority mangle
+//	        oif != uplink return
+//	        meta l4proto != tcp return
+//	        tcp flags & (syn|ack) == syn return                    # leaves by the link, to be judged
+//	        meta mark KEEP return                                  # answers to what came by the link
+//	        ip daddr . ip saddr . tcp dport . tcp sport @kept4 return # what was answered by the link
+//	        meta mark set DIVERT
+//	    }
+//	    chain in { type filter hook prerouting priority mangle
+//	        meta mark DIVERT iif lo meta l4proto tcp meta nfproto ipv4 tproxy ip to 192.0.0.8:1
+//	        iif != uplink return
+//	        meta l4proto != tcp return
+//	        ip saddr . ip daddr . tcp sport . tcp dport @kept4 update @kept4 {…}
+//	        tcp flags & (syn|ack) == syn meta mark set KEEP return
+//	        tcp flags & (syn|ack) == syn|ack update @kept4 {…}
+//	    }
+//	}
+//
+// and the same for IPv6. So a connection stays on the road its first answer came by, and the supervisor may choose for
+// each. The table belongs to its connection, where the kernel knows owners (Linux 5.12): nobody inside can flush it with
+// his own, and it goes when the last copy of the descriptor, which is returned, is closed. Where not, leave deletes it.
+func divertRules(d *Diversion, uplink uint32) (f *os.File, leave func(), err error) {
+	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: divertName}
+	var owned bool
+	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(nl *netlink.Conn) (err error) {
+		owned = ownTable(nl) == nil
+		f, err = dupConn(nl)
+		return err
+	}))
+	if err != nil {
+		return nil, nil, err
+	}
+	defer c.CloseLasting()
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
+	leave = func() {}
+	if !owned {
+		c.AddTable(table)
+		leave = func() {
+			if c, err := nftables.New(); err == nil {
+				c.DelTable(table)
+				_ = c.Flush()
+			}
+		}
+	}
+	prio := nftables.ChainPriorityMangle
+	out := c.AddChain(&nftables.Chain{Table: table, Name: "out", Type: nftables.ChainTypeRoute, Hooknum: nftables.ChainHookOutput, Priority: prio})
+	in := c.AddChain(&nftables.Chain{Table: table, Name: "in", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: prio})
+	families := []divertFamily{family4}
+	if d.IPv6 {
+		families = append(families, family6)
+	}
+	for i := range families {
+		f := &families[i]
+		f.kept = &nftables.Set{Table: table, Name: f.setName, KeyType: nftables.MustConcatSetType(f.addrType, f.addrType, nftables.TypeInetService, nftables.TypeInetService),
+			Concatenation: true, Dynamic: true, HasTimeout: true, Timeout: keptTimeout, Size: keptMost}
+		if err := c.AddSet(f.kept, nil); err != nil {
+			return nil, nil, err
+		}
+	}
+	rule := func(chain *nftables.Chain, exprs ...[]expr.Any) {
+		r := &nftables.Rule{Table: table, Chain: chain}
+		for _, e := range exprs {
+			r.Exprs = append(r.Exprs, e...)
+		}
+		c.AddRule(r)
+	}
+	ret := []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}}
+	isTCP := metaIs(expr.MetaKeyL4PROTO, expr.CmpOpEq, []byte{unix.IPPROTO_TCP})
+	notTCP := metaIs(expr.MetaKeyL4PROTO, expr.CmpOpNeq, []byte{unix.IPPROTO_TCP})
+
+	rule(out, metaIs(expr.MetaKeyOIF, expr.CmpOpNeq, number(uplink)), ret)
+	rule(out, notTCP, ret)
+	rule(out, tcpFlagsAre(tcpSYN), ret)
+	rule(out, metaIs(expr.MetaKeyMARK, expr.CmpOpEq, number(markKeep)), ret)
+	for _, f := range families {
+		rule(out, f.match(), f.flow(dstOf, srcOf), f.isKept(), ret)
+	}
+	rule(out, setMark(markDivert))
+
+	for _, f := range families {
+		rule(in, metaIs(expr.MetaKeyMARK, expr.CmpOpEq, number(markDivert)), metaIs(expr.MetaKeyIIF, expr.CmpOpEq, number(LoopbackIndex)), isTCP, f.match(), f.tproxy())
+	}
+	rule(in, metaIs(expr.MetaKeyIIF, expr.CmpOpNeq, number(uplink)), ret)
+	rule(in, notTCP, ret)
+	for _, f := range families {
+		rule(in, f.match(), f.flow(srcOf, dstOf), f.isKept(), f.keep())
+	}
+	rule(in, tcpFlagsAre(tcpSYN), setMark(markKeep), ret)
+	for _, f := range families {
+		rule(in, tcpFlagsAre(tcpSYN|tcpACK), f.match(), f.flow(srcOf, dstOf), f.keep())
+	}
+	if err := c.Flush(); err != nil {
+		return nil, nil, err
+	}
+	return f, leave, nil
+}
+
+const (
+	// keptTimeout is how long a connection that was given to the link may be silent.
+	keptTimeout = 24 * time.Hour
+	// keptMost bounds their memory in the kernel: as many as there are ports.
+	keptMost = 1 << 16
+
+	tcpSYN, tcpACK = 2, 16 // bits of the flags (RFC 9293 3.1)
+)
+
+// divertFamily is what differs between IPv4 and IPv6.
+type divertFamily struct {
+	proto    byte
+	setName  string
+	addrType nftables.SetDatatype
+	addrSize uint32
+	src, dst uint32 // offsets of the addresses in the header
+	listener netip.Addr
+	kept     *nftables.Set
+}
+
+var (
+	family4 = divertFamily{proto: unix.NFPROTO_IPV4, setName: "kept4", addrType: nftables.TypeIPAddr, addrSize: 4, src: 12, dst: 16, listener: divertAddr4}
+	family6 = divertFamily{proto: unix.NFPROTO_IPV6, setName: "kept6", addrType: nftables.TypeIP6Addr, addrSize: 16, src: 8, dst: 24, listener: divertAddr6}
+)
+
+func (f *divertFamily) match() []expr.Any {
+	return metaIs(expr.MetaKeyNFPROTO, expr.CmpOpEq, []byte{f.proto})
+}
+
+// end is one end of a connection in a packet.
+type end bool
+
+const (
+	srcOf end = false
+	dstOf end = true
+)
+
+// flow loads remote and guest address, remote and guest port, from register keyRegister on.
+func (f *divertFamily) flow(remote, guest end) (exprs []expr.Any) {
+	reg := uint32(keyRegister)
+	for _, e := range []end{remote, guest} {
+		offset := f.src
+		if e == dstOf {
+			offset = f.dst
+		}
+		exprs = append(exprs, &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.addrSize})
+		reg += f.addrSize / 4
+	}
+	for _, e := range []end{remote, guest} {
+		offset := uint32(0)
+		if e == dstOf {
+			offset = 2
+		}
+		exprs = append(exprs, &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2})
+		reg++
+	}
+	return exprs
+}
+
+// keyRegister is the first of the registers of 4 bytes.
+const keyRegister = unix.NFT_REG32_00
+
+func (f *divertFamily) isKept() []expr.Any {
+	return []expr.Any{&expr.Lookup{SourceRegister: keyRegister, SetName: f.kept.Name, SetID: f.kept.ID}}
+}
+
+// keep adds the flow to the set, or makes it young again.
+func (f *divertFamily) keep() []expr.Any {
+	return []expr.Any{&expr.Dynset{SrcRegKey: keyRegister, SetName: f.kept.Name, SetID: f.kept.ID, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: keptTimeout}}
+}
+
+// tproxy gives a segment to the socket of its connection, or to the listener.
+func (f *divertFamily) tproxy() []expr.Any {
+	return []expr.Any{
+		&expr.Immediate{Register: unix.NFT_REG_1, Data: f.listener.AsSlice()},
+		&expr.Immediate{Register: unix.NFT_REG_2, Data: binaryutil.BigEndian.PutUint16(divertPort)},
+		&expr.TProxy{Family: f.proto, TableFamily: unix.NFPROTO_INET, RegAddr: unix.NFT_REG_1, RegPort: unix.NFT_REG_2},
+	}
+}
+
+func number(n uint32) []byte { return binaryutil.NativeEndian.PutUint32(n) }
+
+func metaIs(key expr.MetaKey, op expr.CmpOp, value []byte) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: key, Register: unix.NFT_REG_1}, &expr.Cmp{Op: op, Register: unix.NFT_REG_1, Data: value}}
+}
+
+// tcpFlagsAre compares SYN and ACK.
+func tcpFlagsAre(flags byte) []expr.Any {
+	const offset = 13
+	return []expr.Any{
+		&expr.Payload{DestRegister: unix.NFT_REG_1, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 1},
+		&expr.Bitwise{SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: 1, Mask: []byte{tcpSYN | tcpACK}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: []byte{flags}},
+	}
+}
+
+func setMark(mark uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Immediate{Register: unix.NFT_REG_1, Data: number(mark)},
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: unix.NFT_REG_1, SourceRegister: true},
+	}
+}
+
+// ownTable makes the table one that belongs to nl (NFT_TABLE_F_OWNER, include/uapi/linux/netfilter/nf_tables.h). The
+// library does not know the flag.
+func ownTable(nl *netlink.Conn) error {
+	const nftTableOwner = 2
+	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{
+		{Type: unix.NFTA_TABLE_NAME, Data: []byte(divertName + "\x00")},
+		{Type: unix.NFTA_TABLE_FLAGS, Data: binaryutil.BigEndian.PutUint32(nftTableOwner)},
+	})
+	if err != nil {
+		return err
+	}
+	message := func(typ int, flags netlink.HeaderFlags, family byte, subsystem uint16, data []byte) netlink.Message {
+		head := append([]byte{family, unix.NFNETLINK_V0}, binaryutil.BigEndian.PutUint16(subsystem)...)
+		return netlink.Message{Header: netlink.Header{Type: netlink.HeaderType(typ), Flags: netlink.Request | flags}, Data: append(head, data...)}
+	}
+	if _, err := nl.SendMessages([]netlink.Message{
+		message(unix.NFNL_MSG_BATCH_BEGIN, 0, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, nil),
+		message(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWTABLE, netlink.Acknowledge|netlink.Create, unix.NFPROTO_INET, 0, attrs),
+		message(unix.NFNL_MSG_BATCH_END, 0, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, nil),
+	}); err != nil {
+		return err
+	}
+	_, err = nl.Receive()
+	return err
+}
+
+// dupConn returns a descriptor of the same socket.
+func dupConn(nl *netlink.Conn) (f *os.File, err error) {
+	c, err := nl.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var derr error
+	err = c.Control(func(fd uintptr) {
+		var n int
+		if n, derr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); derr == nil {
+			f = os.NewFile(uintptr(n), "nftables")
+		}
+	})
+	if err == nil {
+		err = derr
+	}
+	return f, err
+}
