@@ -56,7 +56,7 @@ build/testuser: $(wildcard internal/testuser/*.go)
 
 testbin: build/testuser
 	@mkdir -p $(TESTBIN)
-	$(RACEENV) $(GO) build $(RACEFLAGS) -ldflags '-X main.version=$(VERSION)' -o $(TESTBIN)/ $(COMMANDS:%=./cmd/%) $(DROPINS:%=./cmd/%)
+	$(RACEENV) $(GO) build $(RACEFLAGS) -ldflags '-X main.version=$(VERSION)' -o $(TESTBIN)/ $(COMMANDS:%=./cmd/%) $(DROPINS:%=./cmd/%) ./examples/embed
 
 test: testbin
 	$(RACEENV) ROOTLESSNET_BIN=$(CURDIR)/$(TESTBIN) TUN_MODE=$(TUN_MODE) \

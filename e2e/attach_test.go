@@ -330,3 +330,22 @@ func TestRootlessctl(t *testing.T) {
 		t.Errorf("remove-ports of none: %+v", r)
 	}
 }
+
+// TestEmbed is the example that makes its own namespaces.
+func TestEmbed(t *testing.T) {
+	l := newLab(t)
+	s := l.agent("embed", l.command("embed", append([]string{"-p", "8080:80", "--"}, op("agent")...)...))
+	s.do("serve-tcp", ":80")
+	for _, f := range l.families() {
+		c := l.connectTo(l.There, at(f.here, 8080))
+		got, err := guest.Exchange(c, "hello")
+		if want := c.LocalAddr().String() + " hello"; err != nil || got != want {
+			t.Errorf("to the container: %q, %v; want %q", got, err, want)
+		}
+	}
+	if r := l.finish(l.command("embed", append([]string{"--"}, op("exit", "42")...)...)); r.code != 42 {
+		t.Errorf("exit %d, want 42; %s", r.code, r.stderr)
+	}
+	s.stop()
+	l.nothingLeft(time.Second)
+}

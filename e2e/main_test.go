@@ -41,8 +41,8 @@ func build() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for _, name := range []string{"rootless-run", "rootless-net", "slirp4netns", "pasta", "rootlessport"} {
-		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, name), "../cmd/"+name)
+	for _, name := range []string{"cmd/rootless-run", "cmd/rootless-net", "cmd/slirp4netns", "cmd/pasta", "cmd/rootlessport", "examples/embed"} {
+		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, filepath.Base(name)), "../"+name)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			os.RemoveAll(dir)
