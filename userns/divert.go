@@ -70,9 +70,10 @@ func divert(d *Diversion) (v *diversion, err error) {
 		return nil, op("find "+d.Uplink, err)
 	}
 	v = &diversion{leave: func() {}}
+	made := v // an error returns nil in its place
 	defer func() {
 		if err != nil {
-			v.close()
+			made.close()
 		}
 	}()
 	// accept_local: the request comes back on lo from an address that is the namespace's own. The marks of what came by the
