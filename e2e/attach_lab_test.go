@@ -144,3 +144,27 @@ func (a *attached) ends(within time.Duration) {
 func onEveryLinkAttached(t *testing.T, test func(t *testing.T, n *namespace)) {
 	onEveryLink(t, func(t *testing.T, l *lab) { test(t, l.holder()) })
 }
+
+// children are those processes whose parent is pid.
+func children(t *testing.T, pid int) (list []int) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		child, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		text, err := os.ReadFile("/proc/" + e.Name() + "/stat")
+		if err != nil {
+			continue
+		}
+		// "pid (comm) state ppid …" (proc(5)); comm may hold anything.
+		if words := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:])); len(words) > 1 && words[1] == strconv.Itoa(pid) {
+			list = append(list, child)
+		}
+	}
+	return list
+}
