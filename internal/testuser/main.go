@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // failure is the exit status of testuser's own errors; go test prints what was said on stderr.
@@ -50,10 +52,11 @@ func runAsUser(argv []string) (code int, err error) {
 	}
 	defer os.RemoveAll(dir)
 	r := room{dir: dir, user: u}
+	// Before the removal, whatever happens: the tree is mounted below dir.
+	defer r.clear()
 	if err := r.furnish(argv[0]); err != nil {
 		return 0, err
 	}
-	defer r.clear()
 
 	cmd := exec.Command(r.program, argv[1:]...)
 	cmd.Args[0] = argv[0]
@@ -66,6 +69,9 @@ func runAsUser(argv []string) (code int, err error) {
 	}
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return 0, err
+	}
 	if err := cmd.Start(); err != nil {
 		return 0, err
 	}
@@ -74,7 +80,9 @@ func runAsUser(argv []string) (code int, err error) {
 			_ = cmd.Process.Signal(s)
 		}
 	}()
+	adoptOrphans(cmd.Process.Pid)
 	err = cmd.Wait()
+	endOrphans()
 	signal.Stop(signals)
 	close(signals)
 	var exit *exec.ExitError

@@ -54,7 +54,13 @@ func (r *room) furnish(program string) error {
 	if err := r.bindTree(); err != nil {
 		return err
 	}
-	return r.placeTun(os.Getenv("TUN_MODE"))
+	if err := r.placeTun(os.Getenv("TUN_MODE")); err != nil {
+		return err
+	}
+	if strings.HasSuffix(r.workdir, callersPackage) {
+		return r.hostContainers()
+	}
+	return nil
 }
 
 // bindTree makes the module reachable below r.dir and puts the working directory there.
