@@ -11,6 +11,7 @@
 #   make peers     installs other helpers for it
 #   make fuzz      five seconds of every fuzz target
 #   make install   PREFIX=/usr/local DESTDIR=
+#   make drop-in   DIR=  slirp4netns, pasta and rootlessport into a directory, and how to have Podman use them
 
 GO      ?= go
 PREFIX  ?= /usr/local
@@ -43,7 +44,7 @@ TESTBIN = build/test$(RACEFLAGS)
 
 export CGO_ENABLED = 0
 
-.PHONY: all build demo test test-long check bench compare figures peers install fuzz clean testbin tools
+.PHONY: all build demo test test-long check bench compare figures peers install drop-in fuzz clean testbin tools
 all: build
 
 build:
@@ -122,6 +123,8 @@ fuzz:
 install: build
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 0755 $(COMMANDS:%=bin/%) $(DESTDIR)$(PREFIX)/bin/
+	install -d $(DESTDIR)$(PREFIX)/libexec/rootlessnet
+	install -m 0755 $(DROPINS:%=bin/%) $(DESTDIR)$(PREFIX)/libexec/rootlessnet/
 	install -m 0644 $(wildcard docs/*.1) $(DESTDIR)$(PREFIX)/share/man/man1/
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
 		$(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
@@ -130,6 +133,10 @@ install: build
 		bin/$$c completion zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_$$c && \
 		bin/$$c completion fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/$$c.fish || exit 1; \
 	done
+
+drop-in: build
+	@test -n "$(DIR)" || { echo "usage: make drop-in DIR=directory"; exit 2; }
+	@bin/rootless-net drop-in install $(DIR)
 
 clean:
 	rm -rf bin build
