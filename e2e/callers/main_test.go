@@ -29,6 +29,9 @@ const (
 // bins holds the programs under test.
 var bins string
 
+// homes counts the users there were.
+var homes int
+
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == probeWord {
 		os.Exit(probe(os.Args[2:]))
@@ -98,8 +101,10 @@ type user struct {
 
 func newUser(t *testing.T) *user {
 	t.Helper()
-	home, err := os.MkdirTemp("", "h")
-	if err != nil {
+	// A short name: paths of unix sockets with a container's whole id are made of it.
+	homes++
+	home := filepath.Join(os.TempDir(), fmt.Sprintf("h%d", homes))
+	if err := os.Mkdir(home, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	u := &user{T: t, home: home, runtime: filepath.Join(home, "r")}
