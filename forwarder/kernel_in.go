@@ -27,11 +27,10 @@ func (r *kernelRoad) serve(host int, client, to netip.AddrPort) bool {
 	if client.Addr().Is6() {
 		guest, gateway = t.cfg.Guest6, t.cfg.Gateway6
 	}
-	if a := to.Addr(); a.IsValid() {
-		guest = netip.Addr{}
-		if a.Is4() == client.Addr().Is4() {
-			guest = a
-		}
+	if a := to.Addr(); a.IsValid() && a != guest {
+		// Of the other family, or behind the guest, on a bridge: such a server's answers are forwarded traffic, which no
+		// mark leads back to our socket.
+		return false
 	}
 	if !guest.IsValid() {
 		return false
