@@ -38,7 +38,9 @@ type lab struct {
 	*topo.Topo
 	runtime string   // XDG_RUNTIME_DIR; short, because paths of unix sockets are
 	flags   []string // further flags of every sandbox
-	started []*topo.Cmd
+	// The link and the data path that flags ask for; "" for the default.
+	kind, datapath string
+	started        []*topo.Cmd
 }
 
 func newLab(t *testing.T) *lab {

@@ -89,15 +89,30 @@ func kinds(t *testing.T) []string {
 	return []string{"packet"}
 }
 
-// onEveryLink runs test once for each link kind.
+// datapaths are the roads TCP can take.
+var datapaths = []string{"splice", "stack"}
+
+// onEveryLink runs test once for each link kind and data path, as KIND/DATAPATH.
 func onEveryLink(t *testing.T, test func(t *testing.T, l *lab)) {
 	for _, kind := range kinds(t) {
-		t.Run(kind, func(t *testing.T) {
-			l := newLab(t)
-			l.flags = []string{"--link", kind}
-			test(t, l)
-		})
+		for _, path := range datapaths {
+			t.Run(kind+"/"+path, func(t *testing.T) { test(t, newLabOn(t, kind, path)) })
+		}
 	}
+}
+
+// onEveryRoad is for what depends on the data path and not on the link, or takes long: the link is the default one.
+func onEveryRoad(t *testing.T, test func(t *testing.T, l *lab)) {
+	for _, path := range datapaths {
+		t.Run(path, func(t *testing.T) { test(t, newLabOn(t, "auto", path)) })
+	}
+}
+
+func newLabOn(t *testing.T, kind, path string) *lab {
+	l := newLab(t)
+	l.kind, l.datapath = kind, path
+	l.flags = []string{"--link", kind, "--datapath", path}
+	return l
 }
 
 // eventually waits until ok returns "", and fails with what it returned last.
