@@ -92,6 +92,12 @@ func divert(d *Diversion) (v *diversion, err error) {
 		}
 		v.onLeave(func() { _ = writeSysctl(s, string(old)) })
 	}
+	// A namespace that somebody else made may not have it up yet. It stays up: by then others rely on it too.
+	if lo, err := netlink.LinkByName("lo"); err != nil {
+		return nil, op("find lo", err)
+	} else if err := netlink.LinkSetUp(lo); err != nil {
+		return nil, op("set lo up", err)
+	}
 	leave, err := divertRoutes(d.IPv6)
 	if err != nil {
 		return nil, op("routing rule", err)
