@@ -142,7 +142,7 @@ func (a *attached) ends(within time.Duration) {
 
 // onEveryLinkAttached runs test once for each link kind, with a namespace to attach to.
 func onEveryLinkAttached(t *testing.T, test func(t *testing.T, n *namespace)) {
-	onEveryLink(t, func(t *testing.T, l *lab) { test(t, l.holder()) })
+	onEveryLinkAtOnce(t, func(t *testing.T, l *lab) { test(t, l.holder()) })
 }
 
 // children are those processes whose parent is pid.

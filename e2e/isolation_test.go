@@ -64,7 +64,7 @@ func TestScorecard03LoopbackInsideIsItsOwn(t *testing.T) {
 
 // The host's listeners on every address, which a packet to loopback would find.
 func TestScorecard04RawTCPToLoopback(t *testing.T) {
-	onEveryLink(t, func(t *testing.T, l *lab) {
+	onEveryLinkAtOnce(t, func(t *testing.T, l *lab) {
 		srv, reached := l.serve(l.Here, "0.0.0.0:0", echo)
 		s := l.start()
 		for _, dst := range []string{"127.0.0.1", "127.1.2.3", "0.0.0.0", "0.1.2.3"} {
@@ -81,7 +81,7 @@ func TestScorecard04RawTCPToLoopback(t *testing.T) {
 }
 
 func TestScorecard05RawUDPToLoopback(t *testing.T) {
-	onEveryLink(t, func(t *testing.T, l *lab) {
+	onEveryLinkAtOnce(t, func(t *testing.T, l *lab) {
 		srv, reached := l.serveUDP(l.Here, "0.0.0.0:0")
 		s := l.start()
 		for _, dst := range []string{"127.0.0.1", "127.1.2.3", "0.0.0.0", "0.1.2.3"} {
@@ -97,7 +97,7 @@ func TestScorecard05RawUDPToLoopback(t *testing.T) {
 }
 
 func TestScorecard06RawUDPToLoopbackOfIPv6(t *testing.T) {
-	onEveryLink(t, func(t *testing.T, l *lab) {
+	onEveryLinkAtOnce(t, func(t *testing.T, l *lab) {
 		if !l.IPv6 {
 			t.Skip("THIS KERNEL HAS NO IPv6")
 		}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -101,7 +102,18 @@ func onEveryLink(t *testing.T, test func(t *testing.T, l *lab)) {
 	}
 }
 
-// onEveryRoad is for what depends on the data path and not on the link, or takes long: the link is the default one.
+// onEveryLinkAtOnce is onEveryLink for tests that mostly wait: all of them at the same time, each on ground of its own.
+func onEveryLinkAtOnce(t *testing.T, test func(t *testing.T, l *lab)) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for _, kind := range kinds(t) {
+		for _, path := range datapaths {
+			wg.Go(func() { t.Run(kind+"/"+path, func(t *testing.T) { test(t, newLabOn(t, kind, path)) }) })
+		}
+	}
+}
+
+// onEveryRoad is for what depends on the data path and not on the link: that is the default one.
 func onEveryRoad(t *testing.T, test func(t *testing.T, l *lab)) {
 	for _, path := range datapaths {
 		t.Run(path, func(t *testing.T) { test(t, newLabOn(t, "auto", path)) })

@@ -51,7 +51,7 @@ func (s *sandbox) wantUDPError(want, addr string) {
 // TestFailuresComeThrough: refused stays refused, unreachable unreachable, prohibited prohibited, silent silent; on TCP
 // and UDP, both families.
 func TestFailuresComeThrough(t *testing.T) {
-	onEveryLink(t, func(t *testing.T, l *lab) {
+	onEveryLinkAtOnce(t, func(t *testing.T, l *lab) {
 		s := l.start()
 		s.wantFirst("ECONNREFUSED", "connect", at(topo.There4, 9))
 		s.wantFirst("EHOSTUNREACH", "connect", at(topo.Unreachable4, 9))
@@ -116,7 +116,7 @@ func TestUDPTrains(t *testing.T) {
 }
 
 func TestPing(t *testing.T) {
-	onEveryLink(t, func(t *testing.T, l *lab) {
+	onEveryLinkAtOnce(t, func(t *testing.T, l *lab) {
 		s := l.start()
 		s.want("reply 56", "ping", gateway4)
 		for _, f := range l.families() {
