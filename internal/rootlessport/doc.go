@@ -17,5 +17,6 @@
 //
 // # Limits
 //
-// TCP and UDP. Relayed UDP flows end after udpIdle, and there are at most maxFlows of them for a port.
+// TCP and UDP. A UDP server of a container in several networks must answer from the address it was asked at, for the real
+// client is far away: one with a wildcard socket may be heard by relay alone. Relayed UDP flows end after udpIdle, and there are at most maxFlows of them for a port.
 package rootlessport
