@@ -7,9 +7,11 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"rootlessnet/api"
 	"rootlessnet/dns"
@@ -297,6 +299,9 @@ func (s *sandbox) run(ctx context.Context) (int, error) {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = s.ns.Close() })
 	defer stop()
+	if s.cfg.Confine {
+		s.wg.Go(func() { s.settle() })
+	}
 	if s.cfg.OnStart != nil {
 		s.cfg.OnStart(Started{ID: s.entry.ID(), Name: s.entry.Name(), PID: pid})
 	}
@@ -313,6 +318,19 @@ func (s *sandbox) run(ctx context.Context) (int, error) {
 	s.linger(ctx, code)
 	return code, nil
 }
+
+// settle gives back what the start needed, once the command has lived for a moment.
+func (s *sandbox) settle() {
+	select {
+	case <-time.After(settleAfter):
+		debug.FreeOSMemory()
+		userns.ReleaseCode()
+	case <-s.end:
+	}
+}
+
+// settleAfter is longer than most short commands take, which need not pay for it.
+const settleAfter = 500 * time.Millisecond
 
 // describe completes the record that other processes read.
 func (s *sandbox) describe(r *state.Record) {

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -76,21 +77,17 @@ func divert(d *Diversion) (v *diversion, err error) {
 			made.close()
 		}
 	}()
-	// accept_local: the request comes back on lo from an address that is the namespace's own. The marks of what came by the
-	// link are for connections (fwmark_accept) and for resets (fwmark_reflect).
-	sysctls := []string{"net/ipv4/conf/lo/accept_local", "net/ipv4/tcp_fwmark_accept", "net/ipv4/fwmark_reflect"}
-	if d.IPv6 {
-		sysctls = append(sysctls, "net/ipv6/fwmark_reflect")
-	}
-	for _, s := range sysctls {
-		old, err := os.ReadFile("/proc/sys/" + s)
+	for _, c := range divertSysctls(d.IPv6) {
+		old, err := os.ReadFile("/proc/sys/" + c.name)
 		if err == nil {
-			err = writeSysctl(s, "1")
+			err = writeSysctl(c.name, c.value)
 		}
-		if err != nil {
-			return nil, op("set "+s, err)
+		if err != nil && !c.optional {
+			return nil, op("set "+c.name, err)
 		}
-		v.onLeave(func() { _ = writeSysctl(s, string(old)) })
+		if err == nil {
+			v.onLeave(func() { _ = writeSysctl(c.name, strings.TrimSpace(string(old))) })
+		}
 	}
 	// A namespace that somebody else made may not have it up yet. It stays up: by then others rely on it too.
 	if lo, err := netlink.LinkByName("lo"); err != nil {
@@ -132,6 +129,26 @@ func divert(d *Diversion) (v *diversion, err error) {
 	v.onLeave(leave)
 	v.out = append([]*os.File{rules}, v.out...)
 	return v, nil
+}
+
+type sysctl struct {
+	name, value string
+	optional    bool
+}
+
+// divertSysctls: the request comes back on lo from an address that is the namespace's own (accept_local). The marks of what
+// came by the link are for connections (fwmark_accept) and for resets (fwmark_reflect).
+func divertSysctls(ipv6 bool) []sysctl {
+	list := []sysctl{
+		{name: "net/ipv4/conf/lo/accept_local", value: "1"},
+		{name: "net/ipv4/tcp_fwmark_accept", value: "1"},
+		{name: "net/ipv4/fwmark_reflect", value: "1"},
+		{name: sysctlCongestion, value: insideCongestion, optional: true},
+	}
+	if ipv6 {
+		list = append(list, sysctl{name: "net/ipv6/fwmark_reflect", value: "1"})
+	}
+	return list
 }
 
 func (v *diversion) onLeave(f func()) {

@@ -92,6 +92,7 @@ func initMain() int {
 			if answer.Type == msgStarted || answer.Type == msgReady && s.leave != nil {
 				debug.SetGCPercent(initGC)
 				debug.FreeOSMemory()
+				ReleaseCode()
 			}
 		case <-sigchld:
 			if code, ended := s.reap(); ended {
