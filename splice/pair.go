@@ -181,11 +181,12 @@ func (s *side) passFIN() {
 	p := s.pair
 	s.dropPipe()
 	s.shut = true
+	if s.peer.shut { // that was the other direction's: close says it as well
+		return
+	}
 	// An error is that of a socket that is gone, which its own event tells.
 	_, _, _ = unix.RawSyscall(unix.SYS_SHUTDOWN, uintptr(s.peer.fd), unix.SHUT_WR, 0)
-	if !s.peer.shut {
-		p.loop.halfClosed(p)
-	}
+	p.loop.halfClosed(p)
 }
 
 // fill reads from s, and writes at once what the peer takes. It returns how much it read.
