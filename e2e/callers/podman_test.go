@@ -101,6 +101,10 @@ func TestPodmanRootlessport(t *testing.T) {
 	p := newPodman(t)
 	p.serve("web", "-p", "18080:80", "-p", "18080:80/udp")
 	published(t, "18080")
+	whole := fmt.Sprintf("bulk %d bytes, <nil>; %d bytes, <nil>", bulkSize, bulkSize)
+	expect(t, "into the container", bulk("http://"+host4+":18080/bulk"), whole)
+	port := serveHost(t)
+	expect(t, "out of the container", p.podman("exec", "web", "/bin/probe", probeWord, "bulk", "http://"+host4+":"+port+"/bulk"), whole)
 	expect(t, "TCP over IPv6", get("http://["+host6+"]:18080/"), "you are ")
 	out, err := p.try("podman", "--storage-driver", "vfs", "run", "--rm", "-p", "18080:80", "img", "true")
 	if err == nil {
@@ -149,7 +153,10 @@ func TestPodmanBridge(t *testing.T) {
 	p.serve("srv", "--network", "net1", "-p", "18080:80", "-p", "18080:80/udp")
 	out := p.podman("run", "--rm", "--network", "net1", "img", "/bin/probe", probeWord, "get", "http://srv/", "http://"+host4+":"+port+"/")
 	expect(t, "in the network", out, "http://srv/: you are 10.", "http://"+host4+":"+port+"/: you are "+host4)
+	whole := fmt.Sprintf("bulk %d bytes, <nil>; %d bytes, <nil>", bulkSize, bulkSize)
+	expect(t, "out of the network", p.podman("run", "--rm", "--network", "net1", "img", "/bin/probe", probeWord, "bulk", "http://"+host4+":"+port+"/bulk"), whole)
 	published(t, "18080")
+	expect(t, "into the network", bulk("http://"+host4+":18080/bulk"), whole)
 	p.podman("network", "create", "net2")
 	p.podman("network", "connect", "net2", "srv")
 	// Podman leads the port to either network now. Over UDP the server, which has no more than a wildcard socket, may answer

@@ -1,6 +1,7 @@
 package callers
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net"
@@ -17,6 +18,7 @@ const probeWord = "probe"
 //
 //	serve PORT        answers over HTTP and UDP who is asking
 //	get URL...        prints what is answered, or why not
+//	bulk URL          moves a lot in both directions, and says how much came
 func probe(args []string) int {
 	switch {
 	case len(args) == 2 && args[0] == "serve":
@@ -31,6 +33,8 @@ func probe(args []string) int {
 		for _, url := range args[1:] {
 			fmt.Println(get(url))
 		}
+	case len(args) == 2 && args[0] == "bulk":
+		fmt.Println(bulk(args[1]))
 	default:
 		fmt.Println("probe: what?", args)
 		return 2
@@ -38,7 +42,40 @@ func probe(args []string) int {
 	return 0
 }
 
-func whoAsks(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "you are "+r.RemoteAddr) }
+// bulkSize is what the path /bulk answers with, and takes.
+const bulkSize = 16 << 20
+
+func whoAsks(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path != "/bulk" {
+		fmt.Fprint(w, "you are "+r.RemoteAddr)
+		return
+	}
+	n, err := io.Copy(io.Discard, r.Body)
+	if err != nil || n != bulkSize {
+		http.Error(w, fmt.Sprintf("%d bytes came: %v", n, err), http.StatusBadRequest)
+		return
+	}
+	_, _ = w.Write(make([]byte, bulkSize))
+}
+
+// bulk sends and receives a lot by two connections at a time.
+func bulk(url string) string {
+	results := make(chan string, 2)
+	for range cap(results) {
+		go func() {
+			client := http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+			resp, err := client.Post(url, "application/octet-stream", bytes.NewReader(make([]byte, bulkSize)))
+			if err != nil {
+				results <- err.Error()
+				return
+			}
+			defer resp.Body.Close()
+			n, err := io.Copy(io.Discard, resp.Body)
+			results <- fmt.Sprint(n, " bytes, ", err)
+		}()
+	}
+	return "bulk " + <-results + "; " + <-results
+}
 
 func listenEcho(port string) (net.PacketConn, net.Listener, error) {
 	conn, err := net.ListenPacket("udp", ":"+port)
