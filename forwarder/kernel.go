@@ -95,7 +95,7 @@ func (t *Streams) UseKernel(k Kernel) (err error) {
 	for _, l := range k.Listeners {
 		fd, err := fdOf(l)
 		if err == nil {
-			r.listen = append(r.listen, listener{r: r, fd: fd})
+			r.listen = append(r.listen, listener{r: r, fd: fd, ipv6: localAddr(fd).Addr().Is6()})
 		}
 		if err != nil {
 			r.loop.Close()

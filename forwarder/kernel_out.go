@@ -31,6 +31,7 @@ type request struct {
 type listener struct {
 	r     *kernelRoad
 	fd    int
+	ipv6  bool
 	token int32
 }
 
@@ -90,16 +91,13 @@ func refuseSYN(q *stack.SYN, v policy.Verdict) {
 
 // dial starts a connect to dst. q.syn may be lent still. r.mu is held.
 func (r *kernelRoad) dial(q *request, dst netip.AddrPort) {
-	fd, err := startDial(r.t.source(dst), dst, q.syn.TOS)
+	fd, done, err := startDial(r.t.source(dst), dst, q.syn.TOS)
 	if err != nil {
 		r.failed(q, dst, err)
 		return
 	}
 	q.fd, q.dst = fd, dst
-	done, err := connectState(fd, toSockaddr(dst))
 	switch {
-	case err != nil:
-		r.failed(q, dst, withICMP(fd, err, dst))
 	case done:
 		r.connected(q)
 	default:
@@ -126,7 +124,6 @@ func (q *request) Ready(uint32) {
 		_ = r.loop.Rearm(q.fd, unix.EPOLLOUT|unix.EPOLLONESHOT, q.token)
 		return
 	}
-	r.unwatch(q)
 	delete(r.requests, q.syn.Flow)
 	if err != nil {
 		r.failed(q, q.dst, withICMP(q.fd, err, q.dst))
@@ -151,19 +148,19 @@ func (r *kernelRoad) connected(q *request) {
 		_ = q.syn.Reset()
 		return
 	}
-	tuneHost(q.fd)
-	forgetErrors(q.fd, q.dst.Addr().Is4())
+	noDelay(q.fd) // the loop does the rest of tuneHost, when it is needed
+	if q.watched {
+		rememberErrors(q.fd, q.dst.Addr().Is4(), 0)
+	}
+	r.unwatch(q)
+	l := r.listenerOf(q.syn.Dst.Addr())
 	q.offered, q.since = true, time.Now()
 	r.requests[q.syn.Flow] = q
 	r.inject(q.syn.Frame)
-	r.accept()
-	if r.requests[q.syn.Flow] == q { // the guest's answer is on its way, or lost
+	if l != nil && !l.accept(q) { // the guest's answer is on its way, or lost
 		q.syn = q.syn.Clone()
 		r.sweepLater()
-		for i := range r.listen {
-			l := &r.listen[i]
-			_ = r.loop.Rearm(l.fd, unix.EPOLLIN|unix.EPOLLONESHOT, l.token)
-		}
+		l.await()
 	}
 }
 
@@ -234,42 +231,52 @@ func (l *listener) Ready(uint32) {
 	if l.r.closed {
 		return
 	}
-	l.r.accept()
+	l.accept(nil)
 	for _, q := range l.r.requests {
 		if q.offered { // others are awaited
-			_ = l.r.loop.Rearm(l.fd, unix.EPOLLIN|unix.EPOLLONESHOT, l.token)
+			l.await()
 			return
 		}
 	}
 }
 
-// accept takes every connection there is. One that was not offered is somebody's attempt from inside to come around
-// policy. r.mu is held.
-func (r *kernelRoad) accept() {
-	for i := range r.listen {
-		for {
-			fd, sa, err := unix.Accept4(r.listen[i].fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-			if err == unix.EINTR || err == unix.ECONNABORTED {
-				continue
+// await has Ready called, once, when there is a connection.
+func (l *listener) await() {
+	_ = l.r.loop.Rearm(l.fd, unix.EPOLLIN|unix.EPOLLONESHOT, l.token)
+}
+
+// accept takes what there is, up to the connection that answers q if that is not nil. One that was not offered is
+// somebody's attempt from inside to come around policy. r.mu is held.
+func (l *listener) accept(q *request) (found bool) {
+	r := l.r
+	for {
+		fd, peer, err := acceptFD(l.fd)
+		if err != nil {
+			if starved(err) {
+				r.t.stats.badAccepts.Add(1)
 			}
-			if err != nil {
-				if starved(err) {
-					r.t.stats.badAccepts.Add(1)
-				}
-				break
-			}
-			local, err := unix.Getsockname(fd)
-			f := stack.Flow{Src: sockAddr(sa), Dst: netip.AddrPort{}}
-			if err == nil {
-				f.Dst = sockAddr(local)
-			}
-			q := r.requests[f]
-			if q == nil || !q.offered {
-				resetFD(fd)
-				continue
-			}
-			delete(r.requests, f)
-			r.join(q.fd, fd, f, Outbound)
+			return false
+		}
+		f := stack.Flow{Src: peer, Dst: localAddr(fd)}
+		p := r.requests[f]
+		if p == nil || !p.offered {
+			resetFD(fd)
+			continue
+		}
+		delete(r.requests, f)
+		r.join(p.fd, fd, f, Outbound)
+		if p == q {
+			return true
 		}
 	}
+}
+
+// listenerOf is that of a's family; nil when there is none.
+func (r *kernelRoad) listenerOf(a netip.Addr) *listener {
+	for i := range r.listen {
+		if r.listen[i].ipv6 == a.Is6() {
+			return &r.listen[i]
+		}
+	}
+	return nil
 }

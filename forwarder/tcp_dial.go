@@ -2,8 +2,10 @@ package forwarder
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -38,13 +40,13 @@ func newHostConn(fd int) (*hostConn, error) {
 	return &hostConn{f: f, rc: rc}, nil
 }
 
-// startDial makes a non-blocking socket and starts to connect it; connectState tells how that goes. from is the address
+// startDial makes a non-blocking socket and starts to connect it: done, or connectState tells how that goes. from is the address
 // it leaves from; the zero value leaves that to the host's routes. The error is a *dialError.
-func startDial(from netip.Addr, dst netip.AddrPort, tos uint8) (fd int, err error) {
+func startDial(from netip.Addr, dst netip.AddrPort, tos uint8) (fd int, done bool, err error) {
 	v4 := dst.Addr().Is4()
-	family, level, recverr := unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_RECVERR
+	family := unix.AF_INET6
 	if v4 {
-		family, level, recverr = unix.AF_INET, unix.IPPROTO_IP, unix.IP_RECVERR
+		family = unix.AF_INET
 	}
 	fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
 	if err != nil {
@@ -53,9 +55,8 @@ func startDial(from netip.Addr, dst netip.AddrPort, tos uint8) (fd int, err erro
 			none := netUnreachable(v4)
 			e.icmp = &none
 		}
-		return -1, e
+		return -1, false, e
 	}
-	_ = unix.SetsockoptInt(fd, level, recverr, 1)
 	if tos &^= 3; tos != 0 { // the two ECN bits of a TCP packet are its own kernel's
 		if v4 {
 			_ = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TOS, int(tos))
@@ -65,14 +66,24 @@ func startDial(from netip.Addr, dst netip.AddrPort, tos uint8) (fd int, err erro
 	}
 	if err = bindSource(fd, from); err != nil {
 		unix.Close(fd)
-		return -1, &dialError{errno: err.(syscall.Errno)}
+		return -1, false, &dialError{errno: err.(syscall.Errno)}
 	}
-	if _, err = connectState(fd, toSockaddr(dst)); err != nil {
+	// A neighbour's kernel answers before the first call returns, which says nevertheless that it is under way.
+	sa := toSockaddr(dst)
+	for range 2 {
+		if done, err = connectState(fd, sa); done || err != nil {
+			break
+		}
+	}
+	switch {
+	case err != nil:
 		err = withICMP(fd, err, dst)
 		unix.Close(fd)
-		return -1, err
+		return -1, false, err
+	case !done:
+		rememberErrors(fd, v4, 1)
 	}
-	return fd, nil
+	return fd, done, nil
 }
 
 // connectState starts a connect, or asks how it goes: done, under way, or failed.
@@ -106,7 +117,7 @@ func withICMP(fd int, err error, dst netip.AddrPort) *dialError {
 // dialHost connects to dst. It does what net.Dialer does, but keeps the socket after a failure to read the ICMP error that
 // caused it.
 func dialHost(ctx context.Context, from netip.Addr, dst netip.AddrPort, tos uint8) (*hostConn, error) {
-	fd, err := startDial(from, dst, tos)
+	fd, done, err := startDial(from, dst, tos)
 	if err != nil {
 		return nil, err
 	}
@@ -118,11 +129,14 @@ func dialHost(ctx context.Context, from netip.Addr, dst netip.AddrPort, tos uint
 	var failure error
 	werr := h.rc.Write(func(fd uintptr) bool {
 		// The first call comes before any wait, and an event before it is lost: only the socket's state counts.
-		done, err := connectState(int(fd), toSockaddr(dst))
+		if done {
+			return true
+		}
+		ok, err := connectState(int(fd), toSockaddr(dst))
 		if err != nil {
 			failure = withICMP(int(fd), err, dst)
 		}
-		return done || err != nil
+		return ok || err != nil
 	})
 	if stop(); failure == nil && (werr != nil || ctx.Err() != nil) {
 		failure = &dialError{errno: syscall.ETIMEDOUT}
@@ -135,7 +149,7 @@ func dialHost(ctx context.Context, from netip.Addr, dst netip.AddrPort, tos uint
 		h.reset()
 		return nil, &dialError{errno: syscall.ECONNREFUSED}
 	}
-	_ = h.rc.Control(func(fd uintptr) { tuneHost(int(fd)); forgetErrors(int(fd), dst.Addr().Is4()) })
+	_ = h.rc.Control(func(fd uintptr) { tuneHost(int(fd)); rememberErrors(int(fd), dst.Addr().Is4(), 0) })
 	return h, nil
 }
 
@@ -155,9 +169,24 @@ func bindSource(fd int, from netip.Addr) error {
 // isSelf says whether a socket connected to dst is connected to itself, which TCP allows: a port of this host on which
 // nobody listens may be the one that the kernel chose for the socket (RFC 9293 3.5, simultaneous open).
 func isSelf(fd int, dst netip.AddrPort) bool {
-	local, err := unix.Getsockname(fd)
-	return err == nil && sockAddr(local) == dst
+	r := localPorts()
+	return dst.Port() >= r.first && dst.Port() <= r.last && localAddr(fd) == dst
 }
+
+type portRange struct{ first, last uint16 }
+
+// localPorts is what the kernel chooses from (ip(7), ip_local_port_range); all ports when that is not known.
+var localPorts = sync.OnceValue(func() portRange {
+	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	var r portRange
+	if err == nil {
+		_, err = fmt.Sscan(string(text), &r.first, &r.last)
+	}
+	if err != nil {
+		return portRange{1, 65535}
+	}
+	return r
+})
 
 // sockAddr leaves out the zone: what needs one is never told to the guest.
 func sockAddr(sa unix.Sockaddr) netip.AddrPort {
@@ -173,18 +202,21 @@ func sockAddr(sa unix.Sockaddr) netip.AddrPort {
 // tuneHost sets what a joined socket needs: no Nagle (the guest's kernel has its own), keep-alive at the system's pace so
 // that a vanished peer is noticed on behalf of the guest, urgent data in line. A listener passes it on to what it accepts.
 func tuneHost(fd int) {
-	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	noDelay(fd)
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
 }
 
-// forgetErrors turns the error queue off: on an established connection it would make failures of passing errors.
-func forgetErrors(fd int, v4 bool) {
+func noDelay(fd int) { _ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) }
+
+// rememberErrors turns the error queue on or off: it tells which ICMP error ended a connect, but on an established
+// connection it would make failures of passing errors.
+func rememberErrors(fd int, v4 bool, on int) {
 	level, recverr := unix.IPPROTO_IPV6, unix.IPV6_RECVERR
 	if v4 {
 		level, recverr = unix.IPPROTO_IP, unix.IP_RECVERR
 	}
-	_ = unix.SetsockoptInt(fd, level, recverr, 0)
+	_ = unix.SetsockoptInt(fd, level, recverr, on)
 }
 
 // close closes the socket; what was not read makes it a reset, as for any program.

@@ -118,25 +118,15 @@ func (p *PublishedTCP) pause() {
 }
 
 // accept waits for a client; net.ErrClosed means that the port was closed.
-func (p *PublishedTCP) accept() (int, netip.AddrPort, error) {
-	var fd int
-	var sa unix.Sockaddr
-	var err error
+func (p *PublishedTCP) accept() (fd int, client netip.AddrPort, err error) {
 	rerr := p.rc.Read(func(l uintptr) bool {
-		for {
-			fd, sa, err = unix.Accept4(int(l), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-			if err != unix.EINTR && err != unix.ECONNABORTED {
-				return err != unix.EAGAIN
-			}
-		}
+		fd, client, err = acceptFD(int(l))
+		return err != unix.EAGAIN
 	})
 	if rerr != nil { // there is no deadline: closed
 		return -1, netip.AddrPort{}, net.ErrClosed
 	}
-	if err != nil {
-		return -1, netip.AddrPort{}, err
-	}
-	return fd, sockAddr(sa), nil
+	return fd, client, err
 }
 
 // serveClient connects a client of the host to the port inside, from the client's own address.

@@ -43,6 +43,7 @@ type Loop struct {
 	slots  []slot             // guarded by mu
 	free   []int32            // guarded by mu
 	pairs  map[*Pair]struct{} // guarded by mu
+	armed  bool               // the tick is; guarded by mu
 	closed bool               // guarded by mu
 
 	// The goroutine's own.
@@ -51,7 +52,6 @@ type Loop struct {
 	scratch []byte
 	pipes   pipePool
 	halves  map[*Pair]struct{} // half closed, not under keep-alive yet
-	armed   bool               // the tick is
 	spin    spinner
 
 	done chan struct{}
@@ -117,7 +117,9 @@ func (l *Loop) Watch(fd int, events uint32, h Handler) (token int32, err error) 
 }
 
 // Rearm sets other events for a descriptor that is watched.
-func (l *Loop) Rearm(fd int, events uint32, token int32) error {
+func (l *Loop) Rearm(fd int, events uint32, token int32) error { return l.rearm(fd, events, token) }
+
+func (l *Loop) rearm(fd int, events uint32, token int32) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.control(unix.EPOLL_CTL_MOD, fd, events, token, l.slots[token].gen)
@@ -245,12 +247,28 @@ func (l *Loop) again(p *Pair) {
 func (l *Loop) halfClosed(p *Pair) {
 	p.halfSince = time.Now()
 	l.halves[p] = struct{}{}
-	l.armTick()
+	l.mu.Lock()
+	l.armTickLocked()
+	l.mu.Unlock()
 }
 
-// tick puts connections that have been half closed for a while under keep-alive. Only then: most are about to end, and
-// the calls would be for nothing.
+// tick does for connections what is for those that last: keep-alive, and a faster one where one direction has ended.
+// Most end before, and the calls would be for nothing.
 func (l *Loop) tick() {
+	l.mu.Lock()
+	l.armed = false
+	_ = l.f.SetReadDeadline(time.Time{})
+	var young []*Pair
+	for p := range l.pairs {
+		if !p.tuned {
+			p.tuned = true
+			young = append(young, p)
+		}
+	}
+	l.mu.Unlock()
+	for _, p := range young {
+		p.tune()
+	}
 	now := time.Now()
 	for p := range l.halves {
 		if now.Sub(p.halfSince) >= tickPace {
@@ -258,16 +276,16 @@ func (l *Loop) tick() {
 			delete(l.halves, p)
 		}
 	}
-	l.armed = false
-	_ = l.f.SetReadDeadline(time.Time{})
 	if len(l.halves) > 0 {
-		l.armTick()
+		l.mu.Lock()
+		l.armTickLocked()
+		l.mu.Unlock()
 	}
 }
 
-// armTick makes the sleep end by itself, once.
-func (l *Loop) armTick() {
-	if !l.armed {
+// armTickLocked makes the sleep end by itself, once.
+func (l *Loop) armTickLocked() {
+	if !l.armed && !l.closed {
 		l.armed = true
 		_ = l.f.SetReadDeadline(time.Now().Add(tickPace))
 	}

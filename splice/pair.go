@@ -19,7 +19,7 @@ const (
 	halfClosedIdle = 60
 
 	// watched are the events of both sockets. They tell of changes; what is known to be ready is remembered in side.
-	watched = unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLPRI | 1<<31 // EPOLLET, which is an int32 in x/sys
+	watched = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLPRI | 1<<31 // EPOLLET, which is an int32 in x/sys
 )
 
 // Pair is two joined sockets. Its fields belong to the loop's goroutine, but for the two counters.
@@ -28,6 +28,7 @@ type Pair struct {
 	a, b      side
 	ended     bool
 	queued    bool // is in loop.queue
+	tuned     bool // see tune
 	halfSince time.Time
 	onEnd     func()
 
@@ -43,6 +44,8 @@ type side struct {
 	token int32
 
 	readable, writable bool
+	roomWatched        bool // EPOLLOUT is among the events: once it was needed
+	dead               bool // by a reset: another would be for nothing
 	hup                bool // FIN, or worse, is behind what can be read
 	failed             bool // EPOLLERR was seen
 	urgent             bool // EPOLLPRI was seen
@@ -56,7 +59,7 @@ type side struct {
 	pipe    *pipe
 }
 
-// Join takes over two connected, non-blocking TCP sockets, with SO_OOBINLINE set if urgent data is to cross. onEnd, which
+// Join takes over two connected, non-blocking TCP sockets, with TCP_NODELAY if that is wanted. onEnd, which
 // may be nil, is called once, when both are closed. On an error the sockets are still the caller's.
 func (l *Loop) Join(a, b int, onEnd func()) (*Pair, error) {
 	p := &Pair{loop: l, onEnd: onEnd}
@@ -81,6 +84,7 @@ func (l *Loop) Join(a, b int, onEnd func()) (*Pair, error) {
 		}
 	}
 	l.pairs[p] = struct{}{}
+	l.armTickLocked()
 	return p, nil
 }
 
@@ -243,6 +247,7 @@ func (s *side) fillPipe() int {
 
 // fillUrgent reads up to the urgent byte, or the urgent byte (RFC 6093: there is no more than one mark at a time).
 func (s *side) fillUrgent() int {
+	s.setInline()
 	at, err := unix.IoctlGetInt(s.fd, unix.SIOCATMARK)
 	buf, flags := s.pair.loop.scratch, 0
 	if err == nil && at == 1 {
@@ -265,6 +270,7 @@ func (s *side) recv(b []byte) (n int) {
 	case errno == unix.EAGAIN:
 		s.readable = false
 	case errno != 0:
+		s.dead = true
 		s.pair.abort()
 	case n == 0:
 		s.eof = true
@@ -284,7 +290,7 @@ func (s *side) write(b []byte, flags int) {
 	}
 	s.moved.Add(uint64(n))
 	if n < len(b) {
-		s.peer.writable = false
+		s.peer.awaitRoom()
 		s.rest, s.restOOB = append([]byte(nil), b[n:]...), flags&unix.MSG_OOB != 0
 	}
 }
@@ -320,7 +326,7 @@ func (s *side) took(n int, errno unix.Errno) bool {
 		s.moved.Add(uint64(n))
 		return true
 	case unix.EAGAIN:
-		s.peer.writable = false
+		s.peer.awaitRoom()
 	default:
 		s.pair.abort()
 	}
@@ -338,7 +344,7 @@ func (p *Pair) end(reset bool) {
 	p.ended = true
 	l := p.loop
 	for _, s := range []*side{&p.a, &p.b} {
-		if reset {
+		if reset && !s.dead {
 			// Without it TIME_WAIT sockets would pile up for connections that never ended so.
 			_ = unix.SetsockoptLinger(s.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 		}
@@ -359,6 +365,28 @@ func (p *Pair) end(reset bool) {
 		p.onEnd()
 	}
 }
+
+// awaitRoom notes that the socket takes no more. Its events have room among them from then on: most sockets are never full,
+// and would only tell that they are empty.
+func (s *side) awaitRoom() {
+	s.writable = false
+	if !s.roomWatched {
+		s.roomWatched = true
+		_ = s.pair.loop.rearm(s.fd, watched|unix.EPOLLOUT, s.token)
+	}
+}
+
+// tune sets keep-alive, at the system's pace, so that a peer which has vanished is noticed on behalf of the other. A
+// connection that ends within a tick does without.
+func (p *Pair) tune() {
+	for _, s := range []*side{&p.a, &p.b} {
+		_ = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+		s.setInline()
+	}
+}
+
+// setInline has urgent data come in its place (tcp(7)).
+func (s *side) setInline() { _ = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) }
 
 // expectDeath shortens keep-alive.
 func (p *Pair) expectDeath() {
