@@ -122,6 +122,9 @@ func (l *Loop) Rearm(fd int, events uint32, token int32) error { return l.rearm(
 func (l *Loop) rearm(fd int, events uint32, token int32) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.closed { // and the number of the epoll set somebody else's
+		return net.ErrClosed
+	}
 	return l.control(unix.EPOLL_CTL_MOD, fd, events, token, l.slots[token].gen)
 }
 
@@ -129,7 +132,9 @@ func (l *Loop) rearm(fd int, events uint32, token int32) error {
 func (l *Loop) Unwatch(fd int, token int32) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_ = l.control(unix.EPOLL_CTL_DEL, fd, 0, 0, 0)
+	if !l.closed {
+		_ = l.control(unix.EPOLL_CTL_DEL, fd, 0, 0, 0)
+	}
 	l.releaseLocked(token)
 }
 

@@ -32,8 +32,6 @@ const (
 	markSpeak = 0x726e0003
 	// divertMask is where the two are alike.
 	divertMask = ^uint32(markDivert ^ markSpeak)
-	// markKeep is that of connections which came by the link: their answers leave by it.
-	markKeep = 0x726e0002
 	// divertTable is a routing table in which every address is local.
 	divertTable = 0x726e
 	// divertPref puts the rule for the mark right after that of the local addresses.
@@ -57,6 +55,9 @@ var (
 // packets, the minter's, the IPv4 listener and, with IPv6, the other.
 type diversion struct {
 	out []*os.File
+	// hold are copies of the listeners. Whoever has those addresses has the namespace's only diversion: a second helper in
+	// it must not begin, nor find what is there for its own, before the first has taken back its part.
+	hold []*os.File
 	// leave takes back what does not go with a descriptor.
 	leave func()
 }
@@ -77,6 +78,28 @@ func divert(d *Diversion) (v *diversion, err error) {
 			made.close()
 		}
 	}()
+	addrs := []netip.Addr{divertAddr4}
+	if d.IPv6 {
+		addrs = append(addrs, divertAddr6)
+	}
+	var listeners []*os.File
+	defer func() {
+		if err != nil {
+			closeAll(listeners)
+		}
+	}()
+	for _, a := range addrs {
+		l, err := divertListener(netip.AddrPortFrom(a, divertPort))
+		if err != nil {
+			return nil, op(fmt.Sprintf("listen on %v", a), err) // EADDRINUSE: another helper does this here
+		}
+		listeners = append(listeners, l)
+		held, err := dupAbove(l)
+		if err != nil {
+			return nil, op("keep a listener", err)
+		}
+		v.hold = append(v.hold, os.NewFile(uintptr(held), "listener"))
+	}
 	for _, c := range divertSysctls(d.IPv6) {
 		old, err := os.ReadFile("/proc/sys/" + c.name)
 		if err == nil {
@@ -95,7 +118,7 @@ func divert(d *Diversion) (v *diversion, err error) {
 	} else if err := netlink.LinkSetUp(lo); err != nil {
 		return nil, op("set lo up", err)
 	}
-	leave, err := divertRoutes(d.IPv6)
+	leave, err := divertRoutes(d.IPv6, link.Attrs().Index)
 	if err != nil {
 		return nil, op("routing rule", err)
 	}
@@ -110,23 +133,12 @@ func divert(d *Diversion) (v *diversion, err error) {
 		return nil, op("socket pair", err)
 	}
 	v.out = append(v.out, mint)
-	addrs := []netip.Addr{divertAddr4}
-	if d.IPv6 {
-		addrs = append(addrs, divertAddr6)
-	}
-	for _, a := range addrs {
-		l, err := divertListener(netip.AddrPortFrom(a, divertPort))
-		if err != nil {
-			return nil, op(fmt.Sprintf("listen on %v", a), err)
-		}
-		v.out = append(v.out, l)
-	}
+	v.out = append(v.out, listeners...)
 	// Last: from here on the command's connections depend on the rest.
-	rules, leave, err := divertRules(d, uint32(link.Attrs().Index))
+	rules, err := divertRules(d, uint32(link.Attrs().Index))
 	if err != nil {
 		return nil, op("nftables", err)
 	}
-	v.onLeave(leave)
 	v.out = append([]*os.File{rules}, v.out...)
 	return v, nil
 }
@@ -159,10 +171,12 @@ func (v *diversion) onLeave(f func()) {
 func (v *diversion) close() {
 	closeAll(v.out) // for the second time, where they were sent: no harm in an os.File
 	v.leave()
+	closeAll(v.hold)
 }
 
-// divertRoutes leads what has the mark to lo.
-func divertRoutes(ipv6 bool) (leave func(), err error) {
+// divertRoutes leads what has the mark to lo. A local address is reached by lo whatever interface its route names; the
+// second route, which names the uplink, is that of sockets bound to it (SO_BINDTODEVICE): no other would be theirs.
+func divertRoutes(ipv6 bool, uplink int) (leave func(), err error) {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return func() {}, err
@@ -182,12 +196,16 @@ func divertRoutes(ipv6 bool) (leave func(), err error) {
 		if f == netlink.FAMILY_V6 {
 			any = &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
 		}
-		route := &netlink.Route{Family: f, Dst: any, LinkIndex: lo.Attrs().Index, Table: divertTable, Type: unix.RTN_LOCAL, Scope: unix.RT_SCOPE_HOST}
-		if err := netlink.RouteAdd(route); err != nil && !errors.Is(err, unix.EEXIST) {
-			leave()
-			return func() {}, err
+		for metric, index := range []int{lo.Attrs().Index, uplink} {
+			route := &netlink.Route{Family: f, Dst: any, LinkIndex: index, Table: divertTable, Type: unix.RTN_LOCAL, Scope: unix.RT_SCOPE_HOST, Priority: metric + 1}
+			// EEXIST: left by one that was killed. ENETDOWN: the uplink's maker has not set it up yet; then bound sockets have
+			// no connections.
+			if err := netlink.RouteAdd(route); err != nil && !errors.Is(err, unix.EEXIST) && !(metric > 0 && errors.Is(err, unix.ENETDOWN)) {
+				leave()
+				return func() {}, err
+			}
+			undo = append(undo, func() { _ = netlink.RouteDel(route) })
 		}
-		undo = append(undo, func() { _ = netlink.RouteDel(route) })
 		rule := netlink.NewRule()
 		mask := divertMask
 		rule.Family, rule.Mark, rule.Mask, rule.Table, rule.Priority = f, markDivert, &mask, divertTable, divertPref

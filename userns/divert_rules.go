@@ -1,6 +1,7 @@
 package userns
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"time"
@@ -21,33 +22,34 @@ import (
 //	        oif != uplink return
 //	        meta l4proto != tcp return
 //	        tcp flags & (syn|ack) == syn return                    # leaves by the link, to be judged
-//	        meta mark KEEP return                                  # answers to what came by the link
-//	        ip daddr . ip saddr . tcp dport . tcp sport @kept4 return # what was answered by the link
+//	        ip daddr . ip saddr . tcp dport . tcp sport @kept4 return # came, or was answered, by the link
 //	        meta mark set DIVERT
 //	    }
 //	    chain in { type filter hook prerouting priority mangle
 //	        meta mark DIVERT iif lo meta l4proto tcp meta nfproto ipv4 tproxy ip to 192.0.0.8:1
 //	        iif != uplink return
 //	        meta l4proto != tcp return
-//	        ip saddr . ip daddr . tcp sport . tcp dport @kept4 update @kept4 {…}
-//	        tcp flags & (syn|ack) == syn meta mark set KEEP return
-//	        tcp flags & (syn|ack) == syn|ack update @kept4 {…}
+//	        ip saddr . ip daddr . tcp sport . tcp dport @kept4 update @kept4 {…} return
+//	        tcp flags & syn == syn update @kept4 {…} return
+//	        tcp flags & syn == syn drop                            # the set is full; it is sent again
 //	    }
 //	}
 //
 // and the same for IPv6. So a connection stays on the road its first answer came by, and the supervisor may choose for
-// each. The table belongs to its connection, where the kernel knows owners (Linux 5.12): nobody inside can flush it with
-// his own, and it goes when the last copy of the descriptor, which is returned, is closed. Where not, leave deletes it.
-func divertRules(d *Diversion, uplink uint32) (f *os.File, leave func(), err error) {
+// each. The table belongs to its connection (NFT_TABLE_F_OWNER): nobody inside can flush it with his own, which would
+// leave requests without an answer, and it goes when the last copy of the descriptor, which is returned, is closed.
+// Kernels before Linux 5.12 do not know owners, and do without the diversion.
+func divertRules(d *Diversion, uplink uint32) (f *os.File, err error) {
 	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: divertName}
-	var owned bool
 	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(nl *netlink.Conn) (err error) {
-		owned = ownTable(nl) == nil
+		if err = ownTable(nl); err != nil {
+			return fmt.Errorf("a table that nobody else can remove (Linux 5.12): %w", err)
+		}
 		f, err = dupConn(nl)
 		return err
 	}))
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer c.CloseLasting()
 	defer func() {
@@ -55,16 +57,6 @@ func divertRules(d *Diversion, uplink uint32) (f *os.File, leave func(), err err
 			f.Close()
 		}
 	}()
-	leave = func() {}
-	if !owned {
-		c.AddTable(table)
-		leave = func() {
-			if c, err := nftables.New(); err == nil {
-				c.DelTable(table)
-				_ = c.Flush()
-			}
-		}
-	}
 	prio := nftables.ChainPriorityMangle
 	out := c.AddChain(&nftables.Chain{Table: table, Name: "out", Type: nftables.ChainTypeRoute, Hooknum: nftables.ChainHookOutput, Priority: prio})
 	in := c.AddChain(&nftables.Chain{Table: table, Name: "in", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: prio})
@@ -77,7 +69,7 @@ func divertRules(d *Diversion, uplink uint32) (f *os.File, leave func(), err err
 		f.kept = &nftables.Set{Table: table, Name: f.setName, KeyType: nftables.MustConcatSetType(f.addrType, f.addrType, nftables.TypeInetService, nftables.TypeInetService),
 			Concatenation: true, Dynamic: true, HasTimeout: true, Timeout: keptTimeout, Size: keptMost}
 		if err := c.AddSet(f.kept, nil); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
 	rule := func(chain *nftables.Chain, exprs ...[]expr.Any) {
@@ -93,8 +85,7 @@ func divertRules(d *Diversion, uplink uint32) (f *os.File, leave func(), err err
 
 	rule(out, metaIs(expr.MetaKeyOIF, expr.CmpOpNeq, number(uplink)), ret)
 	rule(out, notTCP, ret)
-	rule(out, tcpFlagsAre(tcpSYN), ret)
-	rule(out, metaIs(expr.MetaKeyMARK, expr.CmpOpEq, number(markKeep)), ret)
+	rule(out, tcpFlagsAre(tcpSYN|tcpACK, tcpSYN), ret)
 	for _, f := range families {
 		rule(out, f.match(), f.flow(dstOf, srcOf), f.isKept(), ret)
 	}
@@ -106,23 +97,27 @@ func divertRules(d *Diversion, uplink uint32) (f *os.File, leave func(), err err
 	rule(in, metaIs(expr.MetaKeyIIF, expr.CmpOpNeq, number(uplink)), ret)
 	rule(in, notTCP, ret)
 	for _, f := range families {
-		rule(in, f.match(), f.flow(srcOf, dstOf), f.isKept(), f.keep())
+		rule(in, f.match(), f.flow(srcOf, dstOf), f.isKept(), f.keep(), ret)
 	}
-	rule(in, tcpFlagsAre(tcpSYN), setMark(markKeep), ret)
 	for _, f := range families {
-		rule(in, tcpFlagsAre(tcpSYN|tcpACK), f.match(), f.flow(srcOf, dstOf), f.keep())
+		rule(in, tcpFlagsAre(tcpSYN, tcpSYN), f.match(), f.flow(srcOf, dstOf), f.keep(), ret)
 	}
+	rule(in, tcpFlagsAre(tcpSYN, tcpSYN), []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}})
 	if err := c.Flush(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	return f, leave, nil
+	return f, nil
 }
 
+// KeptPace is how often at least something must be sent on the link for each of its connections while a Diversion stands.
+const KeptPace = 3 * time.Minute
+
 const (
-	// keptTimeout is how long a connection that was given to the link may be silent.
-	keptTimeout = 24 * time.Hour
-	// keptMost bounds their memory in the kernel: as many as there are ports.
-	keptMost = 1 << 16
+	// keptTimeout is how long the link may be silent about a connection that was given to it: the supervisor lets no more
+	// than KeptPace pass, and a few may be lost. They are not removed at their end, and short ones should not fill the set.
+	keptTimeout = 4 * KeptPace
+	// keptMost bounds their memory in the kernel, some 100 bytes each.
+	keptMost = 1 << 17
 
 	tcpSYN, tcpACK = 2, 16 // bits of the flags (RFC 9293 3.1)
 )
@@ -204,12 +199,12 @@ func metaIs(key expr.MetaKey, op expr.CmpOp, value []byte) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: key, Register: unix.NFT_REG_1}, &expr.Cmp{Op: op, Register: unix.NFT_REG_1, Data: value}}
 }
 
-// tcpFlagsAre compares SYN and ACK.
-func tcpFlagsAre(flags byte) []expr.Any {
+// tcpFlagsAre compares those of the mask.
+func tcpFlagsAre(mask, flags byte) []expr.Any {
 	const offset = 13
 	return []expr.Any{
 		&expr.Payload{DestRegister: unix.NFT_REG_1, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 1},
-		&expr.Bitwise{SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: 1, Mask: []byte{tcpSYN | tcpACK}, Xor: []byte{0}},
+		&expr.Bitwise{SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: 1, Mask: []byte{mask}, Xor: []byte{0}},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: []byte{flags}},
 	}
 }
