@@ -161,6 +161,8 @@ func (b *backend) Stats() api.Stats {
 	set("tcp.over-share", t.OverShare)
 	set("tcp.starved", t.StarvedRetries)
 	set("tcp.accept-errors", t.AcceptErrors)
+	set("tcp.unanswered", t.Unanswered)
+	set("tcp.strays", t.Strays)
 	group("policy.", t.Refused)
 	u := g.grams.Stats()
 	set("now.udp.flows", uint64(u.Flows))

@@ -189,7 +189,7 @@ func (g *gateway) openKernelRoad() error {
 		d := userns.Diversion{Uplink: g.info.Name, IPv6: s.plan.addrs.gateway6.IsValid()}
 		var k *userns.Diverted
 		if k, reason = s.ns.Divert(context.Background(), d); reason == nil {
-			if err := g.streams.UseKernel(forwarder.Kernel{Rules: k.Rules, Packets: k.Packets, Loopback: userns.LoopbackIndex, Listeners: k.Listeners, Mint: k.Mint}); err != nil {
+			if err := g.streams.UseKernel(forwarder.Kernel{Rules: k.Rules, Packets: k.Packets, Loopback: userns.LoopbackIndex, Listeners: k.Listeners, Mint: k.Mint, LinkPace: userns.KeptPace}); err != nil {
 				return err
 			}
 			g.stack.SetSYNHandler(g.streams)

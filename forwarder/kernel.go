@@ -25,6 +25,8 @@ type Kernel struct {
 	Listeners []*os.File
 	// Mint makes sockets that may have any address, and speak to the guest with it.
 	Mint Mint
+	// LinkPace is how long a connection of the other road may say nothing to the guest; 0 means as long as it likes.
+	LinkPace time.Duration
 }
 
 // Mint is a stock of transparent TCP sockets.
@@ -44,7 +46,7 @@ type kernelRoad struct {
 	k    Kernel
 	loop *splice.Loop
 
-	most    int // joined at once; what is beyond takes the other road, which needs half the descriptors
+	most    int // joined or on the way to it; what is beyond takes the other road, which needs half the descriptors
 	packets int // descriptors; the files own them
 	listen  []listener
 	to      unix.RawSockaddrLinklayer
@@ -52,6 +54,9 @@ type kernelRoad struct {
 	mu       sync.Mutex
 	closed   bool                    // guarded by mu
 	requests map[stack.Flow]*request // guarded by mu
+	offered  int                     // of the requests; guarded by mu
+	doubt    doubt                   // guarded by mu
+	pausing  bool                    // accept found no descriptor, and will look again; guarded by mu
 	dials    map[*guestDial]struct{} // guarded by mu
 	joined   map[*joint]struct{}     // guarded by mu
 	sweeping *time.Timer             // not nil while there is something to sweep; guarded by mu
@@ -199,6 +204,9 @@ func (r *kernelRoad) flows() (l []FlowInfo) {
 	return l
 }
 
+// full says that there are as many connections as the descriptors allow. r.mu is held.
+func (r *kernelRoad) full() bool { return len(r.joined)+len(r.requests)+len(r.dials) >= r.most }
+
 // sweepLater makes sure that sweep runs. r.mu is held.
 func (r *kernelRoad) sweepLater() {
 	if r.sweeping == nil && !r.closed {
@@ -216,8 +224,12 @@ func (r *kernelRoad) sweep() {
 	}
 	now := time.Now()
 	for _, q := range r.requests {
-		if q.offered && now.Sub(q.since) > guestDialTimeout {
+		switch age := now.Sub(q.since); {
+		case q.offered && age > guestDialTimeout:
+			r.unanswered(q)
+		case !q.offered && age > dialTimeout:
 			r.drop(q)
+			r.t.stats.dialErrors.Add(1)
 		}
 	}
 	for d := range r.dials {

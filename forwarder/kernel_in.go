@@ -36,34 +36,61 @@ func (r *kernelRoad) serve(host int, client, to netip.AddrPort) bool {
 		return false
 	}
 	r.mu.Lock()
-	full := r.closed || len(r.joined) >= r.most
+	full := r.closed || r.full()
 	r.mu.Unlock()
 	if full {
 		return false
 	}
-	fd, err := r.k.Mint.Get(guest.Is6())
-	if err != nil {
-		return false
-	}
 	f := stack.Flow{Src: t.sourceFor(client, guest, gateway), Dst: netip.AddrPortFrom(guest, to.Port())}
-	sa := toSockaddr(f.Dst)
-	err = unix.Bind(fd, toSockaddr(f.Src))
-	if err == nil {
-		if err = unix.Connect(fd, sa); err == unix.EINPROGRESS {
-			var done bool
-			if done, err = connectState(fd, sa); err == nil && !done {
-				return r.wait(host, fd, f)
-			}
+	fd, done, err := r.connect(f)
+	if err == unix.EADDRNOTAVAIL && r.isJoined(f) {
+		// A client may use one port for two ports that are published, and two addresses of the host's loopback the same one.
+		// The other road does not know of this connection, and would speak in its name.
+		f.Src = netip.AddrPortFrom(f.Src.Addr(), 0)
+		if fd, done, err = r.connect(f); err == nil {
+			f.Src = localAddr(fd)
 		}
 	}
-	if err != nil {
-		unix.Close(fd)
+	switch {
+	case err != nil:
 		return false
+	case !done:
+		return r.wait(host, fd, f)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.join(host, fd, f, Inbound)
 	return true
+}
+
+// connect starts a connection to the guest, in the name of f.Src. Nearly always it ends at once.
+func (r *kernelRoad) connect(f stack.Flow) (fd int, done bool, err error) {
+	if fd, err = r.k.Mint.Get(f.Dst.Addr().Is6()); err != nil {
+		return -1, false, err
+	}
+	sa := toSockaddr(f.Dst)
+	if err = unix.Bind(fd, toSockaddr(f.Src)); err == nil {
+		if done, err = connectState(fd, sa); err == nil && !done {
+			done, err = connectState(fd, sa)
+		}
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, false, err
+	}
+	return fd, done, nil
+}
+
+// isJoined says whether there is a connection with these ends.
+func (r *kernelRoad) isJoined(f stack.Flow) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for j := range r.joined {
+		if j.info.Flow == f {
+			return true
+		}
+	}
+	return false
 }
 
 // wait sees to a connect that takes longer: the server's backlog is full, or somebody drops the segments.

@@ -12,8 +12,15 @@ import (
 	"rootlessnet/stack"
 )
 
-// request is a connection the guest wants. States: dialling, perhaps waiting for a free descriptor; offered, when the host's end is there and the SYN was sent
-// back inside; then it is joined, or dropped.
+// guestTTL is what a Linux kernel sends its own segments with, unless told otherwise (net.ipv4.ip_default_ttl). Another
+// is that of forwarded traffic: the rules inside divert what is sent there, not what comes through from further inside.
+const guestTTL = 64
+
+// acceptMost bounds the connections accepted in one go: they may all be attempts to come around policy.
+const acceptMost = 64
+
+// request is a connection the guest wants. States: dialling, perhaps waiting for a free descriptor; offered, when the
+// host's end is there and the SYN was sent back inside; then it is joined, or dropped.
 type request struct {
 	r       *kernelRoad
 	syn     *stack.SYN
@@ -24,7 +31,7 @@ type request struct {
 	token   int32
 	watched bool
 	offered bool
-	since   time.Time // when it was offered
+	since   time.Time // of the dial, and then of the offer
 }
 
 // listener accepts what was offered.
@@ -40,7 +47,7 @@ type listener struct {
 // connect to a neighbour before it returns.
 func (t *Streams) HandleSYN(q *stack.SYN) (taken bool) {
 	r := t.kernel
-	if r == nil || t.cfg.ServeDNS != nil && q.Dst.Port() == dnsPort && t.answersDNS(q.Dst.Addr()) {
+	if r == nil || q.TTL != guestTTL || t.cfg.ServeDNS != nil && q.Dst.Port() == dnsPort && t.answersDNS(q.Dst.Addr()) {
 		return false
 	}
 	r.mu.Lock()
@@ -50,14 +57,14 @@ func (t *Streams) HandleSYN(q *stack.SYN) (taken bool) {
 	}
 	if old := r.requests[q.Flow]; old != nil { // sent again
 		if !old.offered {
+			old.syn = q.Clone() // it may be another connection, from the same port
 			return true
 		}
-		// The answer has not come through: the socket is bound to the uplink, or a rule of the guest's is in the way. What
-		// comes by the link will reach it.
-		r.drop(old)
+		// The answer has not come through: a rule of the guest's is in the way. What comes by the link will reach it.
+		r.unanswered(old)
 		return false
 	}
-	if len(r.joined) >= r.most {
+	if r.full() || r.doubt.now() {
 		return false
 	}
 	v := t.cfg.Policy.Judge(policy.TCP, q.Src, q.Dst)
@@ -70,7 +77,7 @@ func (t *Streams) HandleSYN(q *stack.SYN) (taken bool) {
 		t.stats.overShare.Add(1)
 		return true // the guest sends its SYN again
 	}
-	r.dial(&request{r: r, syn: q, verdict: v, fd: -1}, v.Dst)
+	r.dial(&request{r: r, syn: q, verdict: v, fd: -1, since: time.Now()}, v.Dst)
 	return true
 }
 
@@ -108,6 +115,7 @@ func (r *kernelRoad) dial(q *request, dst netip.AddrPort) {
 		}
 		q.watched = true
 		r.requests[q.syn.Flow] = q
+		r.sweepLater()
 	}
 }
 
@@ -156,11 +164,12 @@ func (r *kernelRoad) connected(q *request) {
 	l := r.listenerOf(q.syn.Dst.Addr())
 	q.offered, q.since = true, time.Now()
 	r.requests[q.syn.Flow] = q
+	r.offered++
 	r.inject(q.syn.Frame)
 	if l != nil && !l.accept(q) { // the guest's answer is on its way, or lost
 		q.syn = q.syn.Clone()
 		r.sweepLater()
-		l.await()
+		r.await()
 	}
 }
 
@@ -208,7 +217,9 @@ func (r *kernelRoad) again(q *request) {
 
 // drop gives a request up. r.mu is held.
 func (r *kernelRoad) drop(q *request) {
-	if !q.offered {
+	if q.offered {
+		r.offered--
+	} else {
 		r.t.release(q.verdict.Dst.Addr())
 	}
 	r.unwatch(q)
@@ -218,56 +229,85 @@ func (r *kernelRoad) drop(q *request) {
 	delete(r.requests, q.syn.Flow)
 }
 
+// unanswered drops what was offered in vain.
+func (r *kernelRoad) unanswered(q *request) {
+	r.t.stats.unanswered.Add(1)
+	r.doubt.add(r.t.log)
+	r.drop(q)
+}
+
 // inject sends the guest's own SYN to lo inside, where it meets a listener. A loss is mended as any other on the wire.
 func (r *kernelRoad) inject(frame []byte) {
 	_, _, _ = unix.RawSyscall6(unix.SYS_SENDTO, uintptr(r.packets), uintptr(unsafe.Pointer(&frame[0])), uintptr(len(frame)), unix.MSG_DONTWAIT,
 		uintptr(unsafe.Pointer(&r.to)), unsafe.Sizeof(r.to))
 }
 
+// await has the loop tell of the next connection. r.mu is held.
+func (r *kernelRoad) await() {
+	if r.offered == 0 || r.pausing { // others are not awaited
+		return
+	}
+	for i := range r.listen {
+		l := &r.listen[i]
+		_ = r.loop.Rearm(l.fd, unix.EPOLLIN|unix.EPOLLONESHOT, l.token)
+	}
+}
+
 // Ready is called when a connection has come that accept did not find at once.
 func (l *listener) Ready(uint32) {
 	l.r.mu.Lock()
 	defer l.r.mu.Unlock()
-	if l.r.closed {
-		return
+	if !l.r.closed {
+		l.accept(nil)
+		l.r.await()
 	}
-	l.accept(nil)
-	for _, q := range l.r.requests {
-		if q.offered { // others are awaited
-			l.await()
-			return
-		}
-	}
-}
-
-// await has Ready called, once, when there is a connection.
-func (l *listener) await() {
-	_ = l.r.loop.Rearm(l.fd, unix.EPOLLIN|unix.EPOLLONESHOT, l.token)
 }
 
 // accept takes what there is, up to the connection that answers q if that is not nil. One that was not offered is
 // somebody's attempt from inside to come around policy. r.mu is held.
 func (l *listener) accept(q *request) (found bool) {
 	r := l.r
-	for {
+	for range acceptMost {
 		fd, peer, err := acceptFD(l.fd)
 		if err != nil {
 			if starved(err) {
 				r.t.stats.badAccepts.Add(1)
+				r.pause()
 			}
 			return false
 		}
 		f := stack.Flow{Src: peer, Dst: localAddr(fd)}
 		p := r.requests[f]
 		if p == nil || !p.offered {
+			r.t.stats.strays.Add(1)
 			resetFD(fd)
 			continue
 		}
 		delete(r.requests, f)
+		r.offered--
+		r.doubt.settle(r.t.log, fd, p.since)
 		r.join(p.fd, fd, f, Outbound)
 		if p == q {
 			return true
 		}
+	}
+	return false
+}
+
+// pause looks again in a while: a listener with something in it is ready all the time. r.mu is held.
+func (r *kernelRoad) pause() {
+	if !r.pausing {
+		r.pausing = true
+		time.AfterFunc(acceptPause, r.endPause)
+	}
+}
+
+func (r *kernelRoad) endPause() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.pausing = false
+	if !r.closed {
+		r.await()
 	}
 }
 

@@ -270,11 +270,19 @@ func (t *Streams) serveDNS(req *stack.TCPRequest) {
 	if err != nil {
 		return
 	}
+	t.keepOnLink(c)
 	nc := c.NetConn()
 	defer nc.Close()
 	stop := context.AfterFunc(t.ctx, func() { _ = nc.Close() })
 	defer stop()
 	t.cfg.ServeDNS(nc)
+}
+
+// keepOnLink keeps the rules inside from forgetting that a connection is on the link.
+func (t *Streams) keepOnLink(c *stack.Conn) {
+	if t.kernel != nil && t.kernel.k.LinkPace > 0 {
+		c.ExpectDeath(t.kernel.k.LinkPace)
+	}
 }
 
 // refuse answers a connection that policy does not allow.
@@ -329,6 +337,8 @@ type streamCounters struct {
 	dialErrors atomic.Uint64
 	starved    atomic.Uint64
 	badAccepts atomic.Uint64
+	unanswered atomic.Uint64
+	strays     atomic.Uint64
 	toHost     atomic.Uint64 // bytes
 	toGuest    atomic.Uint64 // bytes
 	refused    [256]atomic.Uint64
@@ -349,6 +359,8 @@ type StreamStats struct {
 	OverShare      uint64            `json:"over_share"`      // SYNs put off because their destination has too many attempts
 	StarvedRetries uint64            `json:"starved_retries"` // waits for a free descriptor
 	AcceptErrors   uint64            `json:"accept_errors"`   // accept failed, descriptors ran out
+	Unanswered     uint64            `json:"unanswered"`      // offers on the kernel's road that the guest did not take up; it got another on the link
+	Strays         uint64            `json:"strays"`          // connections to the kernel's road from inside that were not offered; reset
 	Refused        map[string]uint64 `json:"refused"`         // by policy reason
 }
 
@@ -357,7 +369,7 @@ func (t *Streams) Stats() StreamStats {
 	c := &t.stats
 	s := StreamStats{Outbound: c.out.Load(), Inbound: c.in.Load(), BytesToHost: c.toHost.Load(), BytesToGuest: c.toGuest.Load(),
 		DialErrors: c.dialErrors.Load(), OverShare: c.overShare.Load(), StarvedRetries: c.starved.Load(),
-		AcceptErrors: c.badAccepts.Load(), Refused: map[string]uint64{}}
+		AcceptErrors: c.badAccepts.Load(), Unanswered: c.unanswered.Load(), Strays: c.strays.Load(), Refused: map[string]uint64{}}
 	for i := range c.refused {
 		if n := c.refused[i].Load(); n > 0 {
 			s.Refused[policy.Reason(i).String()] = n

@@ -62,6 +62,7 @@ func (t *Streams) run(c *stack.Conn, h *hostConn, dir Direction) {
 	} else {
 		t.stats.out.Add(1)
 	}
+	t.keepOnLink(c)
 	// The guest's reset must be seen even while both directions wait for the host.
 	c.OnFailure(h.wake)
 	t.wg.Add(1)
