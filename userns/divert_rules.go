@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/google/nftables"
@@ -21,12 +22,17 @@ import (
 //	    chain out { type route hook output priority mangle
 //	        oif != uplink return
 //	        meta l4proto != tcp return
-//	        tcp flags & (syn|ack) == syn return                    # leaves by the link, to be judged
+//	        tcp flags & (syn|ack) == syn delete @kept4 {…} return   # leaves by the link, to be judged
 //	        ip daddr . ip saddr . tcp dport . tcp sport @kept4 return # came, or was answered, by the link
 //	        meta mark set DIVERT
 //	    }
 //	    chain in { type filter hook prerouting priority mangle
-//	        meta mark DIVERT iif lo meta l4proto tcp meta nfproto ipv4 tproxy ip to 192.0.0.8:1
+//	        # each with: meta mark DIVERT iif lo meta l4proto tcp meta nfproto ipv4
+//	        tcp flags & (syn|ack) == syn tproxy ip to 192.0.0.8:1 accept
+//	        tproxy ip to 192.0.0.8:2 accept                        # the socket of the connection, or none
+//	        ip daddr . ip saddr . tcp dport . tcp sport @missed4 tproxy ip to 192.0.0.8:1 accept
+//	        update @missed4 {…} drop
+//
 //	        iif != uplink return
 //	        meta l4proto != tcp return
 //	        ip saddr . ip daddr . tcp sport . tcp dport @kept4 update @kept4 {…} return
@@ -36,7 +42,12 @@ import (
 //	}
 //
 // and the same for IPv6. So a connection stays on the road its first answer came by, and the supervisor may choose for
-// each. The table belongs to its connection (NFT_TABLE_F_OWNER): nobody inside can flush it with his own, which would
+// each; a 4-tuple that begins anew chooses anew. A segment without a socket is answered with a reset, by the listener, but
+// not the first of its connection: while the kernel puts a socket in the place of a request, a lookup on another
+// processor finds neither (inet_ehash_insert, net/ipv4/inet_hashtables.c), and a reset would end a connection that has
+// only just begun: one in 40,000 here. It is sent again.
+//
+// The table belongs to its connection (NFT_TABLE_F_OWNER): nobody inside can flush it with his own, which would
 // leave requests without an answer, and it goes when the last copy of the descriptor, which is returned, is closed.
 // Kernels before Linux 5.12 do not know owners, and do without the diversion.
 func divertRules(d *Diversion, uplink uint32) (f *os.File, err error) {
@@ -66,10 +77,16 @@ func divertRules(d *Diversion, uplink uint32) (f *os.File, err error) {
 	}
 	for i := range families {
 		f := &families[i]
-		f.kept = &nftables.Set{Table: table, Name: f.setName, KeyType: nftables.MustConcatSetType(f.addrType, f.addrType, nftables.TypeInetService, nftables.TypeInetService),
-			Concatenation: true, Dynamic: true, HasTimeout: true, Timeout: keptTimeout, Size: keptMost}
-		if err := c.AddSet(f.kept, nil); err != nil {
-			return nil, err
+		for _, set := range []struct {
+			set     **nftables.Set
+			name    string
+			timeout time.Duration
+		}{{&f.kept, "kept", keptTimeout}, {&f.missed, "missed", missedTimeout}} {
+			*set.set = &nftables.Set{Table: table, Name: set.name + f.suffix, KeyType: nftables.MustConcatSetType(f.addrType, f.addrType, nftables.TypeInetService, nftables.TypeInetService),
+				Concatenation: true, Dynamic: true, HasTimeout: true, Timeout: set.timeout, Size: setMost}
+			if err := c.AddSet(*set.set, nil); err != nil {
+				return nil, err
+			}
 		}
 	}
 	rule := func(chain *nftables.Chain, exprs ...[]expr.Any) {
@@ -85,22 +102,29 @@ func divertRules(d *Diversion, uplink uint32) (f *os.File, err error) {
 
 	rule(out, metaIs(expr.MetaKeyOIF, expr.CmpOpNeq, number(uplink)), ret)
 	rule(out, notTCP, ret)
-	rule(out, tcpFlagsAre(tcpSYN|tcpACK, tcpSYN), ret)
 	for _, f := range families {
-		rule(out, f.match(), f.flow(dstOf, srcOf), f.isKept(), ret)
+		rule(out, tcpFlagsAre(tcpSYN|tcpACK, tcpSYN), f.match(), f.flow(dstOf, srcOf), forget(f.kept), ret)
+	}
+	for _, f := range families {
+		rule(out, f.match(), f.flow(dstOf, srcOf), isIn(f.kept), ret)
 	}
 	rule(out, setMark(markDivert))
 
 	for _, f := range families {
-		rule(in, metaIs(expr.MetaKeyMARK, expr.CmpOpEq, number(markDivert)), metaIs(expr.MetaKeyIIF, expr.CmpOpEq, number(LoopbackIndex)), isTCP, f.match(), f.tproxy())
+		diverted := slices.Concat(metaIs(expr.MetaKeyMARK, expr.CmpOpEq, number(markDivert)), metaIs(expr.MetaKeyIIF, expr.CmpOpEq, number(LoopbackIndex)), isTCP, f.match())
+		accept := []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}
+		rule(in, diverted, tcpFlagsAre(tcpSYN|tcpACK, tcpSYN), f.tproxy(divertPort), accept)
+		rule(in, diverted, f.tproxy(nobodyPort), accept)
+		rule(in, diverted, f.flow(dstOf, srcOf), isIn(f.missed), f.tproxy(divertPort), accept)
+		rule(in, diverted, f.flow(dstOf, srcOf), update(f.missed, missedTimeout), []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}})
 	}
 	rule(in, metaIs(expr.MetaKeyIIF, expr.CmpOpNeq, number(uplink)), ret)
 	rule(in, notTCP, ret)
 	for _, f := range families {
-		rule(in, f.match(), f.flow(srcOf, dstOf), f.isKept(), f.keep(), ret)
+		rule(in, f.match(), f.flow(srcOf, dstOf), isIn(f.kept), update(f.kept, keptTimeout), ret)
 	}
 	for _, f := range families {
-		rule(in, tcpFlagsAre(tcpSYN, tcpSYN), f.match(), f.flow(srcOf, dstOf), f.keep(), ret)
+		rule(in, tcpFlagsAre(tcpSYN, tcpSYN), f.match(), f.flow(srcOf, dstOf), update(f.kept, keptTimeout), ret)
 	}
 	rule(in, tcpFlagsAre(tcpSYN, tcpSYN), []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}})
 	if err := c.Flush(); err != nil {
@@ -116,8 +140,12 @@ const (
 	// keptTimeout is how long the link may be silent about a connection that was given to it: the supervisor lets no more
 	// than KeptPace pass, and a few may be lost. They are not removed at their end, and short ones should not fill the set.
 	keptTimeout = 4 * KeptPace
-	// keptMost bounds their memory in the kernel, some 100 bytes each.
-	keptMost = 1 << 17
+	// missedTimeout is more than the time until a segment is sent again, which begins with 200 ms.
+	missedTimeout = 3 * time.Second
+	// setMost bounds the memory of each set in the kernel, some 100 bytes a flow.
+	setMost = 1 << 17
+	// nobodyPort is one on which nobody listens, at an address that nobody can have.
+	nobodyPort = divertPort + 1
 
 	tcpSYN, tcpACK = 2, 16 // bits of the flags (RFC 9293 3.1)
 )
@@ -125,17 +153,18 @@ const (
 // divertFamily is what differs between IPv4 and IPv6.
 type divertFamily struct {
 	proto    byte
-	setName  string
+	suffix   string
 	addrType nftables.SetDatatype
 	addrSize uint32
 	src, dst uint32 // offsets of the addresses in the header
 	listener netip.Addr
 	kept     *nftables.Set
+	missed   *nftables.Set
 }
 
 var (
-	family4 = divertFamily{proto: unix.NFPROTO_IPV4, setName: "kept4", addrType: nftables.TypeIPAddr, addrSize: 4, src: 12, dst: 16, listener: divertAddr4}
-	family6 = divertFamily{proto: unix.NFPROTO_IPV6, setName: "kept6", addrType: nftables.TypeIP6Addr, addrSize: 16, src: 8, dst: 24, listener: divertAddr6}
+	family4 = divertFamily{proto: unix.NFPROTO_IPV4, suffix: "4", addrType: nftables.TypeIPAddr, addrSize: 4, src: 12, dst: 16, listener: divertAddr4}
+	family6 = divertFamily{proto: unix.NFPROTO_IPV6, suffix: "6", addrType: nftables.TypeIP6Addr, addrSize: 16, src: 8, dst: 24, listener: divertAddr6}
 )
 
 func (f *divertFamily) match() []expr.Any {
@@ -175,20 +204,29 @@ func (f *divertFamily) flow(remote, guest end) (exprs []expr.Any) {
 // keyRegister is the first of the registers of 4 bytes.
 const keyRegister = unix.NFT_REG32_00
 
-func (f *divertFamily) isKept() []expr.Any {
-	return []expr.Any{&expr.Lookup{SourceRegister: keyRegister, SetName: f.kept.Name, SetID: f.kept.ID}}
+// isIn matches a flow that is in the set.
+func isIn(set *nftables.Set) []expr.Any {
+	return []expr.Any{&expr.Lookup{SourceRegister: keyRegister, SetName: set.Name, SetID: set.ID}}
 }
 
-// keep adds the flow to the set, or makes it young again.
-func (f *divertFamily) keep() []expr.Any {
-	return []expr.Any{&expr.Dynset{SrcRegKey: keyRegister, SetName: f.kept.Name, SetID: f.kept.ID, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: keptTimeout}}
+// update adds the flow to the set, or makes it young again.
+func update(set *nftables.Set, timeout time.Duration) []expr.Any {
+	return []expr.Any{&expr.Dynset{SrcRegKey: keyRegister, SetName: set.Name, SetID: set.ID, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: timeout}}
 }
 
-// tproxy gives a segment to the socket of its connection, or to the listener.
-func (f *divertFamily) tproxy() []expr.Any {
+// forget takes the flow out of the set.
+func forget(set *nftables.Set) []expr.Any {
+	return []expr.Any{&expr.Dynset{SrcRegKey: keyRegister, SetName: set.Name, SetID: set.ID, Operation: nftDynsetDelete}}
+}
+
+// nftDynsetDelete is NFT_DYNSET_OP_DELETE (include/uapi/linux/netfilter/nf_tables.h), Linux 5.4; x/sys does not know it.
+const nftDynsetDelete = 2
+
+// tproxy gives a segment to the socket of its connection, or to the listener on port.
+func (f *divertFamily) tproxy(port uint16) []expr.Any {
 	return []expr.Any{
 		&expr.Immediate{Register: unix.NFT_REG_1, Data: f.listener.AsSlice()},
-		&expr.Immediate{Register: unix.NFT_REG_2, Data: binaryutil.BigEndian.PutUint16(divertPort)},
+		&expr.Immediate{Register: unix.NFT_REG_2, Data: binaryutil.BigEndian.PutUint16(port)},
 		&expr.TProxy{Family: f.proto, TableFamily: unix.NFPROTO_INET, RegAddr: unix.NFT_REG_1, RegPort: unix.NFT_REG_2},
 	}
 }
