@@ -12,6 +12,15 @@
 //	                       └─ bulk:  splice → pipe of the Loop's pool → splice
 //
 // The states of a direction: open; ended by the source's FIN, which is passed on after the last byte. A pair ends when
-// both directions have, or when either socket fails; then the other is reset. The package knows neither namespaces nor
+// both directions have, or when either socket fails; then the other is reset.
+//
+// A Loop sleeps in Go's own poller, as one descriptor, and wakes for events of its set; it also serves whoever Watches a
+// descriptor. Its lock guards the table of what is watched, and is not held during calls: handlers may call the Loop, and
+// take locks under which others call it. A slot is used again with another generation, so an event of a descriptor that
+// was closed in the same round reaches nobody. A panic resets one pair. After Close nothing is called and every socket of
+// a pair is closed.
+//
+// Bounds: what a direction holds is one buffer or one pipe, and it reads nothing while its peer takes nothing; it moves
+// some MiB before the others have their turn. The package knows neither namespaces nor
 // policy, and imports nothing of this project.
 package splice
