@@ -77,7 +77,7 @@ func NewLoop(log *slog.Logger) (*Loop, error) {
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
 	l := &Loop{log: log, ep: ep, f: os.NewFile(uintptr(ep), "epoll"), pairs: map[*Pair]struct{}{},
-		scratch: make([]byte, scratchSize), halves: map[*Pair]struct{}{}, done: make(chan struct{})}
+		scratch: make([]byte, scratchSize), pipes: newPipePool(), halves: map[*Pair]struct{}{}, done: make(chan struct{})}
 	if l.rc, err = l.f.SyscallConn(); err != nil {
 		l.f.Close()
 		return nil, fmt.Errorf("epoll: %w", err)

@@ -9,6 +9,11 @@ const (
 	// kernel's network buffers are larger than a page, and a pipe holds more of them in fact.
 	// idlePipes are kept for the next who needs one. A pipe is needed only while bulk is under way.
 	idlePipes = 16
+
+	// A direction whose peer takes nothing keeps its pipe, with up to 1 MiB in it. mostPipes bounds that memory, and pipeShare
+	// of RLIMIT_NOFILE the descriptors, of which each has two. What is beyond is copied.
+	mostPipes = 256
+	pipeShare = 16
 )
 
 // pipe is what splice(2) moves through. held is how many bytes are in it.
@@ -18,13 +23,30 @@ type pipe struct {
 }
 
 // pipePool belongs to a Loop's goroutine.
-type pipePool struct{ idle []*pipe }
+type pipePool struct {
+	idle []*pipe
+	out  int // given away
+	most int // of them
+}
 
-// get returns an empty pipe; nil when there are no descriptors, which only costs a copy.
+func newPipePool() pipePool {
+	l := pipePool{most: mostPipes}
+	var lim unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) == nil {
+		l.most = int(min(mostPipes, lim.Cur/pipeShare+1))
+	}
+	return l
+}
+
+// get returns an empty pipe; nil when there are too many, or no descriptors, which only costs a copy.
 func (l *pipePool) get() *pipe {
+	if l.out >= l.most {
+		return nil
+	}
 	if n := len(l.idle); n > 0 {
 		p := l.idle[n-1]
 		l.idle = l.idle[:n-1]
+		l.out++
 		return p
 	}
 	var fds [2]int
@@ -34,11 +56,13 @@ func (l *pipePool) get() *pipe {
 	p := &pipe{r: fds[0], w: fds[1]}
 	// Refused beyond the user's share (pipe-user-pages-soft); it works with the size it has.
 	_, _ = unix.FcntlInt(uintptr(p.w), unix.F_SETPIPE_SZ, 1<<20)
+	l.out++
 	return p
 }
 
 // put takes back a pipe. One with something in it is closed.
 func (l *pipePool) put(p *pipe) {
+	l.out--
 	if p.held == 0 && len(l.idle) < idlePipes {
 		l.idle = append(l.idle, p)
 		return
