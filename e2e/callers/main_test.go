@@ -58,7 +58,7 @@ func build() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	for _, name := range []string{"rootless-net", "slirp4netns", "pasta", "rootlessport"} {
+	for _, name := range []string{"rootless-run", "rootless-net", "slirp4netns", "pasta", "rootlessport"} {
 		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, name), "../../cmd/"+name)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
