@@ -267,3 +267,44 @@ func TestKernelRoadSameClientPort(t *testing.T) {
 	}
 	w.wait("joined", func(s StreamStats) bool { return s.Spliced == 3 && s.Inbound == 3 })
 }
+
+// TestKernelRoadNoDescriptors: a connection that cannot be accepted waits; nobody is told of it without end.
+func TestKernelRoadNoDescriptors(t *testing.T) {
+	w := newRoadWorld(t)
+	if w == nil {
+		return
+	}
+	c, err := plainMint{}.Get(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(c)
+	if err := unix.Bind(c, toSockaddr(netip.AddrPortFrom(here4, 0))); err != nil {
+		t.Fatal(err)
+	}
+	if !w.syn(localAddr(c).Port(), guestTTL) {
+		t.Fatal("the request was left to the stack")
+	}
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		t.Fatal(err)
+	}
+	few := lim
+	few.Cur = 3 // less than are open
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
+		t.Fatal(err)
+	}
+	const while = 5 * acceptPause
+	if err := unix.Connect(c, toSockaddr(w.listener)); err != nil && err != unix.EINPROGRESS {
+		t.Error(err)
+	}
+	time.Sleep(while)
+	n := w.Stats().AcceptErrors
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		t.Fatal(err)
+	}
+	if n == 0 || n > uint64(while/acceptPause)+1 {
+		t.Errorf("accept was tried %d times in %v", n, while)
+	}
+	w.wait("joined", func(s StreamStats) bool { return s.Spliced == 1 })
+}
