@@ -152,6 +152,7 @@ func (b *backend) Stats() api.Stats {
 	}
 	t := g.streams.Stats()
 	set("now.tcp.connections", uint64(t.Active))
+	set("now.tcp.spliced", uint64(t.Spliced))
 	set("now.tcp.dialling", uint64(t.Dialling))
 	set("tcp.out", t.Outbound)
 	set("tcp.in", t.Inbound)

@@ -250,7 +250,10 @@ func (p *ports) listen(m PortMapping, addr netip.AddrPort) (*bound, error) {
 	if inherited != nil {
 		l, err = net.FileListener(inherited)
 	} else {
-		l, err = (&net.ListenConfig{}).Listen(context.Background(), "tcp"+family, addr.String())
+		// Plain TCP: package net's default is MPTCP, whose sockets neither splice nor know urgent data. Its clients fall back.
+		var lc net.ListenConfig
+		lc.SetMultipathTCP(false)
+		l, err = lc.Listen(context.Background(), "tcp"+family, addr.String())
 	}
 	if err != nil {
 		return nil, bindError(m.Proto, addr, err)

@@ -91,6 +91,7 @@ func (d deviceBind) bind() (*os.File, error) {
 		err := rc.Control(func(fd uintptr) { berr = unix.BindToDevice(int(fd), d.device) })
 		return errors.Join(err, berr)
 	}}
+	lc.SetMultipathTCP(false) // its sockets neither splice nor know urgent data
 	family := "6"
 	if d.addr.Addr().Is4() {
 		family = "4"

@@ -81,11 +81,13 @@ func (r *relay) listen(p Port, addr netip.AddrPort) error {
 		}
 		return r.start(c, func() { r.serveUDP(c, p) })
 	}
-	l, err := net.ListenTCP(network, net.TCPAddrFromAddrPort(addr))
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false) // its sockets do not splice
+	l, err := lc.Listen(context.Background(), network, addr.String())
 	if err != nil {
 		return nameProto(err, p.Proto)
 	}
-	return r.start(l, func() { r.serveTCP(l, p) })
+	return r.start(l, func() { r.serveTCP(l.(*net.TCPListener), p) })
 }
 
 // nameProto has an error say "listen tcp", as Podman's users know it, rather than "listen tcp4".
