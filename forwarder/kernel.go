@@ -232,12 +232,7 @@ func (r *kernelRoad) sweep() {
 			r.t.stats.dialErrors.Add(1)
 		}
 	}
-	for d := range r.dials {
-		if now.Sub(d.since) > guestDialTimeout {
-			d.end(true)
-		}
-	}
-	if len(r.requests) > 0 || len(r.dials) > 0 {
+	if len(r.requests) > 0 {
 		r.sweepLater()
 	}
 }

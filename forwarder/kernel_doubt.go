@@ -8,7 +8,8 @@ import (
 )
 
 const (
-	// doubtAfter offers in a row that the guest has not taken up at once, its outbound connections take the other road.
+	// doubtAfter offers in a row that the guest has not taken up at once, connections take the other road: all outbound ones,
+	// or those to one published port.
 	doubtAfter = 3
 	// doubtFor is how long. The next one is tried again, and pays for it with a second if nothing has changed.
 	doubtFor = time.Minute

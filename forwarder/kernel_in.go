@@ -15,13 +15,17 @@ type guestDial struct {
 	host, fd int
 	flow     stack.Flow
 	token    int32
-	since    time.Time
+	timer    *time.Timer
+	client   netip.AddrPort
+	p        *PublishedTCP
 }
 
 // serve connects a client of a published port, whose socket is host, to the port inside. false leaves the client to the
 // other road, which knows what to do with whatever this one does not: a port that is closed, or that is open only to
-// what comes by the uplink; a server of the other family; no minted socket in stock.
-func (r *kernelRoad) serve(host int, client, to netip.AddrPort) bool {
+// what comes by the uplink; a server of the other family; no minted socket in stock. So does a guest that is late to
+// answer, afterwards.
+func (r *kernelRoad) serve(host int, client netip.AddrPort, p *PublishedTCP) bool {
+	to := p.to
 	t := r.t
 	guest, gateway := t.cfg.Guest4, t.cfg.Gateway4
 	if client.Addr().Is6() {
@@ -36,7 +40,7 @@ func (r *kernelRoad) serve(host int, client, to netip.AddrPort) bool {
 		return false
 	}
 	r.mu.Lock()
-	full := r.closed || r.full()
+	full := r.closed || r.full() || p.doubt.now()
 	r.mu.Unlock()
 	if full {
 		return false
@@ -55,10 +59,11 @@ func (r *kernelRoad) serve(host int, client, to netip.AddrPort) bool {
 	case err != nil:
 		return false
 	case !done:
-		return r.wait(host, fd, f)
+		return r.wait(host, fd, f, client, p)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	p.doubt.row = 0
 	r.join(host, fd, f, Inbound)
 	return true
 }
@@ -93,11 +98,16 @@ func (r *kernelRoad) isJoined(f stack.Flow) bool {
 	return false
 }
 
-// wait sees to a connect that takes longer: the server's backlog is full, or somebody drops the segments.
-func (r *kernelRoad) wait(host, fd int, f stack.Flow) bool {
+// linkAfter is how long a connect to the guest may take before it is left to the other road: a little more than a kernel
+// waits before it sends its SYN again.
+const linkAfter = 1200 * time.Millisecond
+
+// wait sees to a connect that takes longer: the server's backlog is full, or a rule inside drops what comes by lo. The
+// other road is the better one for both: it is as patient, and what it sends comes by the uplink.
+func (r *kernelRoad) wait(host, fd int, f stack.Flow, client netip.AddrPort, p *PublishedTCP) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	d := &guestDial{r: r, host: host, fd: fd, flow: f, since: time.Now()}
+	d := &guestDial{r: r, host: host, fd: fd, flow: f, client: client, p: p}
 	var err error
 	if r.closed {
 		err = unix.ECANCELED
@@ -109,8 +119,25 @@ func (r *kernelRoad) wait(host, fd int, f stack.Flow) bool {
 		return false
 	}
 	r.dials[d] = struct{}{}
-	r.sweepLater()
+	d.timer = time.AfterFunc(linkAfter, d.late)
 	return true
+}
+
+// late is called when the guest has not answered in time.
+func (d *guestDial) late() {
+	d.r.mu.Lock()
+	defer d.r.mu.Unlock()
+	if _, there := d.r.dials[d]; there && !d.r.closed {
+		d.p.doubt.add(d.r.t.log)
+		d.leave()
+	}
+}
+
+// leave gives the client to the other road. r.mu is held.
+func (d *guestDial) leave() {
+	d.end(false)
+	unix.Close(d.fd)
+	go d.p.serve(d.host, d.client)
 }
 
 // Ready is called when the connect has ended.
@@ -123,10 +150,11 @@ func (d *guestDial) Ready(uint32) {
 	}
 	switch done, err := connectState(d.fd, toSockaddr(d.flow.Dst)); {
 	case err != nil:
-		d.end(true)
+		d.leave()
 	case !done:
 		_ = r.loop.Rearm(d.fd, unix.EPOLLOUT|unix.EPOLLONESHOT, d.token)
 	default:
+		d.p.doubt.row = 0
 		d.end(false)
 		r.join(d.host, d.fd, d.flow, Inbound)
 	}
@@ -134,6 +162,7 @@ func (d *guestDial) Ready(uint32) {
 
 // end forgets the attempt, and with reset its sockets. r.mu is held.
 func (d *guestDial) end(reset bool) {
+	d.timer.Stop()
 	d.r.loop.Unwatch(d.fd, d.token)
 	delete(d.r.dials, d)
 	if reset {

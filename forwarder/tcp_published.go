@@ -27,6 +27,8 @@ type PublishedTCP struct {
 	addr netip.AddrPort
 	to   netip.AddrPort // the zero Addr is the guest's own
 	done chan struct{}
+
+	doubt doubt // of the kernel's road; guarded by its mu
 }
 
 // Publish serves l's clients from the guest's port; it takes l over.
@@ -86,28 +88,31 @@ func (p *PublishedTCP) acceptLoop() {
 			p.pause()
 			continue
 		}
-		if k := p.t.kernel; k != nil && k.serve(fd, client, p.to) {
+		if k := p.t.kernel; k != nil && k.serve(fd, client, p) {
 			continue
 		}
-		h, err := newHostConn(fd)
-		if err != nil {
-			continue
-		}
-		if !p.t.enter() {
-			h.reset()
-			return
-		}
-		go func() {
-			defer p.t.wg.Done()
-			defer func() {
-				if e := recover(); e != nil {
-					p.t.panicked(e)
-					h.reset()
-				}
-			}()
-			p.t.serveClient(h, client, p.to)
-		}()
+		go p.serve(fd, client)
 	}
+}
+
+// serve takes the client over and connects it by the link.
+func (p *PublishedTCP) serve(fd int, client netip.AddrPort) {
+	h, err := newHostConn(fd)
+	if err != nil {
+		return
+	}
+	if !p.t.enter() {
+		h.reset()
+		return
+	}
+	defer p.t.wg.Done()
+	defer func() {
+		if e := recover(); e != nil {
+			p.t.panicked(e)
+			h.reset()
+		}
+	}()
+	p.t.serveClient(h, client, p.to)
 }
 
 func (p *PublishedTCP) pause() {
