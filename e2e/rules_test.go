@@ -93,22 +93,22 @@ const (
 
 // TestNoWayAroundPolicy: connections that a program brings to our listeners by itself reach nobody.
 func TestNoWayAroundPolicy(t *testing.T) {
-	onEveryLink(t, func(t *testing.T, l *lab) {
+	onEveryLinkAtOnce(t, func(t *testing.T, l *lab) {
+		if l.datapath == "stack" {
+			return // to which the marks mean nothing
+		}
 		srv, reached := l.serve(l.Here, "0.0.0.0:0", echo)
 		metadata := "169.254.169.254"
 		s := l.start()
-		targets := []string{"127.0.0.1", metadata, gateway4, topo.Here4.String(), "192.0.0.8"}
+		targets := []string{"127.0.0.1", metadata, gateway4, "192.0.0.8"}
 		if l.IPv6 {
 			targets = append(targets, "::1", "100::1", "fd52:6e65:7400::2")
 		}
 		for _, dst := range targets {
-			if dst == topo.Here4.String() {
-				continue // open, below
-			}
 			for _, mark := range []string{markDivert, markKeep, markSpeak} {
 				for _, port := range []uint16{srv.Port(), 1} {
 					addr := joinPort(dst, port)
-					if got := s.do("exchange-as", "mark="+mark, addr, "hello"); strings.HasSuffix(got, " hello") || got == "TIMEOUT" && dst == gateway4 {
+					if got := s.do("exchange-as", "timeout=200ms,mark="+mark, addr, "hello"); strings.HasSuffix(got, " hello") {
 						t.Errorf("mark %s to %s: %q", mark, addr, got)
 					}
 					s.want("50", "raw-lo", mark, dst, port, 50)
@@ -126,7 +126,7 @@ func TestNoWayAroundPolicy(t *testing.T) {
 			t.Errorf("afterwards, without tricks: %q", got)
 		}
 		eventually(t, time.Second, func() string {
-			if n := s.counters()["now.tcp.active"]; n != 0 {
+			if n := s.counters()["now.tcp.connections"]; n != 0 {
 				return fmt.Sprintf("%d connections are left", n)
 			}
 			return ""

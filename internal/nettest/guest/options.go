@@ -15,10 +15,11 @@ import (
 )
 
 // Options of sockets, as one word: mark=N, device=NAME, from=ADDR:PORT, fastopen (data in the SYN, without a cookie),
-// mptcp; with commas between them.
+// mptcp, timeout=DURATION; with commas between them.
 
 func socketOptions(list string) (lc net.ListenConfig, d net.Dialer, err error) {
 	var set []func(fd int) error
+	timeout := patience
 	for _, o := range strings.Split(list, ",") {
 		name, value, _ := strings.Cut(o, "=")
 		switch name {
@@ -37,6 +38,10 @@ func socketOptions(list string) (lc net.ListenConfig, d net.Dialer, err error) {
 			}
 			d.LocalAddr = a
 			set = append(set, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+		case "timeout":
+			if timeout, err = time.ParseDuration(value); err != nil {
+				return lc, d, err
+			}
 		case "fastopen":
 			set = append(set, func(fd int) error {
 				if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN_CONNECT, 1); err != nil {
@@ -66,7 +71,7 @@ func socketOptions(list string) (lc net.ListenConfig, d net.Dialer, err error) {
 		}
 		return err
 	}
-	lc.Control, d.Control, d.Timeout = control, control, patience
+	lc.Control, d.Control, d.Timeout = control, control, timeout
 	return lc, d, nil
 }
 
@@ -81,7 +86,39 @@ func exchangeAs(args []string) (string, error) {
 		return Errno(err), nil
 	}
 	defer c.Close()
-	return Exchange(c, arg(args, 2, "hello"))
+	text := arg(args, 2, "hello")
+	if strings.Contains(args[0], "fastopen") {
+		// The SYN leaves with the first byte, and to close a half of what is not open yet would abort it.
+		if _, err := io.WriteString(c, text); err != nil {
+			return Errno(err), nil
+		}
+		if err := awaitEstablished(c); err != nil {
+			return Errno(err), nil
+		}
+		text = ""
+	}
+	return exchangeWithin(c, text, d.Timeout)
+}
+
+// awaitEstablished waits until the peer has said something, without reading it.
+func awaitEstablished(c net.Conn) error {
+	rc, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	var b [1]byte
+	var perr error
+	err = rc.Read(func(fd uintptr) bool {
+		_, _, perr = unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		return perr != unix.EAGAIN
+	})
+	if err == nil {
+		err = perr
+	}
+	return err
 }
 
 // serveAs: OPTIONS ADDR. Is serve-tcp with a listener that has options.

@@ -112,8 +112,10 @@ func exchange(args []string) (string, error) {
 
 // Exchange is the client of Echo on an open connection: it sends text, closes its half, and returns the greeting and
 // the echo with a space between.
-func Exchange(c net.Conn, text string) (string, error) {
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+func Exchange(c net.Conn, text string) (string, error) { return exchangeWithin(c, text, patience) }
+
+func exchangeWithin(c net.Conn, text string, within time.Duration) (string, error) {
+	if err := c.SetDeadline(time.Now().Add(within)); err != nil {
 		return "", err
 	}
 	if _, err := io.WriteString(c, text); err != nil {
