@@ -252,7 +252,10 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 
 // TestContainerOutlivesItsFirst: the network lives until its last member is gone.
 func TestContainerOutlivesItsFirst(t *testing.T) {
-	l := newLab(t)
+	onEveryRoad(t, containerOutlivesItsFirst)
+}
+
+func containerOutlivesItsFirst(t *testing.T, l *lab) {
 	srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
 	first := l.start("-p", "8080:80")
 	second := l.start("--network", "container:"+first.name)

@@ -50,7 +50,7 @@ func idleConnections(t *testing.T, l *lab, n int) {
 
 func TestScorecard24ThousandIdleConnections(t *testing.T) {
 	onEveryLink(t, func(t *testing.T, l *lab) {
-		needFiles(t, 1100)
+		needFiles(t, 2200)
 		idleConnections(t, l, 1000)
 	})
 }
@@ -61,7 +61,7 @@ func TestScorecard25TenThousandIdleConnections(t *testing.T) {
 		n = 3000
 	}
 	needFiles(t, uint64(n)+200)
-	idleConnections(t, newLab(t), n)
+	onEveryRoad(t, func(t *testing.T, l *lab) { idleConnections(t, l, n) })
 }
 
 // cpu is the processor time a process has used.
@@ -82,14 +82,24 @@ func cpu(t *testing.T, pid int) time.Duration {
 }
 
 func TestScorecard27OutOfDescriptors(t *testing.T) {
-	const limit, clients = 64, 100
-	l := newLab(t)
-	name := "starved"
-	argv := append([]string{filepath.Join(bins, "rootless-run"), "--name", name, "-p", "8080:80", "--"}, op("agent")...)
-	// The hard limit too, as the runtime raises the soft one to it.
+	onEveryRoad(t, outOfDescriptors)
+}
+
+// startLimited is start with a limit of open files. The hard limit too, as the runtime raises the soft one to it.
+func (l *lab) startLimited(limit int, flags ...string) *sandbox {
+	l.Helper()
+	const name = "starved"
+	argv := append([]string{filepath.Join(bins, "rootless-run"), "--name", name}, l.flags...)
+	argv = append(append(append(argv, flags...), "--"), op("agent")...)
 	cmd := l.Here.Command(append([]string{"/bin/sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, limit), "sh"}, argv...)...)
 	cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+l.runtime)
-	s := l.agent(name, cmd)
+	return l.agent(name, cmd)
+}
+
+func outOfDescriptors(t *testing.T, l *lab) {
+	const limit, clients = 64, 100
+	srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
+	s := l.startLimited(limit, "-p", "8080:80")
 	s.do("serve-tcp", ":80")
 	conns := make([]net.Conn, 0, clients)
 	for range clients {
@@ -98,9 +108,9 @@ func TestScorecard27OutOfDescriptors(t *testing.T) {
 		}
 	}
 	time.Sleep(500 * time.Millisecond)
-	begin, used := time.Now(), cpu(t, cmd.Process.Pid)
+	begin, used := time.Now(), cpu(t, s.cmd.Process.Pid)
 	time.Sleep(2 * time.Second)
-	if share := float64(cpu(t, cmd.Process.Pid)-used) / float64(time.Since(begin)); share > 0.2 {
+	if share := float64(cpu(t, s.cmd.Process.Pid)-used) / float64(time.Since(begin)); share > 0.2 {
 		t.Errorf("uses %.0f %% of a processor while out of descriptors", share*100)
 	}
 	for _, c := range conns {
@@ -117,6 +127,9 @@ func TestScorecard27OutOfDescriptors(t *testing.T) {
 		}
 		return ""
 	})
+	if got := s.do("exchange", srv, "hello"); !strings.HasSuffix(got, " hello") {
+		t.Errorf("afterwards, out of the sandbox: %q", got)
+	}
 }
 
 func TestScorecard30BlackHole(t *testing.T) {
@@ -136,18 +149,19 @@ func TestScorecard30BlackHole(t *testing.T) {
 }
 
 func TestScorecard31HalfOpens(t *testing.T) {
-	l := newLab(t)
-	srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
-	s := l.start()
-	before := s.rss()
-	s.want("10000", "raw-syns", topo.Blackhole4, 80, 10000)
-	if got := s.do("exchange", srv, "hello"); !strings.HasSuffix(got, " hello") {
-		t.Errorf("beside 10,000 half-opens: %q", got)
-	}
-	const most = 100 << 20
-	if grown := s.rss() - before; !slow && grown > most {
-		t.Errorf("10,000 half-opens took %d bytes, more than %d", grown, most)
-	}
+	onEveryRoad(t, func(t *testing.T, l *lab) {
+		srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
+		s := l.start()
+		before := s.rss()
+		s.want("10000", "raw-syns", topo.Blackhole4, 80, 10000)
+		if got := s.do("exchange", srv, "hello"); !strings.HasSuffix(got, " hello") {
+			t.Errorf("beside 10,000 half-opens: %q", got)
+		}
+		const most = 100 << 20
+		if grown := s.rss() - before; !slow && grown > most {
+			t.Errorf("10,000 half-opens took %d bytes, more than %d", grown, most)
+		}
+	})
 }
 
 func TestScorecard32UDPFlows(t *testing.T) {
@@ -180,11 +194,14 @@ func TestScorecard32UDPFlows(t *testing.T) {
 // TestScorecard33Churn opens and closes connections out of and into the sandbox, and expects the sockets, the memory
 // and the counters of live flows where they were.
 func TestScorecard33Churn(t *testing.T) {
-	lasts := 10 * time.Second
+	lasts := 6 * time.Second
 	if long() {
 		lasts = 5 * time.Minute
 	}
-	l := newLab(t)
+	onEveryRoad(t, func(t *testing.T, l *lab) { churnFor(t, l, lasts) })
+}
+
+func churnFor(t *testing.T, l *lab, lasts time.Duration) {
 	srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
 	s := l.start("-p", "8080:80")
 	s.do("serve-tcp", ":80")
