@@ -11,7 +11,10 @@ const (
 )
 
 // lostSplice is what all checks of the splice path have in common.
-const lostSplice = "connections cannot be spliced by the kernel and go through the userspace stack"
+const lostSplice = "--datapath splice, the default where it can be had: TCP goes through the userspace stack (--datapath stack)"
+
+// writableSys is for a sysctl of the sandbox's own namespace that cannot be set there.
+const writableSys = "sudo mount -o remount,rw /proc/sys # it is read-only in a container"
 
 // askFilter is the advice where every kernel in use has the thing: only a filter can have taken it away.
 const askFilter = "docker run --security-opt seccomp=unconfined … # a filter of the container around us forbids it"
@@ -101,19 +104,20 @@ func catalog() []Check {
 			Fix:  "no command: the kernel is built without CONFIG_SECCOMP_FILTER"},
 
 		{Name: "nf-tables", Group: groupSplice, Level: Optional, Lost: lostSplice,
-			Fix: "sudo modprobe -a nf_tables nft_chain_nat"},
-		{Name: "nft-reject", Group: groupSplice, Level: Optional, Lost: lostSplice,
-			Fix: "sudo modprobe -a nft_reject_ipv4 nft_reject_ipv6"},
+			Fix: "sudo modprobe nf_tables"},
+		{Name: "nft-owner", Group: groupSplice, Level: Optional, Lost: lostSplice,
+			Fix: "no command: it came with Linux 5.12"},
+		{Name: "nft-sets", Group: groupSplice, Level: Optional, Lost: lostSplice,
+			Fix: "no command: the kernel is older than Linux 5.6, or built without CONFIG_NF_TABLES_INET"},
 		{Name: "nft-tproxy", Group: groupSplice, Level: Optional, Lost: lostSplice,
 			Fix: "sudo modprobe nft_tproxy"},
-		{Name: "nfqueue-rule", Group: groupSplice, Level: Optional, Lost: lostSplice,
-			Fix: "sudo modprobe nft_queue || sudo modprobe -a nft_compat xt_NFQUEUE"},
-		{Name: "nfqueue-socket", Group: groupSplice, Level: Optional, Lost: lostSplice,
-			Fix: "sudo modprobe nfnetlink_queue"},
 		{Name: "policy-routing", Group: groupSplice, Level: Optional, Lost: lostSplice,
 			Fix: "no command: the kernel is built without CONFIG_IP_MULTIPLE_TABLES"},
-		{Name: "fwmark-accept", Group: groupSplice, Level: Optional, Lost: lostSplice,
-			Fix: "sudo mount -o remount,rw /proc/sys # it is read-only in a container"},
+		{Name: "fwmark-accept", Group: groupSplice, Level: Optional, Lost: lostSplice, Fix: writableSys},
+		{Name: "fwmark-reflect", Group: groupSplice, Level: Optional, Lost: lostSplice, Fix: writableSys},
+		{Name: "accept-local", Group: groupSplice, Level: Optional, Lost: lostSplice, Fix: writableSys},
+		{Name: "packet-socket", Group: groupSplice, Level: Optional, Lost: lostSplice,
+			Fix: "sudo modprobe af_packet"},
 		{Name: "transparent-socket", Group: groupSplice, Level: Optional, Lost: lostSplice,
 			Fix: askFilter},
 		{Name: "client-address", Group: groupSplice, Level: Optional, Lost: lostSplice,

@@ -51,11 +51,34 @@ func routeByMark() error {
 
 const fwmarkAccept = "/proc/sys/net/ipv4/tcp_fwmark_accept"
 
-func probeFwmarkAccept() finding {
-	if err := os.WriteFile(fwmarkAccept, []byte("1"), 0); err != nil {
-		return failed("write "+fwmarkAccept, err)
+// probeSysctl sets one, as it is set in the sandbox.
+func probeSysctl(path string) finding {
+	if err := os.WriteFile("/proc/sys/"+path, []byte("1"), 0); err != nil {
+		return failed("write /proc/sys/"+path, err)
 	}
 	return okf("can be set in the sandbox")
+}
+
+// probePacketSocket sends a frame to lo, by which connection requests come back.
+func probePacketSocket() finding {
+	if err := setUp("lo"); err != nil {
+		return failed("lo up", err)
+	}
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return failed("packet socket", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, testMark); err != nil {
+		return failed("SO_MARK on a packet socket", err)
+	}
+	const loopback, etherHeader, ipv4 = 1, 14, 0x0008 // the interface index of lo, and ETH_P_IP in the order of the wire
+	frame := make([]byte, etherHeader+20)
+	frame[12], frame[14] = 8, 4<<4|5
+	if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Protocol: ipv4, Ifindex: loopback}); err != nil {
+		return failed("send a frame to lo", err)
+	}
+	return okf("frames with a mark can be sent to lo")
 }
 
 func probeTransparent() finding {

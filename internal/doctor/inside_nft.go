@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"encoding/binary"
+	"fmt"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,10 +16,8 @@ type chain struct {
 
 // Hooks and priorities as the splice path has them (include/uapi/linux/netfilter_ipv4.h).
 var (
-	chainOutput     = chain{"output", "filter", unix.NF_INET_LOCAL_OUT, 0}
 	chainMark       = chain{"mark", "route", unix.NF_INET_LOCAL_OUT, -150}
 	chainPrerouting = chain{"prerouting", "filter", unix.NF_INET_PRE_ROUTING, -150}
-	chainNAT        = chain{"dstnat", "nat", unix.NF_INET_PRE_ROUTING, -100}
 )
 
 const tableName = "doctor"
@@ -26,6 +25,7 @@ const tableName = "doctor"
 // enum nft_tproxy_attributes (include/uapi/linux/netfilter/nf_tables.h)
 const (
 	nftaTPROXYFamily  = 1
+	nftaTPROXYRegAddr = 2
 	nftaTPROXYRegPort = 3
 )
 
@@ -43,79 +43,90 @@ func newRule(c chain, exprs ...[]byte) nlmsg {
 		nested(unix.NFTA_RULE_EXPRESSIONS, exprs...))
 }
 
-// tryRule loads a rule into a chain of a new table, in each of the address families.
-func tryRule(c chain, families []uint8, exprs func(family uint8) [][]byte) error {
-	for _, fam := range families {
-		if err := nftBatch(fam, newTable(), newChain(c), newRule(c, exprs(fam)...)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-var bothFamilies = []uint8{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6}
+// tryBatch runs a transaction in the family of the splice path, which is that of both IPs.
+func tryBatch(msgs ...nlmsg) error { return nftBatch(unix.NFPROTO_INET, msgs...) }
 
 func probeTables() finding {
-	for _, fam := range bothFamilies {
-		if err := nftBatch(fam, newTable(), newChain(chainOutput), newChain(chainMark), newChain(chainNAT)); err != nil {
-			return failed("table with filter, route and nat chains", err)
-		}
+	if err := tryBatch(newTable(), newChain(chainMark), newChain(chainPrerouting)); err != nil {
+		return failed("inet table with a route and a filter chain", err)
 	}
-	return okf("a table with filter, route and nat chains can be made")
+	return okf("an inet table with a route and a filter chain can be made")
 }
 
-func probeReject() finding {
-	err := tryRule(chainOutput, bothFamilies, func(uint8) [][]byte {
-		return [][]byte{expr("reject", be32(unix.NFTA_REJECT_TYPE, unix.NFT_REJECT_TCP_RST))}
-	})
-	if err != nil {
-		return failed("rule with reject", err)
+// probeOwner makes a table that goes with its socket, and that nobody else can remove.
+func probeOwner() finding {
+	const tableOwner = 2 // NFT_TABLE_F_OWNER, include/uapi/linux/netfilter/nf_tables.h
+	if err := tryBatch(nft(unix.NFT_MSG_NEWTABLE, str(unix.NFTA_TABLE_NAME, tableName), be32(unix.NFTA_TABLE_FLAGS, tableOwner))); err != nil {
+		return failed("table with an owner", err)
 	}
-	return okf("a rule with reject can be loaded")
+	return okf("a table can be owned by the socket that makes it")
+}
+
+// probeSets makes the set of connections that keep to the link, for each IP, and rules that look up, renew and delete.
+func probeSets() finding {
+	const (
+		setFlags  = 0x10 | 0x20 | 0x80 // NFT_SET_TIMEOUT, NFT_SET_EVAL, NFT_SET_CONCAT
+		opUpdate  = 1                  // NFT_DYNSET_OP_UPDATE
+		opDelete  = 2                  // NFT_DYNSET_OP_DELETE
+		timeoutMS = 60_000
+	)
+	for _, v := range []struct {
+		set     string
+		addrLen int
+	}{{"four", 4}, {"six", 16}} {
+		keyLen := 2*v.addrLen + 2*4 // two addresses and two ports, each padded to four bytes
+		set := nft(unix.NFT_MSG_NEWSET, str(unix.NFTA_SET_TABLE, tableName), str(unix.NFTA_SET_NAME, v.set), be32(unix.NFTA_SET_FLAGS, setFlags),
+			be32(unix.NFTA_SET_KEY_TYPE, 0), be32(unix.NFTA_SET_KEY_LEN, uint32(keyLen)), be32(unix.NFTA_SET_ID, 1), be64(unix.NFTA_SET_TIMEOUT, timeoutMS),
+			nested(unix.NFTA_SET_DESC, be32(unix.NFTA_SET_DESC_SIZE, 1024), concatenation(v.addrLen, v.addrLen, 2, 2)))
+		rules := []nlmsg{newTable(), newChain(chainPrerouting), set}
+		for _, op := range []uint32{opUpdate, opDelete} {
+			rules = append(rules, newRule(chainPrerouting, append(key(keyLen),
+				expr("dynset", str(unix.NFTA_DYNSET_SET_NAME, v.set), be32(unix.NFTA_DYNSET_SET_ID, 1), be32(unix.NFTA_DYNSET_OP, op),
+					be32(unix.NFTA_DYNSET_SREG_KEY, unix.NFT_REG32_00)))...))
+		}
+		rules = append(rules, newRule(chainPrerouting, append(key(keyLen),
+			expr("lookup", str(unix.NFTA_LOOKUP_SET, v.set), be32(unix.NFTA_LOOKUP_SET_ID, 1), be32(unix.NFTA_LOOKUP_SREG, unix.NFT_REG32_00)))...))
+		if err := tryBatch(rules...); err != nil {
+			return failed(fmt.Sprintf("set of connections with addresses of %d bytes", v.addrLen), err)
+		}
+	}
+	return okf("sets of connections can be made, that rules look up, renew and delete")
+}
+
+// key loads as many bytes into the registers, four each.
+func key(n int) (exprs [][]byte) {
+	for i := range n / 4 {
+		exprs = append(exprs, expr("immediate", be32(unix.NFTA_IMMEDIATE_DREG, uint32(unix.NFT_REG32_00+i)),
+			nested(unix.NFTA_IMMEDIATE_DATA, attr(unix.NFTA_DATA_VALUE, make([]byte, 4)))))
+	}
+	return exprs
+}
+
+// concatenation describes the fields of a key.
+func concatenation(lengths ...int) []byte {
+	const descConcat, listElem, fieldLen = 2, 1, 1 // NFTA_SET_DESC_CONCAT, NFTA_LIST_ELEM, NFTA_SET_FIELD_LEN
+	var fields [][]byte
+	for _, n := range lengths {
+		fields = append(fields, nested(listElem, be32(fieldLen, uint32(n))))
+	}
+	return nested(descConcat, fields...)
 }
 
 func probeTPROXY() finding {
-	err := tryRule(chainPrerouting, bothFamilies, func(fam uint8) [][]byte {
-		port := binary.BigEndian.AppendUint16(nil, 12345)
-		return [][]byte{
-			expr("immediate", be32(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_1),
-				nested(unix.NFTA_IMMEDIATE_DATA, attr(unix.NFTA_DATA_VALUE, port))),
-			expr("tproxy", be32(nftaTPROXYFamily, uint32(fam)),
-				be32(nftaTPROXYRegPort, unix.NFT_REG_1)),
+	for _, fam := range []struct {
+		proto uint32
+		addr  []byte
+	}{{unix.NFPROTO_IPV4, []byte{192, 0, 0, 8}}, {unix.NFPROTO_IPV6, []byte{0: 1, 15: 1}}} {
+		port := binary.BigEndian.AppendUint16(nil, 1)
+		value := func(reg uint32, b []byte) []byte {
+			return expr("immediate", be32(unix.NFTA_IMMEDIATE_DREG, reg), nested(unix.NFTA_IMMEDIATE_DATA, attr(unix.NFTA_DATA_VALUE, b)))
 		}
-	})
-	if err != nil {
-		return failed("rule with tproxy", err)
+		err := tryBatch(newTable(), newChain(chainPrerouting), newRule(chainPrerouting,
+			value(unix.NFT_REG_1, fam.addr), value(unix.NFT_REG_2, port),
+			expr("tproxy", be32(nftaTPROXYFamily, fam.proto), be32(nftaTPROXYRegAddr, unix.NFT_REG_1), be32(nftaTPROXYRegPort, unix.NFT_REG_2))))
+		if err != nil {
+			return failed("rule with tproxy", err)
+		}
 	}
-	return okf("a rule with tproxy can be loaded")
-}
-
-// probeQueueRule tries nf_tables' own queue, then the NFQUEUE target of xtables through nf_tables' compat layer: kernels
-// are built with either.
-func probeQueueRule() finding {
-	err := tryRule(chainOutput, bothFamilies, func(uint8) [][]byte {
-		return [][]byte{expr("queue", be16(unix.NFTA_QUEUE_NUM, 0))}
-	})
-	if err == nil {
-		return okf("a rule with queue can be loaded")
-	}
-	// struct xt_NFQ_info is one u16; the compat layer wants it padded to 8 (XT_ALIGN).
-	cerr := tryRule(chainOutput, bothFamilies, func(uint8) [][]byte {
-		return [][]byte{expr("target", str(unix.NFTA_TARGET_NAME, "NFQUEUE"), be32(unix.NFTA_TARGET_REV, 0),
-			attr(unix.NFTA_TARGET_INFO, make([]byte, 8)))}
-	})
-	if cerr != nil {
-		return failed("rule with queue, or with NFQUEUE through compat", cerr)
-	}
-	return okf("no queue (%s), but NFQUEUE works through compat", errText(err))
-}
-
-// probeQueueSocket binds a queue.
-func probeQueueSocket() finding {
-	const msgConfig, cfgCmd, cmdBind = 2, 1, 1 // NFQNL_MSG_CONFIG, NFQA_CFG_CMD, NFQNL_CFG_CMD_BIND
-	m := named(unix.NFNL_SUBSYS_QUEUE<<8|msgConfig, attr(cfgCmd, []byte{cmdBind, 0, 0, unix.AF_INET}))
-	if err := nfRequest(m.append(nil, unix.AF_UNSPEC, unix.NLM_F_ACK, 1), 1); err != nil {
-		return failed("bind a queue", err)
-	}
-	return okf("a queue can be bound")
+	return okf("rules with tproxy can be loaded")
 }

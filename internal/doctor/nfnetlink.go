@@ -9,7 +9,7 @@ import (
 )
 
 // The little of nfnetlink that the probes speak: messages are built, sent in one batch, and the first error of the
-// acknowledgements is the answer (include/uapi/linux/netfilter/nfnetlink.h, nf_tables.h, nfnetlink_queue.h).
+// acknowledgements is the answer (include/uapi/linux/netfilter/nfnetlink.h, nf_tables.h).
 
 // answerTimeout of a netlink request. The kernel answers while the request is being sent, unless it loads a module.
 const answerTimeout = 800 * time.Millisecond
@@ -32,7 +32,7 @@ func nested(typ uint16, attrs ...[]byte) []byte {
 
 func str(typ uint16, s string) []byte  { return attr(typ, append([]byte(s), 0)) }
 func be32(typ uint16, v uint32) []byte { return attr(typ, binary.BigEndian.AppendUint32(nil, v)) }
-func be16(typ uint16, v uint16) []byte { return attr(typ, binary.BigEndian.AppendUint16(nil, v)) }
+func be64(typ uint16, v uint64) []byte { return attr(typ, binary.BigEndian.AppendUint64(nil, v)) }
 func expr(n string, a ...[]byte) []byte {
 	return nested(unix.NFTA_LIST_ELEM, str(1, n), nested(2, a...))
 }
