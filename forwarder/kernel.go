@@ -47,7 +47,7 @@ type kernelRoad struct {
 	loop *splice.Loop
 
 	most    int // joined or on the way to it; what is beyond takes the other road, which needs half the descriptors
-	packets int // descriptors; the files own them
+	packets int // descriptors
 	listen  []listener
 	to      unix.RawSockaddrLinklayer
 
@@ -79,13 +79,13 @@ const sweepPace = 5 * time.Second
 // UseKernel opens the kernel's road. It must be called before the first connection, once. On an error nothing of k is
 // left open.
 func (t *Streams) UseKernel(k Kernel) (err error) {
-	r := &kernelRoad{t: t, k: k, requests: map[stack.Flow]*request{}, dials: map[*guestDial]struct{}{}, joined: map[*joint]struct{}{}}
+	r := &kernelRoad{t: t, k: k, packets: -1, requests: map[stack.Flow]*request{}, dials: map[*guestDial]struct{}{}, joined: map[*joint]struct{}{}}
 	defer func() {
 		if err != nil {
 			r.closeFiles()
 		}
 	}()
-	if r.packets, err = fdOf(k.Packets); err != nil {
+	if r.packets, err = takeFD(k.Packets); err != nil {
 		return err
 	}
 	r.most = math.MaxInt
@@ -98,14 +98,12 @@ func (t *Streams) UseKernel(k Kernel) (err error) {
 		return err
 	}
 	for _, l := range k.Listeners {
-		fd, err := fdOf(l)
-		if err == nil {
-			r.listen = append(r.listen, listener{r: r, fd: fd, ipv6: localAddr(fd).Addr().Is6()})
-		}
+		fd, err := takeFD(l)
 		if err != nil {
 			r.loop.Close()
 			return err
 		}
+		r.listen = append(r.listen, listener{r: r, fd: fd, ipv6: localAddr(fd).Addr().Is6()})
 	}
 	for i := range r.listen {
 		l := &r.listen[i]
@@ -119,14 +117,21 @@ func (t *Streams) UseKernel(k Kernel) (err error) {
 	return nil
 }
 
-// fdOf reads the number without making the file blocking, as Fd would.
-func fdOf(f *os.File) (n int, err error) {
+// takeFD takes the descriptor out of f, which is closed: a file would tell Go's poller of every event, and not only the loop.
+func takeFD(f *os.File) (n int, err error) {
+	defer f.Close()
 	c, err := f.SyscallConn()
 	if err != nil {
 		return -1, err
 	}
-	err = c.Control(func(fd uintptr) { n = int(fd) })
-	return n, err
+	var derr error
+	if err = c.Control(func(fd uintptr) { n, derr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) }); err == nil {
+		err = derr
+	}
+	if err != nil {
+		return -1, err
+	}
+	return n, nil
 }
 
 // close ends everything. Nobody calls HandleSYN or serve any more.
@@ -149,9 +154,15 @@ func (r *kernelRoad) close() {
 
 func (r *kernelRoad) closeFiles() {
 	_ = r.k.Rules.Close()
-	_ = r.k.Packets.Close()
+	_ = r.k.Packets.Close() // this and the listeners: where they were not taken yet
 	for _, l := range r.k.Listeners {
 		_ = l.Close()
+	}
+	if r.packets >= 0 {
+		unix.Close(r.packets)
+	}
+	for i := range r.listen {
+		unix.Close(r.listen[i].fd)
 	}
 	r.k.Mint.Close()
 }

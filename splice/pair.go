@@ -222,7 +222,7 @@ func (s *side) fill() int {
 
 // fillPipe moves from s to its pipe.
 func (s *side) fillPipe() int {
-	n, errno := moveSplice(s.fd, s.pipe.w, PipeSize)
+	n, errno := moveSplice(s.fd, s.pipe.w, pipeSize)
 	switch errno {
 	case 0:
 		if n == 0 {

@@ -2,11 +2,11 @@ package splice
 
 import "golang.org/x/sys/unix"
 
-var PipeSize = 1 << 20
-
 const (
-	// pipeSize is asked for; /proc/sys/fs/pipe-max-size is 1 MiB, beyond which root alone may go. It counts pages: the
+	// pipeSize is asked for, and moved at once; /proc/sys/fs/pipe-max-size is 1 MiB, beyond which root alone may go. It counts pages: the
 	// kernel's network buffers are larger than a page, and a pipe holds more of them in fact.
+	pipeSize = 1 << 20
+
 	// idlePipes are kept for the next who needs one. A pipe is needed only while bulk is under way.
 	idlePipes = 16
 
@@ -55,7 +55,7 @@ func (l *pipePool) get() *pipe {
 	}
 	p := &pipe{r: fds[0], w: fds[1]}
 	// Refused beyond the user's share (pipe-user-pages-soft); it works with the size it has.
-	_, _ = unix.FcntlInt(uintptr(p.w), unix.F_SETPIPE_SZ, 1<<20)
+	_, _ = unix.FcntlInt(uintptr(p.w), unix.F_SETPIPE_SZ, pipeSize)
 	l.out++
 	return p
 }
