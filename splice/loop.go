@@ -52,7 +52,7 @@ type Loop struct {
 	scratch []byte
 	pipes   pipePool
 	halves  map[*Pair]struct{} // half closed, not under keep-alive yet
-	spin    spinner
+	naps    napper
 
 	done chan struct{}
 }
@@ -82,6 +82,7 @@ func NewLoop(log *slog.Logger) (*Loop, error) {
 		l.f.Close()
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
+	l.naps = napper{loop: l, fd: -1}
 	go l.run()
 	return l, nil
 }
@@ -198,7 +199,6 @@ func (l *Loop) run() {
 			return
 		}
 		l.turn(n)
-		l.spin.after(l)
 	}
 }
 
@@ -309,4 +309,5 @@ func (l *Loop) end() {
 		p.abort()
 	}
 	l.pipes.close()
+	l.naps.close()
 }

@@ -19,7 +19,9 @@ const (
 	halfClosedIdle = 60
 
 	// watched are the events of both sockets. They tell of changes; what is known to be ready is remembered in side.
-	watched = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLPRI | 1<<31 // EPOLLET, which is an int32 in x/sys
+	watched = unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLPRI | edgeTriggered
+	// edgeTriggered is EPOLLET, which is an int32 in x/sys.
+	edgeTriggered = 1 << 31
 )
 
 // Pair is two joined sockets. Its fields belong to the loop's goroutine, but for the two counters.
@@ -50,6 +52,10 @@ type side struct {
 	failed             bool // EPOLLERR was seen
 	urgent             bool // EPOLLPRI was seen
 	bulk               bool
+	streak             int  // bytes moved as bulk, without a break
+	napping            bool // napper will call wake
+	napMark            int  // streak when the nap began
+	quiet              bool // EPOLLIN is not among the events
 	eof                bool // FIN was read
 	shut               bool // and passed on to the peer, after everything else
 
@@ -160,6 +166,7 @@ func (p *Pair) pump(s *side) {
 			return
 		case !s.readable || !s.peer.writable:
 			s.dropPipe()
+			s.listen()
 			return
 		case budget <= 0:
 			p.loop.again(p)
@@ -213,7 +220,7 @@ func (s *side) fill() int {
 	}
 	if n == len(l.scratch) {
 		s.bulk = true
-	} else if !s.hup {
+	} else if s.streak = 0; !s.hup {
 		s.readable = false // a short read is the last: what comes now comes with an event
 	}
 	s.write(l.scratch[:n], 0)
@@ -230,11 +237,15 @@ func (s *side) fillPipe() int {
 			return 0
 		}
 		s.pipe.held += n
-		s.bulk = n >= bulkRest
+		s.streak += n
+		s.bulk = n >= bulkRest || s.quiet
 		return n
 	case unix.EAGAIN:
 		s.readable = s.hup // urgent data stops splice(2), and with it the FIN behind it: read, to see
 		s.bulk = s.bulk && !s.hup
+		if s.bulk && !s.napping {
+			s.nap()
+		}
 		return 0
 	}
 	if errno == unix.EINVAL { // not a socket that splices
@@ -356,6 +367,8 @@ func (p *Pair) end(reset bool) {
 		s.rest = nil
 	}
 	delete(l.halves, p)
+	delete(l.naps.asleep, &p.a)
+	delete(l.naps.asleep, &p.b)
 	l.mu.Lock()
 	delete(l.pairs, p)
 	l.releaseLocked(p.a.token)
@@ -372,7 +385,7 @@ func (s *side) awaitRoom() {
 	s.writable = false
 	if !s.roomWatched {
 		s.roomWatched = true
-		_ = s.pair.loop.rearm(s.fd, watched|unix.EPOLLOUT, s.token)
+		s.watch()
 	}
 }
 
