@@ -14,8 +14,6 @@ import (
 
 // Kernel is what the kernel's road needs of the guest's namespace. Streams takes all of it over.
 type Kernel struct {
-	// Rules is what the rules inside live by.
-	Rules *os.File
 	// Packets is an AF_PACKET socket: an Ethernet frame written to it, without addresses, arrives on the namespace's lo
 	// and finds its way to a listener.
 	Packets *os.File
@@ -153,7 +151,6 @@ func (r *kernelRoad) close() {
 }
 
 func (r *kernelRoad) closeFiles() {
-	_ = r.k.Rules.Close()
 	_ = r.k.Packets.Close() // this and the listeners: where they were not taken yet
 	for _, l := range r.k.Listeners {
 		_ = l.Close()

@@ -53,10 +53,11 @@ func newRoadWorld(t *testing.T) *roadWorld {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { unix.Close(fds[0]) })
 	w.Streams = NewStreams(StreamsConfig{Gateway4: other4, Guest4: here4, Policy: policy.New(policy.Config{
 		Gateway4: gw4, Sources: []netip.Prefix{netip.PrefixFrom(here4, 32)},
 		Special: []policy.Special{{Addr: other4, To: policy.ToHost, Host: netip.MustParseAddr("127.0.0.2")}}})})
-	k := Kernel{Rules: os.NewFile(uintptr(fds[0]), "rules"), Packets: os.NewFile(uintptr(fds[1]), "packets"), Listeners: []*os.File{lf}, Mint: plainMint{}}
+	k := Kernel{Packets: os.NewFile(uintptr(fds[1]), "packets"), Listeners: []*os.File{lf}, Mint: plainMint{}}
 	if err := w.UseKernel(k); err != nil {
 		t.Fatal(err)
 	}
