@@ -53,6 +53,7 @@ type Loop struct {
 	pipes   pipePool
 	halves  map[*Pair]struct{} // half closed, not under keep-alive yet
 	naps    napper
+	spinner spinner
 
 	done chan struct{}
 }
@@ -82,7 +83,7 @@ func NewLoop(log *slog.Logger) (*Loop, error) {
 		l.f.Close()
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
-	l.naps = napper{loop: l, fd: -1}
+	l.naps, l.spinner = napper{loop: l, fd: -1}, newSpinner()
 	go l.run()
 	return l, nil
 }
@@ -198,7 +199,13 @@ func (l *Loop) run() {
 			}
 			return
 		}
-		l.turn(n)
+		for l.spinner.since = time.Now(); ; {
+			l.spinner.begin()
+			l.turn(n)
+			if n = l.spin(); n == 0 {
+				break
+			}
+		}
 	}
 }
 
