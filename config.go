@@ -160,9 +160,10 @@ type Config struct {
 	// are at level Warn with the text alone.
 	Logger *slog.Logger
 
-	// Signals, if set, are sent to the command as they come; before it has started they are kept. Once it has exited
-	// while others are still in its network, any of them ends the sandbox. What a terminal sends reaches the command
-	// without help, being in the caller's process group: it must not come here.
+	// Signals, if set, are sent to the command as they come. Before it has started, one that asks a program to end ends
+	// Run instead, and the others are kept for the command. Once it has exited while others are still in its network, one
+	// that asks a program to end ends the sandbox. What a terminal sends reaches a command that has started without help,
+	// being in the caller's process group: it must not come here.
 	Signals <-chan os.Signal
 
 	// OnStart, if set, is called once, when the command has started.

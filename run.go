@@ -10,11 +10,11 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"rootlessnet/api"
 	"rootlessnet/dns"
+	"rootlessnet/internal/signals"
 	"rootlessnet/internal/state"
 	"rootlessnet/userns"
 )
@@ -44,7 +44,15 @@ func Run(ctx context.Context, c Config) (exitCode int, err error) {
 	}
 	s.warnPlan()
 	defer s.close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ready := s.early(cancel)
+	defer ready()
 	if err := s.prepare(ctx); err != nil {
+		return ExitFailure, err
+	}
+	ready()
+	if err := ctx.Err(); err != nil {
 		return ExitFailure, err
 	}
 	return s.run(ctx)
@@ -88,7 +96,8 @@ type sandbox struct {
 	ending  bool // no lease is given any more; guarded by mu
 	idle    chan struct{}
 	end     chan struct{}
-	linkEnd chan error // has room for the one error
+	linkEnd chan error  // has room for the one error
+	kept    []os.Signal // for the command, since before it started
 	wg      sync.WaitGroup
 }
 
@@ -271,15 +280,16 @@ func (s *sandbox) run(ctx context.Context) (int, error) {
 		defer f.Close()
 		stdout, stderr = f, f
 	}
+	// The record says "running" before the command can be noticed: who has seen its first word may go by it.
+	if err := s.entry.Update(s.describe); err != nil {
+		return ExitFailure, err
+	}
 	pid, err := s.ns.Run(userns.Command{Argv: s.cfg.Argv, Env: s.cfg.Env, Dir: s.cfg.Dir, Stdin: s.cfg.Stdin, Stdout: stdout, Stderr: stderr})
 	if err != nil {
 		var ee *userns.ExecError
 		if errors.As(err, &ee) {
 			return ee.Code, err
 		}
-		return ExitFailure, err
-	}
-	if err := s.entry.Update(s.describe); err != nil {
 		return ExitFailure, err
 	}
 	if s.net != nil {
@@ -368,19 +378,6 @@ func (s *sandbox) describe(r *state.Record) {
 	}
 }
 
-func (s *sandbox) forwardSignals(until <-chan struct{}) {
-	for {
-		select {
-		case sig := <-s.cfg.Signals:
-			if n, ok := sig.(syscall.Signal); ok {
-				_ = s.ns.Signal(n)
-			}
-		case <-until:
-			return
-		}
-	}
-}
-
 // linger keeps the network while others are in it.
 func (s *sandbox) linger(ctx context.Context, code int) {
 	s.mu.Lock()
@@ -402,7 +399,7 @@ func (s *sandbox) linger(ctx context.Context, code int) {
 		case <-ctx.Done():
 			return
 		case sig := <-s.cfg.Signals:
-			if sig == syscall.SIGINT || sig == syscall.SIGTERM || sig == syscall.SIGHUP {
+			if signals.Ends(sig) {
 				return
 			}
 		}

@@ -89,9 +89,7 @@ func (p program) foreground(c rootlessnet.Config, o *options, child *detached, m
 	c.OnPublish = func(m rootlessnet.PortMapping) {
 		fmt.Fprintf(messages, "rootless-run: published %s\n", m)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	relay := catchSignals(cancel)
+	relay := catchSignals()
 	defer relay.stop()
 	c.Signals = relay.forward
 	c.OnStart = func(rootlessnet.Started) { relay.commandStarted() }
@@ -102,7 +100,7 @@ func (p program) foreground(c rootlessnet.Config, o *options, child *detached, m
 			child.started(s.ID)
 		}
 	}
-	return p.run(ctx, c)
+	return p.run(context.Background(), c)
 }
 
 // config turns the options into a Config.

@@ -1,10 +1,9 @@
 package main
 
 import (
-	"context"
 	"os"
 	"os/signal"
-	"sync"
+	"sync/atomic"
 
 	"rootlessnet/internal/signals"
 )
@@ -13,27 +12,25 @@ import (
 type relay struct {
 	forward chan os.Signal
 	caught  chan os.Signal
-	started chan struct{}
-	begin   sync.Once
+	started atomic.Bool
 	quit    chan struct{}
 	done    chan struct{}
 }
 
-// catchSignals begins to catch. Until commandStarted, a signal that ends a program calls cancel.
-func catchSignals(cancel context.CancelFunc) *relay {
+// catchSignals begins to catch.
+func catchSignals() *relay {
 	s := &relay{
 		forward: make(chan os.Signal, signals.Backlog),
 		caught:  make(chan os.Signal, signals.Backlog),
-		started: make(chan struct{}),
 		quit:    make(chan struct{}),
 		done:    make(chan struct{}),
 	}
 	signals.Catch(s.caught)
-	go s.pass(cancel)
+	go s.pass()
 	return s
 }
 
-func (s *relay) commandStarted() { s.begin.Do(func() { close(s.started) }) }
+func (s *relay) commandStarted() { s.started.Store(true) }
 
 func (s *relay) stop() {
 	signal.Stop(s.caught)
@@ -41,23 +38,15 @@ func (s *relay) stop() {
 	<-s.done
 }
 
-func (s *relay) pass(cancel context.CancelFunc) {
+func (s *relay) pass() {
 	defer close(s.done)
 	for {
 		select {
 		case <-s.quit:
 			return
 		case sig := <-s.caught:
-			select {
-			case <-s.started:
-			default:
-				if signals.Ends(sig) {
-					cancel()
-				}
-				continue
-			}
-			if signals.FromTerminal(sig) {
-				continue
+			if s.started.Load() && signals.FromTerminal(sig) {
+				continue // the command has got it already
 			}
 			select {
 			case s.forward <- sig:
