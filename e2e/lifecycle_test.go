@@ -155,6 +155,10 @@ func TestScorecard37ExitCodes(t *testing.T) {
 func TestScorecard37SignalsAreForwarded(t *testing.T) {
 	l := newLab(t)
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGINT} {
+		if signal.Ignored(sig) { // by nohup, say: then it stays so
+			t.Logf("not tried: %v is ignored here", sig)
+			continue
+		}
 		cmd := l.command("rootless-run", append([]string{"--"}, op("ignore", strconv.Itoa(int(sig)), "7")...)...)
 		out, err := cmd.StdoutPipe()
 		if err != nil {
