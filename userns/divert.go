@@ -62,8 +62,8 @@ type diversion struct {
 	leave func()
 }
 
-// divert sets the road up, whole or not at all.
-func divert(d *Diversion) (v *diversion, err error) {
+// divert sets the road up, whole or not at all. With keep, the namespace is ours and ends with us.
+func divert(d *Diversion, keep bool) (v *diversion, err error) {
 	op := func(what string, err error) error {
 		return &Error{Op: "divert TCP: " + what, Err: err, Hint: doctorHint}
 	}
@@ -135,7 +135,7 @@ func divert(d *Diversion) (v *diversion, err error) {
 	v.out = append(v.out, mint)
 	v.out = append(v.out, listeners...)
 	// Last: from here on the command's connections depend on the rest.
-	rules, err := divertRules(d, uint32(link.Attrs().Index))
+	rules, err := divertRules(d, uint32(link.Attrs().Index), keep)
 	if err != nil {
 		return nil, op("nftables", err)
 	}

@@ -49,11 +49,12 @@ import (
 //
 // The table belongs to its connection (NFT_TABLE_F_OWNER): nobody inside can flush it with his own, which would
 // leave requests without an answer, and it goes when the last copy of the descriptor, which is returned, is closed.
-// Kernels before Linux 5.12 do not know owners, and do without the diversion.
-func divertRules(d *Diversion, uplink uint32) (f *os.File, err error) {
+// Kernels before Linux 5.12 do not know owners, and do without the diversion. In a namespace that is ours (keep) the table
+// stays until that ends, with nobody waiting: to remove it costs the one who closes the descriptor 10 ms (synchronize_rcu).
+func divertRules(d *Diversion, uplink uint32, keep bool) (f *os.File, err error) {
 	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: divertName}
 	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(nl *netlink.Conn) (err error) {
-		if err = ownTable(nl); err != nil {
+		if err = ownTable(nl, keep); err != nil {
 			return fmt.Errorf("a table that nobody else can remove (Linux 5.12): %w", err)
 		}
 		f, err = dupConn(nl)
@@ -255,12 +256,19 @@ func setMark(mark uint32) []expr.Any {
 }
 
 // ownTable makes the table one that belongs to nl (NFT_TABLE_F_OWNER, include/uapi/linux/netfilter/nf_tables.h). The
-// library does not know the flag.
-func ownTable(nl *netlink.Conn) error {
-	const nftTableOwner = 2
+// library does not know the flag. With keep it outlives nl (NFT_TABLE_F_PERSIST), if the kernel can (Linux 6.9).
+func ownTable(nl *netlink.Conn, keep bool) error {
+	const nftTableOwner, nftTablePersist = 2, 4
+	if keep && newTable(nl, nftTableOwner|nftTablePersist) == nil {
+		return nil
+	}
+	return newTable(nl, nftTableOwner)
+}
+
+func newTable(nl *netlink.Conn, flags uint32) error {
 	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{
 		{Type: unix.NFTA_TABLE_NAME, Data: []byte(divertName + "\x00")},
-		{Type: unix.NFTA_TABLE_FLAGS, Data: binaryutil.BigEndian.PutUint32(nftTableOwner)},
+		{Type: unix.NFTA_TABLE_FLAGS, Data: binaryutil.BigEndian.PutUint32(flags)},
 	})
 	if err != nil {
 		return err

@@ -155,7 +155,7 @@ func (s *initState) handle(r request) (answer *message, fds []*os.File, pid int)
 			return &message{Type: msgDone}, nil, 0
 		}
 	case r.m.Type == msgDivert && s.ready && s.away == nil:
-		if s.away, err = divert(r.m.Divert); err == nil {
+		if s.away, err = divert(r.m.Divert, s.leave == nil); err == nil {
 			return &message{Type: msgDiverted}, s.away.out, 0
 		}
 		s.away = nil

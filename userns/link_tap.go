@@ -53,6 +53,18 @@ func openTAP(l *Link) (*os.File, LinkResult, error) {
 	return os.NewFile(uintptr(fd), l.Name), res, nil
 }
 
+// keepTAP has the device live as long as its namespace, where that is ours: to take it down when the last descriptor is
+// closed costs the one who closes it 25 ms (synchronize_net and rcu_barrier), and the end of the namespace does it anyway,
+// with nobody waiting. A kernel that refuses has a slower end.
+func (d *device) keepTAP() {
+	if d.kind != KindTAP && d.kind != KindTAPPlain {
+		return
+	}
+	if c, err := d.file.SyscallConn(); err == nil {
+		_ = c.Control(func(fd uintptr) { _ = unix.IoctlSetInt(int(fd), unix.TUNSETPERSIST, 1) })
+	}
+}
+
 // openPlainTAP creates a TAP that carries bare frames.
 func openPlainTAP(l *Link) (*os.File, LinkResult, error) {
 	ifce, err := water.New(water.Config{

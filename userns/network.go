@@ -39,6 +39,7 @@ func setupNetwork(b *setupBody, ready *readyBody, w *warnings) (*os.File, error)
 		dev.file.Close()
 		return nil, err
 	}
+	dev.keepTAP()
 	return dev.file, nil
 }
 
