@@ -11,6 +11,7 @@ import (
 
 	"rootlessnet/dns"
 	"rootlessnet/forwarder"
+	"rootlessnet/internal/spin"
 	"rootlessnet/policy"
 	"rootlessnet/stack"
 	"rootlessnet/tap"
@@ -28,6 +29,7 @@ type gateway struct {
 	stack    *stack.Stack
 	streams  *forwarder.Streams
 	grams    *forwarder.Datagrams
+	spin     *spin.Group
 	rules    *os.File // what the kernel road's rules inside live by; nil without one
 	datapath string   // DatapathStack or DatapathSplice
 
@@ -43,8 +45,9 @@ type flows struct {
 
 // newGateway binds every published port and starts the resolver; there is no link yet.
 func newGateway(s *sandbox) (g *gateway, err error) {
-	g = &gateway{s: s, stop: func() {}, datapath: DatapathStack}
+	g = &gateway{s: s, stop: func() {}, datapath: DatapathStack, spin: spin.NewGroup()}
 	if g.ports, err = bindPorts(s.plan.ports, s.plan.listeners); err != nil {
+		g.spin.Close()
 		return nil, err
 	}
 	cfg := dns.Config{Search: s.plan.dnsSearch, Options: s.plan.dnsOptions, Names: g.names(), Logger: s.log}
@@ -53,6 +56,7 @@ func newGateway(s *sandbox) (g *gateway, err error) {
 	}
 	if g.resolver, err = dns.New(cfg); err != nil {
 		g.ports.close()
+		g.spin.Close()
 		return nil, err
 	}
 	return g, nil
@@ -137,6 +141,9 @@ func (g *gateway) attach(file *os.File, kind string, can userns.LinkResult) erro
 		}
 	}
 	g.dev = dev
+	if d, ok := dev.(tap.Spinner); ok {
+		d.Spin(g.spin)
+	}
 	sc := s.plan.stackConfig()
 	sc.CSum, sc.TSO, sc.Logger = can.CSum, can.TSO, s.log
 	g.stack, err = stack.New(sc)
@@ -149,12 +156,12 @@ func (g *gateway) attach(file *os.File, kind string, can userns.LinkResult) erro
 	g.streams = forwarder.NewStreams(forwarder.StreamsConfig{
 		Guest: g.stack, Policy: pol, Gateway4: a.gateway, Gateway6: a.gateway6, Guest4: a.guest, Guest6: a.guest6,
 		Subnets: subnets, ServeDNS: g.resolver.ServeTCP, DNSAddrs: dnsAddrs,
-		Source4: s.cfg.OutboundAddr, Source6: s.cfg.OutboundAddr6, Logger: s.log,
+		Source4: s.cfg.OutboundAddr, Source6: s.cfg.OutboundAddr6, Spin: g.spin, Logger: s.log,
 	})
 	g.grams, err = forwarder.NewDatagrams(forwarder.DatagramsConfig{
 		Guest: g.stack, Policy: pol, Gateway4: a.gateway, Gateway6: a.gateway6, Subnets: subnets,
 		DNS: g.resolver.ServeUDP, DNSAddrs: dnsAddrs,
-		Source4: s.cfg.OutboundAddr, Source6: s.cfg.OutboundAddr6, Logger: s.log,
+		Source4: s.cfg.OutboundAddr, Source6: s.cfg.OutboundAddr6, Spin: g.spin, Logger: s.log,
 	})
 	if err != nil {
 		dev.Close()
@@ -275,6 +282,7 @@ func (g *gateway) close() {
 		_ = g.grams.Close()
 	}
 	_ = g.resolver.Close()
+	g.spin.Close()
 }
 
 // listenerAddr tells what f is: a listening TCP socket or a bound UDP socket made by somebody else.

@@ -92,7 +92,7 @@ func (t *Streams) UseKernel(k Kernel) (err error) {
 		r.most = int(lim.Cur) / fileShare
 	}
 	r.to = unix.RawSockaddrLinklayer{Family: unix.AF_PACKET, Ifindex: int32(k.Loopback)}
-	if r.loop, err = splice.NewLoop(t.log); err != nil {
+	if r.loop, err = splice.NewLoop(t.log, t.cfg.Spin); err != nil {
 		return err
 	}
 	for _, l := range k.Listeners {

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/spin"
 	"rootlessnet/policy"
 	"rootlessnet/stack"
 )
@@ -60,6 +61,8 @@ type StreamsConfig struct {
 	// Source4 and Source6 are what the host's sockets are bound to, but for those to the host's loopback; the zero
 	// value leaves it to the host's routes.
 	Source4, Source6 netip.Addr
+	// Spin is the exchanges that clients and connections take part in; nil: everybody sleeps at once.
+	Spin *spin.Group
 	// Logger; nil discards.
 	Logger *slog.Logger
 }

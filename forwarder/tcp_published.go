@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/spin"
 	"rootlessnet/stack"
 )
 
@@ -28,7 +29,8 @@ type PublishedTCP struct {
 	to   netip.AddrPort // the zero Addr is the guest's own
 	done chan struct{}
 
-	doubt doubt // of the kernel's road; guarded by its mu
+	spin  spin.Member // of the accept loop
+	doubt doubt       // of the kernel's road; guarded by its mu
 }
 
 // Publish serves l's clients from the guest's port; it takes l over.
@@ -57,6 +59,8 @@ func (t *Streams) PublishTo(l *net.TCPListener, to netip.AddrPort) (*PublishedTC
 		return nil, net.ErrClosed
 	}
 	t.published[p] = struct{}{}
+	p.spin = t.cfg.Spin.Member()
+	_ = p.rc.Control(func(fd uintptr) { t.cfg.Spin.Add(int(fd)) })
 	t.wg.Go(p.acceptLoop)
 	return p, nil
 }
@@ -69,6 +73,7 @@ func (p *PublishedTCP) Close() {
 	p.t.mu.Lock()
 	delete(p.t.published, p)
 	p.t.mu.Unlock()
+	_ = p.rc.Control(func(fd uintptr) { p.t.cfg.Spin.Remove(int(fd)) })
 	_ = p.l.Close()
 	<-p.done
 }
@@ -126,8 +131,12 @@ func (p *PublishedTCP) pause() {
 func (p *PublishedTCP) accept() (fd int, client netip.AddrPort, err error) {
 	rerr := p.rc.Read(func(l uintptr) bool {
 		fd, client, err = acceptFD(int(l))
+		if err == unix.EAGAIN && p.spin.Wait(nil) {
+			fd, client, err = acceptFD(int(l))
+		}
 		return err != unix.EAGAIN
 	})
+	p.spin.Begin()
 	if rerr != nil { // there is no deadline: closed
 		return -1, netip.AddrPort{}, net.ErrClosed
 	}

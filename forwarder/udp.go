@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/spin"
 	"rootlessnet/policy"
 	"rootlessnet/stack"
 )
@@ -79,6 +80,8 @@ type DatagramsConfig struct {
 	Source4, Source6 netip.Addr
 	// MaxSockets caps the outbound sockets. 0: a quarter of RLIMIT_NOFILE, at most 16384.
 	MaxSockets int
+	// Spin is the exchanges that the reader takes part in; nil: it sleeps at once.
+	Spin *spin.Group
 	// Logger gets what an administrator should know. nil: nothing is logged.
 	Logger *slog.Logger
 }

@@ -101,14 +101,20 @@ func (x *Datagrams) readLoop() {
 	defer x.wg.Done()
 	r := newReceiver()
 	events := make([]unix.EpollEvent, pollEvents)
+	member := x.cfg.Spin.Member()
+	x.cfg.Spin.Add(x.epfd)
 	rc, err := x.epoll.SyscallConn()
 	for err == nil {
 		n := 0
 		err = rc.Read(func(fd uintptr) bool {
 			// The poller tells of changes only: it is asked again when nothing at all is ready.
-			n, _ = unix.EpollWait(int(fd), events, 0)
+			n = pollNow(fd, events)
+			if n == 0 && member.Wait(nil) {
+				n = pollNow(fd, events)
+			}
 			return n > 0
 		})
+		member.Begin()
 		for i := range max(0, n) {
 			e := &events[i]
 			x.mu.Lock()
@@ -120,13 +126,24 @@ func (x *Datagrams) readLoop() {
 			if e.Events&unix.EPOLLERR != 0 {
 				x.readErrors(s, r)
 			}
-			x.readBatch(s, r)
+			if x.readBatch(s, r) > 1 {
+				member.Bulk()
+			}
 		}
 	}
 }
 
-// readBatch reads what is there, at most a batch, and carries it to the guest.
-func (x *Datagrams) readBatch(s *socket, r *receiver) {
+// pollNow takes what is ready, without waiting. RawSyscall: it cannot block.
+func pollNow(ep uintptr, events []unix.EpollEvent) int {
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, ep, uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), 0, 0, 0)
+	if errno != 0 {
+		return 0
+	}
+	return int(n)
+}
+
+// readBatch reads what is there, at most a batch, and carries it to the guest. It returns how many messages it was.
+func (x *Datagrams) readBatch(s *socket, r *receiver) int {
 	for i := range r.dirty {
 		r.arm(i)
 	}
@@ -134,13 +151,13 @@ func (x *Datagrams) readBatch(s *socket, r *receiver) {
 	s.recvMu.Lock()
 	if s.recvClosed {
 		s.recvMu.Unlock()
-		return
+		return 0
 	}
 	// Raw: it cannot block, and a copy that outlasts the scheduler's patience must not cost a change of threads.
 	k, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&r.msgs[0])), uintptr(r.want), unix.MSG_DONTWAIT, 0, 0)
 	s.recvMu.Unlock()
 	if errno != 0 {
-		return // nothing there, or a pending error, which is thereby cleared
+		return 0 // nothing there, or a pending error, which is thereby cleared
 	}
 	n := int(k)
 	r.dirty, r.want = n, min(2*n, recvBatch)
@@ -171,6 +188,7 @@ func (x *Datagrams) readBatch(s *socket, r *receiver) {
 			x.udpIn(s, r, from, data, c)
 		}
 	}
+	return n
 }
 
 func (r *receiver) data(i int) []byte { return r.bufs[i][:r.msgs[i].len] }

@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 }
 
 func beTraced() int {
-	l, err := NewLoop(nil)
+	l, err := NewLoop(nil, nil)
 	if err != nil {
 		return 1
 	}

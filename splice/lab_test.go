@@ -51,7 +51,7 @@ func wire(t testing.TB) (fd int, far *net.TCPConn) {
 func newLoop(t testing.TB) *Loop {
 	t.Helper()
 	nettest.CheckLeaks(t)
-	l, err := NewLoop(nil)
+	l, err := NewLoop(nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/spin"
 )
 
 const (
@@ -53,7 +55,10 @@ type Loop struct {
 	pipes   pipePool
 	halves  map[*Pair]struct{} // half closed, not under keep-alive yet
 	naps    napper
-	spinner spinner
+	member  spin.Member
+	look    func() bool // sets found
+	found   int         // events
+	since   time.Time   // when the loop last came from Go's poller
 
 	done chan struct{}
 }
@@ -64,8 +69,8 @@ type slot struct {
 	gen uint32
 }
 
-// NewLoop starts a loop. log may be nil.
-func NewLoop(log *slog.Logger) (*Loop, error) {
+// NewLoop starts a loop. log may be nil, and so may group, whose exchanges the loop takes part in.
+func NewLoop(log *slog.Logger, group *spin.Group) (*Loop, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
@@ -83,7 +88,12 @@ func NewLoop(log *slog.Logger) (*Loop, error) {
 		l.f.Close()
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
-	l.naps, l.spinner = napper{loop: l, fd: -1}, newSpinner()
+	l.naps, l.member = napper{loop: l, fd: -1}, group.Member()
+	group.Add(ep)
+	l.look = func() bool {
+		l.found = l.poll(uintptr(l.ep))
+		return l.found > 0
+	}
 	go l.run()
 	return l, nil
 }
@@ -199,8 +209,8 @@ func (l *Loop) run() {
 			}
 			return
 		}
-		for l.spinner.since = time.Now(); ; {
-			l.spinner.begin()
+		for l.since = time.Now(); ; {
+			l.member.Begin()
 			l.turn(n)
 			if n = l.spin(); n == 0 {
 				break

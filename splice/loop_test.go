@@ -131,7 +131,7 @@ func TestStaleEvent(t *testing.T) {
 func TestPanic(t *testing.T) {
 	nettest.CheckLeaks(t)
 	var log bytes.Buffer
-	l, err := NewLoop(slog.New(slog.NewTextHandler(&log, nil)))
+	l, err := NewLoop(slog.New(slog.NewTextHandler(&log, nil)), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -238,7 +238,7 @@ func (s *side) fillPipe() int {
 		}
 		s.pipe.held += n
 		s.streak += n
-		s.pair.loop.spinner.bulk = true
+		s.pair.loop.member.Bulk()
 		s.bulk = n >= bulkRest || s.quiet
 		return n
 	case unix.EAGAIN:

@@ -3,6 +3,8 @@ package tap
 import (
 	"errors"
 	"net"
+
+	"rootlessnet/internal/spin"
 )
 
 // Kind names how a Device is made. The names are those of the --link flag.
@@ -85,6 +87,11 @@ type Device interface {
 // Poller is a Device that can be read without waiting: PollFrames is ReadFrames, but returns 0 when nothing is ready.
 type Poller interface {
 	PollFrames(frames []Frame) (n int, err error)
+}
+
+// Spinner is a Device whose reader can look for a moment before it sleeps. Spin must come before the first read.
+type Spinner interface {
+	Spin(g *spin.Group)
 }
 
 // Stats counts since the device was opened.

@@ -6,6 +6,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/spin"
 )
 
 const (
@@ -49,6 +51,8 @@ type rxState struct {
 	fail   int                // reads in a row that failed
 	fn     func(uintptr) bool // d's kind of read, bound once
 	once   func(uintptr) bool // fn, but never to be waited for
+	wait   func(uintptr) bool // fn, with a look before the poller is to wait
+	spin   spin.Member
 }
 
 func newRxState(d *fdDevice) *rxState {
@@ -61,7 +65,16 @@ func newRxState(d *fdDevice) *rxState {
 		r.fn(fd)
 		return true
 	}
+	r.wait = func(fd uintptr) bool {
+		return r.fn(fd) || r.spin.Wait(nil) && r.fn(fd)
+	}
 	return r
+}
+
+// Spin implements Spinner.
+func (d *fdDevice) Spin(g *spin.Group) {
+	d.rx.spin = g.Member()
+	_ = d.conn.Control(func(fd uintptr) { g.Add(int(fd)) })
 }
 
 // PollFrames implements Poller. An error of the device is left for ReadFrames to find.
@@ -87,7 +100,7 @@ func (d *fdDevice) ReadFrames(frames []Frame) (int, error) {
 	}
 	r.frames, r.n = frames, 0
 	for r.n == 0 && r.err == nil {
-		err := d.conn.Read(r.fn)
+		err := d.conn.Read(r.wait)
 		if d.closed.Load() {
 			r.err = ErrClosed
 		} else if err != nil {
@@ -100,6 +113,9 @@ func (d *fdDevice) ReadFrames(frames []Frame) (int, error) {
 		}
 	}
 	r.frames = nil
+	if r.spin.Begin(); r.n > 1 {
+		r.spin.Bulk()
+	}
 	if r.n > 0 {
 		return r.n, nil // an error waits for the next call
 	}

@@ -36,8 +36,9 @@ type fdDevice struct {
 }
 
 var (
-	_ Device = (*fdDevice)(nil)
-	_ Poller = (*fdDevice)(nil)
+	_ Device  = (*fdDevice)(nil)
+	_ Poller  = (*fdDevice)(nil)
+	_ Spinner = (*fdDevice)(nil)
 )
 
 // FromFD makes a Device of fd, which must be what info.Kind says: a TAP attached with IFF_NO_PI, with IFF_VNET_HDR for
