@@ -70,13 +70,7 @@ func TestTCPDialErrors(t *testing.T) {
 		}
 	}
 	// The guest has its answer before the attempt is over.
-	s := w.Stats()
-	for end := time.Now().Add(patience); s.Dialling != 0 && time.Now().Before(end); s = w.Stats() {
-		time.Sleep(time.Millisecond)
-	}
-	if s.Outbound != 0 || s.Dialling != 0 {
-		t.Errorf("stats %+v", s)
-	}
+	eventually(t, "nothing under way", func() bool { s := w.Stats(); return s.Outbound == 0 && s.Dialling == 0 })
 }
 
 // Two hundred attempts at a black hole do not hold up anybody, and Close does not wait for them.
