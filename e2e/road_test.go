@@ -155,20 +155,20 @@ func TestSocketOptions(t *testing.T) {
 	})
 }
 
-// TestSamePortAgain: a client takes the same port for one connection after the other, and for several destinations. By the
-// kernel's road: the userspace stack may still be closing the connection before, and refuses.
+// TestSamePortAgain: a client takes the same port for one connection after the other, and for several destinations.
 func TestSamePortAgain(t *testing.T) {
-	l := newLabOn(t, "auto", "splice")
-	s := l.start()
-	srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
-	other, _ := l.serve(l.There, at(topo.There4b, srv.Port()), echo)
-	for range 20 {
-		for _, a := range []netip.AddrPort{srv, other} {
-			if got := s.do("exchange-as", "from="+guest4+":7777", a, "hello"); !strings.HasSuffix(got, " hello") {
-				t.Fatalf("to %v: %q", a, got)
+	onEveryRoad(t, func(t *testing.T, l *lab) {
+		s := l.start()
+		srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
+		other, _ := l.serve(l.There, at(topo.There4b, srv.Port()), echo)
+		for range 20 {
+			for _, a := range []netip.AddrPort{srv, other} {
+				if got := s.do("exchange-as", "from="+guest4+":7777", a, "hello"); !strings.HasSuffix(got, " hello") {
+					t.Fatalf("to %v: %q", a, got)
+				}
 			}
 		}
-	}
+	})
 }
 
 // TestWithoutIPv6: there is none inside, and IPv4 is not the worse for it.

@@ -193,13 +193,18 @@ func (p *port) receiveLoop() error {
 	}
 }
 
+// panicked notes that a frame was lost by a panic.
+func (s *Stack) panicked(e any) {
+	s.stats.drop(DropPanic)
+	s.log.Error("panic while handling a frame", "panic", fmt.Sprint(e), "stack", string(debug.Stack()))
+}
+
 // receive handles one frame and says whether it gave away the slot's view.
 func (p *port) receive(f *tap.Frame, r *rx) (taken bool) {
 	defer func() {
 		// A bug in netstack must cost one frame, not the data plane. The view is given up: somebody may hold it.
 		if e := recover(); e != nil {
-			p.s.stats.drop(DropPanic)
-			p.s.log.Error("panic while handling a frame", "panic", fmt.Sprint(e), "stack", string(debug.Stack()))
+			p.s.panicked(e)
 			taken = true
 		}
 	}()

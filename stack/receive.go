@@ -152,6 +152,9 @@ func (p *port) dispatch(k *packet, r *rx) (taken bool) {
 		if k.dst.Is6() {
 			n = header.IPv6ProtocolNumber
 		}
+		if p.hold(k, n) {
+			return false
+		}
 		return p.deliver(k.frame, r, n, k.hdrLen+off, len(k.ip))
 	case protoUDP:
 		p.receiveUDP(k, true)

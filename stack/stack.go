@@ -89,6 +89,7 @@ type Stack struct {
 	link       *link
 	tcp        *tcp.Forwarder
 	syns       synTable
+	held       atomic.Int32 // see hold
 	handler    Handler
 	synHandler SYNHandler
 	mac        [6]byte
