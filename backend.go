@@ -158,6 +158,8 @@ func (b *backend) Stats() api.Stats {
 	set("tcp.in", t.Inbound)
 	set("tcp.bytes-out", t.BytesToHost)
 	set("tcp.bytes-in", t.BytesToGuest)
+	set(api.CounterSplicedOut, t.SplicedToHost)
+	set(api.CounterSplicedIn, t.SplicedToGuest)
 	set("tcp.dial-errors", t.DialErrors)
 	set("tcp.over-share", t.OverShare)
 	set("tcp.starved", t.StarvedRetries)

@@ -83,7 +83,7 @@ func (p Port) String() string { return fmt.Sprintf("%s->%s", p.Host(), p.Guest()
 // Stats is the answer to GET /sandbox/stats. Rx and Tx are seen from inside, as in docker stats.
 type Stats struct {
 	Read      time.Time `json:"read"`
-	RxBytes   uint64    `json:"rxBytes"`
+	RxBytes   uint64    `json:"rxBytes"`   // Rx and Tx are the link's
 	RxPackets uint64    `json:"rxPackets"` // frames on the link; one may carry up to 64 KiB
 	RxDropped uint64    `json:"rxDropped"`
 	TxBytes   uint64    `json:"txBytes"`
@@ -92,6 +92,17 @@ type Stats struct {
 	// Counters are all others, by dotted names such as "tcp.accepted" or "policy.loopback"; they only grow, but for
 	// those below "now.", which are gauges.
 	Counters map[string]uint64 `json:"counters"`
+}
+
+// The counters of payload that the kernel moved beside the link.
+const (
+	CounterSplicedIn  = "tcp.spliced-bytes-in"
+	CounterSplicedOut = "tcp.spliced-bytes-out"
+)
+
+// NetIO is how many bytes the sandbox has received and sent, by the link and beside it.
+func (s *Stats) NetIO() (rx, tx uint64) {
+	return s.RxBytes + s.Counters[CounterSplicedIn], s.TxBytes + s.Counters[CounterSplicedOut]
 }
 
 // PortRequest is the body of POST and DELETE /sandbox/ports.

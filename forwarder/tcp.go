@@ -357,6 +357,8 @@ type StreamStats struct {
 	Inbound        uint64            `json:"inbound"`         // joined since the start, opened by clients
 	BytesToHost    uint64            `json:"bytes_to_host"`   // payload
 	BytesToGuest   uint64            `json:"bytes_to_guest"`  // payload
+	SplicedToHost  uint64            `json:"spliced_to_host"` // of them on the kernel's road: no frame of the link carried them
+	SplicedToGuest uint64            `json:"spliced_to_guest"`
 	Dialling       int               `json:"dialling"`        // attempts under way
 	DialErrors     uint64            `json:"dial_errors"`     // refused, unreachable, timed out
 	OverShare      uint64            `json:"over_share"`      // SYNs put off because their destination has too many attempts
@@ -383,7 +385,8 @@ func (t *Streams) Stats() StreamStats {
 	t.mu.Unlock()
 	if t.kernel != nil {
 		toHost, toGuest, active := t.kernel.moved()
-		s.BytesToHost, s.BytesToGuest, s.Spliced, s.Active = s.BytesToHost+toHost, s.BytesToGuest+toGuest, active, s.Active+active
+		s.SplicedToHost, s.SplicedToGuest, s.Spliced = toHost, toGuest, active
+		s.BytesToHost, s.BytesToGuest, s.Active = s.BytesToHost+toHost, s.BytesToGuest+toGuest, s.Active+active
 	}
 	t.dialMu.Lock()
 	s.Dialling = t.nDials

@@ -44,7 +44,7 @@ func (f *fakeSandbox) Inspect() api.Sandbox {
 }
 
 func (f *fakeSandbox) Stats() api.Stats {
-	return api.Stats{RxBytes: 1234567, TxBytes: 89, Counters: map[string]uint64{"policy.loopback": 3}}
+	return api.Stats{RxBytes: 1234567, TxBytes: 89, Counters: map[string]uint64{api.CounterSplicedOut: 911, "policy.loopback": 3}}
 }
 
 func (f *fakeSandbox) Ports() []api.Port {
@@ -263,7 +263,7 @@ func TestStats(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "s")
 	start(t, dir, "web")
 	r := invoke(t, dir, nil, "stats", "web")
-	for _, line := range []string{"COUNTER VALUE", "net i/o 1.235MB / 89B", "link.rx_bytes 1234567", "policy.loopback 3"} {
+	for _, line := range []string{"COUNTER VALUE", "net i/o 1.235MB / 1kB", "link.rx_bytes 1234567", "policy.loopback 3"} {
 		if !strings.Contains(strings.Join(strings.Fields(r.out), " "), line) {
 			t.Errorf("no %q in\n%s", line, r.out)
 		}

@@ -26,7 +26,8 @@ func (p *program) statsCommand() *cobra.Command {
 			}
 			w := p.table()
 			fmt.Fprintln(w, "COUNTER\tVALUE")
-			fmt.Fprintf(w, "net i/o\t%s / %s\n", humanSize(stats.RxBytes), humanSize(stats.TxBytes))
+			rx, tx := stats.NetIO()
+			fmt.Fprintf(w, "net i/o\t%s / %s\n", humanSize(rx), humanSize(tx))
 			all := counters(stats)
 			for _, name := range slices.Sorted(maps.Keys(all)) {
 				fmt.Fprintf(w, "%s\t%d\n", name, all[name])
