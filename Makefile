@@ -3,6 +3,7 @@
 #   make           static binaries into bin/
 #   make demo      a server in a sandbox, fetched from outside
 #   make test      all tests, as an ordinary user (started as root it makes one); RACE=1 with the race detector
+#   make test-root the few tests that need root; part of make test when that is started as root
 #   make test-long the same with the long forms of the load tests
 #   make check     gofmt, vet, staticcheck, import directions, file lengths
 #   make bench     figures beside those of no helper, into bench/results/latest.json
@@ -44,7 +45,7 @@ TESTBIN = build/test$(RACEFLAGS)
 
 export CGO_ENABLED = 0
 
-.PHONY: all build demo test test-long check bench compare figures peers install drop-in fuzz clean testbin tools
+.PHONY: all build demo test test-root test-long check bench compare figures peers install drop-in fuzz clean testbin tools
 all: build
 
 build:
@@ -62,6 +63,11 @@ testbin: build/testuser
 test: testbin
 	$(RACEENV) ROOTLESSNET_BIN=$(CURDIR)/$(TESTBIN) TUN_MODE=$(TUN_MODE) \
 		$(GO) test $(RACEFLAGS) -p $(TESTP) -timeout 15m -exec $(CURDIR)/build/testuser $(TESTFLAGS) $(PKGS)
+	@if [ "$$(id -u)" -eq 0 ] && [ "$(PKGS)" = ./... ]; then $(MAKE) --no-print-directory test-root; fi
+
+# What needs the machine's root.
+test-root: testbin
+	$(RACEENV) ROOTLESSNET_BIN=$(CURDIR)/$(TESTBIN) $(GO) test $(RACEFLAGS) -timeout 5m -count=1 ./e2e/asroot
 
 test-long:
 	ROOTLESSNET_LONG=1 $(MAKE) test TESTFLAGS='-timeout 60m $(TESTFLAGS)'
