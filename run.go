@@ -89,6 +89,8 @@ type sandbox struct {
 	net    *gateway        // bridge mode only
 	api    *api.Server
 
+	loopbacks loopbacks
+
 	stopScheduler context.CancelFunc
 
 	mu      sync.Mutex
@@ -443,6 +445,7 @@ func (s *sandbox) close() {
 		_ = s.ns.Close()
 	}
 	s.wg.Wait()
+	s.loopbacks.close()
 	if s.api != nil {
 		_ = s.api.Close()
 	}

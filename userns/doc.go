@@ -18,6 +18,8 @@
 //	  <- done | failed{...} -----------------------------
 //	  -- files{...} ------------------------------------>  rewrites resolv.conf and hosts in place
 //	  <- done | failed{...} -----------------------------
+//	  -- listen{proto,ports} --------------------------->  sockets on lo
+//	  <- listening{errnos} + fds | failed{...} ----------
 //	  <- exited{code} -----------------------------------  CMD ended, every descendant killed and reaped
 //
 // The two talk over a SOCK_SEQPACKET pair. One request is under way at a time and each has one answer; exited alone

@@ -159,6 +159,11 @@ func (s *initState) handle(r request) (answer *message, fds []*os.File, pid int)
 			return &message{Type: msgDiverted}, s.away.out, 0
 		}
 		s.away = nil
+	case r.m.Type == msgListen && s.ready:
+		var errnos []int
+		if fds, errnos, err = listen(r.m.Listen); err == nil {
+			return &message{Type: msgListening, Errnos: errnos}, fds, 0
+		}
 	default:
 		err = &Error{Op: "handshake", Err: fmt.Errorf("%w %q", errProtocol, r.m.Type)}
 	}

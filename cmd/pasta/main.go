@@ -153,9 +153,7 @@ func connect(o *pasta.Options, t rootlessnet.Target, messages io.Writer) (b *bri
 		_ = b.box.Close()
 		return nil, err
 	}
-	if o.TCP.Mode == pasta.PortsAuto || o.UDP.Mode == pasta.PortsAuto {
-		b.follow = startFollower(o, b.box, log)
-	}
+	b.follow = startFollower(o, b.box, log)
 	return b, nil
 }
 

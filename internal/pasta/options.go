@@ -171,14 +171,24 @@ func (p *parser) set(key, value string) (err error) {
 			o.NetNS = filepath.Join("/run/netns", value)
 		}
 	case "tcp-ports", "udp-ports", "tcp-ns", "udp-ns":
-		spec := map[string]*PortSpec{"tcp-ports": &o.TCP, "udp-ports": &o.UDP, "tcp-ns": &o.TCPNS, "udp-ns": &o.UDPNS}[key]
-		if err := spec.Add(value, p.ephemeral); err != nil {
-			return fmt.Errorf("%w (--%s %s)", err, key, value)
-		}
+		return p.setPorts(key, value)
 	case "dhcp-dns", "no-dhcp-dns", "dhcp-search", "no-dhcp-search":
 		// What is announced is chosen by -D and -S.
 	default:
 		return p.setNetwork(key, value)
+	}
+	return nil
+}
+
+// setPorts takes one option about ports.
+func (p *parser) setPorts(key, value string) error {
+	o := p.o
+	spec := map[string]*PortSpec{"tcp-ports": &o.TCP, "udp-ports": &o.UDP, "tcp-ns": &o.TCPNS, "udp-ns": &o.UDPNS}[key]
+	if strings.HasSuffix(key, "-ns") && strings.Contains(value, "/") {
+		return fmt.Errorf("Listening address not allowed for --%s %s", key, value)
+	}
+	if err := spec.Add(value, p.ephemeral); err != nil {
+		return fmt.Errorf("%w (--%s %s)", err, key, value)
 	}
 	return nil
 }
@@ -248,12 +258,12 @@ func (p *parser) check() error {
 			return fmt.Errorf("--%s takes one address of each family", list.name)
 		}
 	}
-	if len(o.TCPNS.Rules) > 0 || len(o.UDPNS.Rules) > 0 {
-		return errors.New("Ports of the namespace's loopback (-T, -U) cannot be forwarded: the host's loopback is reached by the address of --map-host-loopback")
-	}
 	for _, s := range []*PortSpec{&o.TCP, &o.UDP, &o.TCPNS, &o.UDPNS} {
-		if s.Mode == PortsUnset {
-			s.Mode = PortsAuto
+		if s.Given {
+			continue
+		}
+		if err := s.Add("auto", p.ephemeral); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -54,10 +54,11 @@ Names
 What is served
       --no-tcp, --no-udp, --no-icmp, --no-dhcp, --no-dhcpv6, --no-ra
 
-Ports, by SPEC: none, auto, all, or [[ADDR|*][%IF]/]PORTS with a list of FIRST[-LAST][:TO[-LAST]] and ~FIRST[-LAST]
+Ports, by SPEC: none, or [[ADDR|*][%IF]/]PORTS with a list of FIRST[-LAST][:TO[-LAST]], ~FIRST[-LAST] to leave out,
+all (what is not ephemeral), and auto: those of the others behind which something listens
   -t, --tcp-ports SPEC       from the host to the namespace (default: auto)
   -u, --udp-ports SPEC
-  -T, --tcp-ns SPEC          none or auto; there is no way from the namespace's loopback to the host's
+  -T, --tcp-ns SPEC          from the namespace's loopback to the host's, without ADDR and IF (default: auto)
   -U, --udp-ns SPEC
 
 Running

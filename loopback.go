@@ -1,0 +1,162 @@
+package rootlessnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+
+	"rootlessnet/forwarder"
+)
+
+// LoopbackForward is a port of the namespace's own loopback that leads to one of the host's. It opens that port, and no
+// other, to whatever is in the namespace. There it is heard on 127.0.0.1, ::1 and every other address the namespace has
+// itself; the host's server is looked for on the loopback address of the client's family, and then on the other.
+type LoopbackForward struct {
+	Proto    string // "tcp" or "udp"
+	Port     uint16 // inside
+	HostPort uint16
+}
+
+func (f LoopbackForward) String() string {
+	return fmt.Sprintf("%d:%d/%s", f.Port, f.HostPort, f.Proto)
+}
+
+// loopbacks are a sandbox's LoopbackForwards. Safe for concurrent use; its zero value is ready.
+type loopbacks struct {
+	change sync.Mutex // held while some are added or removed
+
+	mu     sync.Mutex
+	relay  *forwarder.Loopback                         // guarded by mu; nil until the first
+	open   map[LoopbackForward]*forwarder.LoopbackPort // guarded by mu
+	closed bool                                        // guarded by mu
+}
+
+// AddLoopbackForwards opens what can be opened of list, and says what that is; err is the first failure, which wraps the
+// errno of bind(2). Privileged ports need no privilege: the namespace is asked, not the host. A sandbox that was made of a
+// TAP has none.
+func (b *Sandbox) AddLoopbackForwards(list ...LoopbackForward) (opened []LoopbackForward, err error) {
+	return b.s.loopbacks.add(b.s, list)
+}
+
+// RemoveLoopbackForwards closes those for which want says so, and returns them. Connections go on.
+func (b *Sandbox) RemoveLoopbackForwards(want func(LoopbackForward) bool) []LoopbackForward {
+	return b.s.loopbacks.remove(want)
+}
+
+// LoopbackForwards lists what is open now.
+func (b *Sandbox) LoopbackForwards() (list []LoopbackForward) {
+	l := &b.s.loopbacks
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for f := range l.open {
+		list = append(list, f)
+	}
+	return list
+}
+
+func (l *loopbacks) add(s *sandbox, list []LoopbackForward) (opened []LoopbackForward, err error) {
+	if s.ns == nil {
+		return nil, errors.New("the namespace is not entered")
+	}
+	for _, f := range list {
+		if f.Proto != "tcp" && f.Proto != "udp" || f.Port == 0 || f.HostPort == 0 {
+			return nil, usage("LoopbackForward", "invalid port: %s", f)
+		}
+	}
+	l.change.Lock()
+	defer l.change.Unlock()
+	relay, err := l.start(s)
+	if err != nil {
+		return nil, err
+	}
+	fail := func(f LoopbackForward, ferr error) {
+		if err == nil {
+			err = fmt.Errorf("port %s of the namespace's loopback: %w", f, ferr)
+		}
+	}
+	for _, proto := range []string{"tcp", "udp"} {
+		var some []LoopbackForward
+		var ports []uint16
+		for _, f := range list {
+			if f.Proto == proto {
+				some, ports = append(some, f), append(ports, f.Port)
+			}
+		}
+		files, errs, lerr := s.ns.Listen(context.Background(), proto, ports)
+		if lerr != nil {
+			return opened, lerr
+		}
+		for i, f := range some {
+			if errs[i] != nil {
+				fail(f, errs[i])
+				continue
+			}
+			p, perr := relay.Listen(files[i], f.HostPort)
+			if perr != nil {
+				fail(f, perr)
+				continue
+			}
+			l.mu.Lock()
+			l.open[f] = p
+			l.mu.Unlock()
+			opened = append(opened, f)
+		}
+	}
+	return opened, err
+}
+
+// start makes the relay, once.
+func (l *loopbacks) start(s *sandbox) (*forwarder.Loopback, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil, net.ErrClosed
+	}
+	if l.relay == nil {
+		relay, err := forwarder.NewLoopback(s.log)
+		if err != nil {
+			return nil, err
+		}
+		l.relay, l.open = relay, map[LoopbackForward]*forwarder.LoopbackPort{}
+	}
+	return l.relay, nil
+}
+
+func (l *loopbacks) remove(want func(LoopbackForward) bool) (removed []LoopbackForward) {
+	l.change.Lock()
+	defer l.change.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for f, p := range l.open {
+		if want(f) {
+			p.Close()
+			delete(l.open, f)
+			removed = append(removed, f)
+		}
+	}
+	return removed
+}
+
+// close ends all of them, and their connections. It waits for a request that is under way: the namespace is closed first.
+func (l *loopbacks) close() {
+	l.mu.Lock()
+	relay := l.relay
+	l.closed = true
+	l.mu.Unlock()
+	if relay != nil {
+		relay.Close()
+	}
+}
+
+// stats is what there is to count; zero where nothing is forwarded.
+func (l *loopbacks) stats() (st forwarder.LoopbackStats) {
+	l.mu.Lock()
+	relay := l.relay
+	l.mu.Unlock()
+	if relay != nil {
+		st = relay.Stats()
+	}
+	return st
+}
