@@ -34,7 +34,7 @@ func (b *backend) Inspect() api.Sandbox {
 		r.StateDir = s.entry.Path()
 	}
 	if s.net != nil {
-		r.DNS = s.plan.dnsAddresses()
+		r.DNS = s.current().dnsAddresses()
 	}
 	s.mu.Lock()
 	r.Members = s.members

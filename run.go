@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"rootlessnet/api"
@@ -90,6 +91,8 @@ type sandbox struct {
 	api    *api.Server
 
 	loopbacks loopbacks
+	changing  sync.Mutex           // held while the network changes
+	now       atomic.Pointer[plan] // see current
 
 	stopScheduler context.CancelFunc
 
@@ -346,7 +349,7 @@ const settleAfter = 500 * time.Millisecond
 
 // describe completes the record that other processes read.
 func (s *sandbox) describe(r *state.Record) {
-	p := s.plan
+	p := s.current()
 	r.Status = state.Running
 	r.Command, r.Network = s.cfg.Argv, p.network
 	if s.ns != nil {

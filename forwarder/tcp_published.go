@@ -160,7 +160,8 @@ func (t *Streams) dialGuest(client, to netip.AddrPort) (*stack.Conn, error) {
 	defer t.clients.Add(-1)
 	ctx, cancel := context.WithTimeout(t.ctx, guestDialTimeout)
 	defer cancel()
-	guest, gateway, otherGuest, otherGateway := t.cfg.Guest4, t.cfg.Gateway4, t.cfg.Guest6, t.cfg.Gateway6
+	now := t.addrs.Load()
+	guest, gateway, otherGuest, otherGateway := now.Guest4, now.Gateway4, now.Guest6, now.Gateway6
 	if client.Addr().Is6() {
 		guest, gateway, otherGuest, otherGateway = otherGuest, otherGateway, guest, gateway
 	}

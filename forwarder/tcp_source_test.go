@@ -33,8 +33,9 @@ func TestDialFromAnAddress(t *testing.T) {
 
 func TestSourceOfAFlow(t *testing.T) {
 	a4, a6 := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
-	s := &Streams{cfg: StreamsConfig{Source4: a4, Source6: a6}}
-	x := &Datagrams{cfg: DatagramsConfig{Source4: a4, Source6: a6}}
+	s, x := new(Streams), new(Datagrams)
+	s.SetAddresses(Addresses{Source4: a4, Source6: a6})
+	x.addrs.Store(&Addresses{Source4: a4, Source6: a6})
 	for dst, want := range map[string]netip.Addr{"198.51.100.1": a4, "2001:db8::9": a6, "127.0.0.1": {}, "::1": {}} {
 		to := netip.MustParseAddr(dst)
 		if got := s.source(netip.AddrPortFrom(to, 80)); got != want {

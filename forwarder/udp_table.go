@@ -156,9 +156,9 @@ func (x *Datagrams) source(dst netip.Addr) netip.Addr {
 	case dst.IsLoopback():
 		return netip.Addr{}
 	case dst.Is4():
-		return x.cfg.Source4
+		return x.addrs.Load().Source4
 	}
-	return x.cfg.Source6
+	return x.addrs.Load().Source6
 }
 
 func openFailure(proto uint8, err error) DropReason {

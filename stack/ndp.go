@@ -36,6 +36,8 @@ const (
 	raRouterLifetime  = 1800
 	raPrefixValid     = 86400
 	raPrefixPreferred = 14400
+	// raPrefixRetired is the shortest valid lifetime that a guest believes (RFC 4862 5.5.3 e).
+	raPrefixRetired = 7200
 )
 
 var allNodes = netip.MustParseAddr("ff02::1")
@@ -48,21 +50,21 @@ func (p *port) receiveNDP(k *packet) {
 	}
 	switch k.payload[0] {
 	case ndpRouterSolicit:
-		if s.cfg.NoRA {
+		if s.config().NoRA {
 			return
 		}
 		to := k.src
 		if to.IsUnspecified() {
 			to = allNodes
 		}
-		s.advertise(p, to)
+		s.advertise(p, to, netip.Prefix{})
 	case ndpNeighborSolicit:
 		if len(k.payload) < icmpLen+16 {
 			s.stats.drop(DropNDP)
 			return
 		}
 		target := netip.AddrFrom16([16]byte(k.payload[icmpLen : icmpLen+16]))
-		if !s.isNeighbour(target) || target.IsLinkLocalUnicast() && !s.isGateway(target) && !slices.Contains(s.cfg.Local, target) {
+		if !s.isNeighbour(target) || target.IsLinkLocalUnicast() && !s.isGateway(target) && !slices.Contains(s.config().Local, target) {
 			return // about another address of the link: not ours to answer
 		}
 		s.answerSolicit(p, k.src, target)
@@ -92,7 +94,7 @@ func (s *Stack) advertiseLoop(p *port) {
 	t := time.NewTicker(raInterval)
 	defer t.Stop()
 	for {
-		s.advertise(p, allNodes)
+		s.advertise(p, allNodes, netip.Prefix{})
 		select {
 		case <-t.C:
 		case <-p.done:
@@ -101,7 +103,8 @@ func (s *Stack) advertiseLoop(p *port) {
 	}
 }
 
-func (s *Stack) advertise(p *port, to netip.Addr) {
+// advertise tells of the router. A guest that has made an address of a retired prefix shall not use it for anything new.
+func (s *Stack) advertise(p *port, to netip.Addr, retired netip.Prefix) {
 	m := make([]byte, 16, 160)
 	m[0] = ndpRouterAdvert
 	m[4] = defaultTTL
@@ -109,20 +112,15 @@ func (s *Stack) advertise(p *port, to netip.Addr) {
 	m = append(m, optSourceLinkAddr, 1)
 	m = append(m, s.mac[:]...)
 	m = append(m, optMTU, 1, 0, 0)
-	m = binary.BigEndian.AppendUint32(m, uint32(s.cfg.MTU))
-	if s.cfg.Subnet6.IsValid() {
-		flags := byte(0x80) // on-link
-		if s.cfg.Subnet6.Bits() == 64 {
-			flags |= 0x40 // autonomous: RFC 4862 5.5.3 takes no other length
-		}
-		m = append(m, optPrefix, 4, byte(s.cfg.Subnet6.Bits()), flags)
-		m = binary.BigEndian.AppendUint32(m, raPrefixValid)
-		m = binary.BigEndian.AppendUint32(m, raPrefixPreferred)
-		a := s.cfg.Subnet6.Masked().Addr().As16()
-		m = append(append(m, 0, 0, 0, 0), a[:]...)
+	m = binary.BigEndian.AppendUint32(m, uint32(s.config().MTU))
+	if subnet := s.config().Subnet6; subnet.IsValid() {
+		m = appendPrefix(m, subnet, raPrefixValid, raPrefixPreferred)
+	}
+	if retired.IsValid() {
+		m = appendPrefix(m, retired, raPrefixRetired, 0)
 	}
 	var dns []byte
-	for _, d := range s.cfg.DNS {
+	for _, d := range s.config().DNS {
 		if d.Is6() {
 			a := d.As16()
 			dns = append(dns, a[:]...)
@@ -133,12 +131,25 @@ func (s *Stack) advertise(p *port, to netip.Addr) {
 		m = binary.BigEndian.AppendUint32(m, raRouterLifetime)
 		m = append(m, dns...)
 	}
-	if names := encodeNames(s.cfg.SearchDomains); len(names) > 0 {
+	if names := encodeNames(s.config().SearchDomains); len(names) > 0 {
 		m = append(m, optDNSSL, byte(1+len(names)/8), 0, 0)
 		m = binary.BigEndian.AppendUint32(m, raRouterLifetime)
 		m = append(m, names...)
 	}
 	s.writeNDP(p, s.ll6, to, m)
+}
+
+// appendPrefix writes the option for a prefix that is on the link.
+func appendPrefix(m []byte, prefix netip.Prefix, valid, preferred uint32) []byte {
+	flags := byte(0x80) // on-link
+	if prefix.Bits() == 64 {
+		flags |= 0x40 // autonomous: RFC 4862 5.5.3 takes no other length
+	}
+	m = append(m, optPrefix, 4, byte(prefix.Bits()), flags)
+	m = binary.BigEndian.AppendUint32(m, valid)
+	m = binary.BigEndian.AppendUint32(m, preferred)
+	a := prefix.Masked().Addr().As16()
+	return append(append(m, 0, 0, 0, 0), a[:]...)
 }
 
 // encodeNames writes domains as RFC 8106 5.2 wants them: uncompressed labels, padded to eight bytes. Names that do not

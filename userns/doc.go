@@ -18,6 +18,8 @@
 //	  <- done | failed{...} -----------------------------
 //	  -- files{...} ------------------------------------>  rewrites resolv.conf and hosts in place
 //	  <- done | failed{...} -----------------------------
+//	  -- relink{addresses,routes,gateways} ------------->  changes those of the uplink
+//	  <- ready{warnings} | failed{...} ------------------
 //	  -- listen{proto,ports} --------------------------->  sockets on lo
 //	  <- listening{errnos} + fds | failed{...} ----------
 //	  <- exited{code} -----------------------------------  CMD ended, every descendant killed and reaped

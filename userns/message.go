@@ -21,6 +21,7 @@ const (
 	msgFiles  msgType = "files"  // 0 fds
 	msgDivert msgType = "divert" // 0 fds
 	msgListen msgType = "listen" // 0 fds
+	msgRelink msgType = "relink" // 0 fds; the answer is ready
 
 	msgReady   msgType = "ready"   // 0 or 1 fd
 	msgStarted msgType = "started" // 0 fds
@@ -41,6 +42,7 @@ type message struct {
 	Files  *Files      `json:"files,omitempty"`
 	Divert *Diversion  `json:"divert,omitempty"`
 	Listen *listenBody `json:"listen,omitempty"`
+	Relink *Link       `json:"relink,omitempty"`
 	Errnos []int       `json:"errnos,omitempty"`
 	Signal int         `json:"signal,omitempty"`
 	Ready  *readyBody  `json:"ready,omitempty"`
@@ -97,7 +99,7 @@ func wantFDs(t msgType) (least, most int, known bool) {
 		return 4, 5, true
 	case msgListening:
 		return 0, listenMost, true
-	case msgSetup, msgSignal, msgFiles, msgDivert, msgListen, msgStarted, msgDone, msgFailed, msgExited:
+	case msgSetup, msgSignal, msgFiles, msgDivert, msgListen, msgRelink, msgStarted, msgDone, msgFailed, msgExited:
 		return 0, 0, true
 	}
 	return 0, 0, false
@@ -120,7 +122,7 @@ func parseMessage(b []byte) (*message, error) {
 	}
 	if (m.Setup != nil) != (m.Type == msgSetup) || (m.Run != nil) != (m.Type == msgRun) ||
 		(m.Files != nil) != (m.Type == msgFiles) || (m.Ready != nil) != (m.Type == msgReady) ||
-		(m.Divert != nil) != (m.Type == msgDivert) || (m.Listen != nil) != (m.Type == msgListen) ||
+		(m.Divert != nil) != (m.Type == msgDivert) || (m.Listen != nil) != (m.Type == msgListen) || (m.Relink != nil) != (m.Type == msgRelink) ||
 		(m.Errnos != nil) != (m.Type == msgListening) || (m.Fail != nil) != (m.Type == msgFailed) {
 		return nil, fmt.Errorf("%w: %q with another body", errProtocol, m.Type)
 	}

@@ -80,10 +80,10 @@ func startFollower(o *pasta.Options, box *rootlessnet.Sandbox, log *slog.Logger)
 	return f
 }
 
-func (f *follower) close() {
-	close(f.stop)
-	f.wg.Wait()
-}
+// end has it stop; wait waits until it has.
+func (f *follower) end() { close(f.stop) }
+
+func (f *follower) wait() { f.wg.Wait() }
 
 func (f *follower) look() {
 	now := map[followed]bool{}

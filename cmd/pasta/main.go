@@ -109,15 +109,27 @@ func run(o *pasta.Options, d *daemon) error {
 // bridge is a connected namespace.
 type bridge struct {
 	box    *rootlessnet.Sandbox
-	follow *follower
+	follow *follower  // nil where nothing is "auto"
+	host   *hostWatch // nil until ports are open
 	log    *os.File
 }
 
 func (b *bridge) close() {
+	// Both are told first, so that they begin nothing new; they end when the sandbox has: a process inside that is stopped
+	// answers nothing they may have asked.
 	if b.follow != nil {
-		b.follow.close()
+		b.follow.end()
+	}
+	if b.host != nil {
+		b.host.end()
 	}
 	_ = b.box.Close()
+	if b.follow != nil {
+		b.follow.wait()
+	}
+	if b.host != nil {
+		b.host.wait()
+	}
 	if b.log != nil {
 		_ = b.log.Close()
 	}
@@ -154,6 +166,9 @@ func connect(o *pasta.Options, t rootlessnet.Target, messages io.Writer) (b *bri
 		return nil, err
 	}
 	b.follow = startFollower(o, b.box, log)
+	if b.host, err = watchHost(o, b.box, log, t4, t6, c); err != nil {
+		log.Warn(err.Error())
+	}
 	return b, nil
 }
 

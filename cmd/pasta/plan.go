@@ -2,6 +2,7 @@ package main
 
 import (
 	"net/netip"
+	"slices"
 
 	"rootlessnet"
 	"rootlessnet/internal/pasta"
@@ -180,4 +181,6 @@ func addSpecial(o *pasta.Options, c *rootlessnet.Config, t4, t6 template) {
 	for _, s := range special {
 		p.Special = append(p.Special, *s)
 	}
+	// IPv4 before IPv6, and the same order each time.
+	slices.SortFunc(p.Special, func(a, b rootlessnet.SpecialAddr) int { return a.Addr.Compare(b.Addr) })
 }
