@@ -19,6 +19,12 @@ var limitedBroadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 // dhcpLease: the address is the guest's for as long as the network lives; clients renew at half of it.
 const dhcpLease = 24 * time.Hour
 
+// dhcpHostLease is that of an address of the host's: see Config.lease.
+const dhcpHostLease = 10 * time.Minute
+
+// fqdnEncoded is the flag of option 81 for a name in the encoding of DNS (RFC 4702 2.1).
+const fqdnEncoded = 0x04
+
 const (
 	dhcpClientPort = 68
 
@@ -66,7 +72,7 @@ func (s *Stack) handleDHCP(p *port, d *Datagram) {
 			dhcpv4.WithOption(dhcpv4.Option{Code: dhcpv4.OptionInterfaceMTU, Value: dhcpv4.Uint16(s.config().MTU)}),
 		)
 		if req.MessageType() != dhcpv4.MessageTypeInform {
-			mods = append(mods, dhcpv4.WithYourIP(guest), dhcpv4.WithLeaseTime(uint32(dhcpLease/time.Second)))
+			mods = append(mods, dhcpv4.WithYourIP(guest), dhcpv4.WithLeaseTime(uint32(s.config().lease()/time.Second)))
 		}
 		var dns []net.IP
 		for _, a := range s.config().DNS {
@@ -80,6 +86,9 @@ func (s *Stack) handleDHCP(p *port, d *Datagram) {
 		if s.config().Hostname != "" {
 			mods = append(mods, dhcpv4.WithOption(dhcpv4.OptHostName(s.config().Hostname)))
 		}
+	}
+	if name := encodeName(s.config().FQDN); name != nil && kind != dhcpv4.MessageTypeNak {
+		mods = append(mods, dhcpv4.WithOption(dhcpv4.Option{Code: dhcpv4.OptionFQDN, Value: dhcpv4.OptionGeneric{Data: append([]byte{fqdnEncoded, 255, 255}, name...)}}))
 	}
 	resp, err := dhcpv4.NewReplyFromRequest(req, mods...)
 	if err != nil {

@@ -36,6 +36,8 @@ const (
 	raRouterLifetime  = 1800
 	raPrefixValid     = 86400
 	raPrefixPreferred = 14400
+	// raManaged says that there is DHCPv6.
+	raManaged = 0x80
 	// raPrefixRetired is the shortest valid lifetime that a guest believes (RFC 4862 5.5.3 e).
 	raPrefixRetired = 7200
 )
@@ -44,7 +46,7 @@ var allNodes = netip.MustParseAddr("ff02::1")
 
 func (p *port) receiveNDP(k *packet) {
 	s := p.s
-	if k.ttl != ndpHopLimit || k.payload[1] != 0 {
+	if k.ttl != ndpHopLimit || k.payload[1] != 0 || s.config().NoNDP {
 		s.stats.drop(DropNDP)
 		return
 	}
@@ -66,6 +68,9 @@ func (p *port) receiveNDP(k *packet) {
 		target := netip.AddrFrom16([16]byte(k.payload[icmpLen : icmpLen+16]))
 		if !s.isNeighbour(target) || target.IsLinkLocalUnicast() && !s.isGateway(target) && !slices.Contains(s.config().Local, target) {
 			return // about another address of the link: not ours to answer
+		}
+		if k.src.IsUnspecified() && !s.isGateway(target) && !slices.Contains(s.config().Local, target) {
+			return // the guest tries an address of its own making: nobody it could meet has it
 		}
 		s.answerSolicit(p, k.src, target)
 	}
@@ -108,6 +113,9 @@ func (s *Stack) advertise(p *port, to netip.Addr, retired netip.Prefix) {
 	m := make([]byte, 16, 160)
 	m[0] = ndpRouterAdvert
 	m[4] = defaultTTL
+	if s.config().DHCPv6 {
+		m[5] = raManaged
+	}
 	binary.BigEndian.PutUint16(m[6:], raRouterLifetime)
 	m = append(m, optSourceLinkAddr, 1)
 	m = append(m, s.mac[:]...)
@@ -136,7 +144,15 @@ func (s *Stack) advertise(p *port, to netip.Addr, retired netip.Prefix) {
 		m = binary.BigEndian.AppendUint32(m, raRouterLifetime)
 		m = append(m, names...)
 	}
-	s.writeNDP(p, s.ll6, to, m)
+	s.writeNDP(p, s.router6(), to, m)
+}
+
+// router6 is the link-local address that the guest's default route has: the gateway's where it is of that kind.
+func (s *Stack) router6() netip.Addr {
+	if g := s.config().Gateway6; g.IsLinkLocalUnicast() {
+		return g
+	}
+	return s.ll6
 }
 
 // appendPrefix writes the option for a prefix that is on the link.
@@ -156,23 +172,27 @@ func appendPrefix(m []byte, prefix netip.Prefix, valid, preferred uint32) []byte
 // fit the format are left out.
 func encodeNames(domains []string) []byte {
 	var b []byte
-next:
 	for _, d := range domains {
-		var n []byte
-		for l := range strings.SplitSeq(strings.TrimSuffix(d, "."), ".") {
-			if l == "" || len(l) > 63 {
-				continue next
-			}
-			n = append(append(n, byte(len(l))), l...)
-		}
-		if len(b)+len(n)+1 <= 240 {
-			b = append(append(b, n...), 0)
+		if n := encodeName(d); len(b)+len(n) <= 240 {
+			b = append(b, n...)
 		}
 	}
 	for len(b)%8 != 0 {
 		b = append(b, 0)
 	}
 	return b
+}
+
+// encodeName writes a domain as labels; nil if it is none.
+func encodeName(domain string) []byte {
+	var n []byte
+	for l := range strings.SplitSeq(strings.TrimSuffix(domain, "."), ".") {
+		if l == "" || len(l) > 63 {
+			return nil
+		}
+		n = append(append(n, byte(len(l))), l...)
+	}
+	return append(n, 0)
 }
 
 // writeNDP sends m with hop limit 255. A multicast destination gets its Ethernet address (RFC 2464 7).

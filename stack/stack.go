@@ -53,7 +53,9 @@ type Config struct {
 	Subnet4, Subnet6 netip.Prefix
 	// Guest4 is what the DHCPv4 server hands out; invalid: it stays silent.
 	Guest4 netip.Addr
-	// DNS is announced by DHCPv4 and RA (RDNSS).
+	// Guest6 is what the DHCPv6 server hands out; invalid: it stays silent.
+	Guest6 netip.Addr
+	// DNS is announced by DHCP and RA (RDNSS).
 	DNS []netip.Addr
 	// Local are the addresses that answer ARP, neighbour discovery and ping besides the gateway's.
 	Local []netip.Addr
@@ -64,10 +66,14 @@ type Config struct {
 	Guests []netip.Addr
 	// NoDHCP and NoRA keep silent where a guest asks for its configuration, and unasked.
 	NoDHCP, NoRA bool
-	// SearchDomains go into DHCPv4 answers and RAs.
+	// DHCPv6 has a guest that asks for it configured by DHCPv6, and RAs say so.
+	DHCPv6 bool
+	// NoNDP answers no neighbour or router solicitation.
+	NoNDP bool
+	// SearchDomains go into DHCP answers and RAs.
 	SearchDomains []string
-	// Hostname goes into DHCPv4 answers.
-	Hostname string
+	// Hostname goes into DHCPv4 answers, and FQDN into those of both.
+	Hostname, FQDN string
 	// MAC is the gateway's link address; nil means one derived from Gateway4.
 	MAC net.HardwareAddr
 	// MTU of the link in bytes without the Ethernet header.
@@ -202,7 +208,7 @@ func (s *Stack) SetHandler(h Handler) { s.handler = h }
 // config is what is true now. It is not changed in place.
 func (s *Stack) config() *Config { return s.cfg.Load() }
 
-// SetAddresses takes the addresses and names of c, that is everything up to Hostname, while the gateway runs; the rest of
+// SetAddresses takes the addresses and names of c, that is everything from Gateway4 to FQDN but for the switches, while the gateway runs; the rest of
 // c is ignored. A family that was off stays off, and one that was on has to have a gateway. What is connected stays so.
 func (s *Stack) SetAddresses(c Config) error {
 	s.mu.Lock()
@@ -213,7 +219,7 @@ func (s *Stack) SetAddresses(c Config) error {
 	}
 	now := *old
 	now.Gateway4, now.Gateway6, now.Subnet4, now.Subnet6 = c.Gateway4, c.Gateway6, c.Subnet4, c.Subnet6
-	now.Guest4, now.DNS, now.Local, now.Guests, now.SearchDomains, now.Hostname = c.Guest4, c.DNS, c.Local, c.Guests, c.SearchDomains, c.Hostname
+	now.Guest4, now.Guest6, now.DNS, now.Local, now.Guests, now.SearchDomains, now.Hostname, now.FQDN = c.Guest4, c.Guest6, c.DNS, c.Local, c.Guests, c.SearchDomains, c.Hostname, c.FQDN
 	s.cfg.Store(&now)
 	if s.closed || !now.Gateway6.IsValid() || now.NoRA {
 		return nil

@@ -90,6 +90,10 @@ func (s *Stack) handleUDP(p *port, d *Datagram) {
 		s.handleDHCP(p, d)
 		return
 	}
+	if d.Dst.Port() == dhcp6ServerPort && (d.Dst.Addr() == dhcp6Servers || d.Dst.Addr() == s.router6()) {
+		s.handleDHCP6(d)
+		return
+	}
 	if d.Src.Addr().IsUnspecified() {
 		s.stats.drop(DropSource)
 		return

@@ -46,15 +46,12 @@ func config(o *pasta.Options, t4, t6 template) rootlessnet.Config {
 	if o.Out6If != "" && !c.OutboundAddr6.IsValid() && len(t6.addrs) > 0 {
 		c.OutboundAddr6 = t6.addrs[0].Addr()
 	}
-	if !o.SearchOff {
-		c.DNSSearch = o.Search
-	} else {
-		c.DNSSearch = []string{"."}
-	}
 	p := &rootlessnet.NetworkPlan{
 		GatewayMAC: o.MAC, Routes: []rootlessnet.Route{}, HostAddresses: true,
 		NoTCP: o.NoTCP, NoUDP: o.NoUDP, NoICMP: o.NoICMP, NoDHCP: o.NoDHCP, NoRA: o.NoRA,
+		NoNDP: o.NoNDP, DHCPv6: !o.NoDHCPv6, Announced: &rootlessnet.Announced{FQDN: o.FQDN},
 	}
+	announce(o, p.Announced)
 	c.Plan = p
 	if !o.IPv4Off {
 		p.Gateway = addFamily(o, p, t4, false)

@@ -56,7 +56,9 @@ type Options struct {
 	NoTCP, NoUDP   bool
 	NoICMP, NoDHCP bool
 	NoDHCPv6       bool
-	NoRA           bool
+	NoRA, NoNDP    bool
+	DHCPDNS        bool // --dhcp-dns: DHCP and RA name the resolvers
+	DHCPSearch     bool
 
 	DNS           []netip.Addr
 	DNSOff        bool // -D none: no server is announced
@@ -92,7 +94,7 @@ var optionTable = []getopt.Option{
 	{Name: "outbound-if4", Arg: getopt.Required}, {Name: "outbound-if6", Arg: getopt.Required},
 	{Name: "dns", Char: 'D', Arg: getopt.Required}, {Name: "search", Char: 'S', Arg: getopt.Required},
 	{Name: "dns-forward", Arg: getopt.Required}, {Name: "dns-host", Arg: getopt.Required},
-	{Name: "no-tcp"}, {Name: "no-udp"}, {Name: "no-icmp"}, {Name: "no-dhcp"}, {Name: "no-dhcpv6"}, {Name: "no-ra"},
+	{Name: "no-tcp"}, {Name: "no-udp"}, {Name: "no-icmp"}, {Name: "no-dhcp"}, {Name: "no-dhcpv6"}, {Name: "no-ra"}, {Name: "no-ndp"},
 	{Name: "no-map-gw"}, {Name: "map-host-loopback", Arg: getopt.Required}, {Name: "map-guest-addr", Arg: getopt.Required},
 	{Name: "host-lo-to-ns-lo"}, {Name: "no-splice"},
 	{Name: "ipv4-only", Char: '4'}, {Name: "ipv6-only", Char: '6'},
@@ -172,8 +174,10 @@ func (p *parser) set(key, value string) (err error) {
 		}
 	case "tcp-ports", "udp-ports", "tcp-ns", "udp-ns":
 		return p.setPorts(key, value)
-	case "dhcp-dns", "no-dhcp-dns", "dhcp-search", "no-dhcp-search":
-		// What is announced is chosen by -D and -S.
+	case "no-dhcp-dns":
+		o.DHCPDNS = false
+	case "no-dhcp-search":
+		o.DHCPSearch = false
 	default:
 		return p.setNetwork(key, value)
 	}
@@ -199,6 +203,7 @@ func (p *parser) flag(key string) *bool {
 	return map[string]*bool{
 		"debug": &o.Debug, "trace": &o.Debug, "quiet": &o.Quiet, "foreground": &o.Foreground, "stderr": &o.Stderr,
 		"no-tcp": &o.NoTCP, "no-udp": &o.NoUDP, "no-icmp": &o.NoICMP, "no-dhcp": &o.NoDHCP, "no-dhcpv6": &o.NoDHCPv6, "no-ra": &o.NoRA,
+		"no-ndp": &o.NoNDP, "dhcp-dns": &o.DHCPDNS, "dhcp-search": &o.DHCPSearch,
 		"no-map-gw": &o.NoMapLoopback, "host-lo-to-ns-lo": &o.HostLoToNSLo, "no-splice": &o.NoSplice,
 		"ipv4-only": &o.IPv6Off, "ipv6-only": &o.IPv4Off, "netns-only": &p.netnsOnly, "no-netns-quit": &o.NoNetNSQuit, "config-net": &o.ConfigNet,
 		"no-copy-routes": &o.NoCopyRoutes, "no-copy-addrs": &o.NoCopyAddrs,
