@@ -36,7 +36,7 @@ type plan struct {
 	routes                             []Route // nil: the default routes
 	hostAddresses                      bool
 	noTCP, noUDP, noICMP, noDHCP, noRA bool
-	noNDP, dhcpv6                      bool
+	noNDP, dhcpv6, loopbackToLoopback  bool
 	announced                          *Announced
 
 	ports      []PortMapping

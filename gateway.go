@@ -31,8 +31,9 @@ type gateway struct {
 	grams    *forwarder.Datagrams
 	spin     *spin.Group
 	policy   *policy.Live
-	rules    *os.File // what the kernel road's rules inside live by; nil without one
-	datapath string   // DatapathStack or DatapathSplice
+	loopback *forwarder.Loopback // for clients on the host's loopback; nil: they go by the link
+	rules    *os.File            // what the kernel road's rules inside live by; nil without one
+	datapath string              // DatapathStack or DatapathSplice
 
 	stop context.CancelFunc
 	wg   sync.WaitGroup
@@ -152,11 +153,15 @@ func (g *gateway) attach(file *os.File, kind string, can userns.LinkResult) erro
 		dev.Close()
 		return err
 	}
+	if err := g.openLoopback(); err != nil {
+		dev.Close()
+		return err
+	}
 	g.policy = policy.NewLive(s.plan.policyConfig(s.cfg.AllowMetadata))
 	subnets, dnsAddrs := s.plan.subnets(), s.plan.dnsAddresses()
 	g.streams = forwarder.NewStreams(forwarder.StreamsConfig{
 		Guest: g.stack, Policy: g.policy, Gateway4: a.gateway, Gateway6: a.gateway6, Guest4: a.guest, Guest6: a.guest6,
-		Subnets: subnets, ServeDNS: g.resolver.ServeTCP, DNSAddrs: dnsAddrs,
+		Subnets: subnets, Loopback: g.loopback, ServeDNS: g.resolver.ServeTCP, DNSAddrs: dnsAddrs,
 		Source4: s.cfg.OutboundAddr, Source6: s.cfg.OutboundAddr6, Spin: g.spin, Logger: s.log,
 	})
 	g.grams, err = forwarder.NewDatagrams(forwarder.DatagramsConfig{
@@ -275,6 +280,9 @@ func (g *gateway) close() {
 	g.ports.close()
 	if g.streams != nil {
 		g.streams.Close()
+	}
+	if g.loopback != nil {
+		g.loopback.Close()
 	}
 	if g.stack != nil {
 		g.stack.Close()

@@ -5,7 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"os"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"rootlessnet/forwarder"
 )
@@ -115,7 +119,7 @@ func (l *loopbacks) start(s *sandbox) (*forwarder.Loopback, error) {
 		return nil, net.ErrClosed
 	}
 	if l.relay == nil {
-		relay, err := forwarder.NewLoopback(s.log)
+		relay, err := forwarder.NewLoopback(nil, s.log)
 		if err != nil {
 			return nil, err
 		}
@@ -159,4 +163,82 @@ func (l *loopbacks) stats() (st forwarder.LoopbackStats) {
 		st = relay.Stats()
 	}
 	return st
+}
+
+// openLoopback has clients of published ports that come by the host's loopback served from the namespace's own.
+func (g *gateway) openLoopback() error {
+	s := g.s
+	if !s.plan.loopbackToLoopback {
+		return nil
+	}
+	if s.ns == nil {
+		return errors.New("loopback to loopback: the namespace is not entered")
+	}
+	mint, err := s.ns.Mint(context.Background(), s.plan.addrs.gateway6.IsValid())
+	if err != nil {
+		return err
+	}
+	if g.loopback, err = forwarder.NewLoopback(mint, s.log); err != nil {
+		mint.Close()
+	}
+	return err
+}
+
+// listenLoopback gives a published UDP port a second socket, which the kernel prefers for what comes by lo. Both have to
+// allow it while it is bound, and nobody may join them afterwards.
+func (b *bound) listenLoopback(l *forwarder.Loopback) (*forwarder.LoopbackPort, error) {
+	rc, err := b.udp.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var f *os.File
+	var serr error
+	err = rc.Control(func(fd uintptr) {
+		if serr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); serr == nil {
+			f, serr = loSocket(netip.AddrPortFrom(b.HostIP, b.HostPort))
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 0)
+		}
+	})
+	if err = errors.Join(err, serr); err != nil {
+		return nil, err
+	}
+	return l.Listen(f, b.GuestPort)
+}
+
+// loSocket is bound to an address, and to lo.
+func loSocket(a netip.AddrPort) (f *os.File, err error) {
+	family := unix.AF_INET
+	var sa unix.Sockaddr
+	if a.Addr().Is4() {
+		sa = &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+	} else {
+		family, sa = unix.AF_INET6, &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			unix.Close(fd)
+		}
+	}()
+	if family == unix.AF_INET6 {
+		if err = unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
+			return nil, err
+		}
+	}
+	if err = unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "lo"); err != nil {
+		return nil, err
+	}
+	if err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return nil, err
+	}
+	if err = unix.Bind(fd, sa); err != nil {
+		return nil, err
+	}
+	if err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 0); err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "udp on lo"), nil
 }

@@ -30,6 +30,9 @@ type NetworkPlan struct {
 	// NoTCP, NoUDP and NoICMP drop a protocol in both directions; NoDHCP (of IPv4) and NoRA leave a guest alone that asks for
 	// its configuration, and NoNDP answers no neighbour discovery at all.
 	NoTCP, NoUDP, NoICMP, NoDHCP, NoRA, NoNDP bool
+	// LoopbackToLoopback serves a client of a published port that comes by the host's loopback from the namespace's own
+	// loopback, where it appears as 127.0.0.1 or ::1. Otherwise it comes by the link, as the gateway.
+	LoopbackToLoopback bool
 	// DHCPv6 gives the first IPv6 address to a guest that asks for it by DHCPv6.
 	DHCPv6 bool
 	// Announced is what DHCP and router advertisements say about names; nil means the addresses that answer DNS, and

@@ -292,12 +292,23 @@ func (b *bound) connect(g *gateway) error {
 		}
 	}
 	p, err := g.grams.ListenUDP(l)
+	var lo *forwarder.LoopbackPort
+	if err == nil && g.loopback != nil && !b.GuestIP.IsValid() && (b.HostIP.IsUnspecified() || b.HostIP.IsLoopback()) {
+		if lo, err = b.listenLoopback(g.loopback); err != nil {
+			_ = p.Close()
+		}
+	}
 	_ = b.udp.Close() // it was duplicated
 	b.udp = nil
 	if err != nil {
 		return err
 	}
-	b.stop = func() { _ = p.Close() }
+	b.stop = func() {
+		_ = p.Close()
+		if lo != nil {
+			lo.Close()
+		}
+	}
 	if !b.GuestIP.IsValid() {
 		b.led = p
 	}

@@ -78,6 +78,6 @@ func (p *plan) readdressed(c *Config) (*plan, error) {
 	}
 	now.mac, now.gatewayMAC, now.hostAddresses = p.mac, p.gatewayMAC, p.hostAddresses
 	now.noTCP, now.noUDP, now.noICMP, now.noDHCP, now.noRA = p.noTCP, p.noUDP, p.noICMP, p.noDHCP, p.noRA
-	now.noNDP, now.dhcpv6 = p.noNDP, p.dhcpv6
+	now.noNDP, now.dhcpv6, now.loopbackToLoopback = p.noNDP, p.dhcpv6, p.loopbackToLoopback
 	return &now, nil
 }

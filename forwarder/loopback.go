@@ -1,6 +1,7 @@
 package forwarder
 
 import (
+	"errors"
 	"log/slog"
 	"math"
 	"net"
@@ -25,7 +26,8 @@ import (
 type Loopback struct {
 	log  *slog.Logger
 	loop *splice.Loop
-	most int // connections; what is beyond waits in the backlog
+	mint LoopbackMint // nil: servers are in our own namespace
+	most int          // connections; what is beyond waits in the backlog
 
 	buf [maxLoopbackDatagram]byte // the loop's own
 
@@ -33,6 +35,7 @@ type Loopback struct {
 	closed  bool                       // guarded by mu
 	ports   map[*LoopbackPort]struct{} // guarded by mu
 	dials   map[*loopbackDial]struct{} // guarded by mu
+	waits   map[*loopbackWait]struct{} // guarded by mu
 	joined  map[*splice.Pair]struct{}  // guarded by mu
 	flows   int                        // of all UDP ports; guarded by mu
 	sweeper *time.Timer                // not nil while there are flows; guarded by mu
@@ -77,8 +80,21 @@ var (
 	loopback6 = netip.IPv6Loopback()
 )
 
-// NewLoopback starts one without ports. log may be nil.
-func NewLoopback(log *slog.Logger) (*Loopback, error) {
+// LoopbackMint is a stock of sockets of the namespace where the servers are. A Loopback closes it.
+type LoopbackMint interface {
+	Mint
+	GetUDP(ipv6 bool) (fd int, err error)
+}
+
+const (
+	// A stock that is empty is filled again within a millisecond, if the other process has its turn.
+	mintRetry = 5 * time.Millisecond
+	mintTries = 400
+)
+
+// NewLoopback starts one without ports. mint is nil when servers are in the namespace of this process and clients in
+// another; log may be nil.
+func NewLoopback(mint LoopbackMint, log *slog.Logger) (*Loopback, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
@@ -86,8 +102,8 @@ func NewLoopback(log *slog.Logger) (*Loopback, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Loopback{log: log, loop: loop, most: math.MaxInt, ports: map[*LoopbackPort]struct{}{}, dials: map[*loopbackDial]struct{}{},
-		joined: map[*splice.Pair]struct{}{}}
+	l := &Loopback{log: log, loop: loop, mint: mint, most: math.MaxInt, ports: map[*LoopbackPort]struct{}{}, dials: map[*loopbackDial]struct{}{},
+		waits: map[*loopbackWait]struct{}{}, joined: map[*splice.Pair]struct{}{}}
 	var lim unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) == nil && lim.Cur < math.MaxInt32 {
 		l.most = int(lim.Cur) / fileShare
@@ -95,7 +111,7 @@ func NewLoopback(log *slog.Logger) (*Loopback, error) {
 	return l, nil
 }
 
-// Listen leads the clients of f, which it takes over, to a port of the loopback of the namespace this process is in. f is
+// Listen leads the clients of f, which it takes over, to a port of the loopback where the servers are. f is
 // a listening TCP socket or a bound UDP one, non-blocking, of one family or for both.
 func (l *Loopback) Listen(f *os.File, to uint16) (*LoopbackPort, error) {
 	fd, err := takeFD(f)
@@ -165,11 +181,19 @@ func (l *Loopback) Close() {
 		resetFD(d.fd)
 		resetFD(d.client)
 	}
+	for w := range l.waits {
+		w.timer.Stop()
+		delete(l.waits, w)
+		resetFD(w.client)
+	}
 	if l.sweeper != nil {
 		l.sweeper.Stop()
 	}
 	l.mu.Unlock()
 	l.loop.Close() // calls the ends of pairs, which take mu
+	if l.mint != nil {
+		l.mint.Close()
+	}
 }
 
 // Stats reads the counters.
@@ -204,7 +228,7 @@ func (p *LoopbackPort) Ready(uint32) {
 			}
 			return
 		}
-		p.l.serveLocked(client, from.Addr().Is6(), p.to)
+		p.l.serveLocked(client, from.Addr().Is6(), p.to, mintTries)
 	}
 }
 
@@ -233,7 +257,7 @@ func (l *Loopback) Serve(client int, ipv6 bool, to uint16) {
 		resetFD(client)
 		return
 	}
-	l.serveLocked(client, ipv6, to)
+	l.serveLocked(client, ipv6, to, mintTries)
 }
 
 // loopbacks are a port's two addresses, the client's family first.
@@ -245,35 +269,85 @@ func loopbacks(ipv6 bool, port uint16) (dst, alt netip.AddrPort) {
 	return dst, alt
 }
 
-func (l *Loopback) serveLocked(client int, ipv6 bool, to uint16) {
+// serveLocked connects the client, now or when there is a socket for it.
+func (l *Loopback) serveLocked(client int, ipv6 bool, to uint16, tries int) {
 	noDelay(client)
 	dst, alt := loopbacks(ipv6, to)
-	l.dialLocked(client, dst, alt)
+	if l.dialLocked(client, dst, alt) {
+		return
+	}
+	if tries == 0 {
+		l.stats.Refused++
+		resetFD(client)
+		return
+	}
+	w := &loopbackWait{client: client}
+	l.waits[w] = struct{}{}
+	w.timer = time.AfterFunc(mintRetry, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if _, there := l.waits[w]; there {
+			delete(l.waits, w)
+			l.serveLocked(client, ipv6, to, tries-1)
+		}
+	})
 }
 
-// dialLocked connects to dst, and to alt where nobody listens on that.
-func (l *Loopback) dialLocked(client int, dst, alt netip.AddrPort) {
+// loopbackWait is a client for whom there was no socket.
+type loopbackWait struct {
+	client int
+	timer  *time.Timer
+}
+
+// dialLocked connects to dst, and to alt where nobody listens on that. It is false, and the client still the caller's, when
+// there is no socket for it at the moment.
+func (l *Loopback) dialLocked(client int, dst, alt netip.AddrPort) bool {
 	for {
-		fd, done, err := startDial(netip.Addr{}, dst, 0)
+		fd, done, err := l.connect(dst)
+		if err == errNoMint {
+			return false
+		}
 		if err == nil && !done {
 			d := &loopbackDial{l: l, client: client, fd: fd, dst: dst, alt: alt}
 			if d.token, err = l.loop.Watch(fd, unix.EPOLLOUT|unix.EPOLLONESHOT, d); err == nil {
 				l.dials[d] = struct{}{}
-				return
+				return true
 			}
 			unix.Close(fd)
 		}
 		if err == nil {
 			l.joinLocked(client, fd, dst)
-			return
+			return true
 		}
 		if !alt.IsValid() || starved(err) {
 			l.stats.Refused++
 			resetFD(client)
-			return
+			return true
 		}
 		dst, alt = alt, netip.AddrPort{}
 	}
+}
+
+// errNoMint says that the stock of sockets is empty.
+var errNoMint = errors.New("no socket")
+
+// connect begins a connection to a server.
+func (l *Loopback) connect(dst netip.AddrPort) (fd int, done bool, err error) {
+	if l.mint == nil {
+		return startDial(netip.Addr{}, dst, 0)
+	}
+	if fd, err = l.mint.Get(dst.Addr().Is6()); err != nil {
+		return -1, false, errNoMint
+	}
+	sa := toSockaddr(dst)
+	if done, err = connectState(fd, sa); err == nil && !done {
+		done, err = connectState(fd, sa)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, false, err
+	}
+	return fd, done, nil
 }
 
 // Ready is called when the connect has ended.
@@ -296,7 +370,10 @@ func (d *loopbackDial) Ready(uint32) {
 		l.joinLocked(d.client, d.fd, d.dst)
 	case d.alt.IsValid():
 		unix.Close(d.fd)
-		l.dialLocked(d.client, d.alt, netip.AddrPort{})
+		if !l.dialLocked(d.client, d.alt, netip.AddrPort{}) {
+			l.stats.Refused++
+			resetFD(d.client)
+		}
 	default:
 		l.stats.Refused++
 		unix.Close(d.fd)

@@ -121,11 +121,7 @@ func (p *LoopbackPort) openLocked(key loopbackKey) *loopbackFlow {
 
 // connectLocked gives the flow a socket to dst.
 func (f *loopbackFlow) connectLocked(dst netip.AddrPort) error {
-	family := unix.AF_INET
-	if dst.Addr().Is6() {
-		family = unix.AF_INET6
-	}
-	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	fd, err := f.p.l.datagramSocket(dst.Addr().Is6())
 	if err != nil {
 		return err
 	}
@@ -138,6 +134,17 @@ func (f *loopbackFlow) connectLocked(dst netip.AddrPort) error {
 	}
 	f.fd = fd
 	return nil
+}
+
+func (l *Loopback) datagramSocket(ipv6 bool) (fd int, err error) {
+	if l.mint != nil {
+		return l.mint.GetUDP(ipv6)
+	}
+	family := unix.AF_INET
+	if ipv6 {
+		family = unix.AF_INET6
+	}
+	return unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 }
 
 // Ready is called by the loop when the server has answered.

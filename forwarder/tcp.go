@@ -54,6 +54,8 @@ type StreamsConfig struct {
 	// Subnets are the prefixes of the guest's link. It looks for their addresses on the link, so a client that has one
 	// of them appears as the gateway.
 	Subnets []netip.Prefix
+	// Loopback serves the clients of published ports that come by the host's loopback; nil: they go by the link as others.
+	Loopback *Loopback
 	// ServeDNS takes over connections to port 53 of DNSAddrs; nil: they are judged like any other port.
 	ServeDNS func(net.Conn)
 	// DNSAddrs are the addresses that answer DNS; nil means the gateway's.

@@ -93,6 +93,10 @@ func (p *PublishedTCP) acceptLoop() {
 			p.pause()
 			continue
 		}
+		if l := p.t.cfg.Loopback; l != nil && client.Addr().IsLoopback() && !p.to.Addr().IsValid() {
+			l.Serve(fd, client.Addr().Is6(), p.to.Port())
+			continue
+		}
 		if k := p.t.kernel; k != nil && k.serve(fd, client, p) {
 			continue
 		}

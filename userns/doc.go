@@ -20,6 +20,8 @@
 //	  <- done | failed{...} -----------------------------
 //	  -- relink{addresses,routes,gateways} ------------->  changes those of the uplink
 //	  <- ready{warnings} | failed{...} ------------------
+//	  -- mint ------------------------------------------>  makes sockets as they are asked for
+//	  <- minted + socket pair | failed{...} -------------
 //	  -- listen{proto,ports} --------------------------->  sockets on lo
 //	  <- listening{errnos} + fds | failed{...} ----------
 //	  <- exited{code} -----------------------------------  CMD ended, every descendant killed and reaped

@@ -165,6 +165,12 @@ func (s *initState) handle(r request) (answer *message, fds []*os.File, pid int)
 		if w, err = relink(s.link, r.m.Relink); err == nil {
 			return &message{Type: msgReady, Ready: &readyBody{Warnings: w}}, nil, 0
 		}
+	case r.m.Type == msgMint && s.ready:
+		var f *os.File
+		if f, err = startMinter(); err == nil {
+			return &message{Type: msgMinted}, []*os.File{f}, 0
+		}
+		err = &Error{Op: "mint sockets", Err: err}
 	case r.m.Type == msgListen && s.ready:
 		var errnos []int
 		if fds, errnos, err = listen(r.m.Listen); err == nil {

@@ -21,6 +21,7 @@ const (
 	msgFiles  msgType = "files"  // 0 fds
 	msgDivert msgType = "divert" // 0 fds
 	msgListen msgType = "listen" // 0 fds
+	msgMint   msgType = "mint"   // 0 fds
 	msgRelink msgType = "relink" // 0 fds; the answer is ready
 
 	msgReady   msgType = "ready"   // 0 or 1 fd
@@ -30,6 +31,7 @@ const (
 	msgExited  msgType = "exited"  // 0 fds
 	// msgDiverted has 4 fds, and with IPv6 5: see diversion.out.
 	msgDiverted msgType = "diverted"
+	msgMinted   msgType = "minted" // 1 fd
 	// msgListening has a descriptor for each 0 of Errnos.
 	msgListening msgType = "listening"
 )
@@ -97,9 +99,11 @@ func wantFDs(t msgType) (least, most int, known bool) {
 		return 0, 1, true
 	case msgDiverted:
 		return 4, 5, true
+	case msgMinted:
+		return 1, 1, true
 	case msgListening:
 		return 0, listenMost, true
-	case msgSetup, msgSignal, msgFiles, msgDivert, msgListen, msgRelink, msgStarted, msgDone, msgFailed, msgExited:
+	case msgSetup, msgSignal, msgFiles, msgDivert, msgListen, msgMint, msgRelink, msgStarted, msgDone, msgFailed, msgExited:
 		return 0, 0, true
 	}
 	return 0, 0, false

@@ -164,7 +164,7 @@ func (f *follower) servers(s portSpec) map[uint16]bool {
 	}
 	ports := map[uint16]bool{}
 	for _, l := range listeners(dir, s.proto) {
-		if !ours[l] && reached(l.addr.Addr(), s.fromNS) {
+		if !ours[l] && f.reached(l.addr.Addr(), s.fromNS) {
 			ports[l.addr.Port()] = true
 		}
 	}
@@ -172,8 +172,11 @@ func (f *follower) servers(s portSpec) map[uint16]bool {
 }
 
 // reached says whether what is led to the other side finds a server that listens on a: from the namespace it comes to the
-// host's loopback, and from the host to the namespace's interface.
-func reached(a netip.Addr, fromNS bool) bool {
+// host's loopback, and from the host to the namespace's interface, or what comes by the host's loopback to its own.
+func (f *follower) reached(a netip.Addr, fromNS bool) bool {
+	if a.IsLoopback() && f.o.HostLoToNSLo && !f.o.NoSplice {
+		return true
+	}
 	return a.IsUnspecified() || a.IsLoopback() == fromNS && !nobody4.Contains(a) && !nobody6.Contains(a)
 }
 

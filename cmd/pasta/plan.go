@@ -31,6 +31,9 @@ func config(o *pasta.Options, t4, t6 template) rootlessnet.Config {
 		IfName: o.IfName, MTU: o.MTU, MAC: o.NSMAC, Configure: o.ConfigNet, OutboundAddr: o.Out4, OutboundAddr6: o.Out6, PCAP: o.PCAP,
 		Hostname: o.Hostname, APISocket: o.ControlSocket, DNS: o.DNSHost, AllowMetadata: true, Confine: true,
 	}
+	if o.NoSplice {
+		c.Datapath = rootlessnet.DatapathStack
+	}
 	for _, name := range []string{t4.ifName, t6.ifName, defaultIfName} {
 		if c.IfName == "" {
 			c.IfName = name
@@ -49,7 +52,7 @@ func config(o *pasta.Options, t4, t6 template) rootlessnet.Config {
 	p := &rootlessnet.NetworkPlan{
 		GatewayMAC: o.MAC, Routes: []rootlessnet.Route{}, HostAddresses: true,
 		NoTCP: o.NoTCP, NoUDP: o.NoUDP, NoICMP: o.NoICMP, NoDHCP: o.NoDHCP, NoRA: o.NoRA,
-		NoNDP: o.NoNDP, DHCPv6: !o.NoDHCPv6, Announced: &rootlessnet.Announced{FQDN: o.FQDN},
+		NoNDP: o.NoNDP, DHCPv6: !o.NoDHCPv6, LoopbackToLoopback: o.HostLoToNSLo && !o.NoSplice, Announced: &rootlessnet.Announced{FQDN: o.FQDN},
 	}
 	announce(o, p.Announced)
 	c.Plan = p
