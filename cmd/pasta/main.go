@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -29,7 +30,9 @@ func main() {
 	switch {
 	case err != nil:
 		fmt.Fprintln(os.Stderr, err)
-		fmt.Fprint(os.Stderr, pasta.Usage)
+		if errors.As(err, new(*pasta.UnknownOption)) {
+			fmt.Fprint(os.Stderr, pasta.Usage)
+		}
 		os.Exit(exitFailure)
 	case o.Help:
 		fmt.Print(pasta.Usage)
@@ -85,7 +88,7 @@ func run(o *pasta.Options, d *daemon) error {
 	if d != nil {
 		messages = d
 	}
-	b, err := connect(o, rootlessnet.Target{PID: o.PID, NetNS: o.NetNS, UserNS: o.UserNS}, messages)
+	b, err := connect(o, rootlessnet.Target{PID: o.PID, NetNS: o.NetNS, UserNS: o.UserNS, Outlive: o.NoNetNSQuit && o.NetNS != ""}, messages)
 	if err != nil {
 		return err
 	}

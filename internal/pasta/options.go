@@ -126,13 +126,19 @@ func Parse(program string, args []string, ephemeral [2]uint16) (*Options, error)
 		}
 	}
 	if err != nil {
-		return nil, err
+		return nil, &UnknownOption{err}
 	}
 	if err := p.setTarget(operands); err != nil {
 		return nil, err
 	}
 	return o, p.check()
 }
+
+// UnknownOption is the error for what is no option, or lacks its value: the words of getopt, after which the usage is shown.
+type UnknownOption struct{ Err error }
+
+func (e *UnknownOption) Error() string { return e.Err.Error() }
+func (e *UnknownOption) Unwrap() error { return e.Err }
 
 type parser struct {
 	o         *Options
@@ -249,6 +255,11 @@ func (p *parser) check() error {
 		return errors.New("Can't log to both file and stderr")
 	case o.Quiet && o.Debug:
 		return errors.New("Either --debug or --quiet, but not both")
+	}
+	for _, a := range o.Addrs {
+		if a.Addr.Is4() && a.Bits != 0 && o.Netmask != 0 {
+			return errors.New("Redundant prefix length specification")
+		}
 	}
 	if o.NetNS != "" {
 		if _, err := os.Stat(o.NetNS); err != nil {

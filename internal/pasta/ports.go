@@ -118,7 +118,7 @@ func parseList(value string, ephemeral [2]uint16) ([]PortRule, error) {
 	case len(included) == 0:
 		return weak(base, excluded, ephemeral), nil
 	case all:
-		return nil, fmt.Errorf("Invalid port specifier %q: all and ports by number", value)
+		return nil, fmt.Errorf("Invalid port specifier '%s': all and ports by number", value)
 	}
 	var rules []PortRule
 	for _, item := range included {
@@ -150,12 +150,12 @@ const maxIfName = 15
 func parseRange(s string) (first, last uint16, err error) {
 	from, to, ranged := strings.Cut(s, "-")
 	if first, err = parsePort(from); err != nil {
-		return 0, 0, fmt.Errorf("Invalid port specifier %q", s)
+		return 0, 0, fmt.Errorf("Invalid port specifier '%s'", s)
 	}
 	last = first
 	if ranged {
 		if last, err = parsePort(to); err != nil || last < first {
-			return 0, 0, fmt.Errorf("Invalid port specifier %q", s)
+			return 0, 0, fmt.Errorf("Invalid port specifier '%s'", s)
 		}
 	}
 	return first, last, nil
