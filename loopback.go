@@ -15,8 +15,8 @@ import (
 )
 
 // LoopbackForward is a port of the namespace's own loopback that leads to one of the host's. It opens that port, and no
-// other, to whatever is in the namespace. There it is heard on 127.0.0.1, ::1 and every other address the namespace has
-// itself; the host's server is looked for on the loopback address of the client's family, and then on the other.
+// other, to whatever is in the namespace. There it is heard on the addresses of lo, which are all of 127/8 and ::1; the host's
+// server is looked for on the loopback address of the client's family, and then on the other.
 type LoopbackForward struct {
 	Proto    string // "tcp" or "udp"
 	Port     uint16 // inside

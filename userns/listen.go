@@ -24,8 +24,7 @@ const (
 	listenBacklog = 4096
 )
 
-// Listen makes sockets inside that hear what the namespace sends to itself, to whatever address of its own, and nothing
-// from elsewhere: TCP ones listening, UDP ones bound. Ports below 1024 need no privilege of the caller, the socket being
+// Listen makes sockets inside that hear what the namespace sends to the addresses of its lo, and nothing from elsewhere: TCP ones listening, UDP ones bound. Ports below 1024 need no privilege of the caller, the socket being
 // made by init. files and errs are parallel to ports, and one of each pair is nil; an error is an errno of bind(2). The
 // files are non-blocking and the caller's. err means that nothing was made.
 func (s *Sandbox) Listen(ctx context.Context, proto string, ports []uint16) (files []*os.File, errs []error, err error) {
@@ -81,8 +80,8 @@ func listen(b *listenBody) (fds []*os.File, errnos []int, err error) {
 	return fds, errnos, nil
 }
 
-// loopbackSocket is one socket for both families, or for IPv4 where there is no other. Bound to lo, which carries
-// everything the namespace sends to itself, it is out of reach for whoever is beyond its links.
+// loopbackSocket is one socket for both families, or for IPv4 where there is no other. Bound to lo, it is
+// out of reach for whoever is beyond the namespace's links.
 func loopbackSocket(proto string, port uint16) (*os.File, error) {
 	f, err := bindLoopback(unix.AF_INET6, proto, port)
 	if err == unix.EAFNOSUPPORT || err == unix.EADDRNOTAVAIL {

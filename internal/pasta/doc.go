@@ -15,5 +15,5 @@
 //
 // "all" is every port that is not ephemeral, and what a list stands for that names none; ~ leaves ports out. With "auto" a
 // port is open while something listens where it leads. Ports of the namespace's loopback (-T, -U) have no address: they are
-// heard on all that the namespace sends to itself.
+// heard on 127.0.0.1, ::1 and whatever else lo has.
 package pasta
