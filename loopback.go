@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -75,6 +76,9 @@ func (l *loopbacks) add(s *sandbox, list []LoopbackForward) (opened []LoopbackFo
 	if err != nil {
 		return nil, err
 	}
+	l.mu.Lock()
+	room := loopbackRoom() - len(l.open)
+	l.mu.Unlock()
 	fail := func(f LoopbackForward, ferr error) {
 		if err == nil {
 			err = fmt.Errorf("port %s of the namespace's loopback: %w", f, ferr)
@@ -84,10 +88,15 @@ func (l *loopbacks) add(s *sandbox, list []LoopbackForward) (opened []LoopbackFo
 		var some []LoopbackForward
 		var ports []uint16
 		for _, f := range list {
-			if f.Proto == proto {
+			switch {
+			case f.Proto != proto:
+			case len(some) >= room:
+				fail(f, unix.EMFILE)
+			default:
 				some, ports = append(some, f), append(ports, f.Port)
 			}
 		}
+		room -= len(some)
 		files, errs, lerr := s.ns.Listen(context.Background(), proto, ports)
 		if lerr != nil {
 			return opened, lerr
@@ -109,6 +118,18 @@ func (l *loopbacks) add(s *sandbox, list []LoopbackForward) (opened []LoopbackFo
 		}
 	}
 	return opened, err
+}
+
+// loopbackShare: the descriptors that may be listeners are one of so many parts of RLIMIT_NOFILE. The others are for
+// connections.
+const loopbackShare = 2
+
+func loopbackRoom() int {
+	var lim unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) != nil || lim.Cur > math.MaxInt32 {
+		return math.MaxInt32
+	}
+	return int(lim.Cur) / loopbackShare
 }
 
 // start makes the relay, once.

@@ -193,24 +193,31 @@ func TestSetAddresses(t *testing.T) {
 
 // A guest that tries an address of its own making is not told that it is taken.
 func TestDuplicateDetection(t *testing.T) {
-	solicit := func(b *bench, target netip.Addr) int {
+	solicit := func(b *bench, from, target netip.Addr) int {
 		m := make([]byte, icmpLen+16)
 		m[0] = ndpNeighborSolicit
 		a := target.As16()
 		copy(m[icmpLen:], a[:])
 		dst := netip.AddrFrom16([16]byte{0: 0xff, 1: 2, 11: 1, 12: 0xff, 13: a[13], 14: a[14], 15: a[15]})
-		b.dev.InjectBytes(icmp6Frame(netip.IPv6Unspecified(), dst, m))
+		b.dev.InjectBytes(icmp6Frame(from, dst, m))
 		return len(b.settle())
 	}
 	b := newHostBench(t, nil)
-	if n := solicit(b, netip.MustParseAddr("2001:db8::aa")); n != 0 {
+	none := netip.IPv6Unspecified()
+	if n := solicit(b, none, hostGuest); n != 0 {
+		t.Errorf("%d answers about the address that it was given", n)
+	}
+	if n := solicit(b, guestLL, hostGuest); n != 1 {
+		t.Errorf("%d answers about the host's address, which it does not bear", n)
+	}
+	if n := solicit(b, none, netip.MustParseAddr("2001:db8::aa")); n != 0 {
 		t.Errorf("%d answers about an address nobody has", n)
 	}
-	if n := solicit(b, netip.MustParseAddr("fe80::99")); n != 1 {
+	if n := solicit(b, none, netip.MustParseAddr("fe80::99")); n != 1 {
 		t.Errorf("%d answers about the gateway's", n)
 	}
 	off := newHostBench(t, func(c *Config) { c.NoNDP = true })
-	if n := solicit(off, netip.MustParseAddr("fe80::99")); n != 0 {
+	if n := solicit(off, none, netip.MustParseAddr("fe80::99")); n != 0 {
 		t.Errorf("%d answers although it is off", n)
 	}
 }

@@ -66,7 +66,9 @@ func (p *port) receiveNDP(k *packet) {
 			return
 		}
 		target := netip.AddrFrom16([16]byte(k.payload[icmpLen : icmpLen+16]))
-		if !s.isNeighbour(target) || target.IsLinkLocalUnicast() && !s.isGateway(target) && !slices.Contains(s.config().Local, target) {
+		// A guest asks for an address of its own only when it does not bear it, and then the host's is meant.
+		known := s.isNeighbour(target) || s.config().HostAddresses && slices.Contains(s.config().Guests, target)
+		if !known || target.IsLinkLocalUnicast() && !s.isGateway(target) && !slices.Contains(s.config().Local, target) {
 			return // about another address of the link: not ours to answer
 		}
 		if k.src.IsUnspecified() && !s.isGateway(target) && !slices.Contains(s.config().Local, target) {

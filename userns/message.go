@@ -254,11 +254,22 @@ func (s *socket) receive() (m *message, fds []*os.File, pid int, err error) {
 			m, fds = nil, nil
 		}
 	}()
-	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
+	if flags&unix.MSG_TRUNC != 0 {
 		return nil, fds, 0, fmt.Errorf("%w: truncated", errProtocol)
 	}
 	if m, err = parseMessage(s.buf[:n]); err != nil {
 		return nil, fds, 0, err
+	}
+	if flags&unix.MSG_CTRUNC != 0 {
+		if m.Type != msgListening {
+			return nil, fds, 0, fmt.Errorf("%w: truncated", errProtocol)
+		}
+		// We have no room for the descriptors: the ports are not to be had, and that is all.
+		closeAll(fds)
+		fds = nil
+		for i := range m.Errnos {
+			m.Errnos[i] = int(unix.EMFILE)
+		}
 	}
 	if m.Large != 0 {
 		if len(fds) == 0 {

@@ -44,9 +44,9 @@ func relink(l, want *Link) (w warnings, err error) {
 	old := *l
 	l.Addrs, l.Gateways, l.Routes = want.Addrs, want.Gateways, want.Routes
 	// An address must not take along those of its subnet that were added after it (net/ipv4/devinet.c, __inet_del_ifa).
-	_ = writeSysctl("net/ipv4/conf/"+l.Name+"/promote_secondaries", "1")
+	promoted := writeSysctl("net/ipv4/conf/"+l.Name+"/promote_secondaries", "1") == nil
 	// The new ones first: with its last address the interface would lose every route.
-	changeAddrs(nl, link, &old, l, &w)
+	gone := changeAddrs(nl, link, &old, l, promoted, &w)
 	for _, g := range l.Gateways {
 		if slices.Contains(old.Gateways, g) {
 			continue
@@ -55,7 +55,7 @@ func relink(l, want *Link) (w warnings, err error) {
 			w.add("%v", err)
 		}
 	}
-	changeRoutes(nl, link, &old, l, &w)
+	changeRoutes(nl, link, &old, l, gone, &w)
 	for _, g := range old.Gateways {
 		if !slices.Contains(l.Gateways, g) {
 			_ = nl.NeighDel(&netlink.Neigh{LinkIndex: link.Attrs().Index, IP: g.AsSlice(), HardwareAddr: l.GatewayMAC})
@@ -64,9 +64,13 @@ func relink(l, want *Link) (w warnings, err error) {
 	return w, nil
 }
 
-func changeAddrs(nl *netlink.Handle, link netlink.Link, old, now *Link, w *warnings) {
-	add := func() {
+// changeAddrs says whether any has gone.
+func changeAddrs(nl *netlink.Handle, link netlink.Link, old, now *Link, promoted bool, w *warnings) (gone bool) {
+	add := func(all bool) {
 		for _, p := range now.Addrs {
+			if !all && slices.Contains(old.Addrs, p) {
+				continue // if it is not there, somebody inside did not want it
+			}
 			addr := &netlink.Addr{IPNet: ipNet(p)}
 			if p.Addr().Is6() {
 				addr.Flags = unix.IFA_F_NODAD
@@ -76,34 +80,38 @@ func changeAddrs(nl *netlink.Handle, link netlink.Link, old, now *Link, w *warni
 			}
 		}
 	}
-	add()
-	gone := false
+	add(false)
 	for _, p := range old.Addrs {
 		if !slices.Contains(now.Addrs, p) {
 			gone = true
 			_ = nl.AddrDel(link, &netlink.Addr{IPNet: ipNet(p)}) // or somebody inside has
 		}
 	}
-	if gone {
-		add() // whatever went along all the same
+	if gone && !promoted {
+		add(true) // whatever went along
 	}
+	return gone
 }
 
-func changeRoutes(nl *netlink.Handle, link netlink.Link, old, now *Link, w *warnings) {
+// changeRoutes sets those that are new, and all of them when some may have gone with an address.
+func changeRoutes(nl *netlink.Handle, link netlink.Link, old, now *Link, all bool, w *warnings) {
 	type place struct {
 		dst    string
 		metric int
 	}
 	at := func(r Route) place { return place{r.Dst.String(), r.Metric} }
-	taken := map[place]bool{}
+	taken, before := map[place]bool{}, old.routes()
 	for _, r := range now.routes() {
 		taken[at(r)] = true
+		if !all && slices.Contains(before, r) {
+			continue
+		}
 		// In one step, where there was another: nobody is without a default route in between.
 		if err := nl.RouteReplace(makeRoute(link, now, r)); err != nil {
 			w.add("the route to %v was not added: %v", r.Dst, err)
 		}
 	}
-	for _, r := range old.routes() {
+	for _, r := range before {
 		if !taken[at(r)] {
 			_ = nl.RouteDel(makeRoute(link, old, r)) // it may have gone with its source address
 		}

@@ -164,7 +164,7 @@ func connect(o *pasta.Options, t rootlessnet.Target, messages io.Writer) (b *bri
 	if b.box, err = rootlessnet.Attach(context.Background(), t, c); err != nil {
 		return nil, err
 	}
-	if err := ports.add(b.box); err != nil {
+	if err := ports.add(b.box, log); err != nil {
 		_ = b.box.Close()
 		return nil, err
 	}

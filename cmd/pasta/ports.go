@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -159,7 +160,7 @@ func (p *portPlan) closeSockets() {
 }
 
 // add opens the ports.
-func (p *portPlan) add(box *rootlessnet.Sandbox) error {
+func (p *portPlan) add(box *rootlessnet.Sandbox, log *slog.Logger) error {
 	if len(p.strong) > 0 {
 		if _, err := box.AddMappings(p.strong...); err != nil {
 			return fmt.Errorf("Failed to bind: %w", err)
@@ -180,19 +181,33 @@ func (p *portPlan) add(box *rootlessnet.Sandbox) error {
 	if len(p.weak) > 0 && opened == 0 {
 		return fmt.Errorf("Failed to bind any port: %w", last)
 	}
-	return p.addLoopbacks(box)
+	return p.addLoopbacks(box, log)
 }
 
 // addLoopbacks opens those of the namespace.
-func (p *portPlan) addLoopbacks(box *rootlessnet.Sandbox) error {
+func (p *portPlan) addLoopbacks(box *rootlessnet.Sandbox, log *slog.Logger) error {
 	if len(p.strongNS) > 0 {
 		if _, err := box.AddLoopbackForwards(p.strongNS...); err != nil {
 			return fmt.Errorf("Failed to bind in the namespace: %w", err)
 		}
 	}
-	if len(p.weakNS) > 0 {
-		if opened, err := box.AddLoopbackForwards(p.weakNS...); len(opened) == 0 {
+	for _, proto := range []string{"tcp", "udp"} {
+		var list []rootlessnet.LoopbackForward
+		for _, f := range p.weakNS {
+			if f.Proto == proto {
+				list = append(list, f)
+			}
+		}
+		if len(list) == 0 {
+			continue
+		}
+		// One that is taken is left out, as is one of all ports that there is no descriptor for.
+		opened, err := box.AddLoopbackForwards(list...)
+		switch {
+		case len(opened) == 0:
 			return fmt.Errorf("Failed to bind any port in the namespace: %w", err)
+		case errors.Is(err, syscall.EMFILE):
+			log.Warn("not all ports of the namespace are open", "proto", proto, "open", len(opened), "of", len(list), "err", err)
 		}
 	}
 	return nil
