@@ -140,7 +140,7 @@ func (l *loopbacks) start(s *sandbox) (*forwarder.Loopback, error) {
 		return nil, net.ErrClosed
 	}
 	if l.relay == nil {
-		relay, err := forwarder.NewLoopback(nil, s.log)
+		relay, err := forwarder.NewLoopback(nil, s.net.spin, s.log)
 		if err != nil {
 			return nil, err
 		}
@@ -199,7 +199,7 @@ func (g *gateway) openLoopback() error {
 	if err != nil {
 		return err
 	}
-	if g.loopback, err = forwarder.NewLoopback(mint, s.log); err != nil {
+	if g.loopback, err = forwarder.NewLoopback(mint, g.spin, s.log); err != nil {
 		mint.Close()
 	}
 	return err

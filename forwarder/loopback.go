@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/spin"
 	"rootlessnet/splice"
 )
 
@@ -93,12 +94,12 @@ const (
 )
 
 // NewLoopback starts one without ports. mint is nil when servers are in the namespace of this process and clients in
-// another; log may be nil.
-func NewLoopback(mint LoopbackMint, log *slog.Logger) (*Loopback, error) {
+// another. group is that of the Streams; it and log may be nil.
+func NewLoopback(mint LoopbackMint, group *spin.Group, log *slog.Logger) (*Loopback, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	loop, err := splice.NewLoop(log, nil)
+	loop, err := splice.NewLoop(log, group)
 	if err != nil {
 		return nil, err
 	}

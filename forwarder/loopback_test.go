@@ -38,7 +38,7 @@ func (m *loopbackMint) socket(ipv6 bool, kind int) (int, error) {
 func newLoopback(t *testing.T, mint LoopbackMint, to uint16) (l *Loopback, tcp, udp netip.AddrPort) {
 	t.Helper()
 	nettest.CheckLeaks(t)
-	l, err := NewLoopback(mint, nil)
+	l, err := NewLoopback(mint, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -223,8 +223,7 @@ func (s *initState) setup(b *setupBody) (*readyBody, *os.File, error) {
 	if s.proc, err = openProc(); err != nil {
 		return fail(&Error{Op: "open /proc", Err: err})
 	}
-	switch b.Network {
-	case NetworkNew, NetworkAttach:
+	if b.Network == NetworkNew || b.Network == NetworkAttach {
 		s.link = &b.Link
 	}
 	switch b.Network {
