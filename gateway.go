@@ -173,6 +173,13 @@ func (g *gateway) attach(file *os.File, kind string, can userns.LinkResult) erro
 		dev.Close()
 		return err
 	}
+	to, err := s.cfg.forwarding(&a)
+	if err != nil {
+		dev.Close()
+		return err
+	}
+	g.streams.SetAddresses(to)
+	g.grams.SetAddresses(to)
 	g.stack.SetHandler(flows{g.streams, g.grams})
 	if err := g.openKernelRoad(); err != nil {
 		dev.Close()

@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 
 	"rootlessnet/forwarder"
 )
 
-// SetNetwork changes, while it runs, the network of a sandbox that was made with a Plan: it takes Plan, OutboundAddr and
-// OutboundAddr6 of c, and nothing else. The addresses, routes and meanings of addresses in the Plan are new from then on,
+// SetNetwork changes, while it runs, the network of a sandbox that was made with a Plan: it takes Plan and what
+// begins with Outbound of c, and nothing else. The addresses, routes and meanings of addresses in the Plan are new from then on,
 // inside the namespace too where Configure was set; hardware addresses, the addresses that answer DNS and the switches
 // (NoTCP and its like) are those of the beginning, and a family that was off then stays off. Connections go on by
 // whatever address is there before and after. An error says that nothing has changed, or what could not be changed in the
@@ -36,10 +37,11 @@ func (s *sandbox) setNetwork(c *Config) error {
 	if err != nil {
 		return err
 	}
-	g := s.net
-	a := now.addrs
-	to := forwarder.Addresses{Gateway4: a.gateway, Gateway6: a.gateway6, Guest4: a.guest, Guest6: a.guest6,
-		Source4: c.OutboundAddr, Source6: c.OutboundAddr6}
+	g, a := s.net, now.addrs
+	to, err := c.forwarding(&a)
+	if err != nil {
+		return err
+	}
 	// From the outside to the inside: when the guest gets an address, it is known already. With the policy's meanings the
 	// flows are judged again.
 	if err := g.stack.SetAddresses(now.stackConfig()); err != nil {
@@ -61,6 +63,26 @@ func (s *sandbox) setNetwork(c *Config) error {
 		return fmt.Errorf("addresses of %s: %w", now.ifName, err)
 	}
 	return nil
+}
+
+// forwarding is what the forwarder has to know of addresses.
+func (c *Config) forwarding(a *addressPlan) (to forwarder.Addresses, err error) {
+	to = forwarder.Addresses{Gateway4: a.gateway, Gateway6: a.gateway6, Guest4: a.guest, Guest6: a.guest6,
+		Source4: c.OutboundAddr, Source6: c.OutboundAddr6}
+	for _, out := range []struct {
+		name  string
+		index *int
+	}{{c.OutboundIf, &to.Interface4}, {c.OutboundIf6, &to.Interface6}} {
+		if out.name == "" {
+			continue
+		}
+		i, err := net.InterfaceByName(out.name)
+		if err != nil {
+			return to, fmt.Errorf("outbound interface %s: %w", out.name, err)
+		}
+		*out.index = i.Index
+	}
+	return to, nil
 }
 
 // readdressed is p with what c.Plan says of addresses.

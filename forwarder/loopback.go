@@ -335,7 +335,7 @@ var errNoMint = errors.New("no socket")
 // connect begins a connection to a server.
 func (l *Loopback) connect(dst netip.AddrPort) (fd int, done bool, err error) {
 	if l.mint == nil {
-		return startDial(netip.Addr{}, dst, 0)
+		return startDial(egress{}, dst, 0)
 	}
 	if fd, err = l.mint.Get(dst.Addr().Is6()); err != nil {
 		return -1, false, errNoMint

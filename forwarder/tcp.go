@@ -103,7 +103,7 @@ func NewStreams(cfg StreamsConfig) *Streams {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err == nil {
 		t.maxDials = int(max(1, min(maxDials, lim.Cur/dialShare)))
 	}
-	t.addrs.Store(&Addresses{cfg.Gateway4, cfg.Gateway6, cfg.Guest4, cfg.Guest6, cfg.Source4, cfg.Source6})
+	t.addrs.Store(&Addresses{cfg.Gateway4, cfg.Gateway6, cfg.Guest4, cfg.Guest6, cfg.Source4, cfg.Source6, 0, 0})
 	if t.log == nil {
 		t.log = slog.New(slog.DiscardHandler)
 	}
@@ -114,6 +114,9 @@ func NewStreams(cfg StreamsConfig) *Streams {
 // Addresses are those that may change while the guest runs; StreamsConfig explains them.
 type Addresses struct {
 	Gateway4, Gateway6, Guest4, Guest6, Source4, Source6 netip.Addr
+	// Interface4 and Interface6 are the indexes of the interfaces that packets of the family leave the host by, but for
+	// those to its loopback; 0 leaves it to the host's routes.
+	Interface4, Interface6 int
 }
 
 // SetAddresses replaces those of the config, for connections that begin from now on.
@@ -270,16 +273,8 @@ func (t *Streams) answersDNS(a netip.Addr) bool {
 	return slices.Contains(t.cfg.DNSAddrs, a)
 }
 
-// source is where a connection to dst leaves the host.
-func (t *Streams) source(dst netip.AddrPort) netip.Addr {
-	switch {
-	case dst.Addr().IsLoopback():
-		return netip.Addr{}
-	case dst.Addr().Is4():
-		return t.addrs.Load().Source4
-	}
-	return t.addrs.Load().Source6
-}
+// source is how a connection to dst leaves the host.
+func (t *Streams) source(dst netip.AddrPort) egress { return t.addrs.Load().egressTo(dst.Addr()) }
 
 func (t *Streams) serveDNS(req *stack.TCPRequest) {
 	c, err := t.accept(req)

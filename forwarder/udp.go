@@ -285,7 +285,7 @@ func (x *Datagrams) SetAddresses(a Addresses) {
 			continue
 		}
 		v := x.cfg.Policy.Judge(policy.UDP, key.guest, key.remote)
-		if v.Action != policy.Allow || v.Dst != f.peer && v.Alt != f.peer || f.local != x.source(f.peer.Addr()) {
+		if v.Action != policy.Allow || v.Dst != f.peer && v.Alt != f.peer || (egress{f.local, int(f.scope)}) != x.source(f.peer.Addr()) {
 			x.removeFlow(f)
 		}
 	}

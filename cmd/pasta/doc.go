@@ -15,6 +15,5 @@
 //
 // The host's addresses and routes are followed while it runs (hostWatch), which the original does not do. Where "auto" is
 // asked for, both sides are looked at each second for what listens there (follower); what we have opened ourselves on one
-// side is not taken for a server to be opened on the other. --outbound-if4 and --outbound-if6 choose the source address of
-// that interface.
+// side is not taken for a server to be opened on the other.
 package main

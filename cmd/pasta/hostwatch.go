@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"reflect"
 	"sync"
@@ -44,6 +45,7 @@ type hostWatch struct {
 	// The goroutine of run has these.
 	t4, t6 template // as the namespace has them
 	last   rootlessnet.Config
+	out    [2]int // indexes of the outbound interfaces, which may go and come back
 }
 
 // watchHost begins with what the namespace was made of; what has changed since then is found at once.
@@ -58,11 +60,23 @@ func watchHost(o *pasta.Options, box *rootlessnet.Sandbox, log *slog.Logger, t4,
 		return nil, fmt.Errorf("follow the host's addresses: %w", err)
 	}
 	w := &hostWatch{o: o, box: box, log: log, file: os.NewFile(uintptr(fd), "rtnetlink"), changed: make(chan struct{}, 1),
-		stop: make(chan struct{}), t4: t4, t6: t6, last: made}
+		stop: make(chan struct{}), t4: t4, t6: t6, last: made, out: [2]int{indexOf(o.Out4If), indexOf(o.Out6If)}}
 	w.changed <- struct{}{}
 	w.wg.Go(w.listen)
 	w.wg.Go(w.run)
 	return w, nil
+}
+
+// indexOf is 0 for none.
+func indexOf(ifName string) int {
+	if ifName == "" {
+		return 0
+	}
+	i, err := net.InterfaceByName(ifName)
+	if err != nil {
+		return 0
+	}
+	return i.Index
 }
 
 // end has it stop; wait waits until it has.
@@ -129,11 +143,12 @@ func (w *hostWatch) follow() {
 		t6 = w.t6
 	}
 	now := config(w.o, t4, t6)
-	if reflect.DeepEqual(now.Plan, w.last.Plan) && now.OutboundAddr == w.last.OutboundAddr && now.OutboundAddr6 == w.last.OutboundAddr6 {
+	out := [2]int{indexOf(w.o.Out4If), indexOf(w.o.Out6If)}
+	if reflect.DeepEqual(now.Plan, w.last.Plan) && out == w.out {
 		return
 	}
 	// Whatever comes of it: what the kernel refuses today it refuses when asked again.
-	w.t4, w.t6, w.last = t4, t6, now
+	w.t4, w.t6, w.last, w.out = t4, t6, now, out
 	if err := w.box.SetNetwork(now); err != nil {
 		w.log.Warn("the host's network has changed, the namespace's has not followed in full", "err", err)
 		return

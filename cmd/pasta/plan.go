@@ -28,7 +28,7 @@ const unsetMTU = 1500
 // config says in the engine's words what the options mean on a host with these templates.
 func config(o *pasta.Options, t4, t6 template) rootlessnet.Config {
 	c := rootlessnet.Config{
-		IfName: o.IfName, MTU: o.MTU, MAC: o.NSMAC, Configure: o.ConfigNet, OutboundAddr: o.Out4, OutboundAddr6: o.Out6, PCAP: o.PCAP,
+		IfName: o.IfName, MTU: o.MTU, MAC: o.NSMAC, Configure: o.ConfigNet, OutboundAddr: o.Out4, OutboundAddr6: o.Out6, OutboundIf: o.Out4If, OutboundIf6: o.Out6If, PCAP: o.PCAP,
 		Hostname: o.Hostname, APISocket: o.ControlSocket, DNS: o.DNSHost, AllowMetadata: true, Confine: true,
 	}
 	if o.NoSplice {
@@ -41,13 +41,6 @@ func config(o *pasta.Options, t4, t6 template) rootlessnet.Config {
 	}
 	if c.MTU == 0 {
 		c.MTU = unsetMTU
-	}
-	// What goes out by an interface bears its address.
-	if o.Out4If != "" && !c.OutboundAddr.IsValid() && len(t4.addrs) > 0 {
-		c.OutboundAddr = t4.addrs[0].Addr()
-	}
-	if o.Out6If != "" && !c.OutboundAddr6.IsValid() && len(t6.addrs) > 0 {
-		c.OutboundAddr6 = t6.addrs[0].Addr()
 	}
 	p := &rootlessnet.NetworkPlan{
 		GatewayMAC: o.MAC, Routes: []rootlessnet.Route{}, HostAddresses: true,
