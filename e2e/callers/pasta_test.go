@@ -162,6 +162,7 @@ func TestPastaConnectionsGoOn(t *testing.T) {
 
 // TestPastaLoopbackOut: ports of the namespace's loopback lead to the host's, as they are named or as they are served.
 func TestPastaLoopbackOut(t *testing.T) {
+	need(t, "ss")
 	h := newOwnHost(t)
 	probe := self(t) + " " + probeWord
 	h.begin(self(t), probeWord, "serve", "8000")

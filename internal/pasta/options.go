@@ -111,6 +111,9 @@ var optionTable = []getopt.Option{
 func Parse(program string, args []string, ephemeral [2]uint16) (*Options, error) {
 	found, operands, err := getopt.Parse(program, optionTable, getopt.Strict, args)
 	o := &Options{MTU: DefaultMTU, LogSize: defaultLogSize}
+	// A TCP server has its port for as long as it listens, whatever chose it. An ephemeral port of UDP was most likely given
+	// by the kernel to ask something; of the host's own services those that have a number are meant.
+	o.TCP.Ephemeral = true
 	p := parser{o: o, ephemeral: ephemeral}
 	for _, f := range found {
 		switch f.Key {

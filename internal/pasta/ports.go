@@ -13,6 +13,8 @@ import (
 type PortSpec struct {
 	Given bool // at least once
 	Rules []PortRule
+	// Ephemeral has "auto" without ports follow servers on ephemeral ports as well.
+	Ephemeral bool
 }
 
 // PortRule is a range of ports bound on one address.
@@ -56,7 +58,7 @@ func (s *PortSpec) Add(value string, ephemeral [2]uint16) error {
 		s.Given = true
 		return nil
 	}
-	rules, err := parseList(value, ephemeral)
+	rules, err := parseList(value, ephemeral, s.Ephemeral)
 	if err != nil {
 		return err
 	}
@@ -72,7 +74,7 @@ func (s *PortSpec) Add(value string, ephemeral [2]uint16) error {
 }
 
 // parseList reads everything but "none".
-func parseList(value string, ephemeral [2]uint16) ([]PortRule, error) {
+func parseList(value string, ephemeral [2]uint16, followAll bool) ([]PortRule, error) {
 	items := value
 	var base PortRule
 	if where, rest, ok := strings.Cut(value, "/"); ok {
@@ -115,6 +117,8 @@ func parseList(value string, ephemeral [2]uint16) ([]PortRule, error) {
 		}
 	}
 	switch {
+	case len(included) == 0 && base.Auto && followAll:
+		return weak(base, excluded, [2]uint16{}), nil
 	case len(included) == 0:
 		return weak(base, excluded, ephemeral), nil
 	case all:

@@ -48,6 +48,22 @@ func TestPortGrammar(t *testing.T) {
 	}
 }
 
+// TestAutoEphemeral: -t follows servers on ephemeral ports, the others do not; nobody opens all of those.
+func TestAutoEphemeral(t *testing.T) {
+	s := PortSpec{Ephemeral: true}
+	if err := s.Add("auto,~22", ephemeral); err != nil || len(s.Rules) != 2 || s.Rules[1] != (PortRule{First: 23, Last: 65535, To: 23, Weak: true, Auto: true}) {
+		t.Errorf("%+v, %v", s.Rules, err)
+	}
+	s = PortSpec{Ephemeral: true}
+	if err := s.Add("all", ephemeral); err != nil || len(s.Rules) != 2 || s.Rules[0].Last != 32767 {
+		t.Errorf("%+v, %v", s.Rules, err)
+	}
+	o, err := Parse("pasta", nil, ephemeral)
+	if err != nil || len(o.TCP.Rules) != 1 || len(o.UDP.Rules) != 2 || len(o.TCPNS.Rules) != 2 || len(o.UDPNS.Rules) != 2 {
+		t.Errorf("%+v, %v", o, err)
+	}
+}
+
 func TestPortMistakes(t *testing.T) {
 	for _, line := range []string{
 		"", "0", "65536", "x", "5-", "-5", "9-5", "5:", "5-7:5-9", "5:6:7", "1.2.3/5", "/5", "%/5", "1.2.3.4%/5", "~", "~x", "5,,6",
