@@ -259,6 +259,12 @@ func (p *parser) check() error {
 	case o.Quiet && o.Debug:
 		return errors.New("Either --debug or --quiet, but not both")
 	}
+	if o.NoTCP && len(o.TCP.Rules)+len(o.TCPNS.Rules) > 0 {
+		return errors.New("Can't add TCP forwarding rule, TCP not enabled")
+	}
+	if o.NoUDP && len(o.UDP.Rules)+len(o.UDPNS.Rules) > 0 {
+		return errors.New("Can't add UDP forwarding rule, UDP not enabled")
+	}
 	for _, a := range o.Addrs {
 		if a.Addr.Is4() && a.Bits != 0 && o.Netmask != 0 {
 			return errors.New("Redundant prefix length specification")
