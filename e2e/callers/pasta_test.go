@@ -78,7 +78,13 @@ func until(t *testing.T, out *bufio.Scanner, text string) (lines string) {
 // shell is a command of pasta's that does what it is told: each line of its input is a script.
 func (h ownHost) shell(flags ...string) func(script string) string {
 	h.Helper()
-	argv := append([]string{filepath.Join(bins, "pasta"), "--config-net", "-f"}, flags...)
+	return h.bareShell(append([]string{"--config-net"}, flags...)...)
+}
+
+// bareShell is shell in a namespace that is not configured.
+func (h ownHost) bareShell(flags ...string) func(script string) string {
+	h.Helper()
+	argv := append([]string{filepath.Join(bins, "pasta"), "-f"}, flags...)
 	in, out := h.begin(append(argv, "sh", "-c", `while read -r line; do eval "$line"; echo "-- done"; done`)...)
 	do := func(script string) string {
 		h.Helper()
@@ -178,6 +184,7 @@ func TestPastaLoopbackOut(t *testing.T) {
 		expect(t, "TCP", do(probe+" get http://127.0.0.1:80/ 'http://[::1]:80/' http://127.0.0.9:80/"),
 			"http://127.0.0.1:80/: you are 127.0.0.1", "http://[::1]:80/: you are [::1]", "http://127.0.0.9:80/: you are 127.0.0.1")
 		expect(t, "UDP", do(probe+" ask 127.0.0.1:53 '[::1]:53'"), "hello, you are 127.0.0.1", "hello, you are [::1]")
+		expect(t, "a lot of data", do(probe+" bulk http://127.0.0.1:80/bulk; "+probe+" bulk 'http://[::1]:80/bulk'"), "bulk 16777216 bytes, <nil>; 16777216 bytes, <nil>\nbulk 16777216 bytes, <nil>; 16777216 bytes, <nil>")
 		expect(t, "a port that nobody serves", do(probe+" get http://127.0.0.1:7000/"), "reset")
 		expect(t, "a port that was not named", do(probe+" get http://127.0.0.1:8000/"), "refused")
 	})
@@ -213,6 +220,7 @@ func TestPastaLoopbackIn(t *testing.T) {
 	expect(t, "IPv6", h.get("http://[::1]:18000/"), "you are [::1]:")
 	expect(t, "UDP", h.in(self(t), probeWord, "ask", "127.0.0.1:18000", "[::1]:18000"), "you are 127.0.0.1:", "you are [::1]:")
 	expect(t, "by another address", h.get("http://192.0.2.10:18000/"), "you are 192.0.2.1:")
+	expect(t, "a lot of data", h.in(self(t), probeWord, "bulk", "http://127.0.0.1:18000/bulk"), "bulk 16777216 bytes, <nil>; 16777216 bytes, <nil>")
 }
 
 // TestPastaOutlives: --no-netns-quit goes on when the path of the namespace is gone; without it pasta ends.
@@ -267,4 +275,53 @@ func TestPastaDHCP(t *testing.T) {
 		"got 192.0.2.10/24 by 192.0.2.1 dns 192.0.2.53 search example.org name box")
 	expect(t, "the forwarding address", run("--dhcp-dns", "--dns-forward", "169.254.1.1"), "dns 169.254.1.1 search")
 	expect(t, "off", run("--no-dhcp"), "no lease")
+
+	do := h.bareShell(none...)
+	expect(t, "before the host moves", do(dhcp), "got 192.0.2.10/24 by 192.0.2.1")
+	h.ip("addr add 198.51.100.7/25 dev h0")
+	h.ip("addr del 192.0.2.10/24 dev h0")
+	h.ip("addr flush dev h0 to 192.0.2.0/24")
+	h.ip("route replace default via 198.51.100.1")
+	eventually(t, 10*time.Second, func() string {
+		if out := do(dhcp); !strings.Contains(out, "got 198.51.100.7/25 by 198.51.100.1") {
+			return out
+		}
+		return ""
+	})
+}
+
+// TestPastaFiles: what is said goes to a file of bounded size, what is on the link to another, and a signal ends it.
+func TestPastaFiles(t *testing.T) {
+	for _, signal := range []string{"TERM", "QUIT"} {
+		g := newTarget(t)
+		file := func(name string) string { return filepath.Join(g.home, name) }
+		out := g.run(append([]string{filepath.Join(bins, "pasta"), "--config-net", "-d", "-l", file("log"), "--log-size", "4096", "-p", file("pcap"), "-P", file("pid")}, append(none[:len(none):len(none)], g.pid)...)...)
+		if out != "" {
+			t.Errorf("it said %q", out)
+		}
+		g.in("ip", "link")
+		g.get("http://198.51.100.254:1/")
+		eventually(t, 5*time.Second, func() string {
+			text, err := os.ReadFile(file("pcap"))
+			if err != nil || len(text) < 24+16+42 { // a header, and a frame with its own
+				return fmt.Sprint(len(text), err)
+			}
+			return ""
+		})
+		if st, err := os.Stat(file("log")); err != nil || st.Size() > 4096 {
+			t.Errorf("log: %v, %v", st, err)
+		}
+		pid, err := os.ReadFile(file("pid"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.run("kill", "-"+signal, strings.TrimSpace(string(pid)))
+		gone(t, "pasta")
+		eventually(t, 5*time.Second, func() string {
+			if links := g.in("ip", "link"); strings.Contains(links, "lan0") {
+				return links
+			}
+			return ""
+		})
+	}
 }
