@@ -24,6 +24,8 @@ type Target struct {
 	// UserNS is the path of the user namespace to enter first; empty means the one that owns the network namespace,
 	// where that is not ours already.
 	UserNS string
+	// Outlive has the sandbox go on when what PID or NetNS names is gone. It ends by Close then, or with the context.
+	Outlive bool
 	// TAP is the open device of a namespace that we do not enter: a TAP attached with IFF_NO_PI and not with
 	// IFF_MULTI_QUEUE, or a SOCK_SEQPACKET socket that carries frames. Its interface is the caller's to configure, and
 	// the sandbox ends when the device does. Attach takes it over.
@@ -43,6 +45,7 @@ type Info = api.Sandbox
 type Sandbox struct {
 	s       *sandbox
 	watch   *watch.Watch // nil for a TAP
+	outlive bool         // what watch tells does not matter
 	closing chan struct{}
 	once    sync.Once
 	done    chan struct{}
@@ -76,7 +79,7 @@ func (s *sandbox) attach(ctx context.Context, t Target) (_ *Sandbox, failed erro
 		return nil, err
 	}
 	s.warnPlan()
-	b := &Sandbox{s: s, closing: make(chan struct{}), done: make(chan struct{})}
+	b := &Sandbox{s: s, outlive: t.Outlive, closing: make(chan struct{}), done: make(chan struct{})}
 	if t.TAP == nil {
 		// The namespaces stay open for as long as the sandbox is: whether a path still leads there is a question of them.
 		if s.ns0, err = userns.OpenTarget(t.PID, t.NetNS, t.UserNS); err != nil {
@@ -121,6 +124,9 @@ func (b *Sandbox) supervise(ctx context.Context) {
 	var gone, agent <-chan struct{}
 	if b.watch != nil {
 		gone, agent = b.watch.C(), b.s.ns.Ended()
+	}
+	if b.outlive {
+		gone = nil
 	}
 	select {
 	case <-gone:

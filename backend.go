@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"rootlessnet/api"
+	"rootlessnet/forwarder"
 )
 
 // backend is what the control socket speaks for.
@@ -33,7 +34,7 @@ func (b *backend) Inspect() api.Sandbox {
 		r.StateDir = s.entry.Path()
 	}
 	if s.net != nil {
-		r.DNS = s.plan.dnsAddresses()
+		r.DNS = s.current().dnsAddresses()
 	}
 	s.mu.Lock()
 	r.Members = s.members
@@ -167,6 +168,14 @@ func (b *backend) Stats() api.Stats {
 	set("tcp.unanswered", t.Unanswered)
 	set("tcp.strays", t.Strays)
 	group("policy.", t.Refused)
+	if lo := b.loopbacks.stats(); lo != (forwarder.LoopbackStats{}) {
+		set("now.loopback.connections", uint64(lo.Active))
+		set("now.loopback.flows", uint64(lo.Flows))
+		set("loopback.connections", lo.Connections)
+		set("loopback.refused", lo.Refused)
+		set("loopback.datagrams", lo.Datagrams)
+		set("drop.loopback.datagrams", lo.DroppedDatagrams)
+	}
 	u := g.grams.Stats()
 	set("now.udp.flows", uint64(u.Flows))
 	set("now.udp.sockets", uint64(u.Sockets))

@@ -131,6 +131,9 @@ type Config struct {
 	// OutboundAddr and OutboundAddr6 are the host's addresses that connections and datagrams leave from; the zero values
 	// leave it to the host's routes.
 	OutboundAddr, OutboundAddr6 netip.Addr
+	// OutboundIf and OutboundIf6 are the host's interfaces that connections and datagrams leave by, but for those to its
+	// loopback; empty leaves it to the host's routes.
+	OutboundIf, OutboundIf6 string
 	// AllowMetadata opens the clouds' metadata services (169.254.169.254 and their like), which hand out the host's
 	// credentials to whoever asks.
 	AllowMetadata bool

@@ -94,6 +94,7 @@ func (p *plan) setPlan(c *Config) error {
 	}
 	p.hostAddresses = n.HostAddresses
 	p.noTCP, p.noUDP, p.noICMP, p.noDHCP, p.noRA = n.NoTCP, n.NoUDP, n.NoICMP, n.NoDHCP, n.NoRA
+	p.noNDP, p.dhcpv6, p.announced, p.loopbackToLoopback = n.NoNDP, n.DHCPv6, n.Announced, n.LoopbackToLoopback
 	p.setMACs(c, n.GatewayMAC)
 	return nil
 }

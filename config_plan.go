@@ -36,6 +36,8 @@ type plan struct {
 	routes                             []Route // nil: the default routes
 	hostAddresses                      bool
 	noTCP, noUDP, noICMP, noDHCP, noRA bool
+	noNDP, dhcpv6, loopbackToLoopback  bool
+	announced                          *Announced
 
 	ports      []PortMapping
 	publishAll bool

@@ -30,8 +30,10 @@ type gateway struct {
 	streams  *forwarder.Streams
 	grams    *forwarder.Datagrams
 	spin     *spin.Group
-	rules    *os.File // what the kernel road's rules inside live by; nil without one
-	datapath string   // DatapathStack or DatapathSplice
+	policy   *policy.Live
+	loopback *forwarder.Loopback // for clients on the host's loopback; nil: they go by the link
+	rules    *os.File            // what the kernel road's rules inside live by; nil without one
+	datapath string              // DatapathStack or DatapathSplice
 
 	stop context.CancelFunc
 	wg   sync.WaitGroup
@@ -64,7 +66,7 @@ func newGateway(s *sandbox) (g *gateway, err error) {
 
 // extraHosts are the names of the host, and those of --add-host.
 func (g *gateway) extraHosts() (list []dns.Host) {
-	hosts := g.s.plan.hostAddrs()
+	hosts := g.s.current().hostAddrs()
 	add := func(name string, addrs ...netip.Addr) {
 		for _, a := range addrs {
 			list = append(list, dns.Host{Addr: a, Name: name})
@@ -87,7 +89,7 @@ func (g *gateway) extraHosts() (list []dns.Host) {
 func (g *gateway) names() map[string][]netip.Addr {
 	m := map[string][]netip.Addr{}
 	own := map[string]bool{}
-	hosts := g.s.plan.hostAddrs()
+	hosts := g.s.current().hostAddrs()
 	for _, h := range g.s.plan.hosts {
 		own[h.name] = true
 	}
@@ -100,7 +102,7 @@ func (g *gateway) names() map[string][]netip.Addr {
 }
 
 func (g *gateway) resolvConf() []byte {
-	servers := g.s.plan.dnsAddresses()
+	servers := g.s.current().dnsAddresses()
 	if len(servers) > 1 && servers[0].Is4() {
 		servers = servers[:1] // the others are the same resolver
 	}
@@ -109,7 +111,7 @@ func (g *gateway) resolvConf() []byte {
 
 func (g *gateway) hostsFile(hostname string) []byte {
 	var guests []netip.Addr
-	for _, a := range g.s.plan.guests {
+	for _, a := range g.s.current().guests {
 		guests = append(guests, a.Addr())
 	}
 	return dns.HostsFile(hostname, guests, g.extraHosts())
@@ -151,15 +153,19 @@ func (g *gateway) attach(file *os.File, kind string, can userns.LinkResult) erro
 		dev.Close()
 		return err
 	}
-	pol := policy.New(s.plan.policyConfig(s.cfg.AllowMetadata))
+	if err := g.openLoopback(); err != nil {
+		dev.Close()
+		return err
+	}
+	g.policy = policy.NewLive(s.plan.policyConfig(s.cfg.AllowMetadata))
 	subnets, dnsAddrs := s.plan.subnets(), s.plan.dnsAddresses()
 	g.streams = forwarder.NewStreams(forwarder.StreamsConfig{
-		Guest: g.stack, Policy: pol, Gateway4: a.gateway, Gateway6: a.gateway6, Guest4: a.guest, Guest6: a.guest6,
-		Subnets: subnets, ServeDNS: g.resolver.ServeTCP, DNSAddrs: dnsAddrs,
+		Guest: g.stack, Policy: g.policy, Gateway4: a.gateway, Gateway6: a.gateway6, Guest4: a.guest, Guest6: a.guest6,
+		Subnets: subnets, Loopback: g.loopback, ServeDNS: g.resolver.ServeTCP, DNSAddrs: dnsAddrs,
 		Source4: s.cfg.OutboundAddr, Source6: s.cfg.OutboundAddr6, Spin: g.spin, Logger: s.log,
 	})
 	g.grams, err = forwarder.NewDatagrams(forwarder.DatagramsConfig{
-		Guest: g.stack, Policy: pol, Gateway4: a.gateway, Gateway6: a.gateway6, Subnets: subnets,
+		Guest: g.stack, Policy: g.policy, Gateway4: a.gateway, Gateway6: a.gateway6, Subnets: subnets,
 		DNS: g.resolver.ServeUDP, DNSAddrs: dnsAddrs,
 		Source4: s.cfg.OutboundAddr, Source6: s.cfg.OutboundAddr6, Spin: g.spin, Logger: s.log,
 	})
@@ -167,6 +173,13 @@ func (g *gateway) attach(file *os.File, kind string, can userns.LinkResult) erro
 		dev.Close()
 		return err
 	}
+	to, err := s.cfg.forwarding(&a)
+	if err != nil {
+		dev.Close()
+		return err
+	}
+	g.streams.SetAddresses(to)
+	g.grams.SetAddresses(to)
 	g.stack.SetHandler(flows{g.streams, g.grams})
 	if err := g.openKernelRoad(); err != nil {
 		dev.Close()
@@ -274,6 +287,9 @@ func (g *gateway) close() {
 	g.ports.close()
 	if g.streams != nil {
 		g.streams.Close()
+	}
+	if g.loopback != nil {
+		g.loopback.Close()
 	}
 	if g.stack != nil {
 		g.stack.Close()

@@ -14,9 +14,12 @@ import (
 func (p *plan) stackConfig() stack.Config {
 	a := p.addrs
 	c := stack.Config{
-		Gateway4: a.gateway, Gateway6: a.gateway6, Subnet4: a.subnet, Subnet6: a.subnet6, Guest4: a.guest,
+		Gateway4: a.gateway, Gateway6: a.gateway6, Subnet4: a.subnet, Subnet6: a.subnet6, Guest4: a.guest, Guest6: a.guest6,
 		DNS: p.dnsAddresses(), SearchDomains: p.dnsSearch, Hostname: p.hostname, MAC: p.gatewayMAC, MTU: p.mtu,
-		HostAddresses: p.hostAddresses, NoDHCP: p.noDHCP, NoRA: p.noRA,
+		HostAddresses: p.hostAddresses, NoDHCP: p.noDHCP, NoRA: p.noRA, NoNDP: p.noNDP, DHCPv6: p.dhcpv6,
+	}
+	if n := p.announced; n != nil {
+		c.DNS, c.SearchDomains, c.FQDN = n.DNS, n.Search, n.FQDN
 	}
 	for _, g := range p.guests {
 		c.Guests = append(c.Guests, g.Addr())
@@ -45,7 +48,7 @@ func (p *plan) policyConfig(allowMetadata bool) policy.Config {
 	}
 	for _, g := range p.guests {
 		own := g.Masked()
-		if p.hostAddresses {
+		if p.hostAddresses && !(p.bare && own.Addr().Is6()) { // a guest that configures itself makes addresses of the prefix
 			own = netip.PrefixFrom(g.Addr(), g.Addr().BitLen())
 		}
 		c.Sources = append(c.Sources, own)

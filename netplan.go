@@ -27,9 +27,24 @@ type NetworkPlan struct {
 	// translation to hide, its neighbours are the real ones, and we answer for all of them on its link. Otherwise the
 	// prefixes of Addrs are private: what is neither the guest's nor special in them is unreachable.
 	HostAddresses bool
-	// NoTCP, NoUDP and NoICMP drop a protocol in both directions; NoDHCP and NoRA leave a guest alone that asks for its
-	// configuration.
-	NoTCP, NoUDP, NoICMP, NoDHCP, NoRA bool
+	// NoTCP, NoUDP and NoICMP drop a protocol in both directions; NoDHCP (of IPv4) and NoRA leave a guest alone that asks for
+	// its configuration, and NoNDP answers no neighbour discovery at all.
+	NoTCP, NoUDP, NoICMP, NoDHCP, NoRA, NoNDP bool
+	// LoopbackToLoopback serves a client of a published port that comes by the host's loopback from the namespace's own
+	// loopback, where it appears as 127.0.0.1 or ::1. Otherwise it comes by the link, as the gateway.
+	LoopbackToLoopback bool
+	// DHCPv6 gives the first IPv6 address to a guest that asks for it by DHCPv6.
+	DHCPv6 bool
+	// Announced is what DHCP and router advertisements say about names; nil means the addresses that answer DNS, and
+	// Config.DNSSearch.
+	Announced *Announced
+}
+
+// Announced is what a guest is told that asks for its configuration.
+type Announced struct {
+	DNS    []netip.Addr
+	Search []string
+	FQDN   string // the guest's full name; Config.Hostname is the short one
 }
 
 // Route is one route inside the guest's namespace, by the uplink.

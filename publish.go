@@ -23,7 +23,8 @@ type bound struct {
 	api.Port
 	tcp  *net.TCPListener
 	udp  *os.File
-	stop func() // set when connected; closes the socket and what stands behind it
+	stop func()             // set when connected; closes the socket and what stands behind it
+	led  *forwarder.UDPPort // likewise, of UDP that leads to the guest's own addresses
 }
 
 func (b *bound) close() {
@@ -278,7 +279,8 @@ func (b *bound) connect(g *gateway) error {
 		return nil
 	}
 	l := forwarder.UDPListen{File: b.udp}
-	for _, a := range []netip.Addr{g.s.plan.addrs.guest, g.s.plan.addrs.guest6} {
+	now := g.s.current().addrs
+	for _, a := range []netip.Addr{now.guest, now.guest6} {
 		if b.GuestIP.IsValid() {
 			a = b.GuestIP
 		}
@@ -290,11 +292,36 @@ func (b *bound) connect(g *gateway) error {
 		}
 	}
 	p, err := g.grams.ListenUDP(l)
+	var lo *forwarder.LoopbackPort
+	if err == nil && g.loopback != nil && !b.GuestIP.IsValid() && (b.HostIP.IsUnspecified() || b.HostIP.IsLoopback()) {
+		if lo, err = b.listenLoopback(g.loopback); err != nil {
+			_ = p.Close()
+		}
+	}
 	_ = b.udp.Close() // it was duplicated
 	b.udp = nil
 	if err != nil {
 		return err
 	}
-	b.stop = func() { _ = p.Close() }
+	b.stop = func() {
+		_ = p.Close()
+		if lo != nil {
+			lo.Close()
+		}
+	}
+	if !b.GuestIP.IsValid() {
+		b.led = p
+	}
 	return nil
+}
+
+// readdress leads datagrams to other addresses of the guest; for connections that is done where they are made.
+func (p *ports) readdress(guest4, guest6 netip.Addr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, b := range p.all {
+		if b.led != nil {
+			b.led.SetGuests(guest4, guest6)
+		}
+	}
 }

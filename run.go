@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"rootlessnet/api"
@@ -88,6 +89,10 @@ type sandbox struct {
 	ns     *userns.Sandbox // nil with a TAP
 	net    *gateway        // bridge mode only
 	api    *api.Server
+
+	loopbacks loopbacks
+	changing  sync.Mutex           // held while the network changes
+	now       atomic.Pointer[plan] // see current
 
 	stopScheduler context.CancelFunc
 
@@ -344,7 +349,7 @@ const settleAfter = 500 * time.Millisecond
 
 // describe completes the record that other processes read.
 func (s *sandbox) describe(r *state.Record) {
-	p := s.plan
+	p := s.current()
 	r.Status = state.Running
 	r.Command, r.Network = s.cfg.Argv, p.network
 	if s.ns != nil {
@@ -443,6 +448,7 @@ func (s *sandbox) close() {
 		_ = s.ns.Close()
 	}
 	s.wg.Wait()
+	s.loopbacks.close()
 	if s.api != nil {
 		_ = s.api.Close()
 	}

@@ -43,6 +43,13 @@
 //     host's link takes no train, or its datagrams must be fragmented, they leave singly by one sendmmsg. Each lost
 //     datagram of a train is counted; a full socket drops the rest of it at once.
 //
+// # Loopback: theory of operation
+//
+// Loopback joins two loopbacks: what is sent to a named port of the one goes to a port of the other. One event loop accepts,
+// connects, joins by package splice and carries datagrams; the sockets on one side belong to the guest's namespace and were
+// made there. Nothing is judged: to name a port is the permission, and no other port is listened on. A server that does not
+// answer on the loopback address of the client's family is tried on the other.
+//
 // # Errors
 //
 // IP_RECVERR puts every ICMP error about what we sent in the socket's error queue, with its type, code, MTU and the

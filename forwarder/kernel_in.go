@@ -27,9 +27,10 @@ type guestDial struct {
 func (r *kernelRoad) serve(host int, client netip.AddrPort, p *PublishedTCP) bool {
 	to := p.to
 	t := r.t
-	guest, gateway := t.cfg.Guest4, t.cfg.Gateway4
+	now := t.addrs.Load()
+	guest, gateway := now.Guest4, now.Gateway4
 	if client.Addr().Is6() {
-		guest, gateway = t.cfg.Guest6, t.cfg.Gateway6
+		guest, gateway = now.Guest6, now.Gateway6
 	}
 	if a := to.Addr(); a.IsValid() && a != guest {
 		// Of the other family, or behind the guest, on a bridge: such a server's answers are forwarded traffic, which no

@@ -48,12 +48,14 @@ type guestDialer interface {
 // StreamsConfig describes the TCP half.
 type StreamsConfig struct {
 	Guest  guestDialer
-	Policy *policy.Policy
+	Policy judge
 	// Gateway and guest addresses; an invalid one turns the family off.
 	Gateway4, Gateway6, Guest4, Guest6 netip.Addr
 	// Subnets are the prefixes of the guest's link. It looks for their addresses on the link, so a client that has one
 	// of them appears as the gateway.
 	Subnets []netip.Prefix
+	// Loopback serves the clients of published ports that come by the host's loopback; nil: they go by the link as others.
+	Loopback *Loopback
 	// ServeDNS takes over connections to port 53 of DNSAddrs; nil: they are judged like any other port.
 	ServeDNS func(net.Conn)
 	// DNSAddrs are the addresses that answer DNS; nil means the gateway's.
@@ -71,6 +73,7 @@ type StreamsConfig struct {
 // use.
 type Streams struct {
 	cfg   StreamsConfig
+	addrs atomic.Pointer[Addresses] // those of cfg, or of SetAddresses
 	log   *slog.Logger
 	stats streamCounters
 
@@ -100,12 +103,24 @@ func NewStreams(cfg StreamsConfig) *Streams {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err == nil {
 		t.maxDials = int(max(1, min(maxDials, lim.Cur/dialShare)))
 	}
+	t.addrs.Store(&Addresses{cfg.Gateway4, cfg.Gateway6, cfg.Guest4, cfg.Guest6, cfg.Source4, cfg.Source6, 0, 0})
 	if t.log == nil {
 		t.log = slog.New(slog.DiscardHandler)
 	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	return t
 }
+
+// Addresses are those that may change while the guest runs; StreamsConfig explains them.
+type Addresses struct {
+	Gateway4, Gateway6, Guest4, Guest6, Source4, Source6 netip.Addr
+	// Interface4 and Interface6 are the indexes of the interfaces that packets of the family leave the host by, but for
+	// those to its loopback; 0 leaves it to the host's routes.
+	Interface4, Interface6 int
+}
+
+// SetAddresses replaces those of the config, for connections that begin from now on.
+func (t *Streams) SetAddresses(a Addresses) { t.addrs.Store(&a) }
 
 // Close stops listening, resets every connection and waits for every goroutine.
 func (t *Streams) Close() {
@@ -252,21 +267,14 @@ func (t *Streams) release(dest netip.Addr) {
 
 func (t *Streams) answersDNS(a netip.Addr) bool {
 	if t.cfg.DNSAddrs == nil {
-		return a == t.cfg.Gateway4 || a == t.cfg.Gateway6
+		now := t.addrs.Load()
+		return a == now.Gateway4 || a == now.Gateway6
 	}
 	return slices.Contains(t.cfg.DNSAddrs, a)
 }
 
-// source is where a connection to dst leaves the host.
-func (t *Streams) source(dst netip.AddrPort) netip.Addr {
-	switch {
-	case dst.Addr().IsLoopback():
-		return netip.Addr{}
-	case dst.Addr().Is4():
-		return t.cfg.Source4
-	}
-	return t.cfg.Source6
-}
+// source is how a connection to dst leaves the host.
+func (t *Streams) source(dst netip.AddrPort) egress { return t.addrs.Load().egressTo(dst.Addr()) }
 
 func (t *Streams) serveDNS(req *stack.TCPRequest) {
 	c, err := t.accept(req)

@@ -40,9 +40,8 @@ func newHostConn(fd int) (*hostConn, error) {
 	return &hostConn{f: f, rc: rc}, nil
 }
 
-// startDial makes a non-blocking socket and starts to connect it: done, or connectState tells how that goes. from is the address
-// it leaves from; the zero value leaves that to the host's routes. The error is a *dialError.
-func startDial(from netip.Addr, dst netip.AddrPort, tos uint8) (fd int, done bool, err error) {
+// startDial makes a non-blocking socket and starts to connect it: done, or connectState tells how that goes. The error is a *dialError.
+func startDial(from egress, dst netip.AddrPort, tos uint8) (fd int, done bool, err error) {
 	v4 := dst.Addr().Is4()
 	family := unix.AF_INET6
 	if v4 {
@@ -116,7 +115,7 @@ func withICMP(fd int, err error, dst netip.AddrPort) *dialError {
 
 // dialHost connects to dst. It does what net.Dialer does, but keeps the socket after a failure to read the ICMP error that
 // caused it.
-func dialHost(ctx context.Context, from netip.Addr, dst netip.AddrPort, tos uint8) (*hostConn, error) {
+func dialHost(ctx context.Context, from egress, dst netip.AddrPort, tos uint8) (*hostConn, error) {
 	fd, done, err := startDial(from, dst, tos)
 	if err != nil {
 		return nil, err
@@ -153,9 +152,32 @@ func dialHost(ctx context.Context, from netip.Addr, dst netip.AddrPort, tos uint
 	return h, nil
 }
 
-// bindSource binds fd to an address and leaves the port to connect, which then may use one again for another
-// destination (ip(7), IP_BIND_ADDRESS_NO_PORT).
-func bindSource(fd int, from netip.Addr) error {
+// egress is how packets leave the host. The zero value leaves that to its routes.
+type egress struct {
+	addr  netip.Addr
+	index int // of an interface
+}
+
+// egressTo is that of packets to dst: what is sent to the host's loopback stays there.
+func (a *Addresses) egressTo(dst netip.Addr) egress {
+	switch {
+	case dst.IsLoopback():
+		return egress{}
+	case dst.Is4():
+		return egress{a.Source4, a.Interface4}
+	}
+	return egress{a.Source6, a.Interface6}
+}
+
+// bindSource binds fd to an interface, and to an address but for the port, which connect chooses and then may use again
+// for another destination (ip(7), IP_BIND_ADDRESS_NO_PORT).
+func bindSource(fd int, way egress) error {
+	if way.index != 0 {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, way.index); err != nil {
+			return err
+		}
+	}
+	from := way.addr
 	if !from.IsValid() {
 		return nil
 	}

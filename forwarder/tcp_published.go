@@ -93,6 +93,10 @@ func (p *PublishedTCP) acceptLoop() {
 			p.pause()
 			continue
 		}
+		if l := p.t.cfg.Loopback; l != nil && client.Addr().IsLoopback() && !p.to.Addr().IsValid() {
+			l.Serve(fd, client.Addr().Is6(), p.to.Port())
+			continue
+		}
 		if k := p.t.kernel; k != nil && k.serve(fd, client, p) {
 			continue
 		}
@@ -160,7 +164,8 @@ func (t *Streams) dialGuest(client, to netip.AddrPort) (*stack.Conn, error) {
 	defer t.clients.Add(-1)
 	ctx, cancel := context.WithTimeout(t.ctx, guestDialTimeout)
 	defer cancel()
-	guest, gateway, otherGuest, otherGateway := t.cfg.Guest4, t.cfg.Gateway4, t.cfg.Guest6, t.cfg.Gateway6
+	now := t.addrs.Load()
+	guest, gateway, otherGuest, otherGateway := now.Guest4, now.Gateway4, now.Guest6, now.Gateway6
 	if client.Addr().Is6() {
 		guest, gateway, otherGuest, otherGateway = otherGuest, otherGateway, guest, gateway
 	}

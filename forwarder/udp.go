@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -106,6 +107,7 @@ func (e *Error) Unwrap() error { return e.Err }
 // All methods may be called from any goroutine.
 type Datagrams struct {
 	cfg        DatagramsConfig
+	addrs      atomic.Pointer[Addresses] // those of cfg, or of SetAddresses
 	log        *slog.Logger
 	now        func() time.Duration // since some fixed moment; monotonic
 	maxSockets int
@@ -132,6 +134,7 @@ func NewDatagrams(cfg DatagramsConfig) (*Datagrams, error) {
 func newDatagrams(cfg DatagramsConfig, now func() time.Duration) (*Datagrams, error) {
 	x := &Datagrams{cfg: cfg, log: cfg.Logger, now: now, maxSockets: cfg.MaxSockets, maxFlows: maxFlows,
 		maxPeers: maxFlowsPerSocket, stop: make(chan struct{}), localPorts: localPortRange()}
+	x.addrs.Store(&Addresses{Gateway4: cfg.Gateway4, Gateway6: cfg.Gateway6, Source4: cfg.Source4, Source6: cfg.Source6})
 	if x.log == nil {
 		x.log = slog.New(slog.DiscardHandler)
 	}
@@ -271,8 +274,26 @@ func (x *Datagrams) tellUDP(f stack.Flow, payload []byte, e stack.ICMPError) {
 	}
 }
 
+// SetAddresses replaces the gateways' addresses and the sources, and ends the flows that the policy, which was changed before, no longer
+// leads where they go.
+func (x *Datagrams) SetAddresses(a Addresses) {
+	x.addrs.Store(&a)
+	x.mu.Lock()
+	defer x.unlock()
+	for key, f := range x.flows {
+		if f.s.pub != nil || key.proto != protoUDP {
+			continue
+		}
+		v := x.cfg.Policy.Judge(policy.UDP, key.guest, key.remote)
+		if v.Action != policy.Allow || v.Dst != f.peer && v.Alt != f.peer || (egress{f.local, int(f.scope)}) != x.source(f.peer.Addr()) {
+			x.removeFlow(f)
+		}
+	}
+}
+
 func (x *Datagrams) isGateway(a netip.Addr) bool {
-	return a.IsValid() && (a == x.cfg.Gateway4 || a == x.cfg.Gateway6)
+	now := x.addrs.Load()
+	return a.IsValid() && (a == now.Gateway4 || a == now.Gateway6)
 }
 
 func (x *Datagrams) isDNS(dst netip.AddrPort) bool {

@@ -56,6 +56,30 @@ func (p *UDPPort) Close() error {
 	return nil
 }
 
+// SetGuests leads the port to other addresses of the guest, of the families that the port has. Clients of an address that is
+// no more begin again.
+func (p *UDPPort) SetGuests(guest4, guest6 netip.Addr) {
+	p.x.mu.Lock()
+	defer p.x.unlock()
+	for _, g := range []struct {
+		at  *netip.AddrPort
+		now netip.Addr
+	}{{&p.cfg.Guest4, guest4}, {&p.cfg.Guest6, guest6}} {
+		if g.at.IsValid() && g.now.IsValid() {
+			*g.at = netip.AddrPortFrom(g.now, g.at.Port())
+		}
+	}
+	var stale []*datagramFlow
+	for e := p.s.flows.Front(); e != nil; e = e.Next() {
+		if f := e.Value.(*datagramFlow); f.key.guest != p.cfg.Guest4 && f.key.guest != p.cfg.Guest6 {
+			stale = append(stale, f)
+		}
+	}
+	for _, f := range stale {
+		p.x.removeFlow(f)
+	}
+}
+
 // ListenUDP publishes a port. The error is an *Error that wraps the errno of bind (EADDRINUSE, EACCES for a privileged
 // port, EADDRNOTAVAIL).
 func (x *Datagrams) ListenUDP(l UDPListen) (*UDPPort, error) {
@@ -261,8 +285,8 @@ func (x *Datagrams) clientKey(p *UDPPort, guest, from netip.AddrPort) (flowKey, 
 	}
 	a := from.Addr()
 	if alias {
-		if a = x.cfg.Gateway4; guest.Addr().Is6() {
-			a = x.cfg.Gateway6
+		if a = x.addrs.Load().Gateway4; guest.Addr().Is6() {
+			a = x.addrs.Load().Gateway6
 		}
 		if !a.IsValid() {
 			return key, false

@@ -115,7 +115,7 @@ func (s *socket) sendMany(t *target, b []byte, size int, o sendOptions) int {
 	defer manyPool.Put(m)
 	name := m.name.set(t.peer, s.v6, t.scope)
 	m.oob.n = 0
-	if t.local.IsValid() {
+	if t.local.IsValid() || t.scope != 0 {
 		m.oob.addLocal(t.local, t.scope, s.v6)
 	}
 	n := min(len(b)/size, maxSegments)

@@ -163,7 +163,7 @@ func (s *socket) send(t *target, head, body []byte, gso uint16, o sendOptions) e
 	if gso > 0 {
 		binary.NativeEndian.PutUint16(oob.add(unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2), gso)
 	}
-	if t.local.IsValid() {
+	if t.local.IsValid() || t.scope != 0 {
 		oob.addLocal(t.local, t.scope, s.v6)
 	}
 	if oob.n > 0 {
@@ -270,14 +270,21 @@ func (c *controlBuffer) add(level, typ int32, size int) []byte {
 	return data
 }
 
-// addLocal makes the packet leave from local (ip(7) IP_PKTINFO, ipv6(7) IPV6_PKTINFO).
+// addLocal makes the packet leave from local, unless that is the zero value, and by the interface scope, unless that is 0
+// (ip(7) IP_PKTINFO, ipv6(7) IPV6_PKTINFO).
 func (c *controlBuffer) addLocal(local netip.Addr, scope uint32, v6 bool) {
 	if !v6 {
-		info := unix.Inet4Pktinfo{Spec_dst: local.As4()}
+		info := unix.Inet4Pktinfo{Ifindex: int32(scope)}
+		if local.IsValid() {
+			info.Spec_dst = local.As4()
+		}
 		copy(c.add(unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo), (*[unix.SizeofInet4Pktinfo]byte)(unsafe.Pointer(&info))[:])
 		return
 	}
-	info := unix.Inet6Pktinfo{Addr: local.As16(), Ifindex: scope}
+	info := unix.Inet6Pktinfo{Ifindex: scope}
+	if local.IsValid() {
+		info.Addr = local.As16()
+	}
 	copy(c.add(unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, unix.SizeofInet6Pktinfo), (*[unix.SizeofInet6Pktinfo]byte)(unsafe.Pointer(&info))[:])
 }
 

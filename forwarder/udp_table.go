@@ -41,7 +41,7 @@ type target struct {
 	s       *socket
 	peer    netip.AddrPort
 	local   netip.Addr // the address to send from; zero: the kernel chooses
-	scope   uint32     // interface of a link-local peer
+	scope   uint32     // interface of a link-local peer, or by which packets shall leave; 0: any
 	gateway bool       // the destination is ours: no hop lies between
 	link    int        // MTU of the host's link towards peer; 0: not known
 	single  bool       // the host's link takes no trains
@@ -145,21 +145,14 @@ func (x *Datagrams) open(key flowKey, v policy.Verdict, pkts, bytes int) (target
 	if f := x.flows[key]; f != nil { // another goroutine was faster
 		return f.target, nil
 	}
-	f := &datagramFlow{key: key, alt: v.Alt, target: target{s: s, peer: v.Dst, local: x.source(v.Dst.Addr()), gateway: v.Gateway}, outPkts: uint64(pkts), outBytes: uint64(bytes)}
+	way := x.source(v.Dst.Addr())
+	f := &datagramFlow{key: key, alt: v.Alt, target: target{s: s, peer: v.Dst, local: way.addr, scope: uint32(way.index), gateway: v.Gateway}, outPkts: uint64(pkts), outBytes: uint64(bytes)}
 	x.insert(f, now)
 	return f.target, nil
 }
 
-// source is where packets to dst leave the host.
-func (x *Datagrams) source(dst netip.Addr) netip.Addr {
-	switch {
-	case dst.IsLoopback():
-		return netip.Addr{}
-	case dst.Is4():
-		return x.cfg.Source4
-	}
-	return x.cfg.Source6
-}
+// source is how packets to dst leave the host.
+func (x *Datagrams) source(dst netip.Addr) egress { return x.addrs.Load().egressTo(dst) }
 
 func openFailure(proto uint8, err error) DropReason {
 	switch {

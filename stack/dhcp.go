@@ -19,6 +19,12 @@ var limitedBroadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 // dhcpLease: the address is the guest's for as long as the network lives; clients renew at half of it.
 const dhcpLease = 24 * time.Hour
 
+// dhcpHostLease is that of an address of the host's: see Config.lease.
+const dhcpHostLease = 10 * time.Minute
+
+// fqdnEncoded is the flag of option 81 for a name in the encoding of DNS (RFC 4702 2.1).
+const fqdnEncoded = 0x04
+
 const (
 	dhcpClientPort = 68
 
@@ -29,7 +35,7 @@ const (
 // handleDHCP answers a DHCPv4 client (RFC 2131). There is one address to give, so there is no state: DISCOVER is
 // offered it, REQUEST and INFORM for it are acknowledged, a REQUEST for another is refused.
 func (s *Stack) handleDHCP(p *port, d *Datagram) {
-	if !s.cfg.Guest4.IsValid() || s.cfg.NoDHCP {
+	if !s.config().Guest4.IsValid() || s.config().NoDHCP {
 		s.stats.drop(DropDHCP)
 		return
 	}
@@ -38,7 +44,7 @@ func (s *Stack) handleDHCP(p *port, d *Datagram) {
 		s.stats.drop(DropDHCP)
 		return
 	}
-	gw, guest := net.IP(s.cfg.Gateway4.AsSlice()), net.IP(s.cfg.Guest4.AsSlice())
+	gw, guest := net.IP(s.config().Gateway4.AsSlice()), net.IP(s.config().Guest4.AsSlice())
 	if id := req.ServerIdentifier(); id != nil && !id.Equal(gw) && !id.IsUnspecified() {
 		return // the client took another server's offer
 	}
@@ -61,15 +67,15 @@ func (s *Stack) handleDHCP(p *port, d *Datagram) {
 	mods := []dhcpv4.Modifier{dhcpv4.WithMessageType(kind), dhcpv4.WithServerIP(gw), dhcpv4.WithOption(dhcpv4.OptServerIdentifier(gw))}
 	if kind != dhcpv4.MessageTypeNak {
 		mods = append(mods,
-			dhcpv4.WithNetmask(net.CIDRMask(s.cfg.Subnet4.Bits(), 32)),
+			dhcpv4.WithNetmask(net.CIDRMask(s.config().Subnet4.Bits(), 32)),
 			dhcpv4.WithRouter(gw),
-			dhcpv4.WithOption(dhcpv4.Option{Code: dhcpv4.OptionInterfaceMTU, Value: dhcpv4.Uint16(s.cfg.MTU)}),
+			dhcpv4.WithOption(dhcpv4.Option{Code: dhcpv4.OptionInterfaceMTU, Value: dhcpv4.Uint16(s.config().MTU)}),
 		)
 		if req.MessageType() != dhcpv4.MessageTypeInform {
-			mods = append(mods, dhcpv4.WithYourIP(guest), dhcpv4.WithLeaseTime(uint32(dhcpLease/time.Second)))
+			mods = append(mods, dhcpv4.WithYourIP(guest), dhcpv4.WithLeaseTime(uint32(s.config().lease()/time.Second)))
 		}
 		var dns []net.IP
-		for _, a := range s.cfg.DNS {
+		for _, a := range s.config().DNS {
 			if a.Is4() {
 				dns = append(dns, a.AsSlice())
 			}
@@ -77,9 +83,12 @@ func (s *Stack) handleDHCP(p *port, d *Datagram) {
 		if len(dns) > 0 {
 			mods = append(mods, dhcpv4.WithDNS(dns...))
 		}
-		if s.cfg.Hostname != "" {
-			mods = append(mods, dhcpv4.WithOption(dhcpv4.OptHostName(s.cfg.Hostname)))
+		if s.config().Hostname != "" {
+			mods = append(mods, dhcpv4.WithOption(dhcpv4.OptHostName(s.config().Hostname)))
 		}
+	}
+	if name := encodeName(s.config().FQDN); name != nil && kind != dhcpv4.MessageTypeNak {
+		mods = append(mods, dhcpv4.WithOption(dhcpv4.Option{Code: dhcpv4.OptionFQDN, Value: dhcpv4.OptionGeneric{Data: append([]byte{fqdnEncoded, 255, 255}, name...)}}))
 	}
 	resp, err := dhcpv4.NewReplyFromRequest(req, mods...)
 	if err != nil {
@@ -87,30 +96,30 @@ func (s *Stack) handleDHCP(p *port, d *Datagram) {
 		return
 	}
 	body := resp.ToBytes()
-	if kind != dhcpv4.MessageTypeNak && len(s.cfg.SearchDomains) > 0 {
-		resp.UpdateOption(dhcpv4.OptDomainSearch(&rfc1035label.Labels{Labels: s.cfg.SearchDomains}))
+	if kind != dhcpv4.MessageTypeNak && len(s.config().SearchDomains) > 0 {
+		resp.UpdateOption(dhcpv4.OptDomainSearch(&rfc1035label.Labels{Labels: s.config().SearchDomains}))
 		if longer := resp.ToBytes(); len(longer) <= dhcpMaxMessage { // the only list of any length: all or nothing
 			body = longer
 		}
 	}
-	if header.IPv4MinimumSize+udpLen+len(body) > s.cfg.MTU {
+	if header.IPv4MinimumSize+udpLen+len(body) > s.config().MTU {
 		s.stats.drop(DropDHCP)
 		return
 	}
 	// To the client's own MAC. By IP broadcast while it may not have the address yet; a client that renews its lease
 	// listens on its address only (RFC 2131 4.1).
 	to := limitedBroadcast
-	if a, ok := netip.AddrFromSlice(req.ClientIPAddr.To4()); ok && kind == dhcpv4.MessageTypeAck && s.cfg.Subnet4.Contains(a) {
+	if a, ok := netip.AddrFromSlice(req.ClientIPAddr.To4()); ok && kind == dhcpv4.MessageTypeAck && s.config().Subnet4.Contains(a) {
 		to = a
 	}
 	hdr := make([]byte, ethLen+header.IPv4MinimumSize+udpLen)
 	copy(hdr[0:6], req.ClientHWAddr)
-	s.ipv4Header(hdr[ethLen:], s.cfg.Gateway4, to, protoUDP, 0, 0, udpLen+len(body), 0)
+	s.ipv4Header(hdr[ethLen:], s.config().Gateway4, to, protoUDP, 0, 0, udpLen+len(body), 0)
 	u := hdr[ethLen+header.IPv4MinimumSize:]
 	binary.BigEndian.PutUint16(u[0:], dhcpServerPort)
 	binary.BigEndian.PutUint16(u[2:], dhcpClientPort)
 	binary.BigEndian.PutUint16(u[4:], uint16(udpLen+len(body)))
-	sum := checksum.Checksum(u, pseudoSumAddr(s.cfg.Gateway4, to, protoUDP, udpLen+len(body)))
+	sum := checksum.Checksum(u, pseudoSumAddr(s.config().Gateway4, to, protoUDP, udpLen+len(body)))
 	binary.BigEndian.PutUint16(u[6:], udpChecksum(checksum.Checksum(body, sum)))
 	_ = p.writeFrame(tap.Header{}, header.IPv4ProtocolNumber, hdr, body)
 }

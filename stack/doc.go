@@ -13,7 +13,7 @@
 //     the checksum nobody has looked at.
 //   - ICMP echo requests for the gateway are answered here; those for others go to the Handler. Errors go to whom they
 //     concern. Nothing is ever answered on behalf of somebody else.
-//   - ARP, neighbour and router discovery and DHCPv4 are answered here, for the gateway's own addresses.
+//   - ARP, neighbour and router discovery, DHCPv4 and DHCPv6 are answered here, for the gateway's own addresses.
 //
 // The other direction is on the sender's goroutine: netstack's packets, and datagrams of WriteUDP, become a frame and
 // one system call.

@@ -258,7 +258,7 @@ func (s *Stack) writeError(ip []byte, e ICMPError) error {
 		m = append(m, ip[:min(len(ip), quote4)]...)
 		from := e.From
 		if !from.Is4() {
-			from = s.cfg.Gateway4
+			from = s.config().Gateway4
 		}
 		return s.writeICMP(from, netip.AddrFrom4([4]byte(ip[12:16])), 0, 0, m)
 	}
@@ -266,7 +266,7 @@ func (s *Stack) writeError(ip []byte, e ICMPError) error {
 	m = append(m, ip[:min(len(ip), quote6)]...)
 	from := e.From
 	if !from.Is6() || from.Is4In6() {
-		from = s.cfg.Gateway6
+		from = s.config().Gateway6
 	}
 	return s.writeICMP(from, netip.AddrFrom16([16]byte(ip[8:24])), 0, 0, m)
 }

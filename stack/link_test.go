@@ -61,7 +61,8 @@ func TestForgedAddressesDoNotDivertAFlow(t *testing.T) {
 }
 
 func TestGuestMayChangeItsAddressAndBack(t *testing.T) {
-	s := &Stack{cfg: Config{Subnet4: netip.MustParsePrefix("10.0.2.0/24")}}
+	s := new(Stack)
+	s.cfg.Store(&Config{Subnet4: netip.MustParsePrefix("10.0.2.0/24")})
 	s.ports.Store(&[]*port{})
 	p := newPort(s, nettest.NewFakeDevice(noOffload()), guestMAC)
 	other := net.HardwareAddr{2, 1, 1, 1, 1, 1}

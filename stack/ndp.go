@@ -36,34 +36,43 @@ const (
 	raRouterLifetime  = 1800
 	raPrefixValid     = 86400
 	raPrefixPreferred = 14400
+	// raManaged says that there is DHCPv6.
+	raManaged = 0x80
+	// raPrefixRetired is the shortest valid lifetime that a guest believes (RFC 4862 5.5.3 e).
+	raPrefixRetired = 7200
 )
 
 var allNodes = netip.MustParseAddr("ff02::1")
 
 func (p *port) receiveNDP(k *packet) {
 	s := p.s
-	if k.ttl != ndpHopLimit || k.payload[1] != 0 {
+	if k.ttl != ndpHopLimit || k.payload[1] != 0 || s.config().NoNDP {
 		s.stats.drop(DropNDP)
 		return
 	}
 	switch k.payload[0] {
 	case ndpRouterSolicit:
-		if s.cfg.NoRA {
+		if s.config().NoRA {
 			return
 		}
 		to := k.src
 		if to.IsUnspecified() {
 			to = allNodes
 		}
-		s.advertise(p, to)
+		s.advertise(p, to, netip.Prefix{})
 	case ndpNeighborSolicit:
 		if len(k.payload) < icmpLen+16 {
 			s.stats.drop(DropNDP)
 			return
 		}
 		target := netip.AddrFrom16([16]byte(k.payload[icmpLen : icmpLen+16]))
-		if !s.isNeighbour(target) || target.IsLinkLocalUnicast() && !s.isGateway(target) && !slices.Contains(s.cfg.Local, target) {
+		// A guest asks for an address of its own only when it does not bear it, and then the host's is meant.
+		known := s.isNeighbour(target) || s.config().HostAddresses && slices.Contains(s.config().Guests, target)
+		if !known || target.IsLinkLocalUnicast() && !s.isGateway(target) && !slices.Contains(s.config().Local, target) {
 			return // about another address of the link: not ours to answer
+		}
+		if k.src.IsUnspecified() && !s.isGateway(target) && !slices.Contains(s.config().Local, target) {
+			return // the guest tries an address of its own making: nobody it could meet has it
 		}
 		s.answerSolicit(p, k.src, target)
 	}
@@ -92,7 +101,7 @@ func (s *Stack) advertiseLoop(p *port) {
 	t := time.NewTicker(raInterval)
 	defer t.Stop()
 	for {
-		s.advertise(p, allNodes)
+		s.advertise(p, allNodes, netip.Prefix{})
 		select {
 		case <-t.C:
 		case <-p.done:
@@ -101,28 +110,27 @@ func (s *Stack) advertiseLoop(p *port) {
 	}
 }
 
-func (s *Stack) advertise(p *port, to netip.Addr) {
+// advertise tells of the router. A guest that has made an address of a retired prefix shall not use it for anything new.
+func (s *Stack) advertise(p *port, to netip.Addr, retired netip.Prefix) {
 	m := make([]byte, 16, 160)
 	m[0] = ndpRouterAdvert
 	m[4] = defaultTTL
+	if s.config().DHCPv6 {
+		m[5] = raManaged
+	}
 	binary.BigEndian.PutUint16(m[6:], raRouterLifetime)
 	m = append(m, optSourceLinkAddr, 1)
 	m = append(m, s.mac[:]...)
 	m = append(m, optMTU, 1, 0, 0)
-	m = binary.BigEndian.AppendUint32(m, uint32(s.cfg.MTU))
-	if s.cfg.Subnet6.IsValid() {
-		flags := byte(0x80) // on-link
-		if s.cfg.Subnet6.Bits() == 64 {
-			flags |= 0x40 // autonomous: RFC 4862 5.5.3 takes no other length
-		}
-		m = append(m, optPrefix, 4, byte(s.cfg.Subnet6.Bits()), flags)
-		m = binary.BigEndian.AppendUint32(m, raPrefixValid)
-		m = binary.BigEndian.AppendUint32(m, raPrefixPreferred)
-		a := s.cfg.Subnet6.Masked().Addr().As16()
-		m = append(append(m, 0, 0, 0, 0), a[:]...)
+	m = binary.BigEndian.AppendUint32(m, uint32(s.config().MTU))
+	if subnet := s.config().Subnet6; subnet.IsValid() {
+		m = appendPrefix(m, subnet, raPrefixValid, raPrefixPreferred)
+	}
+	if retired.IsValid() {
+		m = appendPrefix(m, retired, raPrefixRetired, 0)
 	}
 	var dns []byte
-	for _, d := range s.cfg.DNS {
+	for _, d := range s.config().DNS {
 		if d.Is6() {
 			a := d.As16()
 			dns = append(dns, a[:]...)
@@ -133,35 +141,60 @@ func (s *Stack) advertise(p *port, to netip.Addr) {
 		m = binary.BigEndian.AppendUint32(m, raRouterLifetime)
 		m = append(m, dns...)
 	}
-	if names := encodeNames(s.cfg.SearchDomains); len(names) > 0 {
+	if names := encodeNames(s.config().SearchDomains); len(names) > 0 {
 		m = append(m, optDNSSL, byte(1+len(names)/8), 0, 0)
 		m = binary.BigEndian.AppendUint32(m, raRouterLifetime)
 		m = append(m, names...)
 	}
-	s.writeNDP(p, s.ll6, to, m)
+	s.writeNDP(p, s.router6(), to, m)
+}
+
+// router6 is the link-local address that the guest's default route has: the gateway's where it is of that kind.
+func (s *Stack) router6() netip.Addr {
+	if g := s.config().Gateway6; g.IsLinkLocalUnicast() {
+		return g
+	}
+	return s.ll6
+}
+
+// appendPrefix writes the option for a prefix that is on the link.
+func appendPrefix(m []byte, prefix netip.Prefix, valid, preferred uint32) []byte {
+	flags := byte(0x80) // on-link
+	if prefix.Bits() == 64 {
+		flags |= 0x40 // autonomous: RFC 4862 5.5.3 takes no other length
+	}
+	m = append(m, optPrefix, 4, byte(prefix.Bits()), flags)
+	m = binary.BigEndian.AppendUint32(m, valid)
+	m = binary.BigEndian.AppendUint32(m, preferred)
+	a := prefix.Masked().Addr().As16()
+	return append(append(m, 0, 0, 0, 0), a[:]...)
 }
 
 // encodeNames writes domains as RFC 8106 5.2 wants them: uncompressed labels, padded to eight bytes. Names that do not
 // fit the format are left out.
 func encodeNames(domains []string) []byte {
 	var b []byte
-next:
 	for _, d := range domains {
-		var n []byte
-		for l := range strings.SplitSeq(strings.TrimSuffix(d, "."), ".") {
-			if l == "" || len(l) > 63 {
-				continue next
-			}
-			n = append(append(n, byte(len(l))), l...)
-		}
-		if len(b)+len(n)+1 <= 240 {
-			b = append(append(b, n...), 0)
+		if n := encodeName(d); len(b)+len(n) <= 240 {
+			b = append(b, n...)
 		}
 	}
 	for len(b)%8 != 0 {
 		b = append(b, 0)
 	}
 	return b
+}
+
+// encodeName writes a domain as labels; nil if it is none.
+func encodeName(domain string) []byte {
+	var n []byte
+	for l := range strings.SplitSeq(strings.TrimSuffix(domain, "."), ".") {
+		if l == "" || len(l) > 63 {
+			return nil
+		}
+		n = append(append(n, byte(len(l))), l...)
+	}
+	return append(n, 0)
 }
 
 // writeNDP sends m with hop limit 255. A multicast destination gets its Ethernet address (RFC 2464 7).

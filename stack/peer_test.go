@@ -34,7 +34,7 @@ func (b *bench) peer() *peer {
 		NetworkProtocols:   []gstack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
 		TransportProtocols: []gstack.TransportProtocolFactory{tcp.NewProtocol},
 	})}
-	ep := channel.New(4096, uint32(b.s.cfg.MTU), "")
+	ep := channel.New(4096, uint32(b.s.config().MTU), "")
 	ep.LinkEPCapabilities = gstack.CapabilityRXChecksumOffload // verified by parse
 	if err := p.ns.CreateNIC(1, ep); err != nil {
 		b.Fatal(err)

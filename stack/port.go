@@ -107,7 +107,7 @@ func (p *port) owns(a netip.Addr) bool {
 // was made with is believed at once, another when the one in use has been silent.
 func (p *port) learn(src netip.Addr, mac []byte) {
 	s := p.s
-	if !s.cfg.Subnet4.Contains(src) && !s.cfg.Subnet6.Contains(src) && !(src.Is6() && src.IsLinkLocalUnicast()) ||
+	if !s.config().Subnet4.Contains(src) && !s.config().Subnet6.Contains(src) && !(src.Is6() && src.IsLinkLocalUnicast()) ||
 		s.isGateway(src) || mac[0]&1 != 0 {
 		return
 	}
@@ -228,17 +228,17 @@ func (p *port) receive(f *tap.Frame, r *rx) (taken bool) {
 	}
 	switch binary.BigEndian.Uint16(b[12:14]) {
 	case uint16(header.IPv4ProtocolNumber):
-		if !s.cfg.Gateway4.IsValid() {
+		if !s.config().Gateway4.IsValid() {
 			break
 		}
 		return p.receive4(f, b, r)
 	case uint16(header.IPv6ProtocolNumber):
-		if !s.cfg.Gateway6.IsValid() {
+		if !s.config().Gateway6.IsValid() {
 			break
 		}
 		return p.receive6(f, b, r)
 	case uint16(header.ARPProtocolNumber):
-		if !s.cfg.Gateway4.IsValid() {
+		if !s.config().Gateway4.IsValid() {
 			break
 		}
 		p.receiveARP(b)

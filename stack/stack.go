@@ -45,7 +45,7 @@ const (
 	closePace = 5 * time.Millisecond
 )
 
-// Config describes a gateway. Immutable after New.
+// Config describes a gateway. After New it is changed by SetAddresses only.
 type Config struct {
 	// Gateway4 and Gateway6 are the gateway's own addresses; an invalid address turns the family off.
 	Gateway4, Gateway6 netip.Addr
@@ -53,7 +53,9 @@ type Config struct {
 	Subnet4, Subnet6 netip.Prefix
 	// Guest4 is what the DHCPv4 server hands out; invalid: it stays silent.
 	Guest4 netip.Addr
-	// DNS is announced by DHCPv4 and RA (RDNSS).
+	// Guest6 is what the DHCPv6 server hands out; invalid: it stays silent.
+	Guest6 netip.Addr
+	// DNS is announced by DHCP and RA (RDNSS).
 	DNS []netip.Addr
 	// Local are the addresses that answer ARP, neighbour discovery and ping besides the gateway's.
 	Local []netip.Addr
@@ -64,10 +66,14 @@ type Config struct {
 	Guests []netip.Addr
 	// NoDHCP and NoRA keep silent where a guest asks for its configuration, and unasked.
 	NoDHCP, NoRA bool
-	// SearchDomains go into DHCPv4 answers and RAs.
+	// DHCPv6 has a guest that asks for it configured by DHCPv6, and RAs say so.
+	DHCPv6 bool
+	// NoNDP answers no neighbour or router solicitation.
+	NoNDP bool
+	// SearchDomains go into DHCP answers and RAs.
 	SearchDomains []string
-	// Hostname goes into DHCPv4 answers.
-	Hostname string
+	// Hostname goes into DHCPv4 answers, and FQDN into those of both.
+	Hostname, FQDN string
 	// MAC is the gateway's link address; nil means one derived from Gateway4.
 	MAC net.HardwareAddr
 	// MTU of the link in bytes without the Ethernet header.
@@ -83,7 +89,7 @@ type Config struct {
 // Stack is the gateway of one network: netstack for TCP, own code for everything else.
 // All methods may be called from any goroutine.
 type Stack struct {
-	cfg        Config
+	cfg        atomic.Pointer[Config] // see config
 	log        *slog.Logger
 	ns         *gstack.Stack
 	link       *link
@@ -115,7 +121,8 @@ func New(cfg Config) (*Stack, error) {
 	if !cfg.Gateway4.IsValid() && !cfg.Gateway6.IsValid() {
 		return nil, errors.New("stack: neither IPv4 nor IPv6 gateway address given")
 	}
-	s := &Stack{cfg: cfg, log: cfg.Logger, handler: cfg.Handler, done: make(chan struct{})}
+	s := &Stack{log: cfg.Logger, handler: cfg.Handler, done: make(chan struct{})}
+	s.cfg.Store(&cfg)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -163,7 +170,7 @@ func New(cfg Config) (*Stack, error) {
 
 // setUp makes netstack's one NIC.
 func (s *Stack) setUp(routes []tcpip.Route) error {
-	cfg := &s.cfg
+	cfg := s.config()
 	if err := s.tune(); err != nil {
 		return err
 	}
@@ -198,6 +205,35 @@ func (s *Stack) tune() error {
 // SetHandler sets who receives what guests start. It must be called before the first AddPort.
 func (s *Stack) SetHandler(h Handler) { s.handler = h }
 
+// config is what is true now. It is not changed in place.
+func (s *Stack) config() *Config { return s.cfg.Load() }
+
+// SetAddresses takes the addresses and names of c, that is everything from Gateway4 to FQDN but for the switches, while the gateway runs; the rest of
+// c is ignored. A family that was off stays off, and one that was on has to have a gateway. What is connected stays so.
+func (s *Stack) SetAddresses(c Config) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.config()
+	if old.Gateway4.IsValid() != c.Gateway4.IsValid() || old.Gateway6.IsValid() != c.Gateway6.IsValid() {
+		return errors.New("stack: a family cannot be turned on or off")
+	}
+	now := *old
+	now.Gateway4, now.Gateway6, now.Subnet4, now.Subnet6 = c.Gateway4, c.Gateway6, c.Subnet4, c.Subnet6
+	now.Guest4, now.Guest6, now.DNS, now.Local, now.Guests, now.SearchDomains, now.Hostname, now.FQDN = c.Guest4, c.Guest6, c.DNS, c.Local, c.Guests, c.SearchDomains, c.Hostname, c.FQDN
+	s.cfg.Store(&now)
+	if s.closed || !now.Gateway6.IsValid() || now.NoRA {
+		return nil
+	}
+	retired := old.Subnet6
+	if retired == now.Subnet6 {
+		retired = netip.Prefix{}
+	}
+	for _, p := range *s.ports.Load() {
+		s.advertise(p, allNodes, retired)
+	}
+	return nil
+}
+
 // MAC is the gateway's link address.
 func (s *Stack) MAC() net.HardwareAddr { return append(net.HardwareAddr(nil), s.mac[:]...) }
 
@@ -224,7 +260,7 @@ func (s *Stack) AddPort(dev tap.Device, guestMAC net.HardwareAddr, onEnd func(er
 			}
 		}
 	})
-	if s.cfg.Gateway6.IsValid() && !s.cfg.NoRA {
+	if s.config().Gateway6.IsValid() && !s.config().NoRA {
 		s.wg.Go(func() { s.advertiseLoop(p) })
 	}
 	return nil
@@ -306,20 +342,20 @@ func (s *Stack) enter() bool {
 
 // isGateway says whether a is an address of the gateway itself.
 func (s *Stack) isGateway(a netip.Addr) bool {
-	return a == s.cfg.Gateway4 || a == s.cfg.Gateway6 || a == s.ll6
+	return a == s.config().Gateway4 || a == s.config().Gateway6 || a == s.ll6
 }
 
 // answersPing says whether an echo request to a is answered here.
 func (s *Stack) answersPing(a netip.Addr) bool {
-	return a == s.ll6 || slices.Contains(s.cfg.Local, a) || !s.cfg.HostAddresses && s.isGateway(a)
+	return a == s.ll6 || slices.Contains(s.config().Local, a) || !s.config().HostAddresses && s.isGateway(a)
 }
 
 // isNeighbour says whether the guest finds a at our hardware address.
 func (s *Stack) isNeighbour(a netip.Addr) bool {
-	if s.isGateway(a) || slices.Contains(s.cfg.Local, a) {
+	if s.isGateway(a) || slices.Contains(s.config().Local, a) {
 		return true
 	}
-	return s.cfg.HostAddresses && !slices.Contains(s.cfg.Guests, a) && !a.IsUnspecified() && !a.IsMulticast()
+	return s.config().HostAddresses && !slices.Contains(s.config().Guests, a) && !a.IsUnspecified() && !a.IsMulticast()
 }
 
 // linkLocal is the modified EUI-64 link-local address of mac (RFC 4291, appendix A).

@@ -86,8 +86,12 @@ func (p *port) receiveUDP(k *packet, collect bool) {
 var datagramPool = sync.Pool{New: func() any { return new(Datagram) }}
 
 func (s *Stack) handleUDP(p *port, d *Datagram) {
-	if d.Dst.Port() == dhcpServerPort && d.Dst.Addr().Is4() && (d.Dst.Addr() == s.cfg.Gateway4 || d.Dst.Addr() == limitedBroadcast) {
+	if d.Dst.Port() == dhcpServerPort && d.Dst.Addr().Is4() && (d.Dst.Addr() == s.config().Gateway4 || d.Dst.Addr() == limitedBroadcast) {
 		s.handleDHCP(p, d)
+		return
+	}
+	if d.Dst.Port() == dhcp6ServerPort && (d.Dst.Addr() == dhcp6Servers || d.Dst.Addr() == s.router6()) {
+		s.handleDHCP6(d)
 		return
 	}
 	if d.Src.Addr().IsUnspecified() {
@@ -160,7 +164,7 @@ func (s *Stack) WriteUDP(d *Datagram) error {
 	if d.Dst.Addr().Is4() {
 		ipLen = header.IPv4MinimumSize
 	}
-	fits := ipLen+udpLen+size <= s.cfg.MTU && total <= min(maxIPv4UDP, size*maxTrain)
+	fits := ipLen+udpLen+size <= s.config().MTU && total <= min(maxIPv4UDP, size*maxTrain)
 	if fits && s.link.csum && p.dev.Info().USO {
 		return s.writeDatagram(p, d, d.Payload, d.More, d.GSOSize)
 	}
@@ -196,7 +200,7 @@ func (s *Stack) writeDatagram(p *port, d *Datagram, payload []byte, more [][]byt
 	if size-udpLen > limit {
 		return ErrTooBig
 	}
-	fragment := gso == 0 && ipLen+size > s.cfg.MTU
+	fragment := gso == 0 && ipLen+size > s.config().MTU
 	t := udpPool.Get().(*udpScratch)
 	defer udpPool.Put(t)
 	clear(t.hdr[:ethLen])
@@ -256,7 +260,7 @@ func (s *Stack) writeFragments(p *port, src, dst netip.Addr, proto, ttl, tos uin
 	defer udpPool.Put(t)
 	clear(t.hdr[:ethLen])
 	total := len(first) + len(rest)
-	if ipLen+total <= s.cfg.MTU {
+	if ipLen+total <= s.config().MTU {
 		hdr := t.hdr[:ethLen+ipLen]
 		if v4 {
 			s.ipv4Header(hdr[ethLen:], src, dst, proto, ttl, tos, total, 0)
@@ -271,7 +275,7 @@ func (s *Stack) writeFragments(p *port, src, dst netip.Addr, proto, ttl, tos uin
 	if !v4 {
 		ipLen += fragHdrLen
 	}
-	room := (s.cfg.MTU - ipLen) &^ 7
+	room := (s.config().MTU - ipLen) &^ 7
 	id := s.ipID.Add(1)
 	for off := 0; off < total; off += room {
 		n := min(room, total-off)

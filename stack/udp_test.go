@@ -167,7 +167,7 @@ func (b *bench) reassemble() received {
 			more, off, k.id = field&1 != 0, int(field&^7), binary.BigEndian.Uint32(h[4:])
 			k.proto, k.payload = h[0], h[8:]
 		}
-		if len(k.raw.Bufs[0])-ethLen > b.s.cfg.MTU || off != len(data) || k.flags&flagDF != 0 || more && len(k.payload)%8 != 0 {
+		if len(k.raw.Bufs[0])-ethLen > b.s.config().MTU || off != len(data) || k.flags&flagDF != 0 || more && len(k.payload)%8 != 0 {
 			b.Fatalf("fragment of %d bytes at %d, have %d, flags %#x", len(k.payload), off, len(data), k.flags)
 		}
 		if off == 0 {

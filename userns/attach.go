@@ -110,10 +110,6 @@ func restoreTAP(l *Link, before netlink.Link, file *os.File) (func(), error) {
 		return nil, &Error{Op: "keep " + l.Name, Err: err}
 	}
 	attrs := *before.Attrs()
-	routes := l.Routes
-	for _, g := range l.Gateways {
-		routes = append(routes[:len(routes):len(routes)], Route{Dst: defaultRoute(g), Gateway: g})
-	}
 	return func() {
 		defer unix.Close(fd)
 		_ = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0)
@@ -121,7 +117,7 @@ func restoreTAP(l *Link, before netlink.Link, file *os.File) (func(), error) {
 			return
 		}
 		// An error means that it is not there any more, or that the namespace is going.
-		for _, r := range routes {
+		for _, r := range l.routes() {
 			_ = netlink.RouteDel(&netlink.Route{LinkIndex: attrs.Index, Dst: ipNet(r.Dst), Gw: r.Gateway.AsSlice(), Priority: r.Metric})
 		}
 		for _, g := range l.Gateways {

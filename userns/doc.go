@@ -18,6 +18,12 @@
 //	  <- done | failed{...} -----------------------------
 //	  -- files{...} ------------------------------------>  rewrites resolv.conf and hosts in place
 //	  <- done | failed{...} -----------------------------
+//	  -- relink{addresses,routes,gateways} ------------->  changes those of the uplink
+//	  <- ready{warnings} | failed{...} ------------------
+//	  -- mint ------------------------------------------>  makes sockets as they are asked for
+//	  <- minted + socket pair | failed{...} -------------
+//	  -- listen{proto,ports} --------------------------->  sockets on lo
+//	  <- listening{errnos} + fds | failed{...} ----------
 //	  <- exited{code} -----------------------------------  CMD ended, every descendant killed and reaped
 //
 // The two talk over a SOCK_SEQPACKET pair. One request is under way at a time and each has one answer; exited alone

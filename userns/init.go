@@ -33,6 +33,7 @@ type initState struct {
 	cmd   int // pid of the command; 0 before it started
 	ready bool
 	away  *diversion
+	link  *Link  // the uplink as it is configured; nil for none
 	leave func() // undoes what an attached namespace must not keep; nil for none
 }
 
@@ -159,6 +160,22 @@ func (s *initState) handle(r request) (answer *message, fds []*os.File, pid int)
 			return &message{Type: msgDiverted}, s.away.out, 0
 		}
 		s.away = nil
+	case r.m.Type == msgRelink && s.ready && s.link != nil:
+		var w warnings
+		if w, err = relink(s.link, r.m.Relink); err == nil {
+			return &message{Type: msgReady, Ready: &readyBody{Warnings: w}}, nil, 0
+		}
+	case r.m.Type == msgMint && s.ready:
+		var f *os.File
+		if f, err = startMinter(); err == nil {
+			return &message{Type: msgMinted}, []*os.File{f}, 0
+		}
+		err = &Error{Op: "mint sockets", Err: err}
+	case r.m.Type == msgListen && s.ready:
+		var errnos []int
+		if fds, errnos, err = listen(r.m.Listen); err == nil {
+			return &message{Type: msgListening, Errnos: errnos}, fds, 0
+		}
 	default:
 		err = &Error{Op: "handshake", Err: fmt.Errorf("%w %q", errProtocol, r.m.Type)}
 	}
@@ -205,6 +222,9 @@ func (s *initState) setup(b *setupBody) (*readyBody, *os.File, error) {
 	// Before anything of the command could cover it.
 	if s.proc, err = openProc(); err != nil {
 		return fail(&Error{Op: "open /proc", Err: err})
+	}
+	if b.Network == NetworkNew || b.Network == NetworkAttach {
+		s.link = &b.Link
 	}
 	switch b.Network {
 	case NetworkNew, NetworkNone:

@@ -20,6 +20,9 @@ const (
 	msgSignal msgType = "signal" // 0 fds
 	msgFiles  msgType = "files"  // 0 fds
 	msgDivert msgType = "divert" // 0 fds
+	msgListen msgType = "listen" // 0 fds
+	msgMint   msgType = "mint"   // 0 fds
+	msgRelink msgType = "relink" // 0 fds; the answer is ready
 
 	msgReady   msgType = "ready"   // 0 or 1 fd
 	msgStarted msgType = "started" // 0 fds
@@ -28,20 +31,26 @@ const (
 	msgExited  msgType = "exited"  // 0 fds
 	// msgDiverted has 4 fds, and with IPv6 5: see diversion.out.
 	msgDiverted msgType = "diverted"
+	msgMinted   msgType = "minted" // 1 fd
+	// msgListening has a descriptor for each 0 of Errnos.
+	msgListening msgType = "listening"
 )
 
 // message is one of the closed set: Type, and the one body that belongs to it.
 type message struct {
-	Type   msgType    `json:"type"`
-	Setup  *setupBody `json:"setup,omitempty"`
-	Run    *runBody   `json:"run,omitempty"`
-	Files  *Files     `json:"files,omitempty"`
-	Divert *Diversion `json:"divert,omitempty"`
-	Signal int        `json:"signal,omitempty"`
-	Ready  *readyBody `json:"ready,omitempty"`
-	Fail   *failBody  `json:"fail,omitempty"`
-	PID    int        `json:"pid,omitempty"`
-	Code   int        `json:"code,omitempty"`
+	Type   msgType     `json:"type"`
+	Setup  *setupBody  `json:"setup,omitempty"`
+	Run    *runBody    `json:"run,omitempty"`
+	Files  *Files      `json:"files,omitempty"`
+	Divert *Diversion  `json:"divert,omitempty"`
+	Listen *listenBody `json:"listen,omitempty"`
+	Relink *Link       `json:"relink,omitempty"`
+	Errnos []int       `json:"errnos,omitempty"`
+	Signal int         `json:"signal,omitempty"`
+	Ready  *readyBody  `json:"ready,omitempty"`
+	Fail   *failBody   `json:"fail,omitempty"`
+	PID    int         `json:"pid,omitempty"`
+	Code   int         `json:"code,omitempty"`
 	// Large is the size in bytes of the message that is meant, which is in a memfd, the last descriptor.
 	Large int `json:"large,omitempty"`
 }
@@ -75,8 +84,8 @@ const (
 	// largeMax bounds a message in a memfd. The kernel takes at most 6 MiB of arguments and environment (fs/exec.c,
 	// bprm_set_stack_limits), which base64 makes 8; hosts files with block lists are a few MiB.
 	largeMax = 16 << 20
-	// maxFDs is the most descriptors of a message: stdin, stdout, stderr and the memfd; those of diverted.
-	maxFDs = 5
+	// maxFDs is the most descriptors of a message: those of listening.
+	maxFDs = listenMost
 )
 
 var errProtocol = errors.New("unexpected message")
@@ -90,7 +99,11 @@ func wantFDs(t msgType) (least, most int, known bool) {
 		return 0, 1, true
 	case msgDiverted:
 		return 4, 5, true
-	case msgSetup, msgSignal, msgFiles, msgDivert, msgStarted, msgDone, msgFailed, msgExited:
+	case msgMinted:
+		return 1, 1, true
+	case msgListening:
+		return 0, listenMost, true
+	case msgSetup, msgSignal, msgFiles, msgDivert, msgListen, msgMint, msgRelink, msgStarted, msgDone, msgFailed, msgExited:
 		return 0, 0, true
 	}
 	return 0, 0, false
@@ -113,7 +126,8 @@ func parseMessage(b []byte) (*message, error) {
 	}
 	if (m.Setup != nil) != (m.Type == msgSetup) || (m.Run != nil) != (m.Type == msgRun) ||
 		(m.Files != nil) != (m.Type == msgFiles) || (m.Ready != nil) != (m.Type == msgReady) ||
-		(m.Divert != nil) != (m.Type == msgDivert) || (m.Fail != nil) != (m.Type == msgFailed) {
+		(m.Divert != nil) != (m.Type == msgDivert) || (m.Listen != nil) != (m.Type == msgListen) || (m.Relink != nil) != (m.Type == msgRelink) ||
+		(m.Errnos != nil) != (m.Type == msgListening) || (m.Fail != nil) != (m.Type == msgFailed) {
 		return nil, fmt.Errorf("%w: %q with another body", errProtocol, m.Type)
 	}
 	return m, nil
@@ -240,11 +254,22 @@ func (s *socket) receive() (m *message, fds []*os.File, pid int, err error) {
 			m, fds = nil, nil
 		}
 	}()
-	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
+	if flags&unix.MSG_TRUNC != 0 {
 		return nil, fds, 0, fmt.Errorf("%w: truncated", errProtocol)
 	}
 	if m, err = parseMessage(s.buf[:n]); err != nil {
 		return nil, fds, 0, err
+	}
+	if flags&unix.MSG_CTRUNC != 0 {
+		if m.Type != msgListening {
+			return nil, fds, 0, fmt.Errorf("%w: truncated", errProtocol)
+		}
+		// We have no room for the descriptors: the ports are not to be had, and that is all.
+		closeAll(fds)
+		fds = nil
+		for i := range m.Errnos {
+			m.Errnos[i] = int(unix.EMFILE)
+		}
 	}
 	if m.Large != 0 {
 		if len(fds) == 0 {

@@ -1,6 +1,7 @@
 package userns
 
 import (
+	"context"
 	"errors"
 	"net"
 	"os"
@@ -12,7 +13,7 @@ import (
 // A Minter keeps a stock of transparent TCP sockets of the namespace. They are made inside, where that is allowed, in
 // batches, before they are needed: a connection then costs no message. Its methods may be called concurrently.
 //
-// The conversation on its socket pair: a packet of two bytes asks, the family (4 or 6) and how many; a packet with the
+// The conversation on its socket pair: a packet of two bytes asks, the kind and how many; a packet with the
 // descriptors answers, with as many as could be made.
 type Minter struct {
 	conn *net.UnixConn
@@ -21,7 +22,7 @@ type Minter struct {
 	batch int // sockets asked for at once; when half of them are left, more are
 
 	mu     sync.Mutex
-	stock  map[byte][]int // by family; guarded by mu
+	stock  map[byte][]int // by kind; guarded by mu
 	busy   map[byte]bool  // a batch is on its way; guarded by mu
 	closed bool           // guarded by mu
 	wg     sync.WaitGroup
@@ -33,7 +34,9 @@ const (
 	mintMost  = 32
 	mintShare = 64
 
-	mint4, mint6 byte = 4, 6
+	// The kinds of sockets: transparent ones of TCP, and of UDP such as anybody can make.
+	mint4, mint6       byte = 4, 6
+	mintUDP4, mintUDP6 byte = 14, 16
 )
 
 // ErrNoSocket is what Get returns while there is nothing in stock: another road must do.
@@ -61,10 +64,21 @@ func newMinter(f *os.File, ipv6 bool) (*Minter, error) {
 
 // Get takes a socket out of stock: non-blocking, transparent, marked. It never waits. The caller closes it.
 func (m *Minter) Get(ipv6 bool) (fd int, err error) {
-	family := mint4
 	if ipv6 {
-		family = mint6
+		return m.get(mint6)
 	}
+	return m.get(mint4)
+}
+
+// GetUDP is Get for a socket of UDP, non-blocking, not bound.
+func (m *Minter) GetUDP(ipv6 bool) (fd int, err error) {
+	if ipv6 {
+		return m.get(mintUDP6)
+	}
+	return m.get(mintUDP4)
+}
+
+func (m *Minter) get(family byte) (fd int, err error) {
 	m.mu.Lock()
 	s := m.stock[family]
 	n := len(s)
@@ -151,6 +165,33 @@ func closeFDs(fds []int) {
 	}
 }
 
+func mintOne(kind byte) (fd int, err error) {
+	switch kind {
+	case mintUDP4:
+		return unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	case mintUDP6:
+		return unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	}
+	return transparentSocket(kind == mint6)
+}
+
+// Mint begins a stock of sockets of the namespace, of TCP and UDP, without a Diversion. Whoever has it closes it.
+func (s *Sandbox) Mint(ctx context.Context, ipv6 bool) (*Minter, error) {
+	r, err := s.request(ctx, &message{Type: msgMint}, msgMinted)
+	if err != nil {
+		return nil, err
+	}
+	m, err := newMinter(r.fds[0], ipv6)
+	if err != nil {
+		return nil, &Error{Op: "mint sockets", Err: err}
+	}
+	m.order(mintUDP4)
+	if ipv6 {
+		m.order(mintUDP6)
+	}
+	return m, nil
+}
+
 // startMinter runs inside. It ends when the supervisor closes the file returned.
 func startMinter() (*os.File, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -172,7 +213,7 @@ func startMinter() (*os.File, error) {
 			if n, err := u.Read(b[:]); err != nil || n != len(b) || b[1] > mintMost {
 				return
 			}
-			batch := mint(b[0] == mint6, int(b[1]))
+			batch := mint(b[0], int(b[1]))
 			var rights []byte
 			if len(batch) > 0 {
 				rights = unix.UnixRights(batch...)
@@ -188,9 +229,9 @@ func startMinter() (*os.File, error) {
 }
 
 // mint makes a batch, or as much of it as there are descriptors for.
-func mint(ipv6 bool, n int) (fds []int) {
+func mint(kind byte, n int) (fds []int) {
 	for range n {
-		fd, err := transparentSocket(ipv6)
+		fd, err := mintOne(kind)
 		if err != nil {
 			break
 		}

@@ -156,6 +156,10 @@ func configureLink(nl *netlink.Handle, l *Link, kind string, w *warnings) error 
 }
 
 func addRoute(nl *netlink.Handle, link netlink.Link, l *Link, r Route) error {
+	return nl.RouteAdd(makeRoute(link, l, r))
+}
+
+func makeRoute(link netlink.Link, l *Link, r Route) *netlink.Route {
 	route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(r.Dst), Priority: r.Metric, MTU: r.MTU}
 	if r.Source.IsValid() {
 		route.Src = r.Source.AsSlice()
@@ -172,7 +176,7 @@ func addRoute(nl *netlink.Handle, link netlink.Link, l *Link, r Route) error {
 			route.Flags = int(netlink.FLAG_ONLINK)
 		}
 	}
-	return nl.RouteAdd(route)
+	return route
 }
 
 // setNeighbour spares the guest the question who the gateway is.

@@ -145,7 +145,7 @@ func (s *Sandbox) read() {
 				s.mu.Unlock()
 				close(s.exited)
 				return // its last word
-			case msgReady, msgStarted, msgDone, msgFailed, msgDiverted:
+			case msgReady, msgStarted, msgDone, msgFailed, msgDiverted, msgListening, msgMinted:
 				select {
 				case s.replies <- reply{m, fds, pid}:
 				default: // the answer before this one was never asked for

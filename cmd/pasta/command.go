@@ -13,14 +13,19 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rootlessnet"
+	"rootlessnet/internal/helper"
 	"rootlessnet/internal/pasta"
 )
 
-// commandVar marks the process that stands in the new namespaces until it becomes the command.
+// commandVar marks the process that stands in the new namespaces until it becomes the command, and has the name that its
+// host gets.
 const commandVar = "ROOTLESSNET_PASTA_COMMAND"
 
 // goFD is where that process is told to go on.
 const goFD = 3
+
+// maxHostname is __NEW_UTS_LEN (include/uapi/linux/utsname.h).
+const maxHostname = 64
 
 // Exit statuses of a command that could not be executed, as a shell has them.
 const (
@@ -39,6 +44,9 @@ func runCommand(o *pasta.Options) (code int, err error) {
 		}
 		argv = []string{shell}
 	}
+	if _, err := helper.Adopt(); err != nil { // what our caller left open is not the command's
+		return exitFailure, err
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return exitFailure, err
@@ -50,7 +58,13 @@ func runCommand(o *pasta.Options) (code int, err error) {
 	cmd := exec.Command("/proc/self/exe", argv...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{r}
-	cmd.Env = append(os.Environ(), commandVar+"=1")
+	hostname := o.Hostname
+	if hostname == "" {
+		if own, err := os.Hostname(); err == nil {
+			hostname = "pasta-" + own
+		}
+	}
+	cmd.Env = append(os.Environ(), commandVar+"="+hostname)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWIPC | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWNS,
 		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}},
@@ -107,7 +121,8 @@ func runCommand(o *pasta.Options) (code int, err error) {
 // commandChild waits, in the new namespaces, until they are connected, and becomes the command. It returns at once in
 // any other process.
 func commandChild() {
-	if os.Getenv(commandVar) == "" {
+	hostname, marked := os.LookupEnv(commandVar)
+	if !marked {
 		return
 	}
 	os.Unsetenv(commandVar)
@@ -119,6 +134,14 @@ func commandChild() {
 	// A /proc of the new pid namespace; where the old one is covered in parts (containers), it has to do.
 	_ = unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, "")
 	_ = unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NOEXEC|unix.MS_NODEV, "")
+	// What the command may do without: a name that tells a shell's prompt from the host's, and ping.
+	if len(hostname) > maxHostname {
+		hostname = hostname[:maxHostname]
+	}
+	if hostname != "" {
+		_ = unix.Sethostname([]byte(hostname))
+	}
+	_ = os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 0"), 0)
 	path, err := exec.LookPath(os.Args[1])
 	if err == nil {
 		err = syscall.Exec(path, os.Args[1:], os.Environ())

@@ -13,8 +13,7 @@
 //
 // # Differences
 //
-// There is no forwarding from the namespace's loopback (-T, -U): "auto", the default, opens nothing, and ports by number
-// are refused. What comes in from the host's loopback goes to the namespace's interface, as from the gateway, with and
-// without --host-lo-to-ns-lo; servers that listen on the namespace's loopback alone are not reached. --outbound-if4 and
-// --outbound-if6 choose the source address of that interface.
+// The host's addresses and routes are followed while it runs (hostWatch), which the original does not do. Where "auto" is
+// asked for, both sides are looked at each second for what listens there (follower); what we have opened ourselves on one
+// side is not taken for a server to be opened on the other.
 package main

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -12,13 +13,11 @@ import (
 	"sync"
 	"time"
 
-	"net/netip"
-
 	"rootlessnet"
 	"rootlessnet/internal/pasta"
 )
 
-// followInterval is how often the namespace is looked at for what listens in it.
+// followInterval is how often each side is looked at for what listens there.
 const followInterval = time.Second
 
 // States of a socket in /proc/net (include/net/tcp_states.h).
@@ -27,36 +26,43 @@ const (
 	udpBoundState  = "07"
 )
 
-// follower opens on the host what listens in the namespace, and closes it when that has gone.
+// follower opens on one side what listens on the other, as far as rules with "auto" say so, and closes it when that has
+// gone. What it has opened it does not take for somebody's server: it would be led back to where it came from.
 type follower struct {
+	o     *pasta.Options
 	box   *rootlessnet.Sandbox
 	log   *slog.Logger
-	files map[string][]string // by protocol, of /proc/PID/net
-	skip  func(proto string, port uint16) bool
+	rules []portSpec
 	open  map[followed]bool
 	stop  chan struct{}
 	wg    sync.WaitGroup
 }
 
+// followed is one port that was opened.
 type followed struct {
-	proto string
-	port  uint16
+	proto    string
+	fromNS   bool
+	addr     netip.Addr // of the host; the zero value is every address of both families
+	port, to uint16
 }
 
-// startFollower looks once before it returns, so that what listens already is there when we are ready.
+// listener is a socket as /proc/net shows it.
+type listener struct {
+	proto string
+	addr  netip.AddrPort
+}
+
+// startFollower looks once before it returns, so that what listens already is there when we are ready. It returns nil if
+// there is nothing to follow.
 func startFollower(o *pasta.Options, box *rootlessnet.Sandbox, log *slog.Logger) *follower {
-	ephemeral := ephemeralPorts()
-	dir := fmt.Sprintf("/proc/%d/net/", box.PID())
-	f := &follower{box: box, log: log, files: map[string][]string{}, open: map[followed]bool{}, stop: make(chan struct{})}
-	if o.TCP.Mode == pasta.PortsAuto {
-		f.files["tcp"] = []string{dir + "tcp", dir + "tcp6"}
+	f := &follower{o: o, box: box, log: log, open: map[followed]bool{}, stop: make(chan struct{})}
+	for _, s := range specs(o) {
+		if s.Auto() {
+			f.rules = append(f.rules, s)
+		}
 	}
-	if o.UDP.Mode == pasta.PortsAuto {
-		f.files["udp"] = []string{dir + "udp", dir + "udp6"}
-	}
-	// An ephemeral UDP port was most likely given by the kernel to ask something, not to serve.
-	f.skip = func(proto string, port uint16) bool {
-		return proto == "udp" && port >= ephemeral[0] && port <= ephemeral[1]
+	if len(f.rules) == 0 {
+		return nil
 	}
 	f.look()
 	f.wg.Go(func() {
@@ -74,59 +80,135 @@ func startFollower(o *pasta.Options, box *rootlessnet.Sandbox, log *slog.Logger)
 	return f
 }
 
-func (f *follower) close() {
-	close(f.stop)
-	f.wg.Wait()
-}
+// end has it stop; wait waits until it has.
+func (f *follower) end() { close(f.stop) }
+
+func (f *follower) wait() { f.wg.Wait() }
 
 func (f *follower) look() {
 	now := map[followed]bool{}
-	for proto, files := range f.files {
-		for _, name := range files {
-			listening(name, proto, now)
+	for _, s := range f.rules {
+		servers := f.servers(s)
+		for _, r := range s.Rules {
+			for to := range servers {
+				if r.Auto && to >= r.To && uint32(to) <= uint32(r.Leads(r.Last)) {
+					f.want(now, s, r, to)
+				}
+			}
 		}
-	}
-	for p := range now {
-		if f.open[p] || f.skip(p.proto, p.port) {
-			continue
-		}
-		_, err := f.box.AddMappings(rootlessnet.PortMapping{Proto: p.proto, HostPort: p.port, HostPortEnd: p.port, GuestPort: p.port})
-		if err != nil {
-			f.log.Debug("port not forwarded", "proto", p.proto, "port", p.port, "err", err)
-			continue
-		}
-		f.open[p] = true
 	}
 	for p := range f.open {
 		if !now[p] {
 			delete(f.open, p)
-			f.box.RemovePorts(func(have rootlessnet.Port) bool {
-				return have.Proto == p.proto && have.HostPort == p.port && have.GuestPort == p.port
-			})
+			f.remove(p)
 		}
+	}
+	for p := range now {
+		if f.open[p] {
+			continue
+		}
+		if err := f.add(p); err != nil {
+			f.log.Debug("port not forwarded", "proto", p.proto, "port", p.port, "from the namespace", p.fromNS, "err", err)
+			continue
+		}
+		f.open[p] = true
 	}
 }
 
-// listening adds what a file of /proc/PID/net shows as listening on an address that the interface reaches.
-func listening(path, proto string, into map[followed]bool) {
-	file, err := os.Open(path)
-	if err != nil {
-		return // IPv6 off, or the namespace is going
+// want adds the ports by which a rule reaches the server's port to.
+func (f *follower) want(now map[followed]bool, s portSpec, r pasta.PortRule, to uint16) {
+	p := followed{proto: s.proto, fromNS: s.fromNS, port: r.First + to - r.To, to: to}
+	if s.fromNS {
+		now[p] = true
+		return
 	}
-	defer file.Close()
-	for sc := bufio.NewScanner(file); sc.Scan(); {
-		if port, ok := parseSocket(sc.Text(), proto); ok {
-			into[followed{proto, port}] = true
+	for _, p.addr = range hostAddrs(f.o, r) {
+		now[p] = true
+	}
+}
+
+func (f *follower) add(p followed) error {
+	if p.fromNS {
+		_, err := f.box.AddLoopbackForwards(rootlessnet.LoopbackForward{Proto: p.proto, Port: p.port, HostPort: p.to})
+		return err
+	}
+	_, err := f.box.AddMappings(rootlessnet.PortMapping{Proto: p.proto, HostIP: p.addr, HostPort: p.port, HostPortEnd: p.port, GuestPort: p.to})
+	return err
+}
+
+func (f *follower) remove(p followed) {
+	if p.fromNS {
+		f.box.RemoveLoopbackForwards(func(have rootlessnet.LoopbackForward) bool { return have.Proto == p.proto && have.Port == p.port })
+		return
+	}
+	f.box.RemovePorts(func(have rootlessnet.Port) bool {
+		return have.Proto == p.proto && have.HostPort == p.port && have.GuestPort == p.to && (!p.addr.IsValid() || have.HostIP == p.addr)
+	})
+}
+
+// servers are the ports that somebody serves on the side where the rule leads.
+func (f *follower) servers(s portSpec) map[uint16]bool {
+	ours := map[listener]bool{}
+	dir := "/proc/self/net/"
+	if s.fromNS {
+		for _, p := range f.box.Ports() {
+			ours[listener{p.Proto, netip.AddrPortFrom(p.HostIP, p.HostPort)}] = true
+		}
+	} else {
+		dir = fmt.Sprintf("/proc/%d/net/", f.box.PID())
+		for _, p := range f.box.LoopbackForwards() {
+			for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+				ours[listener{p.Proto, netip.AddrPortFrom(a, p.Port)}] = true
+			}
 		}
 	}
+	ports := map[uint16]bool{}
+	for _, l := range listeners(dir, s.proto) {
+		if !ours[l] && f.reached(l.addr.Addr(), s.fromNS) {
+			ports[l.addr.Port()] = true
+		}
+	}
+	return ports
+}
+
+// reached says whether what is led to the other side finds a server that listens on a: from the namespace it comes to the
+// host's loopback, and from the host to the namespace's interface, or what comes by the host's loopback to its own.
+func (f *follower) reached(a netip.Addr, fromNS bool) bool {
+	if a.IsLoopback() && f.o.HostLoToNSLo && !f.o.NoSplice {
+		return true
+	}
+	return a.IsUnspecified() || a.IsLoopback() == fromNS && !nobody4.Contains(a) && !nobody6.Contains(a)
+}
+
+// Addresses that no server is reached by: what listens on them is there for the namespace itself, ours among it.
+var (
+	nobody4 = netip.MustParsePrefix("192.0.0.0/24") // RFC 6890, 2.2.2
+	nobody6 = netip.MustParsePrefix("100::/64")     // RFC 6666
+)
+
+// listeners reads what listens in the network namespace that dir shows.
+func listeners(dir, proto string) (list []listener) {
+	for _, name := range []string{proto, proto + "6"} {
+		file, err := os.Open(dir + name)
+		if err != nil {
+			continue // IPv6 off, or the namespace is going
+		}
+		for sc := bufio.NewScanner(file); sc.Scan(); {
+			if a, ok := parseSocket(sc.Text(), proto); ok {
+				list = append(list, listener{proto, a})
+			}
+		}
+		_ = file.Close()
+	}
+	return list
 }
 
 // parseSocket reads one line: "sl local_address rem_address st …", where an address is in hexadecimal, each 32-bit word
 // in the host's byte order (net/ipv4/tcp_ipv4.c, get_tcp4_sock).
-func parseSocket(line, proto string) (port uint16, ok bool) {
+func parseSocket(line, proto string) (addr netip.AddrPort, ok bool) {
 	words := strings.Fields(line)
 	if len(words) < 4 {
-		return 0, false
+		return addr, false
 	}
 	state := tcpListenState
 	if proto == "udp" {
@@ -135,15 +217,15 @@ func parseSocket(line, proto string) (port uint16, ok bool) {
 	host, text, found := strings.Cut(words[1], ":")
 	n, err := strconv.ParseUint(text, 16, 16)
 	if !found || err != nil || n == 0 || words[3] != state {
-		return 0, false
+		return addr, false
 	}
 	raw, err := hex.DecodeString(host)
 	if err != nil {
-		return 0, false
+		return addr, false
 	}
 	for i := 0; i+4 <= len(raw); i += 4 {
 		slices.Reverse(raw[i : i+4])
 	}
 	a, valid := netip.AddrFromSlice(raw)
-	return uint16(n), valid && !a.Unmap().IsLoopback()
+	return netip.AddrPortFrom(a.Unmap(), uint16(n)), valid
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -29,7 +30,9 @@ func main() {
 	switch {
 	case err != nil:
 		fmt.Fprintln(os.Stderr, err)
-		fmt.Fprint(os.Stderr, pasta.Usage)
+		if errors.As(err, new(*pasta.UnknownOption)) {
+			fmt.Fprint(os.Stderr, pasta.Usage)
+		}
 		os.Exit(exitFailure)
 	case o.Help:
 		fmt.Print(pasta.Usage)
@@ -85,7 +88,7 @@ func run(o *pasta.Options, d *daemon) error {
 	if d != nil {
 		messages = d
 	}
-	b, err := connect(o, rootlessnet.Target{PID: o.PID, NetNS: o.NetNS, UserNS: o.UserNS}, messages)
+	b, err := connect(o, rootlessnet.Target{PID: o.PID, NetNS: o.NetNS, UserNS: o.UserNS, Outlive: o.NoNetNSQuit && o.NetNS != ""}, messages)
 	if err != nil {
 		return err
 	}
@@ -109,15 +112,27 @@ func run(o *pasta.Options, d *daemon) error {
 // bridge is a connected namespace.
 type bridge struct {
 	box    *rootlessnet.Sandbox
-	follow *follower
+	follow *follower  // nil where nothing is "auto"
+	host   *hostWatch // nil until ports are open
 	log    *os.File
 }
 
 func (b *bridge) close() {
+	// Both are told first, so that they begin nothing new; they end when the sandbox has: a process inside that is stopped
+	// answers nothing they may have asked.
 	if b.follow != nil {
-		b.follow.close()
+		b.follow.end()
+	}
+	if b.host != nil {
+		b.host.end()
 	}
 	_ = b.box.Close()
+	if b.follow != nil {
+		b.follow.wait()
+	}
+	if b.host != nil {
+		b.host.wait()
+	}
 	if b.log != nil {
 		_ = b.log.Close()
 	}
@@ -149,12 +164,13 @@ func connect(o *pasta.Options, t rootlessnet.Target, messages io.Writer) (b *bri
 	if b.box, err = rootlessnet.Attach(context.Background(), t, c); err != nil {
 		return nil, err
 	}
-	if err := ports.add(b.box); err != nil {
+	if err := ports.add(b.box, log); err != nil {
 		_ = b.box.Close()
 		return nil, err
 	}
-	if o.TCP.Mode == pasta.PortsAuto || o.UDP.Mode == pasta.PortsAuto {
-		b.follow = startFollower(o, b.box, log)
+	b.follow = startFollower(o, b.box, log)
+	if b.host, err = watchHost(o, b.box, log, t4, t6, c); err != nil {
+		log.Warn(err.Error())
 	}
 	return b, nil
 }

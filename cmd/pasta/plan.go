@@ -2,6 +2,7 @@ package main
 
 import (
 	"net/netip"
+	"slices"
 
 	"rootlessnet"
 	"rootlessnet/internal/pasta"
@@ -27,8 +28,11 @@ const unsetMTU = 1500
 // config says in the engine's words what the options mean on a host with these templates.
 func config(o *pasta.Options, t4, t6 template) rootlessnet.Config {
 	c := rootlessnet.Config{
-		IfName: o.IfName, MTU: o.MTU, MAC: o.NSMAC, Configure: o.ConfigNet, OutboundAddr: o.Out4, OutboundAddr6: o.Out6, PCAP: o.PCAP,
+		IfName: o.IfName, MTU: o.MTU, MAC: o.NSMAC, Configure: o.ConfigNet, OutboundAddr: o.Out4, OutboundAddr6: o.Out6, OutboundIf: o.Out4If, OutboundIf6: o.Out6If, PCAP: o.PCAP,
 		Hostname: o.Hostname, APISocket: o.ControlSocket, DNS: o.DNSHost, AllowMetadata: true, Confine: true,
+	}
+	if o.NoSplice {
+		c.Datapath = rootlessnet.DatapathStack
 	}
 	for _, name := range []string{t4.ifName, t6.ifName, defaultIfName} {
 		if c.IfName == "" {
@@ -38,22 +42,12 @@ func config(o *pasta.Options, t4, t6 template) rootlessnet.Config {
 	if c.MTU == 0 {
 		c.MTU = unsetMTU
 	}
-	// What goes out by an interface bears its address.
-	if o.Out4If != "" && !c.OutboundAddr.IsValid() && len(t4.addrs) > 0 {
-		c.OutboundAddr = t4.addrs[0].Addr()
-	}
-	if o.Out6If != "" && !c.OutboundAddr6.IsValid() && len(t6.addrs) > 0 {
-		c.OutboundAddr6 = t6.addrs[0].Addr()
-	}
-	if !o.SearchOff {
-		c.DNSSearch = o.Search
-	} else {
-		c.DNSSearch = []string{"."}
-	}
 	p := &rootlessnet.NetworkPlan{
 		GatewayMAC: o.MAC, Routes: []rootlessnet.Route{}, HostAddresses: true,
 		NoTCP: o.NoTCP, NoUDP: o.NoUDP, NoICMP: o.NoICMP, NoDHCP: o.NoDHCP, NoRA: o.NoRA,
+		NoNDP: o.NoNDP, DHCPv6: !o.NoDHCPv6, LoopbackToLoopback: o.HostLoToNSLo && !o.NoSplice, Announced: &rootlessnet.Announced{FQDN: o.FQDN},
 	}
+	announce(o, p.Announced)
 	c.Plan = p
 	if !o.IPv4Off {
 		p.Gateway = addFamily(o, p, t4, false)
@@ -180,4 +174,6 @@ func addSpecial(o *pasta.Options, c *rootlessnet.Config, t4, t6 template) {
 	for _, s := range special {
 		p.Special = append(p.Special, *s)
 	}
+	// IPv4 before IPv6, and the same order each time.
+	slices.SortFunc(p.Special, func(a, b rootlessnet.SpecialAddr) int { return a.Addr.Compare(b.Addr) })
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -15,12 +16,14 @@ import (
 	"rootlessnet/internal/pasta"
 )
 
-// portPlan is what -t and -u ask for before anything is followed.
+// portPlan is what -t, -u, -T and -U ask for before anything is followed.
 type portPlan struct {
 	strong  []rootlessnet.PortMapping // named by number: all or nothing
 	weak    []rootlessnet.PortMapping // as far as they are free
 	devices []deviceBind
-	sockets []*os.File
+	// The same for ports of the namespace's loopback.
+	strongNS, weakNS []rootlessnet.LoopbackForward
+	sockets          []*os.File
 }
 
 // deviceBind is a port on one interface: we bind it, and the engine finds it bound.
@@ -31,34 +34,72 @@ type deviceBind struct {
 
 func newPortPlan(o *pasta.Options) *portPlan {
 	p := new(portPlan)
-	for _, spec := range []struct {
-		proto string
-		*pasta.PortSpec
-	}{{"tcp", &o.TCP}, {"udp", &o.UDP}} {
+	for _, spec := range specs(o) {
 		for _, r := range spec.Rules {
-			p.addRule(o, spec.proto, r)
+			switch {
+			case r.Auto:
+			case spec.fromNS:
+				p.addLoopback(spec.proto, r)
+			default:
+				p.addRule(o, spec.proto, r)
+			}
 		}
 	}
 	return p
 }
 
-func (p *portPlan) addRule(o *pasta.Options, proto string, r pasta.PortRule) {
-	addrs := []netip.Addr{r.Addr}
+// portSpec is what is asked for of one protocol and direction.
+type portSpec struct {
+	*pasta.PortSpec
+	proto  string
+	fromNS bool // from the namespace's loopback to the host's
+}
+
+// specs are those of the protocols that are on.
+func specs(o *pasta.Options) (list []portSpec) {
+	if !o.NoTCP {
+		list = append(list, portSpec{&o.TCP, "tcp", false}, portSpec{&o.TCPNS, "tcp", true})
+	}
+	if !o.NoUDP {
+		list = append(list, portSpec{&o.UDP, "udp", false}, portSpec{&o.UDPNS, "udp", true})
+	}
+	return list
+}
+
+func (p *portPlan) addLoopback(proto string, r pasta.PortRule) {
+	for n := range uint32(r.Last-r.First) + 1 {
+		port := r.First + uint16(n)
+		f := rootlessnet.LoopbackForward{Proto: proto, Port: port, HostPort: r.Leads(port)}
+		if r.Weak {
+			p.weakNS = append(p.weakNS, f)
+		} else {
+			p.strongNS = append(p.strongNS, f)
+		}
+	}
+}
+
+// hostAddrs are the addresses that a rule means on the host; the zero value is both families.
+func hostAddrs(o *pasta.Options, r pasta.PortRule) []netip.Addr {
 	switch {
 	case r.Addr.IsValid() && (r.Addr.Is4() && o.IPv4Off || r.Addr.Is6() && o.IPv6Off):
-		return
+		return nil
 	case r.Addr.IsValid():
+		return []netip.Addr{r.Addr}
 	case o.IPv4Off:
-		addrs[0] = netip.IPv6Unspecified()
+		return []netip.Addr{netip.IPv6Unspecified()}
 	case o.IPv6Off:
-		addrs[0] = netip.IPv4Unspecified()
+		return []netip.Addr{netip.IPv4Unspecified()}
 	case r.Interface != "":
-		addrs = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+		return []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 	}
-	for _, a := range addrs {
+	return []netip.Addr{{}}
+}
+
+func (p *portPlan) addRule(o *pasta.Options, proto string, r pasta.PortRule) {
+	for _, a := range hostAddrs(o, r) {
 		for n := range uint32(r.Last-r.First) + 1 {
-			port, to := r.First+uint16(n), r.To+uint16(n)
-			m := rootlessnet.PortMapping{Proto: proto, HostIP: a, HostPort: port, HostPortEnd: port, GuestPort: to}
+			port := r.First + uint16(n)
+			m := rootlessnet.PortMapping{Proto: proto, HostIP: a, HostPort: port, HostPortEnd: port, GuestPort: r.Leads(port)}
 			if r.Weak {
 				p.weak = append(p.weak, m)
 			} else {
@@ -119,7 +160,7 @@ func (p *portPlan) closeSockets() {
 }
 
 // add opens the ports.
-func (p *portPlan) add(box *rootlessnet.Sandbox) error {
+func (p *portPlan) add(box *rootlessnet.Sandbox, log *slog.Logger) error {
 	if len(p.strong) > 0 {
 		if _, err := box.AddMappings(p.strong...); err != nil {
 			return fmt.Errorf("Failed to bind: %w", err)
@@ -139,6 +180,35 @@ func (p *portPlan) add(box *rootlessnet.Sandbox) error {
 	}
 	if len(p.weak) > 0 && opened == 0 {
 		return fmt.Errorf("Failed to bind any port: %w", last)
+	}
+	return p.addLoopbacks(box, log)
+}
+
+// addLoopbacks opens those of the namespace.
+func (p *portPlan) addLoopbacks(box *rootlessnet.Sandbox, log *slog.Logger) error {
+	if len(p.strongNS) > 0 {
+		if _, err := box.AddLoopbackForwards(p.strongNS...); err != nil {
+			return fmt.Errorf("Failed to bind in the namespace: %w", err)
+		}
+	}
+	for _, proto := range []string{"tcp", "udp"} {
+		var list []rootlessnet.LoopbackForward
+		for _, f := range p.weakNS {
+			if f.Proto == proto {
+				list = append(list, f)
+			}
+		}
+		if len(list) == 0 {
+			continue
+		}
+		// One that is taken is left out, as is one of all ports that there is no descriptor for.
+		opened, err := box.AddLoopbackForwards(list...)
+		switch {
+		case len(opened) == 0:
+			return fmt.Errorf("Failed to bind any port in the namespace: %w", err)
+		case errors.Is(err, syscall.EMFILE):
+			log.Warn("not all ports of the namespace are open", "proto", proto, "open", len(opened), "of", len(list), "err", err)
+		}
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package callers
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
 	"io"
@@ -18,6 +19,8 @@ const probeWord = "probe"
 //
 //	serve PORT        answers over HTTP and UDP who is asking
 //	get URL...        prints what is answered, or why not
+//	ask ADDRESS...    prints what is answered over UDP, or why not
+//	hold ADDRESS...   keeps connections, and says after each line that comes in whether they still carry something
 //	bulk URL          moves a lot in both directions, and says how much came
 func probe(args []string) int {
 	switch {
@@ -33,11 +36,50 @@ func probe(args []string) int {
 		for _, url := range args[1:] {
 			fmt.Println(get(url))
 		}
+	case len(args) > 1 && args[0] == "ask":
+		for _, addr := range args[1:] {
+			fmt.Println(ask(addr))
+		}
+	case len(args) > 1 && args[0] == "hold":
+		return hold(args[1:])
 	case len(args) == 2 && args[0] == "bulk":
 		fmt.Println(bulk(args[1]))
 	default:
 		fmt.Println("probe: what?", args)
 		return 2
+	}
+	return 0
+}
+
+// hold keeps one connection to each server, and uses it whenever it is told to.
+func hold(addrs []string) int {
+	type held struct {
+		net.Conn
+		*bufio.Reader
+	}
+	conns := map[string]held{}
+	for _, a := range addrs {
+		c, err := net.DialTimeout("tcp", a, 3*time.Second)
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		defer c.Close()
+		conns[a] = held{c, bufio.NewReader(c)}
+	}
+	fmt.Println("held")
+	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+		for _, a := range addrs {
+			c := conns[a]
+			_ = c.SetDeadline(time.Now().Add(3 * time.Second))
+			fmt.Fprintf(c.Conn, "GET / HTTP/1.1\r\nHost: probe\r\n\r\n")
+			resp, err := http.ReadResponse(c.Reader, nil)
+			if err == nil {
+				_, err = io.Copy(io.Discard, resp.Body)
+			}
+			fmt.Printf("%s: %v\n", a, err)
+		}
+		fmt.Println("looked")
 	}
 	return 0
 }

@@ -11,8 +11,9 @@
 //
 // # Ports
 //
-//	none | auto | all | [[ADDR|*][%IF]/]ITEM{,ITEM}      ITEM = FIRST[-LAST][:TO[-TOLAST]] | ~FIRST[-LAST]
+//	none | [[ADDR|*][%IF]/]ITEM{,ITEM}      ITEM = FIRST[-LAST][:TO[-TOLAST]] | ~FIRST[-LAST] | all | auto
 //
-// "auto" follows what listens on the other side, "all" is every port that is not ephemeral, and items that only exclude
-// stand for all but those.
+// "all" is every port that is not ephemeral, and what a list stands for that names none; ~ leaves ports out. With "auto" a
+// port is open while something listens where it leads. Ports of the namespace's loopback (-T, -U) have no address: they are
+// heard on 127.0.0.1, ::1 and whatever else lo has.
 package pasta

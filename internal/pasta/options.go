@@ -56,7 +56,9 @@ type Options struct {
 	NoTCP, NoUDP   bool
 	NoICMP, NoDHCP bool
 	NoDHCPv6       bool
-	NoRA           bool
+	NoRA, NoNDP    bool
+	DHCPDNS        bool // --dhcp-dns: DHCP and RA name the resolvers
+	DHCPSearch     bool
 
 	DNS           []netip.Addr
 	DNSOff        bool // -D none: no server is announced
@@ -92,7 +94,7 @@ var optionTable = []getopt.Option{
 	{Name: "outbound-if4", Arg: getopt.Required}, {Name: "outbound-if6", Arg: getopt.Required},
 	{Name: "dns", Char: 'D', Arg: getopt.Required}, {Name: "search", Char: 'S', Arg: getopt.Required},
 	{Name: "dns-forward", Arg: getopt.Required}, {Name: "dns-host", Arg: getopt.Required},
-	{Name: "no-tcp"}, {Name: "no-udp"}, {Name: "no-icmp"}, {Name: "no-dhcp"}, {Name: "no-dhcpv6"}, {Name: "no-ra"},
+	{Name: "no-tcp"}, {Name: "no-udp"}, {Name: "no-icmp"}, {Name: "no-dhcp"}, {Name: "no-dhcpv6"}, {Name: "no-ra"}, {Name: "no-ndp"},
 	{Name: "no-map-gw"}, {Name: "map-host-loopback", Arg: getopt.Required}, {Name: "map-guest-addr", Arg: getopt.Required},
 	{Name: "host-lo-to-ns-lo"}, {Name: "no-splice"},
 	{Name: "ipv4-only", Char: '4'}, {Name: "ipv6-only", Char: '6'},
@@ -109,6 +111,9 @@ var optionTable = []getopt.Option{
 func Parse(program string, args []string, ephemeral [2]uint16) (*Options, error) {
 	found, operands, err := getopt.Parse(program, optionTable, getopt.Strict, args)
 	o := &Options{MTU: DefaultMTU, LogSize: defaultLogSize}
+	// A TCP server has its port for as long as it listens, whatever chose it. An ephemeral port of UDP was most likely given
+	// by the kernel to ask something; of the host's own services those that have a number are meant.
+	o.TCP.Ephemeral = true
 	p := parser{o: o, ephemeral: ephemeral}
 	for _, f := range found {
 		switch f.Key {
@@ -124,13 +129,19 @@ func Parse(program string, args []string, ephemeral [2]uint16) (*Options, error)
 		}
 	}
 	if err != nil {
-		return nil, err
+		return nil, &UnknownOption{err}
 	}
 	if err := p.setTarget(operands); err != nil {
 		return nil, err
 	}
 	return o, p.check()
 }
+
+// UnknownOption is the error for what is no option, or lacks its value: the words of getopt, after which the usage is shown.
+type UnknownOption struct{ Err error }
+
+func (e *UnknownOption) Error() string { return e.Err.Error() }
+func (e *UnknownOption) Unwrap() error { return e.Err }
 
 type parser struct {
 	o         *Options
@@ -171,14 +182,26 @@ func (p *parser) set(key, value string) (err error) {
 			o.NetNS = filepath.Join("/run/netns", value)
 		}
 	case "tcp-ports", "udp-ports", "tcp-ns", "udp-ns":
-		spec := map[string]*PortSpec{"tcp-ports": &o.TCP, "udp-ports": &o.UDP, "tcp-ns": &o.TCPNS, "udp-ns": &o.UDPNS}[key]
-		if err := spec.Add(value, p.ephemeral); err != nil {
-			return fmt.Errorf("%w (--%s %s)", err, key, value)
-		}
-	case "dhcp-dns", "no-dhcp-dns", "dhcp-search", "no-dhcp-search":
-		// What is announced is chosen by -D and -S.
+		return p.setPorts(key, value)
+	case "no-dhcp-dns":
+		o.DHCPDNS = false
+	case "no-dhcp-search":
+		o.DHCPSearch = false
 	default:
 		return p.setNetwork(key, value)
+	}
+	return nil
+}
+
+// setPorts takes one option about ports.
+func (p *parser) setPorts(key, value string) error {
+	o := p.o
+	spec := map[string]*PortSpec{"tcp-ports": &o.TCP, "udp-ports": &o.UDP, "tcp-ns": &o.TCPNS, "udp-ns": &o.UDPNS}[key]
+	if strings.HasSuffix(key, "-ns") && strings.Contains(value, "/") {
+		return fmt.Errorf("Listening address not allowed for --%s %s", key, value)
+	}
+	if err := spec.Add(value, p.ephemeral); err != nil {
+		return fmt.Errorf("%w (--%s %s)", err, key, value)
 	}
 	return nil
 }
@@ -189,6 +212,7 @@ func (p *parser) flag(key string) *bool {
 	return map[string]*bool{
 		"debug": &o.Debug, "trace": &o.Debug, "quiet": &o.Quiet, "foreground": &o.Foreground, "stderr": &o.Stderr,
 		"no-tcp": &o.NoTCP, "no-udp": &o.NoUDP, "no-icmp": &o.NoICMP, "no-dhcp": &o.NoDHCP, "no-dhcpv6": &o.NoDHCPv6, "no-ra": &o.NoRA,
+		"no-ndp": &o.NoNDP, "dhcp-dns": &o.DHCPDNS, "dhcp-search": &o.DHCPSearch,
 		"no-map-gw": &o.NoMapLoopback, "host-lo-to-ns-lo": &o.HostLoToNSLo, "no-splice": &o.NoSplice,
 		"ipv4-only": &o.IPv6Off, "ipv6-only": &o.IPv4Off, "netns-only": &p.netnsOnly, "no-netns-quit": &o.NoNetNSQuit, "config-net": &o.ConfigNet,
 		"no-copy-routes": &o.NoCopyRoutes, "no-copy-addrs": &o.NoCopyAddrs,
@@ -235,6 +259,17 @@ func (p *parser) check() error {
 	case o.Quiet && o.Debug:
 		return errors.New("Either --debug or --quiet, but not both")
 	}
+	if o.NoTCP && len(o.TCP.Rules)+len(o.TCPNS.Rules) > 0 {
+		return errors.New("Can't add TCP forwarding rule, TCP not enabled")
+	}
+	if o.NoUDP && len(o.UDP.Rules)+len(o.UDPNS.Rules) > 0 {
+		return errors.New("Can't add UDP forwarding rule, UDP not enabled")
+	}
+	for _, a := range o.Addrs {
+		if a.Addr.Is4() && a.Bits != 0 && o.Netmask != 0 {
+			return errors.New("Redundant prefix length specification")
+		}
+	}
 	if o.NetNS != "" {
 		if _, err := os.Stat(o.NetNS); err != nil {
 			return fmt.Errorf("Couldn't open network namespace %s: %w", o.NetNS, err)
@@ -248,12 +283,12 @@ func (p *parser) check() error {
 			return fmt.Errorf("--%s takes one address of each family", list.name)
 		}
 	}
-	if len(o.TCPNS.Rules) > 0 || len(o.UDPNS.Rules) > 0 {
-		return errors.New("Ports of the namespace's loopback (-T, -U) cannot be forwarded: the host's loopback is reached by the address of --map-host-loopback")
-	}
 	for _, s := range []*PortSpec{&o.TCP, &o.UDP, &o.TCPNS, &o.UDPNS} {
-		if s.Mode == PortsUnset {
-			s.Mode = PortsAuto
+		if s.Given {
+			continue
+		}
+		if err := s.Add("auto", p.ephemeral); err != nil {
+			return err
 		}
 	}
 	return nil

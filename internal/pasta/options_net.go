@@ -127,7 +127,7 @@ func (p *parser) setNetmask(value string) error {
 
 func (p *parser) setDNS(value string) error {
 	o := p.o
-	if value == "none" {
+	if value == "none" || value == "" {
 		o.DNS, o.DNSOff = nil, true
 		return nil
 	}

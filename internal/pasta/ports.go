@@ -4,26 +4,17 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
 
-// PortMode is the kind of a port specification.
-type PortMode int
-
-// The kinds. Unset is what stands for the default.
-const (
-	PortsUnset PortMode = iota
-	PortsNone
-	PortsAuto
-	PortsAll // every port that is not ephemeral, as far as it is free
-	PortsList
-)
-
 // PortSpec is what the options of one protocol and direction say together.
 type PortSpec struct {
-	Mode  PortMode
-	Rules []PortRule // with PortsList, PortsAuto and PortsAll
+	Given bool // at least once
+	Rules []PortRule
+	// Ephemeral has "auto" without ports follow servers on ephemeral ports as well.
+	Ephemeral bool
 }
 
 // PortRule is a range of ports bound on one address.
@@ -34,6 +25,16 @@ type PortRule struct {
 	To          uint16 // where First leads; the others follow
 	// Weak says that a port which cannot be bound is left out: the rule names none by number.
 	Weak bool
+	// Auto says that a port is open while something listens where it leads. One that cannot be bound is left out.
+	Auto bool
+}
+
+// Leads says where a port of the rule leads.
+func (r PortRule) Leads(port uint16) uint16 { return r.To + port - r.First }
+
+// Auto says whether there is something to follow.
+func (s *PortSpec) Auto() bool {
+	return slices.ContainsFunc(s.Rules, func(r PortRule) bool { return r.Auto })
 }
 
 // portSet is a set of port numbers.
@@ -47,42 +48,33 @@ func (s *portSet) add(first, last uint16) {
 
 func (s *portSet) has(p uint16) bool { return s[p/64]&(1<<(p%64)) != 0 }
 
-// Add takes in the value of one more -t, -u, -T or -U. Ephemeral is the range the kernel takes ports from, which "all" and
-// exclusions leave out.
+// Add takes in the value of one more -t, -u, -T or -U. Ephemeral is the range the kernel takes ports from, which rules that
+// name no port leave out.
 func (s *PortSpec) Add(value string, ephemeral [2]uint16) error {
-	mode := map[string]PortMode{"none": PortsNone, "auto": PortsAuto, "all": PortsAll}[value]
-	if mode == PortsUnset {
-		mode = PortsList
-	}
-	if s.Mode != PortsUnset && (s.Mode != mode || mode != PortsList) {
-		if s.Mode == mode {
-			return nil
+	if value == "none" {
+		if len(s.Rules) > 0 {
+			return errors.New("none conflicts with previous options")
 		}
-		return errors.New("Port forwarding mode conflict: none, auto and all stand alone")
+		s.Given = true
+		return nil
 	}
-	s.Mode = mode
-	switch mode {
-	case PortsAll:
-		s.Rules = weak(netip.Addr{}, "", new(portSet), ephemeral)
-	case PortsList:
-		rules, err := parseList(value, ephemeral)
-		if err != nil {
-			return err
-		}
-		for _, r := range rules {
-			for _, have := range s.Rules {
-				if !r.Weak && !have.Weak && r.Interface == have.Interface && r.Addr == have.Addr && r.First <= have.Last && have.First <= r.Last {
-					return fmt.Errorf("Port %d is given twice", max(r.First, have.First))
-				}
+	rules, err := parseList(value, ephemeral, s.Ephemeral)
+	if err != nil {
+		return err
+	}
+	for _, r := range rules {
+		for _, have := range s.Rules {
+			if r.Interface == have.Interface && r.Addr == have.Addr && r.First <= have.Last && have.First <= r.Last {
+				return fmt.Errorf("Forwarding configuration conflict: port %d", max(r.First, have.First))
 			}
 		}
-		s.Rules = append(s.Rules, rules...)
 	}
+	s.Given, s.Rules = true, append(s.Rules, rules...)
 	return nil
 }
 
-// parseList reads everything but the words that stand alone.
-func parseList(value string, ephemeral [2]uint16) ([]PortRule, error) {
+// parseList reads everything but "none".
+func parseList(value string, ephemeral [2]uint16, followAll bool) ([]PortRule, error) {
 	items := value
 	var base PortRule
 	if where, rest, ok := strings.Cut(value, "/"); ok {
@@ -107,20 +99,30 @@ func parseList(value string, ephemeral [2]uint16) ([]PortRule, error) {
 	}
 	excluded := new(portSet)
 	var included []string
+	all := false
 	for item := range strings.SplitSeq(items, ",") {
-		out, ok := strings.CutPrefix(item, "~")
-		if !ok {
+		switch out, exclusion := strings.CutPrefix(item, "~"); {
+		case exclusion:
+			first, last, err := parseRange(out)
+			if err != nil {
+				return nil, err
+			}
+			excluded.add(first, last)
+		case item == "auto":
+			base.Auto = true
+		case item == "all":
+			all = true
+		default:
 			included = append(included, item)
-			continue
 		}
-		first, last, err := parseRange(out)
-		if err != nil {
-			return nil, err
-		}
-		excluded.add(first, last)
 	}
-	if len(included) == 0 {
-		return weak(base.Addr, base.Interface, excluded, ephemeral), nil
+	switch {
+	case len(included) == 0 && base.Auto && followAll:
+		return weak(base, excluded, [2]uint16{}), nil
+	case len(included) == 0:
+		return weak(base, excluded, ephemeral), nil
+	case all:
+		return nil, fmt.Errorf("Invalid port specifier '%s': all and ports by number", value)
 	}
 	var rules []PortRule
 	for _, item := range included {
@@ -152,12 +154,12 @@ const maxIfName = 15
 func parseRange(s string) (first, last uint16, err error) {
 	from, to, ranged := strings.Cut(s, "-")
 	if first, err = parsePort(from); err != nil {
-		return 0, 0, fmt.Errorf("Invalid port specifier %q", s)
+		return 0, 0, fmt.Errorf("Invalid port specifier '%s'", s)
 	}
 	last = first
 	if ranged {
 		if last, err = parsePort(to); err != nil || last < first {
-			return 0, 0, fmt.Errorf("Invalid port specifier %q", s)
+			return 0, 0, fmt.Errorf("Invalid port specifier '%s'", s)
 		}
 	}
 	return first, last, nil
@@ -191,9 +193,10 @@ func without(r PortRule, excluded *portSet) (rules []PortRule) {
 }
 
 // weak is every port but the ephemeral and the excluded ones.
-func weak(addr netip.Addr, ifname string, excluded *portSet, ephemeral [2]uint16) []PortRule {
+func weak(base PortRule, excluded *portSet, ephemeral [2]uint16) []PortRule {
 	if ephemeral[0] != 0 {
 		excluded.add(ephemeral[0], ephemeral[1])
 	}
-	return without(PortRule{Addr: addr, Interface: ifname, First: 1, Last: 1<<16 - 1, To: 1, Weak: true}, excluded)
+	base.First, base.Last, base.To, base.Weak = 1, 1<<16-1, 1, true
+	return without(base, excluded)
 }

@@ -34,6 +34,7 @@ Addresses
   -M, --mac-addr ADDR        hardware address of the gateway
   -o, --outbound ADDR        source address of connections to the outside
       --outbound-if4 NAME, --outbound-if6 NAME
+                             interface they leave by, and whose addresses are used without -i
   -4, --ipv4-only            no IPv6
   -6, --ipv6-only            no IPv4
       --no-map-gw            the same as --map-host-loopback none
@@ -49,15 +50,18 @@ Names
       --dns-forward ADDR     address in the namespace that answers DNS, by
       --dns-host ADDR        the host's resolver (default: from resolv.conf)
   -H, --hostname NAME, --fqdn NAME
-      --dhcp-dns, --no-dhcp-dns, --dhcp-search, --no-dhcp-search
+      --dhcp-dns, --dhcp-search
+                             announce name servers and search domains by DHCP, DHCPv6 and router
+                             advertisements; --no-dhcp-dns and --no-dhcp-search are the default
 
 What is served
-      --no-tcp, --no-udp, --no-icmp, --no-dhcp, --no-dhcpv6, --no-ra
+      --no-tcp, --no-udp, --no-icmp, --no-dhcp, --no-dhcpv6, --no-ra, --no-ndp
 
-Ports, by SPEC: none, auto, all, or [[ADDR|*][%IF]/]PORTS with a list of FIRST[-LAST][:TO[-LAST]] and ~FIRST[-LAST]
+Ports, by SPEC: none, or [[ADDR|*][%IF]/]PORTS with a list of FIRST[-LAST][:TO[-LAST]], ~FIRST[-LAST] to leave out,
+all (what is not ephemeral), and auto: those of the others behind which something listens
   -t, --tcp-ports SPEC       from the host to the namespace (default: auto)
   -u, --udp-ports SPEC
-  -T, --tcp-ns SPEC          none or auto; there is no way from the namespace's loopback to the host's
+  -T, --tcp-ns SPEC          from the namespace's loopback to the host's, without ADDR and IF (default: auto)
   -U, --udp-ns SPEC
 
 Running

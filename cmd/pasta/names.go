@@ -1,0 +1,57 @@
+package main
+
+import (
+	"net/netip"
+	"os"
+	"strings"
+
+	"rootlessnet"
+	"rootlessnet/internal/pasta"
+)
+
+// resolvConf is where the host's resolvers and search list are.
+const resolvConf = "/etc/resolv.conf"
+
+// announce fills in what --dhcp-dns and --dhcp-search have told to a guest that asks: what was given, or what the host
+// has. The address of --dns-forward comes before the host's resolvers: it is theirs, and still is when they change.
+func announce(o *pasta.Options, a *rootlessnet.Announced) {
+	servers, search := hostNames(resolvConf)
+	if o.DHCPDNS && !o.DNSOff {
+		switch {
+		case len(o.DNS) > 0:
+			a.DNS = o.DNS
+		case len(o.DNSForward) > 0:
+			a.DNS = o.DNSForward
+		default:
+			a.DNS = servers
+		}
+	}
+	if o.DHCPSearch && !o.SearchOff {
+		if a.Search = o.Search; len(a.Search) == 0 {
+			a.Search = search
+		}
+	}
+}
+
+// hostNames reads a resolv.conf(5). Servers on the host's loopback mean nothing elsewhere.
+func hostNames(path string) (servers []netip.Addr, search []string) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, nil
+	}
+	for line := range strings.Lines(string(text)) {
+		words := strings.Fields(line)
+		if len(words) < 2 {
+			continue
+		}
+		switch words[0] {
+		case "nameserver":
+			if a, err := netip.ParseAddr(words[1]); err == nil && !a.IsLoopback() && !a.IsUnspecified() && a.Zone() == "" {
+				servers = append(servers, a.Unmap())
+			}
+		case "search", "domain": // the last one counts
+			search = words[1:]
+		}
+	}
+	return servers, search
+}

@@ -1,0 +1,152 @@
+package main
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"rootlessnet"
+	"rootlessnet/internal/pasta"
+)
+
+func parse(t *testing.T, line string) *pasta.Options {
+	t.Helper()
+	o, err := pasta.Parse("pasta", strings.Fields(line), [2]uint16{32768, 60999})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+var (
+	host4 = template{ifName: "h0", addrs: []netip.Prefix{netip.MustParsePrefix("192.0.2.10/24"), netip.MustParsePrefix("192.0.2.11/24")},
+		gateway: netip.MustParseAddr("192.0.2.1"), routes: []rootlessnet.Route{{Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("192.0.2.1")}}}
+	host6 = template{ifName: "h0", addrs: []netip.Prefix{netip.MustParsePrefix("2001:db8::10/64")}, gateway: netip.MustParseAddr("fe80::99"),
+		routes: []rootlessnet.Route{{Dst: netip.MustParsePrefix("::/0"), Gateway: netip.MustParseAddr("fe80::99")}}}
+)
+
+// TestConfigIsStable: the same options and the same host give the same plan, so that only a change of the host is one.
+func TestConfigIsStable(t *testing.T) {
+	o := parse(t, "--config-net --map-guest-addr 169.254.1.2 --map-guest-addr fd00::2 --dns-forward 169.254.1.1 --dns-forward fd00::1")
+	first := config(o, host4, host6)
+	for range 50 {
+		if again := config(o, host4, host6); !reflect.DeepEqual(first.Plan, again.Plan) {
+			t.Fatalf("%+v\n%+v", first.Plan, again.Plan)
+		}
+	}
+	other := host4
+	other.addrs = other.addrs[1:]
+	moved := config(o, other, host6)
+	for _, s := range moved.Plan.Special {
+		if s.Addr == netip.MustParseAddr("169.254.1.2") && s.Host != netip.MustParseAddr("192.0.2.11") {
+			t.Errorf("the mapped address leads to %v", s.Host)
+		}
+	}
+}
+
+func TestAnnounced(t *testing.T) {
+	a, b := netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("169.254.1.1")
+	for _, c := range []struct {
+		line   string
+		dns    []netip.Addr
+		search []string
+	}{
+		{"-D 192.0.2.53 -S lan --dns-forward 169.254.1.1", nil, nil},
+		{"-D 192.0.2.53 --dns-forward 169.254.1.1 --dhcp-dns", []netip.Addr{a}, nil},
+		{"--dns-forward 169.254.1.1 --dhcp-dns", []netip.Addr{b}, nil},
+		{"-D none --dns-forward 169.254.1.1 --dhcp-dns", nil, nil},
+		{"-D 192.0.2.53 --dhcp-dns --no-dhcp-dns", nil, nil},
+		{"-S lan --dhcp-search", nil, []string{"lan"}},
+		{"-S none --dhcp-search", nil, nil},
+	} {
+		got := config(parse(t, c.line), host4, host6).Plan.Announced
+		if !slices.Equal(got.DNS, c.dns) || !slices.Equal(got.Search, c.search) {
+			t.Errorf("%s: %v, %v", c.line, got.DNS, got.Search)
+		}
+	}
+}
+
+func TestHostNames(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	text := "# text\nnameserver 127.0.0.53\nnameserver 192.0.2.53\nnameserver fe80::1%h0\nnameserver 2001:db8::53\ndomain old\nsearch a.example b.example\noptions rotate\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	servers, search := hostNames(path)
+	if want := []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("2001:db8::53")}; !slices.Equal(servers, want) {
+		t.Errorf("servers %v", servers)
+	}
+	if !slices.Equal(search, []string{"a.example", "b.example"}) {
+		t.Errorf("search %q", search)
+	}
+	if servers, search := hostNames(path + "x"); servers != nil || search != nil {
+		t.Error("a file that is not there has servers")
+	}
+}
+
+func TestParseSocket(t *testing.T) {
+	for _, c := range []struct {
+		proto, line string
+		want        string // empty: none
+	}{
+		{"tcp", "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000", "127.0.0.1:8080"},
+		{"tcp", "   0: 0100007F:1F90 0100007F:0050 01 00000000:00000000 00:00000000", ""},
+		{"tcp", "   1: 00000000000000000000000001000000:0050 00000000000000000000000000000000:0000 0A 00000000:00000000", "[::1]:80"},
+		{"tcp", "   1: 0000000000000000FFFF00000100007F:0050 00000000000000000000000000000000:0000 0A 00000000:00000000", "127.0.0.1:80"},
+		{"udp", "  12: 00000000:0035 00000000:0000 07 00000000:00000000", "0.0.0.0:53"},
+		{"udp", "  12: 00000000:0035 00000000:0000 0A 00000000:00000000", ""},
+		{"tcp", "  sl  local_address rem_address   st tx_queue rx_queue", ""},
+		{"tcp", "", ""},
+	} {
+		a, ok := parseSocket(c.line, c.proto)
+		if ok != (c.want != "") || ok && a.String() != c.want {
+			t.Errorf("%q: %v, %v", c.line, a, ok)
+		}
+	}
+}
+
+// TestWants: which ports a server opens.
+func TestWants(t *testing.T) {
+	o := parse(t, "-t 192.0.2.10/8080:80,auto -t [::1]/8080:80,auto -T 7000-7002:8000-8002,~7001,auto")
+	f := &follower{o: o}
+	wants := func(fromNS bool, to uint16) (list []string) {
+		now := map[followed]bool{}
+		for _, s := range specs(o) {
+			for _, r := range s.Rules {
+				if r.Auto && s.proto == "tcp" && s.fromNS == fromNS && to >= r.To && to <= r.Leads(r.Last) {
+					f.want(now, s, r, to)
+				}
+			}
+		}
+		for p := range now {
+			list = append(list, netip.AddrPortFrom(p.addr, p.port).String())
+		}
+		slices.Sort(list)
+		return list
+	}
+	for _, c := range []struct {
+		fromNS bool
+		to     uint16
+		want   []string
+	}{
+		{false, 80, []string{"192.0.2.10:8080", "[::1]:8080"}}, {false, 81, nil},
+		{true, 8000, []string{"invalid AddrPort"}}, {true, 8001, nil}, {true, 8002, []string{"invalid AddrPort"}},
+	} {
+		if got := wants(c.fromNS, c.to); !slices.Equal(got, c.want) {
+			t.Errorf("a server on %d, from the namespace %v: %v, want %v", c.to, c.fromNS, got, c.want)
+		}
+	}
+	for _, c := range []struct {
+		addr   string
+		fromNS bool
+		want   bool
+	}{{"0.0.0.0", true, true}, {"127.0.0.1", true, true}, {"192.0.2.10", true, false}, {"127.0.0.1", false, false}, {"10.0.0.5", false, true}, {"192.0.0.8", false, false}, {"100::1", false, false}} {
+		if got := f.reached(netip.MustParseAddr(c.addr), c.fromNS); got != c.want {
+			t.Errorf("%s, from the namespace %v: %v", c.addr, c.fromNS, got)
+		}
+	}
+}
