@@ -42,7 +42,7 @@ func wasForwarded(ttl uint8) bool {
 func (r *kernelRoad) forwards() bool {
 	if r.forwarding == forwardUnasked {
 		r.forwarding = forwardRefused
-		if r.k.Forward != nil && r.t.enter() {
+		if r.k.Forward != nil {
 			r.forwarding = forwardAsking
 			go r.askForward()
 		}
@@ -63,8 +63,7 @@ func (r *kernelRoad) hold(q *stack.SYN) (held bool) {
 
 // askForward has the namespace made ready.
 func (r *kernelRoad) askForward() {
-	defer r.t.wg.Done()
-	err := r.k.Forward()
+	err := r.k.Forward() // fails at once when the sandbox has ended
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	held := r.held
