@@ -1,11 +1,16 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
+	"net/netip"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -26,15 +31,17 @@ const (
 // engine is an attached namespace with a bridge, and containers on it.
 type engine struct {
 	*namespace
-	a    *attached
-	args []string
+	a      *attached
+	args   []string
+	socket string
 }
 
-// newEngine makes the bridge before or after the namespace is connected: engines do it afterwards.
+// newEngine makes the bridge after the namespace has been connected, as engines do.
 func newEngine(t *testing.T, l *lab) *engine {
 	t.Helper()
 	n := l.holder()
-	e := &engine{namespace: n, args: []string{"--configure", "--name", "engine", "--api-socket", filepath.Join(t.TempDir(), "s"), strconv.Itoa(n.pid)}}
+	e := &engine{namespace: n, socket: filepath.Join(l.runtime, "s")}
+	e.args = []string{"--configure", "--name", "engine", "--api-socket", e.socket, strconv.Itoa(n.pid)}
 	e.a = n.attach(e.args...)
 	n.name = "engine"
 	e.do("bridge", "br0", bridge4+"/24", bridge6+"/64")
@@ -112,6 +119,174 @@ func TestForwarded(t *testing.T) {
 			if got := box.do("exchange", net.JoinHostPort(a, "80"), "hello"); !strings.HasSuffix(got, " hello") {
 				t.Errorf("within the namespace, with %s: %q", a, got)
 			}
+		}
+	})
+}
+
+// publish leads a port of the host to a container, as rootlessport does.
+func (e *engine) publish(port int, to netip.AddrPort) {
+	e.Helper()
+	client := http.Client{Timeout: opPatience, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) {
+		return net.Dial("unix", e.socket)
+	}}}
+	body := fmt.Sprintf(`{"proto":"tcp","parentIP":%q,"parentPort":%d,"childIP":%q,"childPort":%d}`, e.families()[0].here, port, to.Addr(), to.Port())
+	if to.Addr().Is6() {
+		body = fmt.Sprintf(`{"proto":"tcp","parentIP":%q,"parentPort":%d,"childIP":%q,"childPort":%d}`, topo.Here6, port, to.Addr(), to.Port())
+	}
+	resp, err := client.Post("http://engine/v1/ports", "application/json", strings.NewReader(body))
+	if err != nil {
+		e.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if text, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusCreated {
+		e.Fatalf("publish %s: %s %s", body, resp.Status, text)
+	}
+}
+
+// TestForwardedPublished: a container behind a published port sees the client's own address.
+func TestForwardedPublished(t *testing.T) {
+	onEveryRoad(t, func(t *testing.T, l *lab) {
+		e := newEngine(t, l)
+		e.loadRules("-open") // the stack's way to a container is forwarded, as any client's
+		box := e.container("one", box4, box6)
+		box.do("serve-tcp", ":80")
+		box.do("serve-half", ":81")
+		boxes := []string{box4, box6}
+		for i, f := range l.families() {
+			to := netip.MustParseAddr(boxes[i])
+			e.publish(8080, netip.AddrPortFrom(to, 80))
+			e.publish(8081, netip.AddrPortFrom(to, 81))
+			e.publish(8089, netip.AddrPortFrom(to, 9))
+			wantClient := func() {
+				c := l.connectTo(l.There, at(f.here, 8080))
+				got, err := guest.Exchange(c, "hello")
+				if want := c.LocalAddr().String() + " hello"; err != nil || got != want {
+					t.Errorf("%q, %v; want %q", got, err, want)
+				}
+			}
+			wantClient() // by the stack, perhaps: the namespace is made ready meanwhile
+			eventually(t, 2*time.Second, func() string {
+				c := l.connectTo(l.There, at(f.here, 8080))
+				defer c.Close()
+				if _, err := c.Read(make([]byte, 1)); err != nil { // of the greeting
+					return err.Error()
+				}
+				if n := e.counters()["now.tcp.spliced"]; l.datapath == "splice" && n == 0 {
+					return "by the stack"
+				}
+				return ""
+			})
+			wantClient()
+			if got, err := guest.HalfClose(l.connectTo(l.There, at(f.here, 8081)), 3_000_000); err != nil || got != "same" {
+				t.Errorf("half-closed: %q, %v", got, err)
+			}
+			if c, err := l.There.Dial("tcp", at(f.here, 8089), opPatience); err == nil { // or the reset was there first
+				if got, err := guest.Exchange(c, "hello"); err != nil || got != "ECONNRESET" {
+					t.Errorf("a closed port: %q, %v", got, err)
+				}
+				c.Close()
+			}
+		}
+	})
+}
+
+// TestForwardedRules: the engine's rules are obeyed, and may come and go.
+func TestForwardedRules(t *testing.T) {
+	onEveryRoad(t, func(t *testing.T, l *lab) {
+		e := newEngine(t, l)
+		box := e.container("one", box4, box6)
+		held := 0
+		for _, f := range l.families() {
+			srv, reached := l.serve(l.There, at(f.there, 0), echo)
+			const n = 20
+			box.do("hold", srv, n)
+			held += n
+			e.loadRules("-drop", srv.Port())
+			box.wantFirst("TIMEOUT", "connect", srv, "1200ms")
+			e.want("flushed", "nft-flush")
+			box.wantFirst("TIMEOUT", "connect", srv, "1200ms") // nobody masquerades it
+			if reached.count() != n {
+				t.Errorf("%v was reached %d times", srv, reached.count())
+			}
+			if l.datapath == "splice" {
+				box.want(fmt.Sprint(held), "hold-echo") // while there are no rules
+			}
+			for range 3 {
+				e.want("flushed", "nft-flush")
+				e.loadRules()
+				if got := box.do("exchange", srv, "hello"); !strings.HasSuffix(got, " hello") {
+					t.Errorf("after the rules came back: %q", got)
+				}
+			}
+			if l.datapath == "splice" {
+				box.want(fmt.Sprint(held), "hold-echo")
+			}
+		}
+	})
+}
+
+// TestForwardedFirewall: one that lets in what belongs to connections, in the namespace with the bridge, has no part in
+// what is forwarded.
+func TestForwardedFirewall(t *testing.T) {
+	onEveryRoad(t, func(t *testing.T, l *lab) {
+		e := newEngine(t, l)
+		box := e.container("one", box4, box6)
+		e.want("loaded", "nft-input", "lo")
+		for _, f := range l.families() {
+			srv, _ := l.serve(l.There, at(f.there, 0), echo)
+			box.want("20", "churn", srv, 20)
+		}
+		if c := e.counters(); l.datapath == "splice" && c["tcp.unanswered"] != 0 {
+			t.Errorf("%d offers were not answered", c["tcp.unanswered"])
+		}
+	})
+}
+
+// TestForwardedMany: connections one after the other and at once.
+func TestForwardedMany(t *testing.T) {
+	onEveryRoad(t, func(t *testing.T, l *lab) {
+		e := newEngine(t, l)
+		box := e.container("one", box4, box6)
+		two := e.container("two", boxTwo4, boxTwo6)
+		for _, f := range l.families() {
+			srv, _ := l.serve(l.There, at(f.there, 0), echo)
+			const n = 1000
+			box.want(fmt.Sprint(n), "churn", srv, n)
+			// From the same port of two containers: masquerading gives one of them another.
+			for range 5 {
+				for i, s := range []*sandbox{box, two} {
+					from := [][]string{{box4, box6}, {boxTwo4, boxTwo6}}[i][0]
+					if f.here.Is6() {
+						from = [][]string{{box4, box6}, {boxTwo4, boxTwo6}}[i][1]
+					}
+					if got := s.do("exchange-as", "from="+net.JoinHostPort(from, "7777"), srv, "hello"); !strings.HasSuffix(got, " hello") {
+						t.Errorf("from %s: %q", from, got)
+					}
+				}
+			}
+		}
+		if c := e.counters(); l.datapath == "splice" && c["tcp.unanswered"] != 0 {
+			t.Errorf("%d offers were not answered", c["tcp.unanswered"])
+		}
+	})
+}
+
+// TestForwardedAfterKill: when the helper is killed its rules go with it, and the next one takes over.
+func TestForwardedAfterKill(t *testing.T) {
+	onEveryRoad(t, func(t *testing.T, l *lab) {
+		e := newEngine(t, l)
+		box := e.container("one", box4, box6)
+		srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
+		box.want("5", "hold", srv, 5)
+		if err := e.a.cmd.Process.Signal(syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		<-e.a.ended
+		e.want("1", "nft-tables") // the engine's
+		e.a = e.attach(e.args...)
+		box.want("20", "churn", srv, 20)
+		if got, _, _ := strings.Cut(box.do("hold-echo"), " "); got != "0" {
+			t.Errorf("connections of the helper that was killed: %q", got)
 		}
 	})
 }

@@ -5,6 +5,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -94,9 +96,9 @@ func configure(name string, words []string) error {
 	return nil
 }
 
-// masquerade: PREFIX... [-drop PORT] loads rules as netavark's, in place of those that are there: what comes from the prefixes
-// may leave, masqueraded; what goes to them must belong to a connection; everything else that is forwarded is dropped. With
-// -drop, so is what goes to a port.
+// masquerade: PREFIX... [-open | -drop PORT] loads rules as netavark's, in place of those that are there: what comes from the
+// prefixes may leave, masqueraded; what goes to them must belong to a connection; everything else that is forwarded is dropped,
+// unless -open says otherwise. With -drop, so is what goes to a port.
 func masquerade(args []string) (string, error) {
 	c, err := nftables.New()
 	if err != nil {
@@ -107,6 +109,9 @@ func masquerade(args []string) (string, error) {
 	c.DelTable(table)
 	c.AddTable(table)
 	policy := nftables.ChainPolicyDrop
+	if slices.Contains(args, "-open") {
+		policy = nftables.ChainPolicyAccept
+	}
 	forward := c.AddChain(&nftables.Chain{Table: table, Name: "forward", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &policy})
 	post := c.AddChain(&nftables.Chain{Table: table, Name: "postrouting", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource})
 	add := func(chain *nftables.Chain, verdict expr.Any, parts ...[]expr.Any) {
@@ -133,7 +138,7 @@ func masquerade(args []string) (string, error) {
 		}
 	}
 	for _, a := range args {
-		if a == "-drop" {
+		if strings.HasPrefix(a, "-") {
 			break
 		}
 		prefix, err := netip.ParsePrefix(a)
