@@ -181,8 +181,8 @@ func TestForwardedPublished(t *testing.T) {
 				t.Errorf("half-closed: %q, %v", got, err)
 			}
 			if c, err := l.There.Dial("tcp", at(f.here, 8089), opPatience); err == nil { // or the reset was there first
-				if got, err := guest.Exchange(c, "hello"); err != nil || got != "ECONNRESET" {
-					t.Errorf("a closed port: %q, %v", got, err)
+				if _, err := c.Read(make([]byte, 1)); guest.Errno(err) != "ECONNRESET" {
+					t.Errorf("a closed port: %v", err)
 				}
 				c.Close()
 			}
