@@ -134,8 +134,9 @@ func TestKernelRoadOffer(t *testing.T) {
 	}
 }
 
-// TestKernelRoadForwarded: what comes through the guest, from further inside, has one hop less to live.
-func TestKernelRoadForwarded(t *testing.T) {
+// TestKernelRoadNotForwarded: what comes through the guest, from further inside, has one hop less to live. It is left to the
+// stack where the namespace cannot be made ready for it.
+func TestKernelRoadNotForwarded(t *testing.T) {
 	w := newRoadWorld(t)
 	if w == nil {
 		return
