@@ -57,11 +57,17 @@ func (e *engine) loadRules(more ...any) {
 // container is an agent in a namespace of its own, on the bridge.
 func (e *engine) container(name, addr4, addr6 string) *sandbox {
 	e.Helper()
-	argv := append([]string{"nsenter", "--target", strconv.Itoa(e.pid), "--user", "--net", "--preserve-credentials", "--", "unshare", "--net", "--"}, op("agent")...)
-	s := e.agent(name, e.Here.Command(argv...))
+	s := e.agentBeside(name)
 	e.do("cable", "br0", s.cmd.Process.Pid, "eth0")
 	s.do("address", "eth0", addr4+"/24", addr6+"/64", bridge4, bridge6)
 	return s
+}
+
+// agentBeside is an agent in a namespace of its own, not connected yet.
+func (e *engine) agentBeside(name string) *sandbox {
+	e.Helper()
+	argv := append([]string{"nsenter", "--target", strconv.Itoa(e.pid), "--user", "--net", "--preserve-credentials", "--", "unshare", "--net", "--"}, op("agent")...)
+	return e.agent(name, e.Here.Command(argv...))
 }
 
 // wantSpliced expects that the kernel joins so many connections, and that there are no others.
@@ -141,6 +147,80 @@ func (e *engine) publish(port int, to netip.AddrPort) {
 	if text, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusCreated {
 		e.Fatalf("publish %s: %s %s", body, resp.Status, text)
 	}
+}
+
+// TestForwardedOptions: what sockets in containers can be told. A TTL that hides the hop makes a connection look like one of the
+// namespace's own, whose offer goes astray: the stack takes it, a second later.
+func TestForwardedOptions(t *testing.T) {
+	onEveryRoad(t, func(t *testing.T, l *lab) {
+		e := newEngine(t, l)
+		box := e.container("one", box4, box6)
+		for _, f := range l.families() {
+			srv, _ := l.serve(l.There, at(f.there, 0), echo)
+			for _, options := range []string{"fastopen", "mptcp", "device=eth0", "ttl=10", "ttl=128", "ttl=255", "ttl=65"} {
+				if got := box.do("exchange-as", options, srv, "hello"); !strings.HasSuffix(got, " hello") {
+					t.Errorf("%s to %v: %q", options, srv, got)
+				}
+			}
+			want := "abcdef abcdef ! at 3 ! at 3"
+			if l.datapath == "stack" {
+				want = "abc!def abc!def none none"
+			}
+			urgent, _ := l.serve(l.There, at(f.there, 0), guest.UrgentServer)
+			box.want(want, "urgent", urgent)
+			closing, _ := l.serve(l.There, at(f.there, 0), func(c *net.TCPConn) {
+				if got, err := guest.CloseTogether(c); err != nil || got != "same" {
+					t.Errorf("the server got %q, %v", got, err)
+				}
+			})
+			box.want("same", "close", closing, 100)
+		}
+	})
+}
+
+// TestForwardedHairpin: a container comes to its own published port, and to that of its neighbour, by the host's address.
+func TestForwardedHairpin(t *testing.T) {
+	onEveryRoad(t, func(t *testing.T, l *lab) {
+		e := newEngine(t, l)
+		e.loadRules("-open")
+		box := e.container("one", box4, box6)
+		two := e.container("two", boxTwo4, boxTwo6)
+		two.do("serve-tcp", ":80")
+		e.publish(8080, netip.MustParseAddrPort(boxTwo4+":80"))
+		for range 3 {
+			for _, s := range []*sandbox{box, two} {
+				if got := s.do("exchange", at(topo.Here4, 8080), "hello"); !strings.HasPrefix(got, topo.Here4.String()+":") || !strings.HasSuffix(got, " hello") {
+					t.Errorf("%s: %q", s.name, got)
+				}
+			}
+		}
+	})
+}
+
+// TestForwardedAddressChanges: connections begin anew with another address of the namespace, and with another bridge.
+func TestForwardedAddressChanges(t *testing.T) {
+	onEveryRoad(t, func(t *testing.T, l *lab) {
+		e := newEngine(t, l)
+		box := e.container("one", box4, box6)
+		srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
+		box.want("5", "churn", srv, 5)
+		e.do("unaddress", "eth0", guest4+"/24")
+		e.do("address", "eth0", "10.0.2.101/24", gateway4)
+		box.want("5", "churn", srv, 5)
+		e.do("bridge", "br1", "10.90.0.1/24")
+		e.want("loaded", "masquerade", net4, net6, "10.90.0.0/24")
+		other := e.agentBeside("three")
+		e.do("cable", "br1", other.cmd.Process.Pid, "eth0")
+		other.do("address", "eth0", "10.90.0.2/24", "10.90.0.1")
+		for _, s := range []*sandbox{box, other} {
+			s.want("10", "hold", srv, 10)
+		}
+		e.wantSpliced(20)
+		e.do("unlink", "br1")
+		e.do("bridge", "br1", "10.90.0.1/24")
+		e.do("join", "br1", fmt.Sprint("v", other.cmd.Process.Pid))
+		other.want("10", "hold-echo")
+	})
 }
 
 // TestForwardedPublished: a container behind a published port sees the client's own address.

@@ -64,6 +64,41 @@ func address(args []string) (string, error) {
 	return "configured", configure(arg(args, 0, "eth0"), args[1:])
 }
 
+// unaddress: NAME PREFIX takes an address away.
+func unaddress(args []string) (string, error) {
+	link, err := netlink.LinkByName(arg(args, 0, ""))
+	if err != nil {
+		return "", err
+	}
+	addr, err := netlink.ParseAddr(arg(args, 1, ""))
+	if err != nil {
+		return "", err
+	}
+	return "removed", netlink.AddrDel(link, addr)
+}
+
+// unlink: NAME removes an interface.
+func unlink(args []string) (string, error) {
+	link, err := netlink.LinkByName(arg(args, 0, ""))
+	if err != nil {
+		return "", err
+	}
+	return "removed", netlink.LinkDel(link)
+}
+
+// join: BRIDGE NAME puts an interface on a bridge.
+func join(args []string) (string, error) {
+	br, err := netlink.LinkByName(arg(args, 0, ""))
+	if err != nil {
+		return "", err
+	}
+	link, err := netlink.LinkByName(arg(args, 1, ""))
+	if err != nil {
+		return "", err
+	}
+	return "joined", netlink.LinkSetMasterByIndex(link, br.Attrs().Index)
+}
+
 // configure adds prefixes as addresses, and default routes by what is an address.
 func configure(name string, words []string) error {
 	link, err := netlink.LinkByName(name)
