@@ -223,6 +223,27 @@ func TestForwardedAddressChanges(t *testing.T) {
 	})
 }
 
+// TestForwardedAstray: what a container sends to a link address that the bridge no longer has is lost, and the connection is not.
+func TestForwardedAstray(t *testing.T) {
+	onEveryRoad(t, func(t *testing.T, l *lab) {
+		e := newEngine(t, l)
+		box := e.container("one", box4, box6)
+		e.container("two", boxTwo4, boxTwo6) // to which the bridge passes on what it does not know
+		for i, f := range l.families() {
+			gateway := []string{bridge4, bridge6}[i]
+			srv, _ := l.serve(l.There, at(f.there, 0), echo)
+			box.do("hold", srv, 1)
+			box.want("believed", "believe", "eth0", gateway, "02:00:00:00:00:99")
+			if got := box.do("hold-echo", "700ms"); !strings.HasPrefix(got, "0 ") {
+				t.Errorf("to the wrong link address: %q", got)
+			}
+			box.want("forgotten", "believe", "eth0", gateway)
+			box.want("1", "hold-echo")
+			box.do("drop-held")
+		}
+	})
+}
+
 // TestForwardedPublished: a container behind a published port sees the client's own address.
 func TestForwardedPublished(t *testing.T) {
 	onEveryRoad(t, func(t *testing.T, l *lab) {

@@ -44,6 +44,9 @@ const (
 //	        tcp flags & (syn|ack) == syn ct mark set 0 return   # another connection
 //	        meta mark set DIVERT                                # local, whatever its destination
 //	    }
+//	    chain astray { type filter hook forward priority raw
+//	        meta mark DIVERT drop
+//	    }
 //	    chain arrived { type filter hook input priority srcnat + 1
 //	        meta mark != DIVERT return; iif lo return; meta l4proto != tcp return
 //	        socket transparent 1 meta mark set BEYOND return
@@ -67,6 +70,10 @@ const (
 // is input), which is in time for the lookup of the socket. So the whole connection is tracked, and translated by one
 // entry of conntrack that lives as long as the connection, whatever becomes of the rules that began it.
 //
+// What has the mark and is forwarded all the same is a frame that a bridge passes on, with br_netfilter, because it is for a link
+// address that the bridge had until a port left it. Conntrack would take its interface for another way out, and forget the
+// connection (nf_nat_oif_changed). It is sent again when the sender has found the bridge's new address.
+//
 // Only the request on lo is not tracked: conntrack would see a second connection with ends that are taken already.
 //
 // The chain nat is empty. While there is one, the kernel goes on translating connections: without any, as in the moment
@@ -88,6 +95,7 @@ func forwardRules(uplink uint32, ipv6, keep bool) (f *os.File, err error) {
 	b := ruleBook{c: c, table: &nftables.Table{Family: nftables.TableFamilyINet, Name: forwardName}}
 	again := b.chain("again", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
 	in := b.chain("in", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityMangle)
+	astray := b.chain("astray", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityRaw)
 	afterNAT := nftables.ChainPriorityRef(*nftables.ChainPriorityNATSource + 1)
 	arrived := b.chain("arrived", nftables.ChainTypeFilter, nftables.ChainHookInput, afterNAT)
 	out := b.chain("out", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityMangle)
@@ -110,6 +118,8 @@ func forwardRules(uplink uint32, ipv6, keep bool) (f *os.File, err error) {
 	b.rule(in, ctMarkIs(expr.CmpOpNeq), ruleReturn)
 	b.rule(in, request, setCTMark(0), ruleReturn)
 	b.rule(in, setMark(markDivert))
+
+	b.rule(astray, metaIs(expr.MetaKeyMARK, expr.CmpOpEq, number(markDivert)), ruleDrop)
 
 	b.rule(arrived, metaIs(expr.MetaKeyMARK, expr.CmpOpNeq, number(markDivert)), ruleReturn)
 	b.rule(arrived, isLo, ruleReturn)

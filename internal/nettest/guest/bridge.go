@@ -99,6 +99,22 @@ func join(args []string) (string, error) {
 	return "joined", netlink.LinkSetMasterByIndex(link, br.Attrs().Index)
 }
 
+// believe: NAME ADDR [MAC] believes a link address for good, or learns it again.
+func believe(args []string) (string, error) {
+	link, err := netlink.LinkByName(arg(args, 0, ""))
+	if err != nil {
+		return "", err
+	}
+	n := &netlink.Neigh{LinkIndex: link.Attrs().Index, IP: net.ParseIP(arg(args, 1, "")), State: netlink.NUD_PERMANENT}
+	if len(args) < 3 {
+		return "forgotten", netlink.NeighDel(n)
+	}
+	if n.HardwareAddr, err = net.ParseMAC(args[2]); err != nil {
+		return "", err
+	}
+	return "believed", netlink.NeighSet(n)
+}
+
 // configure adds prefixes as addresses, and default routes by what is an address.
 func configure(name string, words []string) error {
 	link, err := netlink.LinkByName(name)
