@@ -85,7 +85,7 @@ func (e *engine) wantSpliced(want uint64) {
 }
 
 func TestForwarded(t *testing.T) {
-	onEveryLink(t, func(t *testing.T, l *lab) {
+	onEveryLinkAtOnce(t, func(t *testing.T, l *lab) {
 		e := newEngine(t, l)
 		box := e.container("one", box4, box6)
 		two := e.container("two", boxTwo4, boxTwo6)
