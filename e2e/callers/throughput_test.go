@@ -19,8 +19,9 @@ import (
 const (
 	benchRuns    = 3 // of each figure, the helpers in turn; the median counts
 	benchSeconds = 3
-	// What is asked for, times what the distribution's gives in the same run.
-	wantOut, wantIn, wantPublished = 4, 1.8, 1
+	// What is asked for, times what the distribution's gives in the same run. Published ports are to be as fast, give or take
+	// what one run differs from the next: theirs connects inside the container, and crosses no bridge.
+	wantOut, wantIn, wantPublished = 4, 1.8, 0.9
 )
 
 // iperfMounts bring the host's iperf3 into a container.
