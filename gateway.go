@@ -210,7 +210,8 @@ func (g *gateway) openKernelRoad() error {
 		d := userns.Diversion{Uplink: g.info.Name, IPv6: s.plan.addrs.gateway6.IsValid()}
 		var k *userns.Diverted
 		if k, reason = s.ns.Divert(context.Background(), d); reason == nil {
-			if err := g.streams.UseKernel(forwarder.Kernel{Packets: k.Packets, Loopback: userns.LoopbackIndex, Listeners: k.Listeners, Mint: k.Mint, LinkPace: userns.KeptPace}); err != nil {
+			if err := g.streams.UseKernel(forwarder.Kernel{Packets: k.Packets, Loopback: userns.LoopbackIndex, Listeners: k.Listeners, Mint: k.Mint, LinkPace: userns.KeptPace,
+				Forward: func() error { return s.ns.Forward(context.Background(), k) }}); err != nil {
 				_ = k.Rules.Close()
 				return err
 			}

@@ -23,14 +23,17 @@ type Kernel struct {
 	Listeners []*os.File
 	// Mint makes sockets that may have any address, and speak to the guest with it.
 	Mint Mint
+	// Forward makes the namespace ready for TCP that it forwards, from what is behind it. It is called once, when it is needed,
+	// and may block. nil means that this is for the other road.
+	Forward func() error
 	// LinkPace is how long a connection of the other road may say nothing to the guest; 0 means as long as it likes.
 	LinkPace time.Duration
 }
 
 // Mint is a stock of transparent TCP sockets.
 type Mint interface {
-	// Get never waits; an error means that there is none at the moment.
-	Get(ipv6 bool) (fd int, err error)
+	// Get never waits; an error means that there is none at the moment. beyond is for a peer behind the guest.
+	Get(ipv6, beyond bool) (fd int, err error)
 	Close()
 }
 
@@ -54,6 +57,11 @@ type kernelRoad struct {
 	requests map[stack.Flow]*request // guarded by mu
 	offered  int                     // of the requests; guarded by mu
 	doubt    doubt                   // guarded by mu
+
+	forwarding   forwardState              // guarded by mu
+	forwardDoubt doubt                     // guarded by mu
+	held         map[stack.Flow]*stack.SYN // guarded by mu
+
 	pausing  bool                    // accept found no descriptor, and will look again; guarded by mu
 	dials    map[*guestDial]struct{} // guarded by mu
 	joined   map[*joint]struct{}     // guarded by mu
@@ -77,7 +85,7 @@ const sweepPace = 5 * time.Second
 // UseKernel opens the kernel's road. It must be called before the first connection, once. On an error nothing of k is
 // left open.
 func (t *Streams) UseKernel(k Kernel) (err error) {
-	r := &kernelRoad{t: t, k: k, packets: -1, requests: map[stack.Flow]*request{}, dials: map[*guestDial]struct{}{}, joined: map[*joint]struct{}{}}
+	r := &kernelRoad{t: t, k: k, packets: -1, requests: map[stack.Flow]*request{}, held: map[stack.Flow]*stack.SYN{}, dials: map[*guestDial]struct{}{}, joined: map[*joint]struct{}{}}
 	defer func() {
 		if err != nil {
 			r.closeFiles()

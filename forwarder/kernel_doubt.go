@@ -5,11 +5,13 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/stack"
 )
 
 const (
-	// doubtAfter offers in a row that the guest has not taken up at once, connections take the other road: all outbound ones,
-	// or those to one published port.
+	// doubtAfter offers in a row that the guest has not taken up at once, connections take the other road: all outbound ones
+	// of the guest's own, all that it forwards, or those to one published port.
 	doubtAfter = 3
 	// doubtFor is how long. The next one is tried again, and pays for it with a second if nothing has changed.
 	doubtFor = time.Minute
@@ -22,6 +24,15 @@ const (
 type doubt struct {
 	row   int
 	until time.Time
+}
+
+// doubtOf is that about connections like q: rules for what is forwarded are others than those for the guest's own.
+// r.mu is held.
+func (r *kernelRoad) doubtOf(q *stack.SYN) *doubt {
+	if q.TTL == guestTTL {
+		return &r.doubt
+	}
+	return &r.forwardDoubt
 }
 
 // now says that the other road is the better one.

@@ -32,27 +32,29 @@ func (r *kernelRoad) serve(host int, client netip.AddrPort, p *PublishedTCP) boo
 	if client.Addr().Is6() {
 		guest, gateway = now.Guest6, now.Gateway6
 	}
-	if a := to.Addr(); a.IsValid() && a != guest {
-		// Of the other family, or behind the guest, on a bridge: such a server's answers are forwarded traffic, which no
-		// mark leads back to our socket.
-		return false
-	}
 	if !guest.IsValid() {
 		return false
 	}
-	r.mu.Lock()
-	full := r.closed || r.full() || p.doubt.now()
-	r.mu.Unlock()
-	if full {
+	beyond := to.Addr().IsValid() && to.Addr() != guest
+	if beyond && to.Addr().Is4() != guest.Is4() {
 		return false
 	}
+	r.mu.Lock()
+	no := r.closed || r.full() || p.doubt.now() || beyond && !r.forwards()
+	r.mu.Unlock()
+	if no {
+		return false
+	}
+	if beyond {
+		guest = to.Addr()
+	}
 	f := stack.Flow{Src: t.sourceFor(client, guest, gateway), Dst: netip.AddrPortFrom(guest, to.Port())}
-	fd, done, err := r.connect(f)
+	fd, done, err := r.connect(f, beyond)
 	if err == unix.EADDRNOTAVAIL && r.isJoined(f) {
 		// A client may use one port for two ports that are published, and two addresses of the host's loopback the same one.
 		// The other road does not know of this connection, and would speak in its name.
 		f.Src = netip.AddrPortFrom(f.Src.Addr(), 0)
-		if fd, done, err = r.connect(f); err == nil {
+		if fd, done, err = r.connect(f, beyond); err == nil {
 			f.Src = localAddr(fd)
 		}
 	}
@@ -69,9 +71,9 @@ func (r *kernelRoad) serve(host int, client netip.AddrPort, p *PublishedTCP) boo
 	return true
 }
 
-// connect starts a connection to the guest, in the name of f.Src. Nearly always it ends at once.
-func (r *kernelRoad) connect(f stack.Flow) (fd int, done bool, err error) {
-	if fd, err = r.k.Mint.Get(f.Dst.Addr().Is6()); err != nil {
+// connect starts a connection to the guest, or to what is beyond it, in the name of f.Src. Nearly always it ends at once.
+func (r *kernelRoad) connect(f stack.Flow, beyond bool) (fd int, done bool, err error) {
+	if fd, err = r.k.Mint.Get(f.Dst.Addr().Is6(), beyond); err != nil {
 		return -1, false, err
 	}
 	sa := toSockaddr(f.Dst)

@@ -12,10 +12,6 @@ import (
 	"rootlessnet/stack"
 )
 
-// guestTTL is what a Linux kernel sends its own segments with, unless told otherwise (net.ipv4.ip_default_ttl). Another
-// is that of forwarded traffic: the rules inside divert what is sent there, not what comes through from further inside.
-const guestTTL = 64
-
 // acceptMost bounds the connections accepted in one go: they may all be attempts to come around policy.
 const acceptMost = 64
 
@@ -47,13 +43,22 @@ type listener struct {
 // connect to a neighbour before it returns.
 func (t *Streams) HandleSYN(q *stack.SYN) (taken bool) {
 	r := t.kernel
-	if r == nil || q.TTL != guestTTL || t.cfg.ServeDNS != nil && q.Dst.Port() == dnsPort && t.answersDNS(q.Dst.Addr()) {
+	if r == nil || q.TTL != guestTTL && !wasForwarded(q.TTL) || t.cfg.ServeDNS != nil && q.Dst.Port() == dnsPort && t.answersDNS(q.Dst.Addr()) {
 		return false
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.take(q)
+}
+
+// take is HandleSYN with r.mu held.
+func (r *kernelRoad) take(q *stack.SYN) (taken bool) {
+	t := r.t
 	if r.closed {
 		return true
+	}
+	if q.TTL != guestTTL && !r.forwards() {
+		return r.hold(q)
 	}
 	if old := r.requests[q.Flow]; old != nil { // sent again
 		if !old.offered {
@@ -64,7 +69,7 @@ func (t *Streams) HandleSYN(q *stack.SYN) (taken bool) {
 		r.unanswered(old)
 		return false
 	}
-	if r.full() || r.doubt.now() {
+	if r.full() || r.doubtOf(q).now() {
 		return false
 	}
 	v := t.cfg.Policy.Judge(policy.TCP, q.Src, q.Dst)
@@ -232,7 +237,7 @@ func (r *kernelRoad) drop(q *request) {
 // unanswered drops what was offered in vain.
 func (r *kernelRoad) unanswered(q *request) {
 	r.t.stats.unanswered.Add(1)
-	r.doubt.add(r.t.log)
+	r.doubtOf(q.syn).add(r.t.log)
 	r.drop(q)
 }
 
@@ -285,7 +290,7 @@ func (l *listener) accept(q *request) (found bool) {
 		}
 		delete(r.requests, f)
 		r.offered--
-		r.doubt.settle(r.t.log, fd, p.since)
+		r.doubtOf(p.syn).settle(r.t.log, fd, p.since)
 		r.join(p.fd, fd, f, Outbound)
 		if p == q {
 			return true

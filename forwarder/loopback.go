@@ -337,7 +337,7 @@ func (l *Loopback) connect(dst netip.AddrPort) (fd int, done bool, err error) {
 	if l.mint == nil {
 		return startDial(egress{}, dst, 0)
 	}
-	if fd, err = l.mint.Get(dst.Addr().Is6()); err != nil {
+	if fd, err = l.mint.Get(dst.Addr().Is6(), false); err != nil {
 		return -1, false, errNoMint
 	}
 	sa := toSockaddr(dst)

@@ -19,7 +19,7 @@ import (
 // loopbackMint gives sockets of our own namespace, or none.
 type loopbackMint struct{ empty bool }
 
-func (m *loopbackMint) Get(ipv6 bool) (int, error)    { return m.socket(ipv6, unix.SOCK_STREAM) }
+func (m *loopbackMint) Get(ipv6, _ bool) (int, error) { return m.socket(ipv6, unix.SOCK_STREAM) }
 func (m *loopbackMint) GetUDP(ipv6 bool) (int, error) { return m.socket(ipv6, unix.SOCK_DGRAM) }
 func (m *loopbackMint) Close()                        {}
 

@@ -60,6 +60,12 @@ type diversion struct {
 	hold []*os.File
 	// leave takes back what does not go with a descriptor.
 	leave func()
+
+	uplink uint32 // its index
+	ipv6   bool
+	keep   bool
+	// forwarding owns the rules for what is forwarded; nil until they are wanted.
+	forwarding *os.File
 }
 
 // divert sets the road up, whole or not at all. With keep, the namespace is ours and ends with us.
@@ -71,7 +77,7 @@ func divert(d *Diversion, keep bool) (v *diversion, err error) {
 	if err != nil {
 		return nil, op("find "+d.Uplink, err)
 	}
-	v = &diversion{leave: func() {}}
+	v = &diversion{leave: func() {}, uplink: uint32(link.Attrs().Index), ipv6: d.IPv6, keep: keep}
 	made := v // an error returns nil in its place
 	defer func() {
 		if err != nil {
@@ -135,7 +141,7 @@ func divert(d *Diversion, keep bool) (v *diversion, err error) {
 	v.out = append(v.out, mint)
 	v.out = append(v.out, listeners...)
 	// Last: from here on the command's connections depend on the rest.
-	rules, err := divertRules(d, uint32(link.Attrs().Index), keep)
+	rules, err := divertRules(d, v.uplink, keep)
 	if err != nil {
 		return nil, op("nftables", err)
 	}
@@ -170,8 +176,23 @@ func (v *diversion) onLeave(f func()) {
 
 func (v *diversion) close() {
 	closeAll(v.out) // for the second time, where they were sent: no harm in an os.File
+	if v.forwarding != nil {
+		v.forwarding.Close()
+	}
 	v.leave()
 	closeAll(v.hold)
+}
+
+// forward adds the rules for what the namespace forwards, once. They live as long as this process.
+func (v *diversion) forward() (err error) {
+	if v.forwarding != nil {
+		return nil
+	}
+	if v.forwarding, err = forwardRules(v.uplink, v.ipv6, v.keep); err != nil {
+		v.forwarding = nil
+		return &Error{Op: "divert forwarded TCP: nftables", Err: err, Hint: doctorHint}
+	}
+	return nil
 }
 
 // divertRoutes leads what has the mark to lo. A local address is reached by lo whatever interface its route names; the
@@ -233,7 +254,7 @@ func packetSocket() (*os.File, error) {
 
 // divertListener listens on an address that is not there. Connections inherit its options.
 func divertListener(a netip.AddrPort) (f *os.File, err error) {
-	fd, err := transparentSocket(a.Addr().Is6())
+	fd, err := transparentSocket(a.Addr().Is6(), markSpeak)
 	if err != nil {
 		return nil, err
 	}
@@ -258,7 +279,7 @@ func divertListener(a netip.AddrPort) (f *os.File, err error) {
 
 // transparentSocket makes a TCP socket that may have anybody's address, ready to be joined with one of the host: no Nagle
 // (the command's own kernel has its own), keep-alive at the system's pace, urgent data in line.
-func transparentSocket(ipv6 bool) (fd int, err error) {
+func transparentSocket(ipv6 bool, mark int) (fd int, err error) {
 	family, level, option := unix.AF_INET, unix.SOL_IP, unix.IP_TRANSPARENT
 	if ipv6 {
 		family, level, option = unix.AF_INET6, unix.SOL_IPV6, unix.IPV6_TRANSPARENT
@@ -269,7 +290,7 @@ func transparentSocket(ipv6 bool) (fd int, err error) {
 	options := []struct{ level, name, value int }{
 		{level, option, 1},
 		{unix.SOL_SOCKET, unix.SO_REUSEADDR, 1},
-		{unix.SOL_SOCKET, unix.SO_MARK, markSpeak},
+		{unix.SOL_SOCKET, unix.SO_MARK, mark},
 		{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
 		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
 		{unix.SOL_SOCKET, unix.SO_OOBINLINE, 1},

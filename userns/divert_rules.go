@@ -1,7 +1,6 @@
 package userns
 
 import (
-	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -10,7 +9,6 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -47,19 +45,10 @@ import (
 // processor finds neither (inet_ehash_insert, net/ipv4/inet_hashtables.c), and a reset would end a connection that has
 // only just begun: one in 40,000 here. It is sent again.
 //
-// The table belongs to its connection (NFT_TABLE_F_OWNER): nobody inside can flush it with his own, which would
-// leave requests without an answer, and it goes when the last copy of the descriptor, which is returned, is closed.
-// Kernels before Linux 5.12 do not know owners, and do without the diversion. In a namespace that is ours (keep) the table
-// stays until that ends, with nobody waiting: to remove it costs the one who closes the descriptor 10 ms (synchronize_rcu).
+// The table has an owner: were it flushed, requests would be left without an answer. It goes with the descriptor, or with keep,
+// as ownedTable says.
 func divertRules(d *Diversion, uplink uint32, keep bool) (f *os.File, err error) {
-	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: divertName}
-	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(nl *netlink.Conn) (err error) {
-		if err = ownTable(nl, keep); err != nil {
-			return fmt.Errorf("a table that nobody else can remove (Linux 5.12): %w", err)
-		}
-		f, err = dupConn(nl)
-		return err
-	}))
+	c, f, err := ownedTable(divertName, keep)
 	if err != nil {
 		return nil, err
 	}
@@ -69,9 +58,9 @@ func divertRules(d *Diversion, uplink uint32, keep bool) (f *os.File, err error)
 			f.Close()
 		}
 	}()
-	prio := nftables.ChainPriorityMangle
-	out := c.AddChain(&nftables.Chain{Table: table, Name: "out", Type: nftables.ChainTypeRoute, Hooknum: nftables.ChainHookOutput, Priority: prio})
-	in := c.AddChain(&nftables.Chain{Table: table, Name: "in", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: prio})
+	b := ruleBook{c: c, table: &nftables.Table{Family: nftables.TableFamilyINet, Name: divertName}}
+	out := b.chain("out", nftables.ChainTypeRoute, nftables.ChainHookOutput, nftables.ChainPriorityMangle)
+	in := b.chain("in", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityMangle)
 	families := []divertFamily{family4}
 	if d.IPv6 {
 		families = append(families, family6)
@@ -83,51 +72,40 @@ func divertRules(d *Diversion, uplink uint32, keep bool) (f *os.File, err error)
 			name    string
 			timeout time.Duration
 		}{{&f.kept, "kept", keptTimeout}, {&f.missed, "missed", missedTimeout}} {
-			*set.set = &nftables.Set{Table: table, Name: set.name + f.suffix, KeyType: nftables.MustConcatSetType(f.addrType, f.addrType, nftables.TypeInetService, nftables.TypeInetService),
+			*set.set = &nftables.Set{Table: b.table, Name: set.name + f.suffix, KeyType: nftables.MustConcatSetType(f.addrType, f.addrType, nftables.TypeInetService, nftables.TypeInetService),
 				Concatenation: true, Dynamic: true, HasTimeout: true, Timeout: set.timeout, Size: setMost}
 			if err := c.AddSet(*set.set, nil); err != nil {
 				return nil, err
 			}
 		}
 	}
-	rule := func(chain *nftables.Chain, exprs ...[]expr.Any) {
-		r := &nftables.Rule{Table: table, Chain: chain}
-		for _, e := range exprs {
-			r.Exprs = append(r.Exprs, e...)
-		}
-		c.AddRule(r)
-	}
-	ret := []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}}
-	isTCP := metaIs(expr.MetaKeyL4PROTO, expr.CmpOpEq, []byte{unix.IPPROTO_TCP})
-	notTCP := metaIs(expr.MetaKeyL4PROTO, expr.CmpOpNeq, []byte{unix.IPPROTO_TCP})
-
-	rule(out, metaIs(expr.MetaKeyOIF, expr.CmpOpNeq, number(uplink)), ret)
-	rule(out, notTCP, ret)
+	b.rule(out, metaIs(expr.MetaKeyOIF, expr.CmpOpNeq, number(uplink)), ruleReturn)
+	b.rule(out, notTCP, ruleReturn)
 	for _, f := range families {
-		rule(out, tcpFlagsAre(tcpSYN|tcpACK, tcpSYN), f.match(), f.flow(dstOf, srcOf), forget(f.kept), ret)
+		b.rule(out, tcpFlagsAre(tcpSYN|tcpACK, tcpSYN), f.match(), f.flow(dstOf, srcOf), forget(f.kept), ruleReturn)
 	}
 	for _, f := range families {
-		rule(out, f.match(), f.flow(dstOf, srcOf), isIn(f.kept), ret)
+		b.rule(out, f.match(), f.flow(dstOf, srcOf), isIn(f.kept), ruleReturn)
 	}
-	rule(out, setMark(markDivert))
+	b.rule(out, setMark(markDivert))
 
 	for _, f := range families {
 		diverted := slices.Concat(metaIs(expr.MetaKeyMARK, expr.CmpOpEq, number(markDivert)), metaIs(expr.MetaKeyIIF, expr.CmpOpEq, number(LoopbackIndex)), isTCP, f.match())
 		accept := []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}
-		rule(in, diverted, tcpFlagsAre(tcpSYN|tcpACK, tcpSYN), f.tproxy(divertPort), accept)
-		rule(in, diverted, f.tproxy(nobodyPort), accept)
-		rule(in, diverted, f.flow(dstOf, srcOf), isIn(f.missed), f.tproxy(divertPort), accept)
-		rule(in, diverted, f.flow(dstOf, srcOf), update(f.missed, missedTimeout), []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}})
+		b.rule(in, diverted, tcpFlagsAre(tcpSYN|tcpACK, tcpSYN), f.tproxy(divertPort), accept)
+		b.rule(in, diverted, f.tproxy(nobodyPort), accept)
+		b.rule(in, diverted, f.flow(dstOf, srcOf), isIn(f.missed), f.tproxy(divertPort), accept)
+		b.rule(in, diverted, f.flow(dstOf, srcOf), update(f.missed, missedTimeout), ruleDrop)
 	}
-	rule(in, metaIs(expr.MetaKeyIIF, expr.CmpOpNeq, number(uplink)), ret)
-	rule(in, notTCP, ret)
+	b.rule(in, metaIs(expr.MetaKeyIIF, expr.CmpOpNeq, number(uplink)), ruleReturn)
+	b.rule(in, notTCP, ruleReturn)
 	for _, f := range families {
-		rule(in, f.match(), f.flow(srcOf, dstOf), isIn(f.kept), update(f.kept, keptTimeout), ret)
+		b.rule(in, f.match(), f.flow(srcOf, dstOf), isIn(f.kept), update(f.kept, keptTimeout), ruleReturn)
 	}
 	for _, f := range families {
-		rule(in, tcpFlagsAre(tcpSYN, tcpSYN), f.match(), f.flow(srcOf, dstOf), update(f.kept, keptTimeout), ret)
+		b.rule(in, tcpFlagsAre(tcpSYN, tcpSYN), f.match(), f.flow(srcOf, dstOf), update(f.kept, keptTimeout), ruleReturn)
 	}
-	rule(in, tcpFlagsAre(tcpSYN, tcpSYN), []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}})
+	b.rule(in, tcpFlagsAre(tcpSYN, tcpSYN), ruleDrop)
 	if err := c.Flush(); err != nil {
 		return nil, err
 	}
@@ -158,14 +136,15 @@ type divertFamily struct {
 	addrType nftables.SetDatatype
 	addrSize uint32
 	src, dst uint32 // offsets of the addresses in the header
+	ttl      uint32 // offset of the time to live
 	listener netip.Addr
 	kept     *nftables.Set
 	missed   *nftables.Set
 }
 
 var (
-	family4 = divertFamily{proto: unix.NFPROTO_IPV4, suffix: "4", addrType: nftables.TypeIPAddr, addrSize: 4, src: 12, dst: 16, listener: divertAddr4}
-	family6 = divertFamily{proto: unix.NFPROTO_IPV6, suffix: "6", addrType: nftables.TypeIP6Addr, addrSize: 16, src: 8, dst: 24, listener: divertAddr6}
+	family4 = divertFamily{proto: unix.NFPROTO_IPV4, suffix: "4", addrType: nftables.TypeIPAddr, addrSize: 4, src: 12, dst: 16, ttl: 8, listener: divertAddr4}
+	family6 = divertFamily{proto: unix.NFPROTO_IPV6, suffix: "6", addrType: nftables.TypeIP6Addr, addrSize: 16, src: 8, dst: 24, ttl: 7, listener: divertAddr6}
 )
 
 func (f *divertFamily) match() []expr.Any {
@@ -253,56 +232,4 @@ func setMark(mark uint32) []expr.Any {
 		&expr.Immediate{Register: unix.NFT_REG_1, Data: number(mark)},
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: unix.NFT_REG_1, SourceRegister: true},
 	}
-}
-
-// ownTable makes the table one that belongs to nl (NFT_TABLE_F_OWNER, include/uapi/linux/netfilter/nf_tables.h). The
-// library does not know the flag. With keep it outlives nl (NFT_TABLE_F_PERSIST), if the kernel can (Linux 6.9).
-func ownTable(nl *netlink.Conn, keep bool) error {
-	const nftTableOwner, nftTablePersist = 2, 4
-	if keep && newTable(nl, nftTableOwner|nftTablePersist) == nil {
-		return nil
-	}
-	return newTable(nl, nftTableOwner)
-}
-
-func newTable(nl *netlink.Conn, flags uint32) error {
-	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{
-		{Type: unix.NFTA_TABLE_NAME, Data: []byte(divertName + "\x00")},
-		{Type: unix.NFTA_TABLE_FLAGS, Data: binaryutil.BigEndian.PutUint32(flags)},
-	})
-	if err != nil {
-		return err
-	}
-	message := func(typ int, flags netlink.HeaderFlags, family byte, subsystem uint16, data []byte) netlink.Message {
-		head := append([]byte{family, unix.NFNETLINK_V0}, binaryutil.BigEndian.PutUint16(subsystem)...)
-		return netlink.Message{Header: netlink.Header{Type: netlink.HeaderType(typ), Flags: netlink.Request | flags}, Data: append(head, data...)}
-	}
-	if _, err := nl.SendMessages([]netlink.Message{
-		message(unix.NFNL_MSG_BATCH_BEGIN, 0, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, nil),
-		message(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWTABLE, netlink.Acknowledge|netlink.Create, unix.NFPROTO_INET, 0, attrs),
-		message(unix.NFNL_MSG_BATCH_END, 0, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES, nil),
-	}); err != nil {
-		return err
-	}
-	_, err = nl.Receive()
-	return err
-}
-
-// dupConn returns a descriptor of the same socket.
-func dupConn(nl *netlink.Conn) (f *os.File, err error) {
-	c, err := nl.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var derr error
-	err = c.Control(func(fd uintptr) {
-		var n int
-		if n, derr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); derr == nil {
-			f = os.NewFile(uintptr(n), "nftables")
-		}
-	})
-	if err == nil {
-		err = derr
-	}
-	return f, err
 }

@@ -41,7 +41,7 @@ func minted(t *testing.T, d *Diverted, ipv6 bool) int {
 	t.Helper()
 	end := time.Now().Add(5 * time.Second)
 	for {
-		fd, err := d.Mint.Get(ipv6)
+		fd, err := d.Mint.Get(ipv6, false)
 		if err == nil {
 			return fd
 		}
@@ -145,7 +145,7 @@ func TestMint(t *testing.T) {
 	}
 	d.Mint.Close()
 	d.Mint.Close() // again
-	if _, err := d.Mint.Get(false); !errors.Is(err, ErrNoSocket) {
+	if _, err := d.Mint.Get(false, false); !errors.Is(err, ErrNoSocket) {
 		t.Errorf("from a mint that is closed: %v", err)
 	}
 }
@@ -156,7 +156,7 @@ func TestMintWithoutInside(t *testing.T) {
 	s.Close()
 	begin := time.Now()
 	for i := range 1000 {
-		fd, err := d.Mint.Get(false)
+		fd, err := d.Mint.Get(false, false)
 		if err != nil {
 			if !errors.Is(err, ErrNoSocket) {
 				t.Errorf("got %v", err)

@@ -20,6 +20,16 @@ type Diverted struct {
 	Mint *Minter
 }
 
+// Forward has the road take TCP that the namespace forwards, too; more than once is no harm. The namespace's connections
+// are tracked from then on.
+func (s *Sandbox) Forward(ctx context.Context, d *Diverted) error {
+	if _, err := s.request(ctx, &message{Type: msgForward}, msgDone); err != nil {
+		return err
+	}
+	d.Mint.stockBeyond()
+	return nil
+}
+
 // LoopbackIndex is the interface index of lo in any namespace.
 const LoopbackIndex = 1
 

@@ -24,6 +24,10 @@
 //	  <- minted + socket pair | failed{...} -------------
 //	  -- listen{proto,ports} --------------------------->  sockets on lo
 //	  <- listening{errnos} + fds | failed{...} ----------
+//	  -- divert{...} ----------------------------------->  the kernel's road
+//	  <- diverted + 4 or 5 fds | failed{...} ------------
+//	  -- forward --------------------------------------->  the road for what the namespace forwards
+//	  <- done | failed{...} -----------------------------
 //	  <- exited{code} -----------------------------------  CMD ended, every descendant killed and reaped
 //
 // The two talk over a SOCK_SEQPACKET pair. One request is under way at a time and each has one answer; exited alone

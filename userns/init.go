@@ -176,6 +176,10 @@ func (s *initState) handle(r request) (answer *message, fds []*os.File, pid int)
 		if fds, errnos, err = listen(r.m.Listen); err == nil {
 			return &message{Type: msgListening, Errnos: errnos}, fds, 0
 		}
+	case r.m.Type == msgForward && s.away != nil:
+		if err = s.away.forward(); err == nil {
+			return &message{Type: msgDone}, nil, 0
+		}
 	default:
 		err = &Error{Op: "handshake", Err: fmt.Errorf("%w %q", errProtocol, r.m.Type)}
 	}

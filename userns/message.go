@@ -23,6 +23,8 @@ const (
 	msgListen msgType = "listen" // 0 fds
 	msgMint   msgType = "mint"   // 0 fds
 	msgRelink msgType = "relink" // 0 fds; the answer is ready
+	// msgForward asks for the rules for what is forwarded, after divert.
+	msgForward msgType = "forward" // 0 fds
 
 	msgReady   msgType = "ready"   // 0 or 1 fd
 	msgStarted msgType = "started" // 0 fds
@@ -103,7 +105,7 @@ func wantFDs(t msgType) (least, most int, known bool) {
 		return 1, 1, true
 	case msgListening:
 		return 0, listenMost, true
-	case msgSetup, msgSignal, msgFiles, msgDivert, msgListen, msgMint, msgRelink, msgStarted, msgDone, msgFailed, msgExited:
+	case msgSetup, msgSignal, msgFiles, msgDivert, msgForward, msgListen, msgMint, msgRelink, msgStarted, msgDone, msgFailed, msgExited:
 		return 0, 0, true
 	}
 	return 0, 0, false

@@ -25,6 +25,7 @@ type Minter struct {
 	stock  map[byte][]int // by kind; guarded by mu
 	busy   map[byte]bool  // a batch is on its way; guarded by mu
 	closed bool           // guarded by mu
+	ipv6   bool
 	wg     sync.WaitGroup
 }
 
@@ -37,6 +38,8 @@ const (
 	// The kinds of sockets: transparent ones of TCP, and of UDP such as anybody can make.
 	mint4, mint6       byte = 4, 6
 	mintUDP4, mintUDP6 byte = 14, 16
+	// Transparent ones of TCP that speak to somebody beyond the namespace.
+	mintBeyond4, mintBeyond6 byte = 24, 26
 )
 
 // ErrNoSocket is what Get returns while there is nothing in stock: another road must do.
@@ -54,7 +57,7 @@ func newMinter(f *os.File, ipv6 bool) (*Minter, error) {
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) == nil {
 		batch = int(min(mintMost, lim.Cur/mintShare+1))
 	}
-	m := &Minter{batch: batch, conn: c.(*net.UnixConn), stock: map[byte][]int{}, busy: map[byte]bool{}}
+	m := &Minter{batch: batch, conn: c.(*net.UnixConn), stock: map[byte][]int{}, busy: map[byte]bool{}, ipv6: ipv6}
 	m.order(mint4)
 	if ipv6 {
 		m.order(mint6)
@@ -62,9 +65,23 @@ func newMinter(f *os.File, ipv6 bool) (*Minter, error) {
 	return m, nil
 }
 
-// Get takes a socket out of stock: non-blocking, transparent, marked. It never waits. The caller closes it.
-func (m *Minter) Get(ipv6 bool) (fd int, err error) {
-	if ipv6 {
+// stockBeyond begins with those that speak to somebody beyond the namespace.
+func (m *Minter) stockBeyond() {
+	m.order(mintBeyond4)
+	if m.ipv6 {
+		m.order(mintBeyond6)
+	}
+}
+
+// Get takes a socket out of stock: non-blocking, transparent, marked. Its peer is in the namespace, or beyond it, where the
+// namespace forwards to. It never waits. The caller closes it.
+func (m *Minter) Get(ipv6, beyond bool) (fd int, err error) {
+	switch {
+	case beyond && ipv6:
+		return m.get(mintBeyond6)
+	case beyond:
+		return m.get(mintBeyond4)
+	case ipv6:
 		return m.get(mint6)
 	}
 	return m.get(mint4)
@@ -172,7 +189,11 @@ func mintOne(kind byte) (fd int, err error) {
 	case mintUDP6:
 		return unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	}
-	return transparentSocket(kind == mint6)
+	mark := markSpeak
+	if kind == mintBeyond4 || kind == mintBeyond6 {
+		mark = markBeyond
+	}
+	return transparentSocket(kind == mint6 || kind == mintBeyond6, mark)
 }
 
 // Mint begins a stock of sockets of the namespace, of TCP and UDP, without a Diversion. Whoever has it closes it.

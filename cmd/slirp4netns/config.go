@@ -4,18 +4,12 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"rootlessnet"
 	"rootlessnet/internal/slirp"
 )
-
-// bridgeNamespace begins the name of the namespace in which Podman keeps the bridges of its networks. What containers on
-// a bridge send is forwarded there, and does not come from sockets of that namespace: it goes by the stack.
-const bridgeNamespace = "rootless-netns"
 
 // target says which namespace is meant; tap is the device where the caller has opened it.
 func target(o *slirp.Options, tap *os.File) rootlessnet.Target {
@@ -35,9 +29,6 @@ func config(o *slirp.Options, log *slog.Logger) rootlessnet.Config {
 	c := rootlessnet.Config{
 		IfName: o.TAPName, MTU: o.MTU, MAC: o.MAC, Configure: o.Configure, OutboundAddr: o.Outbound4, OutboundAddr6: o.Outbound6,
 		AllowMetadata: true, Confine: o.Sandbox || !bindsLowPorts(), Logger: log,
-	}
-	if o.Type == slirp.ByPath && strings.HasPrefix(filepath.Base(o.Path), bridgeNamespace) {
-		c.Datapath = rootlessnet.DatapathStack
 	}
 	gateway, dns := rootlessnet.SpecialAddr{To: rootlessnet.ToLoopback}, rootlessnet.SpecialAddr{DNS: true}
 	c.HostLoopback.All = true

@@ -19,10 +19,17 @@ func newPodman(t *testing.T) pod {
 	u := newUser(t)
 	helpers := filepath.Join(u.home, "helpers")
 	u.run(filepath.Join(bins, "rootless-net"), "drop-in", "install", helpers)
+	return newPodmanWith(u, filepath.Join(helpers, "slirp4netns"), helpers)
+}
+
+// newPodmanWith uses other helpers than ours.
+func newPodmanWith(u *user, slirp4netns, helpers string) pod {
+	t := u.T
+	t.Helper()
 	conf := filepath.Join(u.home, "containers.conf")
 	text := fmt.Sprintf("[engine]\nruntime = \"crun\"\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\nnetwork_cmd_path = %q\n"+
 		"helper_binaries_dir = [%q, \"/usr/lib/podman\", \"/usr/libexec/podman\"]\n[containers]\ncgroups = \"disabled\"\nlog_driver = \"k8s-file\"\n",
-		filepath.Join(helpers, "slirp4netns"), helpers)
+		slirp4netns, helpers)
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

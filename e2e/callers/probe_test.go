@@ -8,8 +8,11 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"testing"
 	"time"
+
+	"github.com/google/nftables"
 )
 
 // probeWord as the first argument makes this program a client or a server, inside and outside of containers.
@@ -22,6 +25,8 @@ const probeWord = "probe"
 //	ask ADDRESS...    prints what is answered over UDP, or why not
 //	hold ADDRESS...   keeps connections, and says after each line that comes in whether they still carry something
 //	bulk URL          moves a lot in both directions, and says how much came
+//	keep ADDR N       keeps connections, and says from time to time how many of them answer
+//	flush             removes all rules of nf_tables
 func probe(args []string) int {
 	switch {
 	case len(args) == 2 && args[0] == "serve":
@@ -44,6 +49,18 @@ func probe(args []string) int {
 		return hold(args[1:])
 	case len(args) == 2 && args[0] == "bulk":
 		fmt.Println(bulk(args[1]))
+	case len(args) == 3 && args[0] == "keep":
+		return keep(args[1], args[2])
+	case len(args) == 1 && args[0] == "flush":
+		c, err := nftables.New()
+		if err == nil {
+			c.FlushRuleset()
+			err = c.Flush()
+		}
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
 	default:
 		fmt.Println("probe: what?", args)
 		return 2
@@ -82,6 +99,35 @@ func hold(addrs []string) int {
 		fmt.Println("looked")
 	}
 	return 0
+}
+
+// keep asks whoAsks again and again, on connections that are kept.
+func keep(addr, number string) int {
+	n, err := strconv.Atoi(number)
+	if err != nil {
+		fmt.Println(err)
+		return 2
+	}
+	conns := make([]net.Conn, n)
+	for i := range conns {
+		if conns[i], err = net.DialTimeout("tcp", addr, 5*time.Second); err != nil {
+			fmt.Println(err)
+			return 1
+		}
+	}
+	for round := 1; ; round++ {
+		answered := 0
+		for _, c := range conns {
+			_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+			fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", addr)
+			if resp, err := http.ReadResponse(bufio.NewReader(c), nil); err == nil {
+				_, _ = io.Copy(io.Discard, resp.Body)
+				answered++
+			}
+		}
+		fmt.Printf("round %d: %d answered\n", round, answered)
+		time.Sleep(200 * time.Millisecond)
+	}
 }
 
 // bulkSize is what the path /bulk answers with, and takes.

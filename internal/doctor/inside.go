@@ -33,6 +33,7 @@ func isolatedProbes() []probe {
 		one("nft-owner", probeOwner),
 		one("nft-sets", probeSets),
 		one("nft-tproxy", probeTPROXY),
+		one("nft-forward", probeForward),
 		one("policy-routing", probePolicyRouting),
 		one("fwmark-accept", func() finding { return probeSysctl("net/ipv4/tcp_fwmark_accept") }),
 		one("fwmark-reflect", func() finding { return probeSysctl("net/ipv4/fwmark_reflect") }),

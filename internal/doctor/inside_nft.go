@@ -130,3 +130,29 @@ func probeTPROXY() finding {
 	}
 	return okf("rules with tproxy can be loaded")
 }
+
+// enum nft_socket_attributes and nft_socket_keys (include/uapi/linux/netfilter/nf_tables.h)
+const (
+	nftaSocketKey        = 1
+	nftaSocketDReg       = 2
+	nftSocketTransparent = 0
+)
+
+// probeForward loads what the road for forwarded traffic has besides: connections are tracked, translated and marked, sockets
+// are looked up.
+func probeForward() finding {
+	nat := chain{"nat", "nat", unix.NF_INET_POST_ROUTING, 101}
+	input := chain{"input", "filter", unix.NF_INET_LOCAL_IN, 101}
+	ct := func(key uint32, reg int) []byte {
+		return expr("ct", be32(unix.NFTA_CT_KEY, key), be32(uint16(reg), unix.NFT_REG_1))
+	}
+	err := tryBatch(newTable(), newChain(nat), newChain(input), newChain(chainPrerouting),
+		newRule(chainPrerouting, expr("notrack")),
+		newRule(input, expr("socket", be32(nftaSocketKey, nftSocketTransparent), be32(nftaSocketDReg, unix.NFT_REG_1))),
+		newRule(input, ct(unix.NFT_CT_STATUS, unix.NFTA_CT_DREG), ct(unix.NFT_CT_DIRECTION, unix.NFTA_CT_DREG),
+			ct(unix.NFT_CT_MARK, unix.NFTA_CT_DREG), ct(unix.NFT_CT_MARK, unix.NFTA_CT_SREG)))
+	if err != nil {
+		return failed("rules with ct, socket and notrack beside a nat chain", err)
+	}
+	return okf("forwarded connections can be tracked, and led to a socket")
+}

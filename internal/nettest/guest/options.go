@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Options of sockets, as one word: mark=N, device=NAME, from=ADDR:PORT, fastopen (data in the SYN, without a cookie),
+// Options of sockets, as one word: mark=N, ttl=N, device=NAME, from=ADDR:PORT, fastopen (data in the SYN, without a cookie),
 // mptcp, timeout=DURATION; with commas between them.
 
 func socketOptions(list string) (lc net.ListenConfig, d net.Dialer, err error) {
@@ -29,6 +29,17 @@ func socketOptions(list string) (lc net.ListenConfig, d net.Dialer, err error) {
 				return lc, d, err
 			}
 			set = append(set, func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(n)) })
+		case "ttl":
+			n, err := strconv.Atoi(value)
+			if err != nil {
+				return lc, d, err
+			}
+			set = append(set, func(fd int) error {
+				if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, n); err == nil {
+					return nil
+				}
+				return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TTL, n)
+			})
 		case "device":
 			set = append(set, func(fd int) error { return unix.BindToDevice(fd, value) })
 		case "from":

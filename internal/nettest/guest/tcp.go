@@ -251,8 +251,23 @@ func greeted(c net.Conn) error {
 	return nil
 }
 
-// holdEcho sends one byte there and back on every connection of hold, and prints how many answered.
-func holdEcho([]string) (string, error) {
+// dropHeld closes the connections of hold.
+func dropHeld([]string) (string, error) {
+	held.Lock()
+	defer held.Unlock()
+	for _, c := range held.conns {
+		c.Close()
+	}
+	held.conns = nil
+	return "dropped", nil
+}
+
+// holdEcho: [PATIENCE]. Sends one byte there and back on every connection of hold, and prints how many answered.
+func holdEcho(args []string) (string, error) {
+	patience, err := duration(args, 0, patience)
+	if err != nil {
+		return "", err
+	}
 	held.Lock()
 	defer held.Unlock()
 	answered := 0

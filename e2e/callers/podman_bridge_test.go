@@ -1,0 +1,80 @@
+package callers
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// counters are those of the helper under the bridges.
+func (p pod) counters() map[string]uint64 {
+	p.Helper()
+	manage := filepath.Join(bins, "rootless-net")
+	var stats struct {
+		Counters map[string]uint64 `json:"counters"`
+	}
+	if err := json.Unmarshal([]byte(p.run(manage, "stats", "-o", "json", strings.TrimSpace(p.run(manage, "ps", "-q")))), &stats); err != nil {
+		p.Fatal(err)
+	}
+	return stats.Counters
+}
+
+// TestPodmanBridgeByTheKernel: the connections of containers on a bridge are joined by the kernel, out and in, beside netavark's
+// rules; those that stand outlive the rules, and the next follow new rules.
+func TestPodmanBridgeByTheKernel(t *testing.T) {
+	need(t, "/usr/lib/podman/netavark", "/usr/lib/podman/aardvark-dns")
+	p := newPodman(t)
+	port := serveHost(t)
+	p.podman("network", "create", "net1")
+	p.serve("srv", "--network", "net1", "-p", "18080:80", "-p", "18080:80/udp")
+	out := p.podman("run", "--rm", "--network", "net1", "img", "/bin/probe", probeWord, "get", "http://"+host4+":9/", "http://srv:9/", "http://srv/")
+	expect(t, "refusals", out, host4+":9: connect: connection refused", ":9: connect: connection refused", "http://srv/: you are 10.")
+	// From here until the rules have gone no container comes or goes: the bridge has the link address of one of its ports, and
+	// for some time its neighbours do not know when that has changed.
+	const n = 5
+	p.podman("run", "-d", "--name", "holder", "--network", "net1", "img", "/bin/probe", probeWord, "keep", host4+":"+port, fmt.Sprint(n))
+	eventually(t, 10*time.Second, func() string {
+		if c := p.counters(); c["now.tcp.spliced"] != n || c["now.tcp.connections"] != n {
+			return fmt.Sprintf("of %d connections out, %d are spliced", c["now.tcp.connections"], c["now.tcp.spliced"])
+		}
+		return ""
+	})
+	eventually(t, 10*time.Second, func() string {
+		c, err := net.DialTimeout("tcp", host4+":18080", time.Second)
+		if err != nil {
+			return err.Error()
+		}
+		defer c.Close()
+		time.Sleep(50 * time.Millisecond)
+		if c := p.counters(); c["now.tcp.spliced"] != n+1 {
+			return fmt.Sprintf("with one more, in, %d are spliced", c["now.tcp.spliced"])
+		}
+		return ""
+	})
+	published(t, "18080")
+	p.podman("unshare", "--rootless-netns", self(t), probeWord, "flush")
+	answers := func() (text string, rounds int) {
+		text = p.podman("logs", "holder")
+		return text, strings.Count(text, "\n")
+	}
+	_, before := answers()
+	eventually(t, 5*time.Second, func() string {
+		if text, now := answers(); now < before+3 {
+			return text
+		}
+		return ""
+	})
+	if text, rounds := answers(); strings.Count(text, fmt.Sprintf(": %d answered", n)) != rounds {
+		t.Errorf("connections that were there did not outlive the rules:\n%s", text)
+	}
+	p.podman("network", "reload", "--all")
+	out = p.podman("run", "--rm", "--network", "net1", "img", "/bin/probe", probeWord, "get", "http://srv/", "http://"+host4+":"+port+"/")
+	expect(t, "after the rules came back", out, "http://srv/: you are 10.", "http://"+host4+":"+port+"/: you are "+host4)
+	published(t, "18080")
+	p.podman("rm", "-f", "-t", "0", "-a")
+	gone(t, "slirp4netns", "rootlessport")
+}
