@@ -26,6 +26,7 @@ DROPINS  := slirp4netns pasta rootlessport
 LDFLAGS   = -s -w -X main.version=$(VERSION)
 # The mode of /dev/net/tun that tests see when they are started as root; empty leaves the host's.
 TUN_MODE ?= 0666
+# A time, or how many inputs (20000x).
 FUZZTIME ?= 5s
 # Packages to test, and further flags, such as TESTFLAGS="-run TestScorecard -v".
 PKGS      ?= ./...
@@ -122,7 +123,7 @@ fuzz:
 	@for pkg in $$($(GO) list ./...); do \
 		for target in $$($(GO) test -list '^Fuzz' $$pkg 2>/dev/null | grep '^Fuzz' || true); do \
 			echo "fuzz $$pkg $$target"; \
-			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -parallel 2 $$pkg || exit 1; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x -parallel 2 $$pkg || exit 1; \
 		done; \
 	done
 
