@@ -391,3 +391,27 @@ func TestForwardedAfterKill(t *testing.T) {
 		}
 	})
 }
+
+// TestForwardedSourceCheckWithMarks: the kernel may check sources strictly, and by the routes of a packet's mark, as
+// wg-quick(8) has it do.
+func TestForwardedSourceCheckWithMarks(t *testing.T) {
+	l := newLabOn(t, "auto", "splice")
+	e := newEngine(t, l)
+	box := e.container("one", box4, box6)
+	script := "cd /proc/sys/net/ipv4/conf && for f in */src_valid_mark */rp_filter; do echo 1 > $f || exit; done"
+	sysctl := e.Here.Command("nsenter", "--target", strconv.Itoa(e.pid), "--user", "--net", "--preserve-credentials", "--", "sh", "-c", script)
+	if out, err := sysctl.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for _, f := range l.families() {
+		srv, _ := l.serve(l.There, at(f.there, 0), echo)
+		for range 5 {
+			if got := box.do("exchange", srv, "hello"); !strings.HasSuffix(got, " hello") {
+				t.Fatalf("exchange with %v: %q", srv, got)
+			}
+		}
+	}
+	if c := e.counters(); c["tcp.spliced-bytes-out"] == 0 || c["tcp.unanswered"] != 0 {
+		t.Errorf("not by the kernel's road: %v", c)
+	}
+}

@@ -188,10 +188,16 @@ func (v *diversion) forward() (err error) {
 	if v.forwarding != nil {
 		return nil
 	}
+	leave, err := forwardRoutes(v.ipv6)
+	if err != nil {
+		return &Error{Op: "divert forwarded TCP: routing rule", Err: err, Hint: doctorHint}
+	}
 	if v.forwarding, err = forwardRules(v.uplink, v.ipv6, v.keep); err != nil {
 		v.forwarding = nil
+		leave()
 		return &Error{Op: "divert forwarded TCP: nftables", Err: err, Hint: doctorHint}
 	}
+	v.onLeave(leave)
 	return nil
 }
 

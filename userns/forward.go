@@ -1,10 +1,12 @@
 package userns
 
 import (
+	"errors"
 	"os"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -14,6 +16,10 @@ const (
 	// markBeyond is that of sockets of ours that speak to somebody beyond the namespace. It leads nowhere: what they send
 	// takes the route of its destination.
 	markBeyond = 0x726e0005
+	// markInward leads what containers send to lo, whatever its destination.
+	markInward = 0x726e0009
+	// sourcePref and inwardPref put the rules for it right after that of the other marks.
+	sourcePref, inwardPref = divertPref + 1, divertPref + 2
 	// ctCarried is the mark, of conntrack, of connections whose other end is a socket of ours.
 	ctCarried = 0x726e0004
 	// ctMissed is that of those which have just sent something for which there was no socket.
@@ -42,13 +48,13 @@ const (
 //	        iif lo return; iif uplink return; meta l4proto != tcp return
 //	        ct mark & MASK != CARRIED return
 //	        tcp flags & (syn|ack) == syn ct mark set 0 return   # another connection
-//	        meta mark set DIVERT                                # local, whatever its destination
+//	        meta mark set INWARD                                # local, whatever its destination
 //	    }
 //	    chain astray { type filter hook forward priority raw
-//	        meta mark DIVERT drop
+//	        meta mark INWARD drop
 //	    }
 //	    chain arrived { type filter hook input priority srcnat + 1
-//	        meta mark != DIVERT return; iif lo return; meta l4proto != tcp return
+//	        meta mark != INWARD return; iif lo return; meta l4proto != tcp return
 //	        socket transparent 1 meta mark set BEYOND return
 //	        ct mark MISSED ct mark set 0 drop                   # the next goes by the link, which answers
 //	        ct mark set MISSED drop
@@ -117,11 +123,11 @@ func forwardRules(uplink uint32, ipv6, keep bool) (f *os.File, err error) {
 	b.rule(in, notTCP, ruleReturn)
 	b.rule(in, ctMarkIs(expr.CmpOpNeq), ruleReturn)
 	b.rule(in, request, setCTMark(0), ruleReturn)
-	b.rule(in, setMark(markDivert))
+	b.rule(in, setMark(markInward))
 
-	b.rule(astray, metaIs(expr.MetaKeyMARK, expr.CmpOpEq, number(markDivert)), ruleDrop)
+	b.rule(astray, metaIs(expr.MetaKeyMARK, expr.CmpOpEq, number(markInward)), ruleDrop)
 
-	b.rule(arrived, metaIs(expr.MetaKeyMARK, expr.CmpOpNeq, number(markDivert)), ruleReturn)
+	b.rule(arrived, metaIs(expr.MetaKeyMARK, expr.CmpOpNeq, number(markInward)), ruleReturn)
 	b.rule(arrived, isLo, ruleReturn)
 	b.rule(arrived, notTCP, ruleReturn)
 	b.rule(arrived, isTransparent, setMark(markBeyond), ruleReturn)
@@ -137,6 +143,31 @@ func forwardRules(uplink uint32, ipv6, keep bool) (f *os.File, err error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// forwardRoutes makes what containers send local. Where the kernel looks for the way back to a source by the mark of the packet
+// too (src_valid_mark, which wg-quick(8) sets), it asks as lo would: that must not find the table in which everything is
+// local.
+func forwardRoutes(ipv6 bool) (leave func(), err error) {
+	families := []int{netlink.FAMILY_V4}
+	if ipv6 {
+		families = append(families, netlink.FAMILY_V6)
+	}
+	leave = func() {}
+	for _, f := range families {
+		source, inward := netlink.NewRule(), netlink.NewRule()
+		source.Family, source.Mark, source.IifName, source.Table, source.Priority = f, markInward, "lo", unix.RT_TABLE_MAIN, sourcePref
+		inward.Family, inward.Mark, inward.Table, inward.Priority = f, markInward, divertTable, inwardPref
+		for _, rule := range []*netlink.Rule{source, inward} {
+			if err := netlink.RuleAdd(rule); err != nil && !errors.Is(err, unix.EEXIST) {
+				leave()
+				return func() {}, err
+			}
+			earlier := leave
+			leave = func() { _ = netlink.RuleDel(rule); earlier() }
+		}
+	}
+	return leave, nil
 }
 
 var (
