@@ -384,6 +384,12 @@ func TestForwardedAfterKill(t *testing.T) {
 		}
 		<-e.a.ended
 		e.want("1", "nft-tables") // the engine's
+		eventually(e.T, 3*time.Second, func() string { // the agent takes back what no descriptor holds
+			if rules := e.enter("sh", "-c", "ip rule; ip -6 rule"); strings.Contains(rules, "0x726e") {
+				return "left behind:\n" + rules
+			}
+			return ""
+		})
 		e.a = e.attach(e.args...)
 		box.want("20", "churn", srv, 20)
 		if got, _, _ := strings.Cut(box.do("hold-echo"), " "); got != "0" {
