@@ -153,8 +153,8 @@ type Config struct {
 	PCAP string
 
 	// Confine is for a process that does nothing else: it takes from it what a data plane does not need (every
-	// capability, the means to gain privilege by execve, and being read by other processes of the user), which cannot
-	// be undone, and sizes its Go scheduler for the load.
+	// capability, the means to gain privilege by execve, being read by other processes of the user, and system calls such as
+	// execve itself), which cannot be undone, and sizes its Go scheduler for the load. No other sandbox can be made in it.
 	Confine bool
 
 	// RuntimeDir is where sandboxes of this user are found; empty means $XDG_RUNTIME_DIR/rootless-run.

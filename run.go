@@ -142,6 +142,9 @@ func (s *sandbox) prepare(ctx context.Context) (err error) {
 		if err := userns.Confine(); err != nil {
 			return err
 		}
+		if err := userns.Filter(); err != nil {
+			s.log.Info("without a filter of system calls", "err", err)
+		}
 		ctx, cancel := context.WithCancel(context.Background())
 		s.wg.Go(func() { schedule(ctx) })
 		s.stopScheduler = cancel

@@ -383,7 +383,7 @@ func TestForwardedAfterKill(t *testing.T) {
 			t.Fatal(err)
 		}
 		<-e.a.ended
-		e.want("1", "nft-tables") // the engine's
+		e.want("1", "nft-tables")                      // the engine's
 		eventually(e.T, 3*time.Second, func() string { // the agent takes back what no descriptor holds
 			if rules := e.enter("sh", "-c", "ip rule; ip -6 rule"); strings.Contains(rules, "0x726e") {
 				return "left behind:\n" + rules

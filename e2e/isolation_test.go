@@ -197,7 +197,7 @@ func TestScorecard12Confinement(t *testing.T) {
 		if err != nil {
 			continue // the thread ended
 		}
-		for _, want := range []string{"NoNewPrivs:\t1", "CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "CapAmb:\t0000000000000000"} {
+		for _, want := range []string{"NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "CapAmb:\t0000000000000000"} {
 			if !strings.Contains(string(text), want+"\n") {
 				t.Errorf("%s: no %q", path, want)
 			}

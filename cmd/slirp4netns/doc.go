@@ -12,5 +12,6 @@
 //
 // A server inside sees the real address of a client, where the original shows it 10.0.2.2 (clients on the host's
 // loopback appear as that here too). Of the addresses in the subnet only the gateway's leads to the host's loopback.
-// --enable-seccomp does what --enable-sandbox does, and both take effect before the first packet is read.
+// --enable-seccomp does what --enable-sandbox does, a filter of system calls included, and both take effect before the first
+// packet is read.
 package main
