@@ -205,6 +205,10 @@ func churnFor(t *testing.T, l *lab, lasts time.Duration) {
 	srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
 	s := l.start("-p", "8080:80")
 	s.do("serve-tcp", ":80")
+	// A client that says first that it has ended keeps its port for a minute: there are not enough of them.
+	if err := l.There.Sysctl("ipv4/tcp_tw_reuse", "1"); err != nil {
+		t.Fatal(err)
+	}
 	// A first round fills the pools.
 	churn(t, l, s, srv.String(), 2*time.Second)
 	time.Sleep(time.Second)
