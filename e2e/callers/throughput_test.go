@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// The throughput of a container on netavark's bridge beside that with the distribution's slirp4netns and rootlessport. It is
+// The throughput of a container on netavark's bridge, and of one with the default network, beside that with the distribution's slirp4netns and rootlessport. It is
 // a measurement, for ROOTLESSNET_BENCH=1 only:
 //
 //	nice -n -20 make test PKGS=./e2e/callers TESTFLAGS='-count=1 -v -run Throughput' ROOTLESSNET_BENCH=1
@@ -58,7 +58,7 @@ func iperf(u *user, argv ...string) float64 {
 	return report.End.Received.BitsPerSecond / 1e9
 }
 
-func TestPodmanBridgeThroughput(t *testing.T) {
+func TestPodmanThroughput(t *testing.T) {
 	if os.Getenv("ROOTLESSNET_BENCH") != "1" {
 		t.Skip("a measurement: ROOTLESSNET_BENCH=1 takes it")
 	}
@@ -90,6 +90,8 @@ func TestPodmanBridgeThroughput(t *testing.T) {
 	}{
 		{"out of the container", wantOut, func(b bridged) float64 { return b.inside("-c", host4, "-p", port) }},
 		{"into the container", wantIn, func(b bridged) float64 { return b.inside("-c", host4, "-p", port, "-R") }},
+		{"default network, out", wantOut, func(b bridged) float64 { return b.alone("-c", host4, "-p", port) }},
+		{"default network, in", wantIn, func(b bridged) float64 { return b.alone("-c", host4, "-p", port, "-R") }},
 		{"published port, in", wantPublished, func(b bridged) float64 { return iperf(b.user, "iperf3", "-c", host4, "-p", b.port) }},
 		{"published port, out", wantPublished, func(b bridged) float64 { return iperf(b.user, "iperf3", "-c", host4, "-p", b.port, "-R") }},
 	}
@@ -110,6 +112,13 @@ func TestPodmanBridgeThroughput(t *testing.T) {
 			t.Errorf("%s: %.2f times, want %.1f", m.name, ratio, m.want)
 		}
 	}
+}
+
+// alone runs a client in a container with the default network, and a helper of its own.
+func (b bridged) alone(args ...string) float64 {
+	b.Helper()
+	argv := append(strings.Fields("podman --storage-driver vfs run --rm"), iperfMounts...)
+	return iperf(b.user, append(append(argv, "img", "/usr/bin/iperf3"), args...)...)
 }
 
 // inside runs a client in the container.
