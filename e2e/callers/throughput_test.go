@@ -12,16 +12,16 @@ import (
 	"time"
 )
 
-// The throughput of a container on netavark's bridge, and of one with the default network, beside that with the distribution's slirp4netns and rootlessport. It is
-// a measurement, for ROOTLESSNET_BENCH=1 only:
+// The throughput of a container on netavark's bridge, and of one with the default network, beside that with the
+// distribution's slirp4netns and rootlessport. It is a measurement, for ROOTLESSNET_BENCH=1 only:
 //
 //	nice -n -20 make test PKGS=./e2e/callers TESTFLAGS='-count=1 -v -run Throughput' ROOTLESSNET_BENCH=1
 const (
 	benchRuns    = 3 // of each figure, the helpers in turn; the median counts
 	benchSeconds = 3
-	// What is asked for, times what the distribution's gives in the same run. Published ports are to be as fast, give or take
-	// what one run differs from the next: theirs connects inside the container, and crosses no bridge.
-	wantOut, wantIn, wantPublished = 4, 1.8, 0.9
+	// What is asked for, times what the distribution's gives in the same run. On a published port the two differ less than
+	// one run from the next: theirs connects inside the container, and crosses no bridge.
+	wantOut, wantIn, wantPublished = 4, 1.8, 1
 )
 
 // iperfMounts bring the host's iperf3 into a container.
