@@ -276,7 +276,8 @@ func (g *gateway) stopFollowing() {
 }
 
 func (g *gateway) close() {
-	// Closing the rules' descriptor and that of the link takes the kernel 20 ms each (synchronize_rcu): both at once.
+	// In a namespace that is not ours, closing the rules' descriptor and that of the link takes the kernel 20 ms each
+	// (synchronize_rcu): both at once.
 	rules := make(chan struct{})
 	go func() {
 		defer close(rules)

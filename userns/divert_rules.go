@@ -46,19 +46,12 @@ import (
 // only just begun: one in 40,000 here. It is sent again.
 //
 // The table has an owner: were it flushed, requests would be left without an answer. It goes with the descriptor, or with keep,
-// as ownedTable says.
-func divertRules(d *Diversion, uplink uint32, keep bool) (f *os.File, err error) {
-	c, f, err := ownedTable(divertName, keep)
-	if err != nil {
-		return nil, err
-	}
-	defer c.CloseLasting()
-	defer func() {
-		if err != nil {
-			f.Close()
-		}
-	}()
-	b := ruleBook{c: c, table: &nftables.Table{Family: nftables.TableFamilyINet, Name: divertName}}
+// as loadTable says.
+func divertRules(d *Diversion, uplink uint32, keep bool) (*os.File, error) {
+	return loadTable(divertName, keep, func(b *ruleBook) error { return b.divert(d, uplink) })
+}
+
+func (b *ruleBook) divert(d *Diversion, uplink uint32) error {
 	out := b.chain("out", nftables.ChainTypeRoute, nftables.ChainHookOutput, nftables.ChainPriorityMangle)
 	in := b.chain("in", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityMangle)
 	families := []divertFamily{family4}
@@ -74,8 +67,8 @@ func divertRules(d *Diversion, uplink uint32, keep bool) (f *os.File, err error)
 		}{{&f.kept, "kept", keptTimeout}, {&f.missed, "missed", missedTimeout}} {
 			*set.set = &nftables.Set{Table: b.table, Name: set.name + f.suffix, KeyType: nftables.MustConcatSetType(f.addrType, f.addrType, nftables.TypeInetService, nftables.TypeInetService),
 				Concatenation: true, Dynamic: true, HasTimeout: true, Timeout: set.timeout, Size: setMost}
-			if err := c.AddSet(*set.set, nil); err != nil {
-				return nil, err
+			if err := b.c.AddSet(*set.set, nil); err != nil {
+				return err
 			}
 		}
 	}
@@ -106,10 +99,7 @@ func divertRules(d *Diversion, uplink uint32, keep bool) (f *os.File, err error)
 		b.rule(in, tcpFlagsAre(tcpSYN, tcpSYN), f.match(), f.flow(srcOf, dstOf), update(f.kept, keptTimeout), ruleReturn)
 	}
 	b.rule(in, tcpFlagsAre(tcpSYN, tcpSYN), ruleDrop)
-	if err := c.Flush(); err != nil {
-		return nil, err
-	}
-	return f, nil
+	return nil
 }
 
 // KeptPace is how often at least something must be sent on the link for each of its connections while a Diversion stands.

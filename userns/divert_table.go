@@ -11,19 +11,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ownedTable makes a table and a connection to fill it by. The table belongs to the connection (NFT_TABLE_F_OWNER): nobody
+// loadTable makes a table and loads what fill writes into it, whole or not at all. The table belongs to its connection (NFT_TABLE_F_OWNER): nobody
 // inside can flush it with his own, and it goes when the last copy of the descriptor f is closed. Kernels before Linux
 // 5.12 do not know owners. In a namespace that is ours (keep) the table stays until that ends, with nobody waiting: to remove
-// it costs the one who closes the descriptor 10 ms (synchronize_rcu). The caller closes c, and f.
-func ownedTable(name string, keep bool) (c *nftables.Conn, f *os.File, err error) {
-	c, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(nl *netlink.Conn) (err error) {
+// it costs the one who closes the descriptor 10 ms (synchronize_rcu). The caller closes f.
+func loadTable(name string, keep bool, fill func(b *ruleBook) error) (f *os.File, err error) {
+	defer func() {
+		if err != nil && f != nil {
+			f.Close()
+			f = nil
+		}
+	}()
+	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(nl *netlink.Conn) (err error) {
 		if err = ownTable(nl, name, keep); err != nil {
 			return fmt.Errorf("a table that nobody else can remove (Linux 5.12): %w", err)
 		}
 		f, err = dupConn(nl)
 		return err
 	}))
-	return c, f, err
+	if err != nil {
+		return f, err
+	}
+	defer c.CloseLasting()
+	if err := fill(&ruleBook{c: c, table: &nftables.Table{Family: nftables.TableFamilyINet, Name: name}}); err != nil {
+		return f, err
+	}
+	return f, c.Flush()
 }
 
 // ruleBook fills a table.

@@ -87,18 +87,14 @@ const (
 //
 // All of this makes the namespace track its connections, which costs the others a little. So it is loaded when there is
 // something to forward, and not before.
-func forwardRules(uplink uint32, ipv6, keep bool) (f *os.File, err error) {
-	c, f, err := ownedTable(forwardName, keep)
-	if err != nil {
-		return nil, err
-	}
-	defer c.CloseLasting()
-	defer func() {
-		if err != nil {
-			f.Close()
-		}
-	}()
-	b := ruleBook{c: c, table: &nftables.Table{Family: nftables.TableFamilyINet, Name: forwardName}}
+func forwardRules(uplink uint32, ipv6, keep bool) (*os.File, error) {
+	return loadTable(forwardName, keep, func(b *ruleBook) error {
+		b.forward(uplink, ipv6)
+		return nil
+	})
+}
+
+func (b *ruleBook) forward(uplink uint32, ipv6 bool) {
 	again := b.chain("again", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
 	in := b.chain("in", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityMangle)
 	astray := b.chain("astray", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityRaw)
@@ -139,10 +135,6 @@ func forwardRules(uplink uint32, ipv6, keep bool) (f *os.File, err error) {
 		ctIs(expr.CtKeyDIRECTION, []byte{dirReply}), isMasqueraded, setCTMark(ctCarried))
 	b.rule(out, metaIs(expr.MetaKeyMARK, expr.CmpOpEq, number(markBeyond)), request, ctIs(expr.CtKeyDIRECTION, []byte{dirOriginal}), setCTMark(ctCarried))
 	b.rule(out, carried, setMark(markBeyond))
-	if err := c.Flush(); err != nil {
-		return nil, err
-	}
-	return f, nil
 }
 
 // forwardRoutes makes what containers send local. Where the kernel looks for the way back to a source by the mark of the packet

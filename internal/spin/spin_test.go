@@ -93,11 +93,12 @@ func TestNobodyLooksWhenItPromisesNothing(t *testing.T) {
 func TestOneTurnMakesAnotherOnesSoon(t *testing.T) {
 	g, ring, _ := group(t)
 	a, b := g.Member(), g.Member()
-	a.Begin()
-	a.Wait(nil)
-	b.Begin()
-	if !b.soon {
-		t.Skip("the machine paused for longer than an exchange may")
+	for range 1000 { // the machine may pause for longer than an exchange
+		a.Begin()
+		a.Wait(nil)
+		if b.Begin(); b.soon {
+			break
+		}
 	}
 	ring()
 	if !b.Wait(nil) {

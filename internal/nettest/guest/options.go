@@ -231,21 +231,11 @@ func closeTogether(args []string) (string, error) {
 func CloseTogether(c net.Conn) (string, error) {
 	const greeting = "good bye"
 	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+	switch got, err := Exchange(c, greeting); {
+	case err != nil:
 		return "", err
-	}
-	if _, err := io.WriteString(c, greeting); err != nil {
-		return Errno(err), nil
-	}
-	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
-		return Errno(err), nil
-	}
-	all, err := io.ReadAll(c)
-	if err != nil {
-		return Errno(err), nil
-	}
-	if string(all) != greeting {
-		return fmt.Sprintf("got %q", all), nil
+	case got != greeting:
+		return fmt.Sprintf("got %q", got), nil
 	}
 	return "same", nil
 }
