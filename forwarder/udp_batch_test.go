@@ -65,6 +65,8 @@ func TestUDPBatchesToTheGuest(t *testing.T) {
 	if trains == 0 {
 		t.Error("no two datagrams came as a train")
 	}
+	// Counted after it was written.
+	eventually(t, "all are counted", func() bool { return w.Stats().InPackets >= 4*23 })
 	if st := w.Stats(); st.InPackets != 4*23 || len(st.Drops) != 0 {
 		t.Errorf("%+v", st)
 	}

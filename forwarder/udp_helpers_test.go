@@ -207,6 +207,30 @@ func (w *world) send(src, dst netip.AddrPort, s string) {
 	w.HandleUDP(&stack.Datagram{Src: src, Dst: dst, Payload: []byte(s), TTL: 64})
 }
 
+// knock sends to where nobody listens.
+func (w *world) knock(t testing.TB, src, dst netip.AddrPort) udpErr {
+	t.Helper()
+	w.send(src, dst, "knock")
+	return w.refusal(t, src, dst)
+}
+
+// refusal waits for the error about a knock, and knocks again after a while: of datagrams, and of errors about them, one
+// may be lost.
+func (w *world) refusal(t testing.TB, src, dst netip.AddrPort) udpErr {
+	t.Helper()
+	for range 5 {
+		select {
+		case e := <-w.g.udpErr:
+			return e
+		case <-time.After(patience):
+			t.Logf("no ICMP error within %v: %+v", patience, w.Stats())
+			w.send(src, dst, "knock")
+		}
+	}
+	t.Fatal("no ICMP error, ever")
+	panic("unreachable")
+}
+
 func (w *world) drops(r DropReason) uint64 { return w.count.drops[r].Load() }
 
 // waitDrop waits for a counter that another goroutine moves.

@@ -203,8 +203,7 @@ func TestUDPRefused(t *testing.T) {
 		open := listenHost(t, netip.AddrPortFrom(closed.addr.Addr(), 0).String())
 		w := newWorld(t, nil)
 		_ = closed.Close()
-		w.send(guest, closed.addr, "knock")
-		e := recv(t, w.g.udpErr, "ICMP error")
+		e := w.knock(t, guest, closed.addr)
 		if e.flow != (stack.Flow{Src: guest, Dst: closed.addr}) || string(e.payload) != "knock" || e.e != portUnreachable(guest.Addr().Is4()) {
 			t.Errorf("got %+v", e)
 		}
@@ -215,7 +214,7 @@ func TestUDPRefused(t *testing.T) {
 			if s, _ := open.read(t); s != fmt.Sprint(i) {
 				t.Fatalf("got %q, want %d", s, i)
 			}
-			if e := recv(t, w.g.udpErr, "ICMP error"); e.flow.Dst != closed.addr {
+			if e := w.refusal(t, guest, closed.addr); e.flow.Dst != closed.addr {
 				t.Fatalf("error about %v", e.flow.Dst)
 			}
 		}
