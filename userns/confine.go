@@ -18,15 +18,19 @@ import (
 // ordinary user has none), the means to gain privilege by execve (no_new_privs), and being read by other processes of
 // the user (PR_SET_DUMPABLE 0, which also closes /proc/PID/{fd,mem,ns} to what runs inside). It cannot be undone. Call it
 // after Start: newuidmap needs its setuid bit; later sandboxes with IDMapAuto get IDMapRoot and a warning.
+//
+// In a program with cgo Go cannot reach every thread, and each has capabilities of its own: where such a program has any,
+// the error is ENOTSUP (by errors.Is), and all but the capabilities is done.
 func Confine() error {
 	if err := noNewPrivs(); err != nil {
 		return &Error{Op: "set no_new_privs", Err: err}
 	}
-	if err := dropCapabilities(); err != nil {
-		return &Error{Op: "drop capabilities", Err: err}
-	}
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return &Error{Op: "become not dumpable", Err: err}
+	}
+	// Last, for those who go on without it.
+	if err := dropCapabilities(); err != nil {
+		return &Error{Op: "drop capabilities", Err: err}
 	}
 	return nil
 }
