@@ -4,11 +4,13 @@ package callers
 import (
 	"archive/tar"
 	"bytes"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -235,7 +237,11 @@ func image(path string) error {
 			return err
 		}
 	}
-	for name, from := range map[string]string{"bin/probe": "/proc/self/exe", "bin/busybox": "/bin/busybox"} {
+	files := map[string]string{"bin/probe": "/proc/self/exe", "bin/busybox": "/bin/busybox"}
+	for _, lib := range libraries() {
+		files[strings.TrimPrefix(lib, "/")] = lib
+	}
+	for name, from := range files {
 		text, err := os.ReadFile(from)
 		if err != nil {
 			return err
@@ -253,4 +259,25 @@ func image(path string) error {
 		}
 	}
 	return w.Close()
+}
+
+// libraries are the files this program needs beside itself: none, but with the race detector libc, and what loads it.
+func libraries() (paths []string) {
+	exe, err := elf.Open("/proc/self/exe")
+	if err != nil {
+		return nil
+	}
+	defer exe.Close()
+	if s := exe.Section(".interp"); s != nil {
+		if path, err := s.Data(); err == nil {
+			paths = append(paths, string(bytes.TrimRight(path, "\x00")))
+		}
+	}
+	maps, _ := os.ReadFile("/proc/self/maps")
+	for _, word := range strings.Fields(string(maps)) {
+		if strings.HasPrefix(word, "/") && strings.Contains(word, ".so") && !slices.Contains(paths, word) {
+			paths = append(paths, word)
+		}
+	}
+	return paths
 }
