@@ -79,7 +79,8 @@ type Config struct {
 	// Stdin, Stdout and Stderr are given to the command as they are (no copying: a terminal stays a terminal); nil
 	// means /dev/null.
 	Stdin, Stdout, Stderr *os.File
-	// LogOutput sends a Stdout and a Stderr that are nil to the file output.log in the sandbox's state directory.
+	// LogOutput sends a Stdout and a Stderr that are nil to the file output.log in the sandbox's state directory, which keeps
+	// the last few megabytes.
 	LogOutput bool
 
 	// Network is NetworkBridge, NetworkHost, NetworkNone or ContainerPrefix+NAME; empty means NetworkBridge.

@@ -88,6 +88,7 @@ type sandbox struct {
 	target *api.Lease     // of the network joined; nil unless container mode
 	joined state.Record
 	ns     *userns.Sandbox // nil with a TAP
+	output *os.File        // where the command's output comes out; nil unless that is logged
 	net    *gateway        // bridge mode only
 	api    *api.Server
 
@@ -293,7 +294,7 @@ func (s *sandbox) hostResolvConf() []byte {
 func (s *sandbox) run(ctx context.Context) (int, error) {
 	stdout, stderr := s.cfg.Stdout, s.cfg.Stderr
 	if s.cfg.LogOutput {
-		f, err := s.entry.OpenLog()
+		f, err := s.logOutput()
 		if err != nil {
 			return ExitFailure, err
 		}
@@ -461,6 +462,9 @@ func (s *sandbox) close() {
 	}
 	if s.ns != nil {
 		_ = s.ns.Close()
+	}
+	if s.output != nil {
+		_ = s.output.Close()
 	}
 	s.wg.Wait()
 	s.loopbacks.close()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -188,6 +189,59 @@ func TestDetach(t *testing.T) {
 			return got
 		}
 		return ""
+	})
+}
+
+// TestDetachedOutput: a command that writes without end does not fill the runtime directory, which is memory; the last it
+// said is there, and what opens /dev/stderr empties nothing.
+func TestDetachedOutput(t *testing.T) {
+	const most = 2 * 4 << 20 // rootless-run(1), FILES
+	l := newLab(t)
+	var pids []int
+	t.Cleanup(func() {
+		for _, pid := range pids {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	})
+	r := l.once([]string{"--detach", "--network", "none"}, "sh", "-c",
+		"yes 'a line of a server that has a lot to say' | head -n 500000; echo the last; echo and more > /dev/stderr; exec sleep 1000")
+	if pids = l.processes(); r.code != 0 {
+		t.Fatalf("exit %d: %s", r.code, r.stderr)
+	}
+	dir := filepath.Join(l.runtime, "rootless-run", strings.TrimSpace(r.stdout)[:12])
+	size := func() (n int64) {
+		for _, file := range l.files() {
+			if st, err := os.Stat(file); err == nil {
+				n += st.Size()
+			}
+		}
+		return n
+	}
+	eventually(t, 20*time.Second, func() string {
+		text, err := os.ReadFile(filepath.Join(dir, "output.log"))
+		if n := size(); n > most+64<<10 { // the other files are small
+			t.Fatalf("%d bytes in the runtime directory", n)
+		}
+		if !strings.HasSuffix(string(text), "to say\nthe last\nand more\n") {
+			return fmt.Sprintf("%d bytes, ending with %q, %v", len(text), text[max(0, len(text)-100):], err)
+		}
+		return ""
+	})
+	if n := size(); n < most/2 {
+		t.Errorf("%d bytes are left of more than 20 MB", n)
+	}
+	if pids = l.processes(); len(pids) == 0 {
+		t.Fatal("the command has ended")
+	}
+	for _, pid := range pids {
+		_ = syscall.Kill(pid, syscall.SIGTERM)
+	}
+	l.nothingLeft(3 * time.Second)
+	eventually(t, time.Second, func() string {
+		if size() == 0 {
+			return ""
+		}
+		return fmt.Sprint("left: ", l.files())
 	})
 }
 

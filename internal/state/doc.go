@@ -9,7 +9,7 @@
 //	    lock                 flock: held by the supervisor for as long as it lives
 //	    state.json           a Record, replaced by rename
 //	    api.sock             the control socket (package api)
-//	    output.log           what a detached command wrote
+//	    output.log           what a detached command wrote last; before that, output.log.1
 //
 // A sandbox is live exactly as long as its own lock is held. The kernel lets go of it when the supervisor ends in
 // whatever way, so there is no pid that could have been reused to ask about, and whoever looks next removes what a

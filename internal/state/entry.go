@@ -22,6 +22,7 @@ const (
 	recordFile = "state.json"
 	socketFile = "api.sock"
 	logFile    = "output.log"
+	oldLogFile = "output.log.1"
 )
 
 // Errors of Create and Lookup; the text of those returned has the name in it.
@@ -125,15 +126,6 @@ func (e *Entry) Path() string { return e.path }
 
 // SocketPath is where the control socket belongs.
 func (e *Entry) SocketPath() string { return filepath.Join(e.path, socketFile) }
-
-// OpenLog makes the file a detached command's output goes to. It grows without limit, and goes with the directory.
-func (e *Entry) OpenLog() (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(e.path, logFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, &Error{"create", err}
-	}
-	return f, nil
-}
 
 // Update reads the Record, has it changed by f, and replaces it. Id and name stay what they are. After Close it does
 // nothing.
