@@ -14,14 +14,14 @@ import (
 var uplinkNamespaces = []string{"rootless-netns*", "../containers/networks/rootless-netns/rootless-netns"}
 
 // findEngine returns the control socket of the helper that connects the namespace at path: itself, or the one its veth
-// leads to. The inode is that of the namespace that is connected.
-func findEngine(path string, find Finder) (socket string, inode uint64) {
+// leads to; "" when there is none.
+func findEngine(path string, find Finder) (socket string) {
 	inode, err := NamespaceInode(path)
 	if err != nil {
-		return "", 0
+		return ""
 	}
 	if socket := find(inode); socket != "" {
-		return socket, inode
+		return socket
 	}
 	for _, pattern := range uplinkNamespaces {
 		matches, err := filepath.Glob(filepath.Join(filepath.Dir(path), pattern))
@@ -34,11 +34,11 @@ func findEngine(path string, find Finder) (socket string, inode uint64) {
 				continue
 			}
 			if socket := find(inode); socket != "" && leadsTo(path, uplink) {
-				return socket, inode
+				return socket
 			}
 		}
 	}
-	return "", 0
+	return ""
 }
 
 // leadsTo says whether a link of the namespace at path has its other end in the namespace at uplink. Several Podmans of

@@ -33,15 +33,14 @@ type Finder func(inode uint64) string
 
 // engine publishes through the helper that connects the namespace.
 type engine struct {
-	find  Finder
-	inode uint64
-	ports []Port
-	log   *slog.Logger
+	locate func() (socket string) // the helper that is there now, of the namespace that is there now; "" when there is none
+	ports  []Port
+	log    *slog.Logger
 
 	change sync.Mutex // held while ports are opened or closed
 	child  netip.Addr // guarded by change
 	client *restClient
-	ids    []int // guarded by change
+	ids    []int // guarded by change; fewer than ports when some could not be opened again
 
 	quit chan struct{}
 	wg   sync.WaitGroup
@@ -61,8 +60,8 @@ func NamespaceInode(path string) (uint64, error) {
 }
 
 // newEngine opens all ports, or none.
-func newEngine(find Finder, inode uint64, socket string, ports []Port, child netip.Addr, log *slog.Logger) (*engine, error) {
-	e := &engine{find: find, inode: inode, ports: ports, child: child, log: log, quit: make(chan struct{})}
+func newEngine(locate func() string, socket string, ports []Port, child netip.Addr, log *slog.Logger) (*engine, error) {
+	e := &engine{locate: locate, ports: ports, child: child, log: log, quit: make(chan struct{})}
 	if err := e.open(socket); err != nil {
 		return nil, err
 	}
@@ -100,7 +99,19 @@ func (e *engine) setChild(a netip.Addr) error {
 	defer e.change.Unlock()
 	e.child = a
 	e.closePorts()
-	return e.open(e.client.socket)
+	return e.reopen()
+}
+
+// errNoHelper is for a namespace that nobody connects.
+var errNoHelper = errors.New("the network namespace has no helper")
+
+// reopen opens the ports by the helper that is there now. It is called with change held.
+func (e *engine) reopen() error {
+	socket := e.locate()
+	if socket == "" {
+		return errNoHelper
+	}
+	return e.open(socket)
 }
 
 func (e *engine) close() {
@@ -111,8 +122,10 @@ func (e *engine) close() {
 	e.closePorts()
 }
 
-// follow opens the ports again when the helper has ended and another one is there.
+// follow opens the ports again when the helper has ended and another one is there. That may take several attempts: Podman
+// replaces the namespace of its bridges together with the helper, whose predecessor may still have the ports.
 func (e *engine) follow() {
+	warned := false
 	for {
 		select {
 		case <-e.quit:
@@ -120,11 +133,13 @@ func (e *engine) follow() {
 		case <-time.After(lookInterval):
 		}
 		e.change.Lock()
-		if !e.client.alive() {
-			if socket := e.find(e.inode); socket != "" {
-				if err := e.open(socket); err != nil {
-					e.log.Warn("ports not opened again", "err", err)
-				}
+		if len(e.ids) < len(e.ports) || !e.client.alive() {
+			switch err := e.reopen(); {
+			case err == nil:
+				warned = false
+			case !warned && !errors.Is(err, errNoHelper):
+				e.log.Warn("ports not opened again", "err", err)
+				warned = true
 			}
 		}
 		e.change.Unlock()

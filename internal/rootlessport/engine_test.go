@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,6 +25,7 @@ type fakeEngine struct {
 	mu   sync.Mutex
 	next int
 	open map[int]portSpec
+	busy int // how many requests for a port are refused
 }
 
 func startEngine(t *testing.T) *fakeEngine {
@@ -35,7 +37,8 @@ func startEngine(t *testing.T) *fakeEngine {
 		_ = json.NewDecoder(r.Body).Decode(&s)
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		if s.ParentPort == 666 {
+		if s.ParentPort == 666 || e.busy > 0 {
+			e.busy--
 			w.WriteHeader(http.StatusConflict)
 			fmt.Fprint(w, `{"message":"port is already allocated"}`)
 			return
@@ -72,18 +75,16 @@ func (e *fakeEngine) children() (list []string) {
 	return list
 }
 
-// TestEngine: ports are opened, led to another address, opened anew when the helper was replaced, and closed.
+// TestEngine: ports are opened, led to another address, opened anew when the helper was replaced, whose predecessor may have
+// them for a while, and closed.
 func TestEngine(t *testing.T) {
 	nettest.CheckLeaks(t)
 	first, second := startEngine(t), startEngine(t)
+	second.busy = 1
 	ports := []Port{{Proto: "tcp", HostPort: 8080, ChildPort: 80}}
-	find := func(inode uint64) string {
-		if inode != 7 {
-			t.Errorf("looked for %d", inode)
-		}
-		return second.path
-	}
-	e, err := newEngine(find, 7, first.path, ports, netip.MustParseAddr("10.89.0.2"), slog.New(slog.DiscardHandler))
+	var there atomic.Pointer[fakeEngine]
+	there.Store(first)
+	e, err := newEngine(func() string { return there.Load().path }, first.path, ports, netip.MustParseAddr("10.89.0.2"), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,6 +99,7 @@ func TestEngine(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect(first, "tcp :8080 -> 10.89.0.9:80")
+	there.Store(second)
 	first.http.Close()
 	deadline := time.Now().Add(10 * lookInterval)
 	for len(second.children()) == 0 && time.Now().Before(deadline) {
@@ -108,12 +110,36 @@ func TestEngine(t *testing.T) {
 	expect(second, "")
 }
 
+// TestEngineNewNamespace: Podman tells the address when it has made the namespace of its bridges anew, with a new helper. The
+// ports are there at once.
+func TestEngineNewNamespace(t *testing.T) {
+	nettest.CheckLeaks(t)
+	first, second := startEngine(t), startEngine(t)
+	ports := []Port{{Proto: "tcp", HostPort: 8080, ChildPort: 80}}
+	there := first.path
+	e, err := newEngine(func() string { return there }, first.path, ports, netip.MustParseAddr("10.89.0.2"), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.close()
+	e.change.Lock()
+	there = second.path
+	first.http.Close()
+	e.change.Unlock()
+	if err := e.setChild(netip.MustParseAddr("10.89.0.3")); err != nil {
+		t.Error(err)
+	}
+	if got := strings.Join(second.children(), ", "); got != "tcp :8080 -> 10.89.0.3:80" {
+		t.Errorf("open: %q", got)
+	}
+}
+
 // TestEngineAllOrNone: what was opened before a port that cannot be is closed again.
 func TestEngineAllOrNone(t *testing.T) {
 	nettest.CheckLeaks(t)
 	fake := startEngine(t)
 	ports := []Port{{Proto: "tcp", HostPort: 8080, ChildPort: 80}, {Proto: "tcp", HostPort: 666, ChildPort: 80}}
-	_, err := newEngine(nil, 7, fake.path, ports, netip.Addr{}, slog.New(slog.DiscardHandler))
+	_, err := newEngine(nil, fake.path, ports, netip.Addr{}, slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), "port is already allocated") {
 		t.Errorf("error %v", err)
 	}

@@ -33,8 +33,9 @@ func Start(c *Config, find Finder, log *slog.Logger) (h *Helper, err error) {
 		return nil, fmt.Errorf("network namespace: %w", err)
 	}
 	h = new(Helper)
-	if socket, inode := findEngine(c.NetNSPath, find); socket != "" {
-		if h.way, err = newEngine(find, inode, socket, ports, child, log); err != nil {
+	locate := func() string { return findEngine(c.NetNSPath, find) }
+	if socket := locate(); socket != "" {
+		if h.way, err = newEngine(locate, socket, ports, child, log); err != nil {
 			return nil, err
 		}
 	} else {
