@@ -54,6 +54,9 @@ func daemonChild() *daemon {
 	}
 	os.Unsetenv(daemonVar)
 	unix.CloseOnExec(fd)
+	// It was started by /proc/self/exe, and the kernel calls it "exe". What looks for pasta by its name (pidof, pgrep) is to
+	// find it; nothing depends on it.
+	_ = os.WriteFile("/proc/self/comm", []byte(program), 0)
 	return &daemon{fd: fd}
 }
 

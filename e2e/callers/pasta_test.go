@@ -315,6 +315,9 @@ func TestPastaFiles(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if name, err := os.ReadFile(filepath.Join("/proc", strings.TrimSpace(string(pid)), "comm")); string(name) != "pasta\n" {
+			t.Errorf("the process is called %q (%v)", name, err)
+		}
 		g.run("kill", "-"+signal, strings.TrimSpace(string(pid)))
 		gone(t, "pasta")
 		eventually(t, 5*time.Second, func() string {
