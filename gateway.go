@@ -173,7 +173,7 @@ func (g *gateway) attach(file *os.File, kind string, can userns.LinkResult) erro
 		dev.Close()
 		return err
 	}
-	to, err := s.cfg.forwarding(&a)
+	to, err := s.cfg.forwarding(s.plan)
 	if err != nil {
 		dev.Close()
 		return err

@@ -21,9 +21,7 @@ func (p *plan) stackConfig() stack.Config {
 	if n := p.announced; n != nil {
 		c.DNS, c.SearchDomains, c.FQDN = n.DNS, n.Search, n.FQDN
 	}
-	for _, g := range p.guests {
-		c.Guests = append(c.Guests, g.Addr())
-	}
+	c.Guests = p.guestAddrs()
 	for _, s := range p.special {
 		// What leads elsewhere answers its pings there, or not at all.
 		if s.DNS || s.To != ToNetwork && !(s.To == ToHost && p.hostAddresses) {
@@ -31,6 +29,14 @@ func (p *plan) stackConfig() stack.Config {
 		}
 	}
 	return c
+}
+
+// guestAddrs are the guest's own addresses.
+func (p *plan) guestAddrs() (list []netip.Addr) {
+	for _, g := range p.guests {
+		list = append(list, g.Addr())
+	}
+	return list
 }
 
 // targets are the policy's words for ours.

@@ -38,7 +38,7 @@ func (s *sandbox) setNetwork(c *Config) error {
 		return err
 	}
 	g, a := s.net, now.addrs
-	to, err := c.forwarding(&a)
+	to, err := c.forwarding(now)
 	if err != nil {
 		return err
 	}
@@ -66,9 +66,10 @@ func (s *sandbox) setNetwork(c *Config) error {
 }
 
 // forwarding is what the forwarder has to know of addresses.
-func (c *Config) forwarding(a *addressPlan) (to forwarder.Addresses, err error) {
+func (c *Config) forwarding(p *plan) (to forwarder.Addresses, err error) {
+	a := p.addrs
 	to = forwarder.Addresses{Gateway4: a.gateway, Gateway6: a.gateway6, Guest4: a.guest, Guest6: a.guest6,
-		Source4: c.OutboundAddr, Source6: c.OutboundAddr6}
+		Guests: p.guestAddrs(), Source4: c.OutboundAddr, Source6: c.OutboundAddr6}
 	for _, out := range []struct {
 		name  string
 		index *int

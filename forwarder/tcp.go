@@ -103,7 +103,7 @@ func NewStreams(cfg StreamsConfig) *Streams {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err == nil {
 		t.maxDials = int(max(1, min(maxDials, lim.Cur/dialShare)))
 	}
-	t.addrs.Store(&Addresses{cfg.Gateway4, cfg.Gateway6, cfg.Guest4, cfg.Guest6, cfg.Source4, cfg.Source6, 0, 0})
+	t.addrs.Store(&Addresses{Gateway4: cfg.Gateway4, Gateway6: cfg.Gateway6, Guest4: cfg.Guest4, Guest6: cfg.Guest6, Source4: cfg.Source4, Source6: cfg.Source6})
 	if t.log == nil {
 		t.log = slog.New(slog.DiscardHandler)
 	}
@@ -114,6 +114,9 @@ func NewStreams(cfg StreamsConfig) *Streams {
 // Addresses are those that may change while the guest runs; StreamsConfig explains them.
 type Addresses struct {
 	Gateway4, Gateway6, Guest4, Guest6, Source4, Source6 netip.Addr
+	// Guests are all addresses of the guest's link. Of a client that has one of them nothing can come by the link: it appears as
+	// the gateway. Guest4 and Guest6 need not be repeated where they are the server's.
+	Guests []netip.Addr
 	// Interface4 and Interface6 are the indexes of the interfaces that packets of the family leave the host by, but for
 	// those to its loopback; 0 leaves it to the host's routes.
 	Interface4, Interface6 int

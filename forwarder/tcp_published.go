@@ -194,7 +194,7 @@ func (t *Streams) dialGuest(client, to netip.AddrPort) (*stack.Conn, error) {
 func (t *Streams) sourceFor(client netip.AddrPort, guest, gateway netip.Addr) netip.AddrPort {
 	a := client.Addr()
 	onLink := func(n netip.Prefix) bool { return n.Contains(a) }
-	if a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a == guest || slices.ContainsFunc(t.cfg.Subnets, onLink) {
+	if a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a == guest || slices.Contains(t.addrs.Load().Guests, a) || slices.ContainsFunc(t.cfg.Subnets, onLink) {
 		return netip.AddrPortFrom(gateway, client.Port())
 	}
 	return client

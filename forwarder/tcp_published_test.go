@@ -178,9 +178,10 @@ func TestTCPPublishedOtherFamily(t *testing.T) {
 	}
 }
 
-// A client's address that the guest would look for on its own link is that of the gateway.
+// A client's address that the guest would look for on its own link, or that it has, is that of the gateway.
 func TestTCPSourceFor(t *testing.T) {
 	s := &Streams{cfg: StreamsConfig{Subnets: []netip.Prefix{subnet4, subnet6}}}
+	s.addrs.Store(&Addresses{Guests: []netip.Addr{netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("2001:db8::9")}})
 	for _, c := range []struct{ client, want string }{
 		{"198.51.100.7:5", "198.51.100.7:5"},
 		{"127.8.9.1:5", "10.0.2.2:5"},
@@ -188,6 +189,8 @@ func TestTCPSourceFor(t *testing.T) {
 		{"10.0.2.100:5", "10.0.2.2:5"},
 		{"169.254.3.4:5", "10.0.2.2:5"},
 		{"0.0.0.0:5", "10.0.2.2:5"},
+		{"203.0.113.9:5", "10.0.2.2:5"},
+		{"[2001:db8::9]:5", "[fd00::2]:5"},
 		{"[2001:db8::7]:5", "[2001:db8::7]:5"},
 		{"[::1]:5", "[fd00::2]:5"},
 		{"[fe80::7]:5", "[fd00::2]:5"},

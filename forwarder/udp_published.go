@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 	"unsafe"
 
@@ -309,7 +310,7 @@ func (x *Datagrams) clientKey(p *UDPPort, guest, from netip.AddrPort) (flowKey, 
 // needsAlias says whether a client at a must appear as the gateway to a server at guest. A kernel takes no packet from
 // the wire whose source is a loopback address or its own, and would answer one of its own link there.
 func (x *Datagrams) needsAlias(guest, a netip.Addr) bool {
-	if a.Is4() != guest.Is4() || a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a == guest || x.isGateway(a) {
+	if a.Is4() != guest.Is4() || a.IsLoopback() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a == guest || x.isGateway(a) || slices.Contains(x.addrs.Load().Guests, a) {
 		return true
 	}
 	for _, n := range x.cfg.Subnets {

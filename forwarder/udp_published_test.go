@@ -141,6 +141,19 @@ func TestPublishedNoAlias(t *testing.T) {
 	none(t, w.g.udp, "datagram")
 }
 
+// TestPublishedOwnAddress: a client with an address of the guest's, which need not be the one it is led to, appears as the gateway.
+func TestPublishedOwnAddress(t *testing.T) {
+	w := newWorld(t, nil)
+	own := netip.MustParseAddr("203.0.113.9")
+	if w.needsAlias(guest4.Addr(), own) {
+		t.Error("before the guest has the address")
+	}
+	w.SetAddresses(Addresses{Gateway4: gw4, Gateway6: gw6, Guests: []netip.Addr{own}})
+	if !w.needsAlias(guest4.Addr(), own) {
+		t.Error("when it has it")
+	}
+}
+
 // An outbound flow of the server to the gateway under the very port keeps its answers.
 func TestPublishedAvoidsOutboundFlow(t *testing.T) {
 	c := listenHost(t, "127.0.0.1:0")

@@ -223,6 +223,28 @@ func TestPastaLoopbackIn(t *testing.T) {
 	expect(t, "a lot of data", h.in(self(t), probeWord, "bulk", "http://127.0.0.1:18000/bulk"), "bulk 16777216 bytes, <nil>; 16777216 bytes, <nil>")
 }
 
+// TestPastaOwnAddresses: a client on the host that comes by an address which the namespace has as well appears as the gateway,
+// whichever of the addresses it is: from its own a kernel takes nothing that comes by the link.
+func TestPastaOwnAddresses(t *testing.T) {
+	for _, flags := range [][]string{nil, {"--no-splice"}} {
+		h := newOwnHost(t)
+		h.ip("addr add 198.51.100.7/24 dev h0")
+		do := h.shell(append(append([]string{"-t", "18000:80", "-u", "18000:80"}, none[4:]...), flags...)...)
+		do(self(t) + " " + probeWord + " serve 80 >/dev/null &")
+		eventually(t, 5*time.Second, func() string {
+			if out := h.get("http://192.0.2.10:18000/"); !strings.Contains(out, "you are 192.0.2.1:") {
+				return out
+			}
+			return ""
+		})
+		expect(t, "the second address", h.get("http://198.51.100.7:18000/"), "you are 192.0.2.1:")
+		for _, addr := range []string{"192.0.2.10:18000", "198.51.100.7:18000"} {
+			expect(t, "UDP by "+addr, h.in(self(t), probeWord, "ask", addr), "hello, you are 192.0.2.1:")
+		}
+		expect(t, "IPv6", h.get("http://[2001:db8::10]:18000/"), "you are [fe80::99")
+	}
+}
+
 // TestPastaOutlives: --no-netns-quit goes on when the path of the namespace is gone; without it pasta ends.
 func TestPastaOutlives(t *testing.T) {
 	need(t, "busybox")
