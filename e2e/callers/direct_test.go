@@ -1,6 +1,7 @@
 package callers
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
 	"io"
@@ -176,6 +177,65 @@ func TestPastaProcess(t *testing.T) {
 		return ""
 	})
 	expect(t, "UDP", ask(host4+":18082"), "hello, you are")
+}
+
+// TestPastaForPodman: the words of Podman 5, in the namespaces it makes: root of a user namespace, whose mounts hold the
+// network namespace. Addresses are there when the first process ends; the second ends when the path is detached and removed.
+func TestPastaForPodman(t *testing.T) {
+	need(t, "unshare", "nsenter", "ip")
+	u := newUser(t)
+	port := serveHost(t)
+	for gateway, wants := range map[string][]string{
+		"--no-map-gw": {"inet " + host4 + "/24", "inet6 " + host6 + "/64", "default via 198.51.100.254 dev lan0", "http://169.254.1.2:" + port + "/: you are " + host4},
+		"":            {"http://198.51.100.254:" + port + "/: you are 127.0.0.1"}, // "--network pasta:--map-gw"
+	} {
+		host := "169.254.1.2"
+		if gateway == "" {
+			host = "198.51.100.254"
+		}
+		script := fmt.Sprintf(`set -e
+touch ns
+unshare -n mount --bind /proc/self/ns/net ns
+%s/pasta --config-net -t 18083-18083:80-80 -u 18083-18083:80-80 --dns-forward 169.254.1.1 -T none -U none %s --quiet --netns "$PWD/ns" --map-guest-addr 169.254.1.2
+in="nsenter --net=ns"
+$in ip addr; $in ip route
+$in %s %s get http://%s:%s/
+$in %s %s serve 80 & server=$!
+echo started; read line
+kill $server; umount -l ns; rm ns`,
+			bins, gateway, self(t), probeWord, host, port, self(t), probeWord)
+		cmd := u.command("unshare", "-Urm", "sh", "-c", script)
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := new(bytes.Buffer)
+		r, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Stderr = out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		timer := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
+		lines := bufio.NewScanner(r)
+		text := until(t, lines, "started")
+		expect(t, "with "+gateway, text, wants...)
+		eventually(t, 5*time.Second, func() string {
+			if got := get("http://" + host4 + ":18083/"); !strings.Contains(got, "you are 198.51.100.254:") {
+				return got
+			}
+			return ""
+		})
+		expect(t, "UDP", ask(host4+":18083"), "hello, you are 198.51.100.254:")
+		fmt.Fprintln(in)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+		timer.Stop()
+		gone(t, "pasta")
+	}
 }
 
 // TestPastaCommand: a command gets the network and its status comes back.
