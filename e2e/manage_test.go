@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -174,6 +175,11 @@ func TestDetach(t *testing.T) {
 		}
 		return ""
 	})
+	for _, pid := range l.processes() {
+		if init := parent(t, pid); called(init) != "rootless-init" || called(parent(t, init)) != "rootless-run" {
+			t.Errorf("ps shows %q, below %q", called(init), called(parent(t, init)))
+		}
+	}
 	var list []map[string]any
 	if err := json.Unmarshal([]byte(l.manage("inspect", "behind")), &list); err != nil || len(list) != 1 || list[0]["Id"] == "" {
 		t.Errorf("inspect: %v, %v", list, err)
@@ -190,6 +196,25 @@ func TestDetach(t *testing.T) {
 		}
 		return ""
 	})
+}
+
+// parent is the process that started pid.
+func parent(t *testing.T, pid int) (ppid int) {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err == nil {
+		_, err = fmt.Sscanf(string(text[bytes.LastIndexByte(text, ')')+1:]), " %c %d", new(rune), &ppid)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ppid
+}
+
+// called is the name of a process for ps, pgrep and pidof.
+func called(pid int) string {
+	name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	return strings.TrimSpace(string(name))
 }
 
 // TestDetachedOutput: a command that writes without end does not fill the runtime directory, which is memory; the last it

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,6 +20,8 @@ func Init() {
 		return
 	}
 	runtime.LockOSThread() // the command's parent-death signal is bound to the thread that forks it
+	// Started by /proc/self/exe, it would be "exe" in ps. It is the first thread's name that is shown, and this is it.
+	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(unsafe.StringData(initName+"\x00"))), 0, 0, 0)
 	os.Exit(initMain())
 }
 

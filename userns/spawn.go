@@ -10,7 +10,9 @@ import (
 const (
 	// initArgv0 marks the process that Init turns into init, together with a SOCK_SEQPACKET socket at initFD.
 	initArgv0 = "rootlessnet-init"
-	initFD    = 3
+	// initName is what ps shows: 15 bytes at most.
+	initName = "rootless-init"
+	initFD   = 3
 
 	selfExe = "/proc/self/exe"
 )

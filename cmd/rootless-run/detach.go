@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,6 +45,8 @@ func detachedChild() *detached {
 	os.Unsetenv(detachedVar)
 	unix.CloseOnExec(fd)
 	unix.CloseOnExec(fd + 1)
+	// It was started by /proc/self/exe, and the kernel calls it "exe", which pgrep and pidof would not find.
+	_ = os.WriteFile("/proc/self/comm", []byte(filepath.Base(os.Args[0])), 0)
 	d := &detached{text: os.NewFile(uintptr(fd), "messages"), id: os.NewFile(uintptr(fd+1), "id")}
 	d.messages = d.text
 	return d
