@@ -252,9 +252,3 @@ func (r *kernelRoad) sweep() {
 		r.sweepLater()
 	}
 }
-
-// resetFD closes a socket with RST.
-func resetFD(fd int) {
-	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-	unix.Close(fd)
-}

@@ -76,10 +76,9 @@ func (r *kernelRoad) connect(f stack.Flow, beyond bool) (fd int, done bool, err 
 	if fd, err = r.k.Mint.Get(f.Dst.Addr().Is6(), beyond); err != nil {
 		return -1, false, err
 	}
-	sa := toSockaddr(f.Dst)
-	if err = unix.Bind(fd, toSockaddr(f.Src)); err == nil {
-		if done, err = connectState(fd, sa); err == nil && !done {
-			done, err = connectState(fd, sa)
+	if err = bindFD(fd, f.Src); err == nil {
+		if done, err = connectState(fd, f.Dst); err == nil && !done {
+			done, err = connectState(fd, f.Dst)
 		}
 	}
 	if err != nil {
@@ -151,7 +150,7 @@ func (d *guestDial) Ready(uint32) {
 	if _, there := r.dials[d]; !there || r.closed {
 		return
 	}
-	switch done, err := connectState(d.fd, toSockaddr(d.flow.Dst)); {
+	switch done, err := connectState(d.fd, d.flow.Dst); {
 	case err != nil:
 		d.leave()
 	case !done:

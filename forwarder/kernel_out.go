@@ -132,7 +132,7 @@ func (q *request) Ready(uint32) {
 	if r.closed || r.requests[q.syn.Flow] != q || q.offered {
 		return
 	}
-	done, err := connectState(q.fd, toSockaddr(q.dst))
+	done, err := connectState(q.fd, q.dst)
 	if !done && err == nil { // an event from before the wait
 		_ = r.loop.Rearm(q.fd, unix.EPOLLOUT|unix.EPOLLONESHOT, q.token)
 		return

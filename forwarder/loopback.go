@@ -340,9 +340,8 @@ func (l *Loopback) connect(dst netip.AddrPort) (fd int, done bool, err error) {
 	if fd, err = l.mint.Get(dst.Addr().Is6(), false); err != nil {
 		return -1, false, errNoMint
 	}
-	sa := toSockaddr(dst)
-	if done, err = connectState(fd, sa); err == nil && !done {
-		done, err = connectState(fd, sa)
+	if done, err = connectState(fd, dst); err == nil && !done {
+		done, err = connectState(fd, dst)
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -359,7 +358,7 @@ func (d *loopbackDial) Ready(uint32) {
 	if _, there := l.dials[d]; !there {
 		return
 	}
-	done, err := connectState(d.fd, toSockaddr(d.dst))
+	done, err := connectState(d.fd, d.dst)
 	if err == nil && !done { // an event from before the wait
 		_ = l.loop.Rearm(d.fd, unix.EPOLLOUT|unix.EPOLLONESHOT, d.token)
 		return

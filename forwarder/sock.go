@@ -9,7 +9,58 @@ import (
 )
 
 // The calls that every connection makes. x/sys asks for the protocol of a socket each time it reads an address of one, and
-// tells the scheduler of calls that cannot block.
+// tells the scheduler of calls that cannot block. That is not for nothing where a call takes longer than the scheduler's
+// patience of 20 µs, as a connect does in which the whole handshake with a neighbour takes place: it gives the slot to another
+// thread meanwhile, which has to be woken, and the watcher of the scheduler does not go to sleep any more.
+
+// tcpSocket makes a non-blocking socket.
+func tcpSocket(v4 bool) (fd int, err error) {
+	family := unix.AF_INET6
+	if v4 {
+		family = unix.AF_INET
+	}
+	n, _, errno := unix.RawSyscall(unix.SYS_SOCKET, uintptr(family), unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(n), nil
+}
+
+func bindFD(fd int, a netip.AddrPort) error { return giveAddress(unix.SYS_BIND, fd, a) }
+
+// connectState starts a connect, or asks how it goes: done, under way, or failed.
+func connectState(fd int, dst netip.AddrPort) (done bool, err error) {
+	switch err := giveAddress(unix.SYS_CONNECT, fd, dst); err {
+	case nil, unix.EISCONN:
+		return true, nil
+	case unix.EALREADY, unix.EINPROGRESS, unix.EINTR:
+		return false, nil
+	default:
+		return false, err
+	}
+}
+
+func giveAddress(call uintptr, fd int, a netip.AddrPort) error {
+	var raw rawAddr
+	n := raw.set(a, !a.Addr().Is4(), 0)
+	if _, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(&raw)), uintptr(n)); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// noDelay: both ends have a Nagle of their own.
+func noDelay(fd int) {
+	on := int32(1)
+	_, _, _ = unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, uintptr(unsafe.Pointer(&on)), unsafe.Sizeof(on), 0)
+}
+
+// resetFD closes a socket with RST.
+func resetFD(fd int) {
+	now := unix.Linger{Onoff: 1}
+	_, _, _ = unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER, uintptr(unsafe.Pointer(&now)), unsafe.Sizeof(now), 0)
+	_, _, _ = unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0)
+}
 
 // acceptFD takes a connection from a non-blocking listener.
 func acceptFD(listener int) (fd int, peer netip.AddrPort, err error) {

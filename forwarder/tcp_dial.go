@@ -43,12 +43,7 @@ func newHostConn(fd int) (*hostConn, error) {
 // startDial makes a non-blocking socket and starts to connect it: done, or connectState tells how that goes. The error is a *dialError.
 func startDial(from egress, dst netip.AddrPort, tos uint8) (fd int, done bool, err error) {
 	v4 := dst.Addr().Is4()
-	family := unix.AF_INET6
-	if v4 {
-		family = unix.AF_INET
-	}
-	fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
-	if err != nil {
+	if fd, err = tcpSocket(v4); err != nil {
 		e := &dialError{errno: err.(syscall.Errno)}
 		if e.errno == syscall.EAFNOSUPPORT { // a kernel without IPv6
 			none := netUnreachable(v4)
@@ -68,9 +63,8 @@ func startDial(from egress, dst netip.AddrPort, tos uint8) (fd int, done bool, e
 		return -1, false, &dialError{errno: err.(syscall.Errno)}
 	}
 	// A neighbour's kernel answers before the first call returns, which says nevertheless that it is under way.
-	sa := toSockaddr(dst)
 	for range 2 {
-		if done, err = connectState(fd, sa); done || err != nil {
+		if done, err = connectState(fd, dst); done || err != nil {
 			break
 		}
 	}
@@ -83,18 +77,6 @@ func startDial(from egress, dst netip.AddrPort, tos uint8) (fd int, done bool, e
 		rememberErrors(fd, v4, 1)
 	}
 	return fd, done, nil
-}
-
-// connectState starts a connect, or asks how it goes: done, under way, or failed.
-func connectState(fd int, sa unix.Sockaddr) (done bool, err error) {
-	switch err := unix.Connect(fd, sa); err {
-	case nil, unix.EISCONN:
-		return true, nil
-	case unix.EALREADY, unix.EINPROGRESS, unix.EINTR:
-		return false, nil
-	default:
-		return false, err
-	}
 }
 
 func toSockaddr(a netip.AddrPort) unix.Sockaddr {
@@ -131,7 +113,7 @@ func dialHost(ctx context.Context, from egress, dst netip.AddrPort, tos uint8) (
 		if done {
 			return true
 		}
-		ok, err := connectState(int(fd), toSockaddr(dst))
+		ok, err := connectState(int(fd), dst)
 		if err != nil {
 			failure = withICMP(int(fd), err, dst)
 		}
@@ -228,8 +210,6 @@ func tuneHost(fd int) {
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
 }
-
-func noDelay(fd int) { _ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) }
 
 // rememberErrors turns the error queue on or off: it tells which ICMP error ended a connect, but on an established
 // connection it would make failures of passing errors.

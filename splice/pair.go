@@ -358,7 +358,7 @@ func (p *Pair) end(reset bool) {
 	for _, s := range []*side{&p.a, &p.b} {
 		if reset && !s.dead {
 			// Without it TIME_WAIT sockets would pile up for connections that never ended so.
-			_ = unix.SetsockoptLinger(s.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+			resetOnClose(s.fd)
 		}
 		closeFD(s.fd)
 		if s.pipe != nil {
