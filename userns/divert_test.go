@@ -150,6 +150,31 @@ func TestMint(t *testing.T) {
 	}
 }
 
+// TestMintKeepsUp: who takes sockets faster than they are made soon finds a larger stock, up to a bound, and a batch is
+// never asked for twice.
+func TestMintKeepsUp(t *testing.T) {
+	_, d := diverted(t, false)
+	most := 0
+	for end := time.Now().Add(5 * time.Second); most < mintMost/2 && time.Now().Before(end); {
+		n := 0
+		for {
+			fd, err := d.Mint.Get(false, false)
+			if errors.Is(err, ErrNoSocket) {
+				break
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			unix.Close(fd)
+			n++
+		}
+		most = max(most, n)
+		time.Sleep(time.Millisecond)
+	}
+	if most < mintMost/2 || most > 2*mintMost {
+		t.Errorf("%d sockets in a row at most", most)
+	}
+}
+
 // TestMintWithoutInside: when nobody answers any more there are no sockets, and nobody waits.
 func TestMintWithoutInside(t *testing.T) {
 	s, d := diverted(t, false)

@@ -18,21 +18,29 @@ import (
 type Minter struct {
 	conn *net.UnixConn
 	turn sync.Mutex // held for an exchange
-
-	batch int // sockets asked for at once; when half of them are left, more are
+	most int        // sockets asked for at once
 
 	mu     sync.Mutex
-	stock  map[byte][]int // by kind; guarded by mu
-	busy   map[byte]bool  // a batch is on its way; guarded by mu
-	closed bool           // guarded by mu
+	stock  map[byte]*stock // by kind; guarded by mu
+	closed bool            // guarded by mu
 	ipv6   bool
 	wg     sync.WaitGroup
 }
 
+// stock are the sockets of one kind. When half a batch is left, another is asked for.
+type stock struct {
+	fds     []int
+	batch   int
+	ordered bool // a batch is on its way
+	short   bool // and somebody has come in vain meanwhile: the next one is twice as large
+}
+
 const (
-	// mintMost sockets are asked for at once (SCM_MAX_FD is 253), where that is less than one mintShare-th of
-	// RLIMIT_NOFILE: they are descriptors that nobody uses yet.
-	mintMost  = 32
+	// mintFirst sockets are asked for at once, and up to mintMost (SCM_MAX_FD is 253) where connections come faster than
+	// batches: the one who makes them waits for a processor on a busy machine. Both only where that is less than one
+	// mintShare-th of RLIMIT_NOFILE: they are descriptors that nobody uses yet.
+	mintFirst = 32
+	mintMost  = 240
 	mintShare = 64
 
 	// The kinds of sockets: transparent ones of TCP, and of UDP such as anybody can make.
@@ -52,12 +60,11 @@ func newMinter(f *os.File, ipv6 bool) (*Minter, error) {
 	if err != nil {
 		return nil, err
 	}
-	batch := mintMost
+	m := &Minter{most: mintMost, conn: c.(*net.UnixConn), stock: map[byte]*stock{}, ipv6: ipv6}
 	var lim unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) == nil {
-		batch = int(min(mintMost, lim.Cur/mintShare+1))
+		m.most = int(min(mintMost, lim.Cur/mintShare+1))
 	}
-	m := &Minter{batch: batch, conn: c.(*net.UnixConn), stock: map[byte][]int{}, busy: map[byte]bool{}, ipv6: ipv6}
 	m.order(mint4)
 	if ipv6 {
 		m.order(mint6)
@@ -95,54 +102,64 @@ func (m *Minter) GetUDP(ipv6 bool) (fd int, err error) {
 	return m.get(mintUDP4)
 }
 
-func (m *Minter) get(family byte) (fd int, err error) {
+func (m *Minter) get(kind byte) (fd int, err error) {
 	m.mu.Lock()
-	s := m.stock[family]
-	n := len(s)
-	if n > 0 {
-		fd = s[n-1]
-		m.stock[family] = s[:n-1]
-	}
-	m.mu.Unlock()
-	if n <= m.batch/2 {
-		m.order(family)
-	}
+	defer m.mu.Unlock()
+	s := m.orderLocked(kind)
+	n := len(s.fds)
 	if n == 0 {
+		s.short = true
 		return -1, ErrNoSocket
 	}
+	fd = s.fds[n-1]
+	s.fds = s.fds[:n-1]
 	return fd, nil
 }
 
-// order asks for a batch, unless one is on its way.
-func (m *Minter) order(family byte) {
+func (m *Minter) order(kind byte) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.closed || m.busy[family] {
-		return
+	m.orderLocked(kind)
+}
+
+// orderLocked asks for a batch if there is little left, unless one is on its way.
+func (m *Minter) orderLocked(kind byte) *stock {
+	s := m.stock[kind]
+	if s == nil {
+		s = &stock{batch: min(mintFirst, m.most)}
+		m.stock[kind] = s
 	}
-	m.busy[family] = true
+	if m.closed || s.ordered || len(s.fds) > s.batch/2 {
+		return s
+	}
+	s.ordered, s.short = true, false
+	n := s.batch
 	m.wg.Go(func() {
-		fds := m.ask(family)
+		fds := m.ask(kind, n)
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		m.busy[family] = false
+		s.ordered = false
 		if m.closed {
 			closeFDs(fds)
 			return
 		}
-		m.stock[family] = append(m.stock[family], fds...)
+		s.fds = append(s.fds, fds...)
+		if s.short && len(fds) == n {
+			s.batch = min(2*n, m.most)
+		}
 	})
+	return s
 }
 
-// ask holds one exchange; the two families take turns.
-func (m *Minter) ask(family byte) (fds []int) {
+// ask holds one exchange; the kinds take turns.
+func (m *Minter) ask(kind byte, count int) (fds []int) {
 	m.turn.Lock()
 	defer m.turn.Unlock()
-	if _, err := m.conn.Write([]byte{family, byte(m.batch)}); err != nil {
+	if _, err := m.conn.Write([]byte{kind, byte(count)}); err != nil {
 		return nil
 	}
 	var b [1]byte
-	oob := make([]byte, unix.CmsgSpace(4*m.batch))
+	oob := make([]byte, unix.CmsgSpace(4*count))
 	_, n, _, _, err := m.conn.ReadMsgUnix(b[:], oob)
 	if err != nil {
 		return nil
@@ -167,10 +184,10 @@ func (m *Minter) Close() {
 		return
 	}
 	m.closed = true
-	for _, fds := range m.stock {
-		closeFDs(fds)
+	for _, s := range m.stock {
+		closeFDs(s.fds)
+		s.fds = nil
 	}
-	m.stock = nil
 	m.mu.Unlock()
 	_ = m.conn.Close() // ends an exchange under way
 	m.wg.Wait()
