@@ -1,8 +1,11 @@
 package e2e
 
 import (
+	"fmt"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -52,6 +55,52 @@ func TestShortConnectionsLeakNothing(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestInitSleeps: the process inside has no part in connections. Woken for each, it would take a processor from those who have.
+func TestInitSleeps(t *testing.T) {
+	onEveryRoad(t, func(t *testing.T, l *lab) {
+		const n = 500
+		s := l.start()
+		srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
+		pid := initOf(t, s.cmd.Process.Pid)
+		before := switches(t, pid)
+		s.want(strconv.Itoa(n), "churn", srv, n)
+		if woken := switches(t, pid) - before; woken > n/10 {
+			t.Errorf("init was woken %d times by %d connections", woken, n)
+		}
+	})
+}
+
+// initOf finds the init that supervisor has started.
+func initOf(t *testing.T, supervisor int) int {
+	t.Helper()
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		pid, _ := strconv.Atoi(filepath.Base(dir))
+		if called(pid) == "rootless-init" && parent(t, pid) == supervisor {
+			return pid
+		}
+	}
+	t.Fatalf("process %d has no init", supervisor)
+	return 0
+}
+
+// switches is how often the threads of a process have gone to sleep.
+func switches(t *testing.T, pid int) (n int) {
+	t.Helper()
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	for _, file := range threads {
+		text, _ := os.ReadFile(file)
+		_, count, _ := strings.Cut(string(text), "\nvoluntary_ctxt_switches:")
+		count, _, _ = strings.Cut(count, "\n")
+		k, err := strconv.Atoi(strings.TrimSpace(count))
+		if err != nil {
+			t.Fatal(file, err)
+		}
+		n += k
+	}
+	return n
 }
 
 // TestSlowReaders: what nobody reads stays with its sender; the supervisor neither buffers it nor lets others wait.

@@ -56,8 +56,9 @@ var (
 type diversion struct {
 	out []*os.File
 	// hold are copies of the listeners. Whoever has those addresses has the namespace's only diversion: a second helper in
-	// it must not begin, nor find what is there for its own, before the first has taken back its part.
-	hold []*os.File
+	// it must not begin, nor find what is there for its own, before the first has taken back its part. Descriptors, and not
+	// files: Go's poller would wake init for each connection.
+	hold []int
 	// leave takes back what does not go with a descriptor.
 	leave func()
 
@@ -104,7 +105,7 @@ func divert(d *Diversion, keep bool) (v *diversion, err error) {
 		if err != nil {
 			return nil, op("keep a listener", err)
 		}
-		v.hold = append(v.hold, os.NewFile(uintptr(held), "listener"))
+		v.hold = append(v.hold, held)
 	}
 	for _, c := range divertSysctls(d.IPv6) {
 		old, err := os.ReadFile("/proc/sys/" + c.name)
@@ -180,7 +181,8 @@ func (v *diversion) close() {
 		v.forwarding.Close()
 	}
 	v.leave()
-	closeAll(v.hold)
+	closeFDs(v.hold)
+	v.hold = nil // somebody else has these numbers next
 }
 
 // forward adds the rules for what the namespace forwards, once. They live as long as this process.
