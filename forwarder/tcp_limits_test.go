@@ -80,7 +80,7 @@ func TestTCPStandingStillIsFree(t *testing.T) {
 func TestTCPMemoryIsBounded(t *testing.T) {
 	const (
 		conns = 2
-		limit = 40 << 20 // bytes for each: both stacks' buffers, which grow to 16 MiB at most
+		limit = 40 << 20 // bytes for each: the buffers of the test's own stack, which grow to 16 MiB, and of ours
 	)
 	w := newTCPWorld(t, nil)
 	var before, after runtime.MemStats

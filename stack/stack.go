@@ -32,9 +32,10 @@ const (
 
 	// The buffers netstack may use towards the guest, bytes. The link has no latency to speak of, so a megabyte
 	// keeps it busy, and a connection nobody reads holds no more. A receive buffer that is read as fast as it fills
-	// grows (ModerateReceive), up to the maximum; the advertised window is half of it.
+	// grows (ModerateReceive), up to the maximum; the advertised window is half of it. What lies in a larger one is not in
+	// the cache any more when it is read (bench/scheduler.md).
 	tcpReceiveBuffer    = 1 << 20
-	tcpReceiveBufferMax = 16 << 20
+	tcpReceiveBufferMax = 4 << 20
 	tcpSendBuffer       = 1 << 20
 
 	// timeWait: with a forwarder no listener exists that could reuse a 4-tuple in TIME_WAIT, so a guest that
