@@ -30,15 +30,14 @@ type Minter struct {
 // stock are the sockets of one kind. When half a batch is left, another is asked for.
 type stock struct {
 	fds     []int
-	batch   int
+	batch   int  // of the next order
 	ordered bool // a batch is on its way
-	short   bool // and somebody has come in vain meanwhile: the next one is twice as large
 }
 
 const (
-	// mintFirst sockets are asked for at once, and up to mintMost (SCM_MAX_FD is 253) where connections come faster than
-	// batches: the one who makes them waits for a processor on a busy machine. Both only where that is less than one
-	// mintShare-th of RLIMIT_NOFILE: they are descriptors that nobody uses yet.
+	// mintFirst sockets are asked for at once, and twice as many each time, up to mintMost (SCM_MAX_FD is 253): a port that
+	// is busy should neither wait for the one who makes them, nor be disturbed by him at every tenth connection. Both only
+	// where that is less than one mintShare-th of RLIMIT_NOFILE: they are descriptors that nobody uses yet.
 	mintFirst = 32
 	mintMost  = 240
 	mintShare = 64
@@ -108,7 +107,6 @@ func (m *Minter) get(kind byte) (fd int, err error) {
 	s := m.orderLocked(kind)
 	n := len(s.fds)
 	if n == 0 {
-		s.short = true
 		return -1, ErrNoSocket
 	}
 	fd = s.fds[n-1]
@@ -132,7 +130,7 @@ func (m *Minter) orderLocked(kind byte) *stock {
 	if m.closed || s.ordered || len(s.fds) > s.batch/2 {
 		return s
 	}
-	s.ordered, s.short = true, false
+	s.ordered = true
 	n := s.batch
 	m.wg.Go(func() {
 		fds := m.ask(kind, n)
@@ -144,7 +142,7 @@ func (m *Minter) orderLocked(kind byte) *stock {
 			return
 		}
 		s.fds = append(s.fds, fds...)
-		if s.short && len(fds) == n {
+		if len(fds) == n {
 			s.batch = min(2*n, m.most)
 		}
 	})
