@@ -283,7 +283,7 @@ func parseCIDR(s string) (netip.Prefix, error) {
 	}
 	p := netip.PrefixFrom(a, int(bits))
 	if p.Masked() != p {
-		return netip.Prefix{}, fmt.Errorf("invalid CIDR: %q: CIDR needs to be a network address like %s", s, p.Masked())
+		return netip.Prefix{}, fmt.Errorf("invalid CIDR: %q: CIDR needs to be a network address like %s, not like %s", s, p.Masked(), s)
 	}
 	return p, nil
 }

@@ -73,7 +73,7 @@ func TestMistakes(t *testing.T) {
 		{"--cidr=abc 1 tap0", "invalid CIDR"},
 		{"--cidr=fd00::/24 1 tap0", "invalid CIDR"},
 		{"--cidr=10.0.2.0 1 tap0", "invalid CIDR"},
-		{"--cidr=10.0.2.5/24 1 tap0", "invalid CIDR"},
+		{"--cidr=10.0.2.5/24 1 tap0", "CIDR needs to be a network address like 10.0.2.0/24, not like 10.0.2.5/24"},
 		{"--cidr=10.0.2.0/26 1 tap0", "prefix length needs to be 1-25"},
 		{"--cidr=10.0.2.0/0 1 tap0", "prefix length needs to be 1-25"},
 		{"--netns-type=path /nonexistent/x tap0", "existing path expected when --netns-type=path: no such file"},
