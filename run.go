@@ -299,7 +299,12 @@ func (s *sandbox) run(ctx context.Context) (int, error) {
 			return ExitFailure, err
 		}
 		defer f.Close()
-		stdout, stderr = f, f
+		if stdout == nil {
+			stdout = f
+		}
+		if stderr == nil {
+			stderr = f
+		}
 	}
 	// The record says "running" before the command can be noticed: who has seen its first word may go by it.
 	if err := s.entry.Update(s.describe); err != nil {

@@ -90,9 +90,6 @@ func TestAttachTargets(t *testing.T) {
 		"as root, path":        {asRoot, []string{"--netns", link}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if slow && c.by != nil {
-				t.Skip("a program with cgo, as the race detector is, cannot drop capabilities it started with")
-			}
 			a := l.attachBy(c.by, append([]string{"--configure"}, c.args...)...)
 			n.T = t
 			n.wantTraffic(0)

@@ -281,7 +281,7 @@ func TestKernelRoadNoDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(c)
-	if err := unix.Bind(c, toSockaddr(netip.AddrPortFrom(here4, 0))); err != nil {
+	if err := bindFD(c, netip.AddrPortFrom(here4, 0)); err != nil {
 		t.Fatal(err)
 	}
 	if !w.syn(localAddr(c).Port(), guestTTL) {
@@ -297,7 +297,7 @@ func TestKernelRoadNoDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	const while = 5 * acceptPause
-	if err := unix.Connect(c, toSockaddr(w.listener)); err != nil && err != unix.EINPROGRESS {
+	if err := connectFD(c, w.listener); err != nil && err != unix.EINPROGRESS {
 		t.Error(err)
 	}
 	time.Sleep(while)

@@ -125,7 +125,7 @@ func (f *loopbackFlow) connectLocked(dst netip.AddrPort) error {
 	if err != nil {
 		return err
 	}
-	if err = unix.Connect(fd, toSockaddr(dst)); err == nil {
+	if err = connectFD(fd, dst); err == nil {
 		f.token, err = f.p.l.loop.Watch(fd, unix.EPOLLIN, f)
 	}
 	if err != nil {

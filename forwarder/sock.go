@@ -8,10 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The calls that every connection makes. x/sys asks for the protocol of a socket each time it reads an address of one, and
-// tells the scheduler of calls that cannot block. That is not for nothing where a call takes longer than the scheduler's
-// patience of 20 µs, as a connect does in which the whole handshake with a neighbour takes place: it gives the slot to another
-// thread meanwhile, which has to be woken, and the watcher of the scheduler does not go to sleep any more.
+// The calls that every connection makes, raw. x/sys asks for the protocol of a socket each time it reads an address of one,
+// and announces to the scheduler what cannot block. The scheduler's patience with an announced call is 20 µs, and a connect in
+// which the whole handshake with a neighbour takes place lasts longer: the slot would go to another thread, which has to be
+// woken, in the middle of each dial.
 
 // tcpSocket makes a non-blocking socket.
 func tcpSocket(v4 bool) (fd int, err error) {
@@ -26,11 +26,12 @@ func tcpSocket(v4 bool) (fd int, err error) {
 	return int(n), nil
 }
 
-func bindFD(fd int, a netip.AddrPort) error { return giveAddress(unix.SYS_BIND, fd, a) }
+func bindFD(fd int, a netip.AddrPort) error    { return giveAddress(unix.SYS_BIND, fd, a) }
+func connectFD(fd int, a netip.AddrPort) error { return giveAddress(unix.SYS_CONNECT, fd, a) }
 
 // connectState starts a connect, or asks how it goes: done, under way, or failed.
 func connectState(fd int, dst netip.AddrPort) (done bool, err error) {
-	switch err := giveAddress(unix.SYS_CONNECT, fd, dst); err {
+	switch err := connectFD(fd, dst); err {
 	case nil, unix.EISCONN:
 		return true, nil
 	case unix.EALREADY, unix.EINPROGRESS, unix.EINTR:
@@ -55,10 +56,15 @@ func noDelay(fd int) {
 	_, _, _ = unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, uintptr(unsafe.Pointer(&on)), unsafe.Sizeof(on), 0)
 }
 
-// resetFD closes a socket with RST.
-func resetFD(fd int) {
+// resetOnClose has close(2) send RST.
+func resetOnClose(fd int) {
 	now := unix.Linger{Onoff: 1}
 	_, _, _ = unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER, uintptr(unsafe.Pointer(&now)), unsafe.Sizeof(now), 0)
+}
+
+// resetFD closes a socket with RST.
+func resetFD(fd int) {
+	resetOnClose(fd)
 	_, _, _ = unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0)
 }
 

@@ -79,13 +79,6 @@ func startDial(from egress, dst netip.AddrPort, tos uint8) (fd int, done bool, e
 	return fd, done, nil
 }
 
-func toSockaddr(a netip.AddrPort) unix.Sockaddr {
-	if a.Addr().Is4() {
-		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
-	}
-	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
-}
-
 // withICMP adds to a failed connect what the error queue knows of it (ip(7), IP_RECVERR).
 func withICMP(fd int, err error, dst netip.AddrPort) *dialError {
 	errno, ok := err.(syscall.Errno)
@@ -226,9 +219,7 @@ func (h *hostConn) close() { _ = h.f.Close() }
 
 // reset closes the socket with RST. Without it TIME_WAIT sockets pile up on the host and slow every connect.
 func (h *hostConn) reset() {
-	_ = h.rc.Control(func(fd uintptr) {
-		_ = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-	})
+	_ = h.rc.Control(func(fd uintptr) { resetOnClose(int(fd)) })
 	_ = h.f.Close()
 }
 

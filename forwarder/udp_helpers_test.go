@@ -6,6 +6,9 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -207,28 +210,66 @@ func (w *world) send(src, dst netip.AddrPort, s string) {
 	w.HandleUDP(&stack.Datagram{Src: src, Dst: dst, Payload: []byte(s), TTL: 64})
 }
 
-// knock sends to where nobody listens.
-func (w *world) knock(t testing.TB, src, dst netip.AddrPort) udpErr {
-	t.Helper()
-	w.send(src, dst, "knock")
-	return w.refusal(t, src, dst)
+// knock is a datagram to where nobody listens.
+type knock struct {
+	src, dst netip.AddrPort
+	before   uint64 // ICMP errors of the kernel
 }
 
-// refusal waits for the error about a knock, and knocks again after a while: of datagrams, and of errors about them, one
-// may be lost.
-func (w *world) refusal(t testing.TB, src, dst netip.AddrPort) udpErr {
+func (w *world) knock(t testing.TB, src, dst netip.AddrPort) knock {
+	t.Helper()
+	k := knock{src, dst, unreachables(t, dst.Addr().Is4())}
+	w.send(src, dst, "knock")
+	return k
+}
+
+// refusal waits for the error about a knock. The kernel may lose a datagram: if it has sent no error, there is another
+// knock. One that it has sent must have been told.
+func (w *world) refusal(t testing.TB, k knock) udpErr {
 	t.Helper()
 	for range 5 {
 		select {
 		case e := <-w.g.udpErr:
 			return e
 		case <-time.After(patience):
-			t.Logf("no ICMP error within %v: %+v", patience, w.Stats())
-			w.send(src, dst, "knock")
 		}
+		if n := unreachables(t, k.dst.Addr().Is4()) - k.before; n > 0 {
+			t.Fatalf("no ICMP error within %v, after %d of the kernel: %+v", patience, n, w.Stats())
+		}
+		t.Logf("the kernel has sent no ICMP error: %+v", w.Stats())
+		k = w.knock(t, k.src, k.dst)
 	}
 	t.Fatal("no ICMP error, ever")
 	panic("unreachable")
+}
+
+// unreachables is how many errors "destination unreachable" the kernel has sent (RFC 4293).
+func unreachables(t testing.TB, v4 bool) (n uint64) {
+	t.Helper()
+	file, field := "/proc/net/snmp6", "Icmp6OutDestUnreachs"
+	if v4 {
+		file, field = "/proc/net/snmp", "OutDestUnreachs"
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, line := range strings.Split(string(text), "\n") {
+		words := strings.Fields(line)
+		if i := slices.Index(names, field); v4 && i > 0 {
+			n, err = strconv.ParseUint(words[i], 10, 64)
+			break
+		} else if !v4 && len(words) == 2 && words[0] == field {
+			n, err = strconv.ParseUint(words[1], 10, 64)
+			break
+		}
+		names = words
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 func (w *world) drops(r DropReason) uint64 { return w.count.drops[r].Load() }

@@ -203,18 +203,22 @@ func TestUDPRefused(t *testing.T) {
 		open := listenHost(t, netip.AddrPortFrom(closed.addr.Addr(), 0).String())
 		w := newWorld(t, nil)
 		_ = closed.Close()
-		e := w.knock(t, guest, closed.addr)
+		k := w.knock(t, guest, closed.addr)
+		e := w.refusal(t, k)
+		if unreachables(t, guest.Addr().Is4()) == k.before {
+			t.Error("the kernel does not count its ICMP errors")
+		}
 		if e.flow != (stack.Flow{Src: guest, Dst: closed.addr}) || string(e.payload) != "knock" || e.e != portUnreachable(guest.Addr().Is4()) {
 			t.Errorf("got %+v", e)
 		}
 		// The error of one remote must not cost a datagram to another.
 		for i := range 50 {
-			w.send(guest, closed.addr, "knock")
+			k := w.knock(t, guest, closed.addr)
 			w.send(guest, open.addr, fmt.Sprint(i))
 			if s, _ := open.read(t); s != fmt.Sprint(i) {
 				t.Fatalf("got %q, want %d", s, i)
 			}
-			if e := w.refusal(t, guest, closed.addr); e.flow.Dst != closed.addr {
+			if e := w.refusal(t, k); e.flow.Dst != closed.addr {
 				t.Fatalf("error about %v", e.flow.Dst)
 			}
 		}
