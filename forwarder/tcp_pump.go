@@ -279,7 +279,7 @@ func (f *flow) hostToGuest() {
 			f.t.stats.toGuest.Add(uint64(n))
 			continue
 		}
-		if errors.Is(err, io.ErrUnexpectedEOF) { // FIN
+		if errors.Is(err, io.ErrUnexpectedEOF) && !f.hostReset() { // FIN
 			_ = f.c.CloseWrite()
 			f.h.expectDeath()
 			f.watchHost()
@@ -351,12 +351,18 @@ func (f *flow) waitGuest() bool {
 	return ok && !f.c.Failed()
 }
 
+// hostReset tells the reset from the FIN where a read says "end": the error of a socket is told once (sk_err), and the
+// other direction's write may have been told. A connection that has died without a FIN of ours was reset; after our FIN
+// nobody writes any more.
+func (f *flow) hostReset() bool {
+	reset := false
+	_ = f.h.rc.Control(func(fd uintptr) { reset = tcpDead(fd) && !f.guestEOF.Load() })
+	return reset
+}
+
 // hostClosed waits until the host's socket is dead; false means that somebody ended the wait.
 func (f *flow) hostClosed() bool {
-	err := f.h.rc.Read(func(fd uintptr) bool {
-		info, e := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-		return e != nil || info.State == tcpClose
-	})
+	err := f.h.rc.Read(tcpDead)
 	return !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
@@ -373,6 +379,11 @@ func (f *flow) watchHost() {
 	if f.hostClosed() && !f.guestEOF.Load() || f.c.Failed() {
 		f.abort()
 	}
+}
+
+func tcpDead(fd uintptr) bool {
+	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	return err != nil || info.State == tcpClose
 }
 
 // tcpClose is TCP_CLOSE of include/net/tcp_states.h.

@@ -335,6 +335,50 @@ func TestTCPHostResets(t *testing.T) {
 	})
 }
 
+// A socket tells its error once: where the write was told, the read says "end", which must not pass for a FIN.
+func TestTCPResetIsNoFIN(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		do    func(h *hostConn, peer *net.TCPConn, f *flow)
+		reset bool
+	}{
+		{"reset", func(_ *hostConn, peer *net.TCPConn, _ *flow) { hostReset(t, peer) }, true},
+		{"FIN", func(_ *hostConn, peer *net.TCPConn, _ *flow) { _ = peer.CloseWrite() }, false},
+		{"both FINs", func(h *hostConn, peer *net.TCPConn, f *flow) {
+			f.guestEOF.Store(true)
+			_ = h.rc.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_WR) })
+			_ = peer.CloseWrite()
+		}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := listenTCP(t, "127.0.0.1:0")
+			fd, _, err := startDial(egress{}, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), l.at.Port()), 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h, err := newHostConn(fd)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer h.close()
+			f := &flow{h: h}
+			c.do(h, l.accept(t), f)
+			b := make([]byte, 1)
+			eventually(t, "the connection has ended", func() (ended bool) {
+				_ = h.rc.Control(func(fd uintptr) {
+					_, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR) // as the write would take it
+					n, err := (&sockReader{fd: fd}).Read(b)
+					ended = n == 0 && err == io.ErrUnexpectedEOF
+				})
+				return ended
+			})
+			if got := f.hostReset(); got != c.reset {
+				t.Errorf("reset: %v", got)
+			}
+		})
+	}
+}
+
 func TestTCPGuestResets(t *testing.T) {
 	t.Run("idle", func(t *testing.T) {
 		w := newTCPWorld(t, nil)

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
@@ -59,6 +60,9 @@ func (c *Conn) ReadTo(w io.Writer) (int, error) {
 	case *tcpip.ErrWouldBlock, *tcpip.ErrBadBuffer: // bad buffer: w took nothing
 		return 0, ErrWouldBlock
 	case *tcpip.ErrClosedForReceive:
+		if c.Failed() { // an endpoint tells its error once, and a write has been told
+			return 0, unix.ECONNRESET
+		}
 		return 0, io.EOF
 	}
 	return 0, Errno(err)

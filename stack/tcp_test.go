@@ -162,6 +162,29 @@ func TestLargeFramesOfTheGuest(t *testing.T) {
 	}
 }
 
+// A reset that a write was told of is not an orderly end to the reader.
+func TestResetIsToldToBothDirections(t *testing.T) {
+	b := newBench(t, noOffload(), nil)
+	conns := b.accept()
+	for _, a := range families {
+		src, dst := ap(a.guest, 4000), ap(a.far, 80)
+		b.dev.InjectBytes(tcpFrame(src, dst, 100, 0, header.TCPFlagSyn, nil))
+		ack := header.TCP(b.next().payload).SequenceNumber() + 1
+		b.dev.InjectBytes(tcpFrame(src, dst, 101, ack, header.TCPFlagAck, nil))
+		c := <-conns
+		b.dev.InjectBytes(tcpFrame(src, dst, 101, ack, header.TCPFlagRst|header.TCPFlagAck, nil))
+		waitFor(t, "the reset", c.Failed)
+		if _, err := c.WriteFrom(bytes.NewReader([]byte("x")), 1); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("write: %v", err)
+		}
+		if _, err := c.ReadTo(io.Discard); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("read: %v", err)
+		}
+		c.Close()
+		b.dev.Written()
+	}
+}
+
 // tcpFrame is a segment without options and with a valid checksum.
 func tcpFrame(src, dst netip.AddrPort, seq, ack uint32, flags header.TCPFlags, data []byte) []byte {
 	h := make([]byte, 20, 20+len(data))
