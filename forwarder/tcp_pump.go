@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/tcpstate"
 	"rootlessnet/stack"
 )
 
@@ -351,18 +352,17 @@ func (f *flow) waitGuest() bool {
 	return ok && !f.c.Failed()
 }
 
-// hostReset tells the reset from the FIN where a read says "end": the error of a socket is told once (sk_err), and the
-// other direction's write may have been told. A connection that has died without a FIN of ours was reset; after our FIN
-// nobody writes any more.
+// hostReset tells the reset from the FIN where a read says "end": the other direction's write may have been told of it.
+// After our FIN nobody writes any more.
 func (f *flow) hostReset() bool {
 	reset := false
-	_ = f.h.rc.Control(func(fd uintptr) { reset = tcpDead(fd) && !f.guestEOF.Load() })
+	_ = f.h.rc.Control(func(fd uintptr) { reset = tcpstate.Dead(fd) && !f.guestEOF.Load() })
 	return reset
 }
 
 // hostClosed waits until the host's socket is dead; false means that somebody ended the wait.
 func (f *flow) hostClosed() bool {
-	err := f.h.rc.Read(tcpDead)
+	err := f.h.rc.Read(tcpstate.Dead)
 	return !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
@@ -380,11 +380,3 @@ func (f *flow) watchHost() {
 		f.abort()
 	}
 }
-
-func tcpDead(fd uintptr) bool {
-	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-	return err != nil || info.State == tcpClose
-}
-
-// tcpClose is TCP_CLOSE of include/net/tcp_states.h.
-const tcpClose = 7

@@ -9,8 +9,11 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
+
+	"rootlessnet/internal/tcpstate"
 )
 
 const (
@@ -194,21 +197,33 @@ func (r *relay) connect(client *net.TCPConn, p Port) {
 	defer r.drop(server)
 	_ = server.SetKeepAlive(true) // as on the accepted side: it tells a peer that has vanished from one that is silent
 	var pumps sync.WaitGroup
-	pumps.Go(func() { pump(server, client) })
-	pumps.Go(func() { pump(client, server) })
+	var toServer, toClient atomic.Bool // FIN was passed on
+	pumps.Go(func() { pump(server, client, &toServer, &toClient) })
+	pumps.Go(func() { pump(client, server, &toClient, &toServer) })
 	pumps.Wait()
 }
 
-// pump moves one direction: bytes, then the end of the stream; an error resets both sides.
-func pump(to, from *net.TCPConn) {
-	if _, err := io.Copy(to, from); err != nil { // by splice(2)
+// pump moves one direction: bytes, then the end of the stream, which passed tells; an error resets both sides. back is
+// the other direction's passed.
+func pump(to, from *net.TCPConn, passed, back *atomic.Bool) {
+	_, err := io.Copy(to, from) // by splice(2)
+	if err != nil || dead(from) && !back.Load() {
 		_ = to.SetLinger(0)
 		_ = from.SetLinger(0)
 		_ = to.Close()
 		_ = from.Close()
 		return
 	}
+	passed.Store(true)
 	if err := to.CloseWrite(); err != nil {
 		_ = from.Close()
 	}
+}
+
+func dead(c *net.TCPConn) (is bool) {
+	rc, err := c.SyscallConn()
+	if err == nil {
+		err = rc.Control(func(fd uintptr) { is = tcpstate.Dead(fd) })
+	}
+	return is || err != nil
 }

@@ -116,6 +116,41 @@ func TestRelayRefused(t *testing.T) {
 	}
 }
 
+// A reset reaches the other side as one, whichever direction is told of it: here the server has filled all buffers, so the
+// write towards the client is told as often as the read from it.
+func TestRelayReset(t *testing.T) {
+	server, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	p := Port{Proto: "tcp", Host: localhost, HostPort: freePort(t, "tcp"), ChildPort: server.Addr().(*net.TCPAddr).AddrPort().Port()}
+	startRelay(t, p)
+	for range 20 {
+		c, err := net.DialTCP("tcp4", nil, net.TCPAddrFromAddrPort(p.Listens()[0]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := server.AcceptTCP()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for b := make([]byte, 1<<20); ; {
+			_ = s.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
+			if _, err := s.Write(b); err != nil {
+				break
+			}
+		}
+		_ = c.SetLinger(0)
+		_ = c.Close()
+		_ = s.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if _, err := s.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Fatalf("got %v, want a reset", err)
+		}
+		_ = s.Close()
+	}
+}
+
 func TestRelayUDP(t *testing.T) {
 	nettest.CheckLeaks(t)
 	server, err := net.ListenPacket("udp4", "127.0.0.1:0")
