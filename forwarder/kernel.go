@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/rawsock"
 	"rootlessnet/splice"
 	"rootlessnet/stack"
 )
@@ -109,7 +110,7 @@ func (t *Streams) UseKernel(k Kernel) (err error) {
 			r.loop.Close()
 			return err
 		}
-		r.listen = append(r.listen, listener{r: r, fd: fd, ipv6: localAddr(fd).Addr().Is6()})
+		r.listen = append(r.listen, listener{r: r, fd: fd, ipv6: rawsock.LocalAddr(fd).Addr().Is6()})
 	}
 	for i := range r.listen {
 		l := &r.listen[i]
@@ -177,8 +178,8 @@ func (r *kernelRoad) join(host, guest int, f stack.Flow, dir Direction) {
 	j := &joint{info: FlowInfo{Direction: dir, Flow: f, Since: time.Now()}}
 	var err error
 	if j.pair, err = r.loop.Join(host, guest, func() { r.parted(j) }); err != nil { // no memory, or closed
-		resetFD(host)
-		resetFD(guest)
+		rawsock.Reset(host)
+		rawsock.Reset(guest)
 		return
 	}
 	r.joined[j] = struct{}{}

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/rawsock"
 	"rootlessnet/stack"
 )
 
@@ -55,7 +56,7 @@ func (r *kernelRoad) serve(host int, client netip.AddrPort, p *PublishedTCP) boo
 		// The other road does not know of this connection, and would speak in its name.
 		f.Src = netip.AddrPortFrom(f.Src.Addr(), 0)
 		if fd, done, err = r.connect(f, beyond); err == nil {
-			f.Src = localAddr(fd)
+			f.Src = rawsock.LocalAddr(fd)
 		}
 	}
 	switch {
@@ -76,9 +77,9 @@ func (r *kernelRoad) connect(f stack.Flow, beyond bool) (fd int, done bool, err 
 	if fd, err = r.k.Mint.Get(f.Dst.Addr().Is6(), beyond); err != nil {
 		return -1, false, err
 	}
-	if err = bindFD(fd, f.Src); err == nil {
-		if done, err = connectState(fd, f.Dst); err == nil && !done {
-			done, err = connectState(fd, f.Dst)
+	if err = rawsock.Bind(fd, f.Src); err == nil {
+		if done, err = rawsock.ConnectState(fd, f.Dst); err == nil && !done {
+			done, err = rawsock.ConnectState(fd, f.Dst)
 		}
 	}
 	if err != nil {
@@ -150,7 +151,7 @@ func (d *guestDial) Ready(uint32) {
 	if _, there := r.dials[d]; !there || r.closed {
 		return
 	}
-	switch done, err := connectState(d.fd, d.flow.Dst); {
+	switch done, err := rawsock.ConnectState(d.fd, d.flow.Dst); {
 	case err != nil:
 		d.leave()
 	case !done:
@@ -169,6 +170,6 @@ func (d *guestDial) end(reset bool) {
 	delete(d.r.dials, d)
 	if reset {
 		unix.Close(d.fd)
-		resetFD(d.host)
+		rawsock.Reset(d.host)
 	}
 }

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/rawsock"
 	"rootlessnet/policy"
 	"rootlessnet/stack"
 )
@@ -132,7 +133,7 @@ func (q *request) Ready(uint32) {
 	if r.closed || r.requests[q.syn.Flow] != q || q.offered {
 		return
 	}
-	done, err := connectState(q.fd, q.dst)
+	done, err := rawsock.ConnectState(q.fd, q.dst)
 	if !done && err == nil { // an event from before the wait
 		_ = r.loop.Rearm(q.fd, unix.EPOLLOUT|unix.EPOLLONESHOT, q.token)
 		return
@@ -157,11 +158,11 @@ func (r *kernelRoad) connected(q *request) {
 	r.t.release(q.verdict.Dst.Addr())
 	if isSelf(q.fd, q.dst) {
 		r.t.stats.dialErrors.Add(1)
-		resetFD(q.fd)
+		rawsock.Reset(q.fd)
 		_ = q.syn.Reset()
 		return
 	}
-	noDelay(q.fd) // the loop does the rest of tuneHost, when it is needed
+	rawsock.NoDelay(q.fd) // the loop does the rest of tuneHost, when it is needed
 	if q.watched {
 		rememberErrors(q.fd, q.dst.Addr().Is4(), 0)
 	}
@@ -229,7 +230,7 @@ func (r *kernelRoad) drop(q *request) {
 	}
 	r.unwatch(q)
 	if q.fd >= 0 {
-		resetFD(q.fd)
+		rawsock.Reset(q.fd)
 	}
 	delete(r.requests, q.syn.Flow)
 }
@@ -273,7 +274,7 @@ func (l *listener) Ready(uint32) {
 func (l *listener) accept(q *request) (found bool) {
 	r := l.r
 	for range acceptMost {
-		fd, peer, err := acceptFD(l.fd)
+		fd, peer, err := rawsock.Accept(l.fd)
 		if err != nil {
 			if starved(err) {
 				r.t.stats.badAccepts.Add(1)
@@ -281,11 +282,11 @@ func (l *listener) accept(q *request) (found bool) {
 			}
 			return false
 		}
-		f := stack.Flow{Src: peer, Dst: localAddr(fd)}
+		f := stack.Flow{Src: peer, Dst: rawsock.LocalAddr(fd)}
 		p := r.requests[f]
 		if p == nil || !p.offered {
 			r.t.stats.strays.Add(1)
-			resetFD(fd)
+			rawsock.Reset(fd)
 			continue
 		}
 		delete(r.requests, f)

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/rawsock"
 	"rootlessnet/policy"
 	"rootlessnet/stack"
 )
@@ -281,10 +282,10 @@ func TestKernelRoadNoDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(c)
-	if err := bindFD(c, netip.AddrPortFrom(here4, 0)); err != nil {
+	if err := rawsock.Bind(c, netip.AddrPortFrom(here4, 0)); err != nil {
 		t.Fatal(err)
 	}
-	if !w.syn(localAddr(c).Port(), guestTTL) {
+	if !w.syn(rawsock.LocalAddr(c).Port(), guestTTL) {
 		t.Fatal("the request was left to the stack")
 	}
 	var lim unix.Rlimit
@@ -297,7 +298,7 @@ func TestKernelRoadNoDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	const while = 5 * acceptPause
-	if err := connectFD(c, w.listener); err != nil && err != unix.EINPROGRESS {
+	if err := rawsock.Connect(c, w.listener); err != nil && err != unix.EINPROGRESS {
 		t.Error(err)
 	}
 	time.Sleep(while)

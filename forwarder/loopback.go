@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/rawsock"
 	"rootlessnet/internal/spin"
 	"rootlessnet/splice"
 )
@@ -179,13 +180,13 @@ func (l *Loopback) Close() {
 	}
 	for d := range l.dials {
 		d.endLocked()
-		resetFD(d.fd)
-		resetFD(d.client)
+		rawsock.Reset(d.fd)
+		rawsock.Reset(d.client)
 	}
 	for w := range l.waits {
 		w.timer.Stop()
 		delete(l.waits, w)
-		resetFD(w.client)
+		rawsock.Reset(w.client)
 	}
 	if l.sweeper != nil {
 		l.sweeper.Stop()
@@ -222,7 +223,7 @@ func (p *LoopbackPort) Ready(uint32) {
 			p.pauseLocked()
 			return
 		}
-		client, from, err := acceptFD(p.fd)
+		client, from, err := rawsock.Accept(p.fd)
 		if err != nil {
 			if err != unix.EAGAIN {
 				p.pauseLocked()
@@ -255,7 +256,7 @@ func (l *Loopback) Serve(client int, ipv6 bool, to uint16) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
-		resetFD(client)
+		rawsock.Reset(client)
 		return
 	}
 	l.serveLocked(client, ipv6, to, mintTries)
@@ -272,14 +273,14 @@ func loopbacks(ipv6 bool, port uint16) (dst, alt netip.AddrPort) {
 
 // serveLocked connects the client, now or when there is a socket for it.
 func (l *Loopback) serveLocked(client int, ipv6 bool, to uint16, tries int) {
-	noDelay(client)
+	rawsock.NoDelay(client)
 	dst, alt := loopbacks(ipv6, to)
 	if l.dialLocked(client, dst, alt) {
 		return
 	}
 	if tries == 0 {
 		l.stats.Refused++
-		resetFD(client)
+		rawsock.Reset(client)
 		return
 	}
 	w := &loopbackWait{client: client}
@@ -322,7 +323,7 @@ func (l *Loopback) dialLocked(client int, dst, alt netip.AddrPort) bool {
 		}
 		if !alt.IsValid() || starved(err) {
 			l.stats.Refused++
-			resetFD(client)
+			rawsock.Reset(client)
 			return true
 		}
 		dst, alt = alt, netip.AddrPort{}
@@ -340,8 +341,8 @@ func (l *Loopback) connect(dst netip.AddrPort) (fd int, done bool, err error) {
 	if fd, err = l.mint.Get(dst.Addr().Is6(), false); err != nil {
 		return -1, false, errNoMint
 	}
-	if done, err = connectState(fd, dst); err == nil && !done {
-		done, err = connectState(fd, dst)
+	if done, err = rawsock.ConnectState(fd, dst); err == nil && !done {
+		done, err = rawsock.ConnectState(fd, dst)
 	}
 	if err != nil {
 		unix.Close(fd)
@@ -358,7 +359,7 @@ func (d *loopbackDial) Ready(uint32) {
 	if _, there := l.dials[d]; !there {
 		return
 	}
-	done, err := connectState(d.fd, d.dst)
+	done, err := rawsock.ConnectState(d.fd, d.dst)
 	if err == nil && !done { // an event from before the wait
 		_ = l.loop.Rearm(d.fd, unix.EPOLLOUT|unix.EPOLLONESHOT, d.token)
 		return
@@ -372,12 +373,12 @@ func (d *loopbackDial) Ready(uint32) {
 		unix.Close(d.fd)
 		if !l.dialLocked(d.client, d.alt, netip.AddrPort{}) {
 			l.stats.Refused++
-			resetFD(d.client)
+			rawsock.Reset(d.client)
 		}
 	default:
 		l.stats.Refused++
 		unix.Close(d.fd)
-		resetFD(d.client)
+		rawsock.Reset(d.client)
 	}
 }
 
@@ -389,11 +390,11 @@ func (d *loopbackDial) endLocked() {
 func (l *Loopback) joinLocked(client, server int, dst netip.AddrPort) {
 	if isSelf(server, dst) { // nobody listens there: the kernel has chosen that very port for our own end
 		l.stats.Refused++
-		resetFD(server)
-		resetFD(client)
+		rawsock.Reset(server)
+		rawsock.Reset(client)
 		return
 	}
-	noDelay(server)
+	rawsock.NoDelay(server)
 	var pair *splice.Pair
 	pair, err := l.loop.Join(client, server, func() {
 		l.mu.Lock()
@@ -401,8 +402,8 @@ func (l *Loopback) joinLocked(client, server int, dst netip.AddrPort) {
 		delete(l.joined, pair)
 	})
 	if err != nil { // no memory, or closed
-		resetFD(client)
-		resetFD(server)
+		rawsock.Reset(client)
+		rawsock.Reset(server)
 		return
 	}
 	l.joined[pair] = struct{}{}

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/rawsock"
 )
 
 const (
@@ -125,7 +127,7 @@ func (f *loopbackFlow) connectLocked(dst netip.AddrPort) error {
 	if err != nil {
 		return err
 	}
-	if err = connectFD(fd, dst); err == nil {
+	if err = rawsock.Connect(fd, dst); err == nil {
 		f.token, err = f.p.l.loop.Watch(fd, unix.EPOLLIN, f)
 	}
 	if err != nil {

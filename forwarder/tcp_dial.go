@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/rawsock"
 	"rootlessnet/stack"
 )
 
@@ -43,7 +44,7 @@ func newHostConn(fd int) (*hostConn, error) {
 // startDial makes a non-blocking socket and starts to connect it: done, or connectState tells how that goes. The error is a *dialError.
 func startDial(from egress, dst netip.AddrPort, tos uint8) (fd int, done bool, err error) {
 	v4 := dst.Addr().Is4()
-	if fd, err = tcpSocket(v4); err != nil {
+	if fd, err = rawsock.Socket(v4); err != nil {
 		e := &dialError{errno: err.(syscall.Errno)}
 		if e.errno == syscall.EAFNOSUPPORT { // a kernel without IPv6
 			none := netUnreachable(v4)
@@ -64,7 +65,7 @@ func startDial(from egress, dst netip.AddrPort, tos uint8) (fd int, done bool, e
 	}
 	// A neighbour's kernel answers before the first call returns, which says nevertheless that it is under way.
 	for range 2 {
-		if done, err = connectState(fd, dst); done || err != nil {
+		if done, err = rawsock.ConnectState(fd, dst); done || err != nil {
 			break
 		}
 	}
@@ -106,7 +107,7 @@ func dialHost(ctx context.Context, from egress, dst netip.AddrPort, tos uint8) (
 		if done {
 			return true
 		}
-		ok, err := connectState(int(fd), dst)
+		ok, err := rawsock.ConnectState(int(fd), dst)
 		if err != nil {
 			failure = withICMP(int(fd), err, dst)
 		}
@@ -167,7 +168,7 @@ func bindSource(fd int, way egress) error {
 // nobody listens may be the one that the kernel chose for the socket (RFC 9293 3.5, simultaneous open).
 func isSelf(fd int, dst netip.AddrPort) bool {
 	r := localPorts()
-	return dst.Port() >= r.first && dst.Port() <= r.last && localAddr(fd) == dst
+	return dst.Port() >= r.first && dst.Port() <= r.last && rawsock.LocalAddr(fd) == dst
 }
 
 type portRange struct{ first, last uint16 }
@@ -199,7 +200,7 @@ func sockAddr(sa unix.Sockaddr) netip.AddrPort {
 // tuneHost sets what a joined socket needs: no Nagle (the guest's kernel has its own), keep-alive at the system's pace so
 // that a vanished peer is noticed on behalf of the guest, urgent data in line. A listener passes it on to what it accepts.
 func tuneHost(fd int) {
-	noDelay(fd)
+	rawsock.NoDelay(fd)
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
 }
@@ -219,7 +220,7 @@ func (h *hostConn) close() { _ = h.f.Close() }
 
 // reset closes the socket with RST. Without it TIME_WAIT sockets pile up on the host and slow every connect.
 func (h *hostConn) reset() {
-	_ = h.rc.Control(func(fd uintptr) { resetOnClose(int(fd)) })
+	_ = h.rc.Control(func(fd uintptr) { rawsock.ResetOnClose(int(fd)) })
 	_ = h.f.Close()
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/rawsock"
 	"rootlessnet/internal/spin"
 	"rootlessnet/stack"
 )
@@ -134,9 +135,9 @@ func (p *PublishedTCP) pause() {
 // accept waits for a client; net.ErrClosed means that the port was closed.
 func (p *PublishedTCP) accept() (fd int, client netip.AddrPort, err error) {
 	rerr := p.rc.Read(func(l uintptr) bool {
-		fd, client, err = acceptFD(int(l))
+		fd, client, err = rawsock.Accept(int(l))
 		if err == unix.EAGAIN && p.spin.Wait(nil) {
-			fd, client, err = acceptFD(int(l))
+			fd, client, err = rawsock.Accept(int(l))
 		}
 		return err != unix.EAGAIN
 	})

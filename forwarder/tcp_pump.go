@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"rootlessnet/internal/tcpstate"
+	"rootlessnet/internal/rawsock"
 	"rootlessnet/stack"
 )
 
@@ -356,13 +356,13 @@ func (f *flow) waitGuest() bool {
 // After our FIN nobody writes any more.
 func (f *flow) hostReset() bool {
 	reset := false
-	_ = f.h.rc.Control(func(fd uintptr) { reset = tcpstate.Dead(fd) && !f.guestEOF.Load() })
+	_ = f.h.rc.Control(func(fd uintptr) { reset = rawsock.Dead(fd) && !f.guestEOF.Load() })
 	return reset
 }
 
 // hostClosed waits until the host's socket is dead; false means that somebody ended the wait.
 func (f *flow) hostClosed() bool {
-	err := f.h.rc.Read(tcpstate.Dead)
+	err := f.h.rc.Read(rawsock.Dead)
 	return !errors.Is(err, os.ErrDeadlineExceeded)
 }
 

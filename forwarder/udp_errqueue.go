@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/rawsock"
 	"rootlessnet/policy"
 	"rootlessnet/stack"
 )
@@ -54,7 +55,7 @@ func (q *queuedError) parse(b []byte) {
 // readErrors empties the error queue of s and tells the guest.
 func (x *Datagrams) readErrors(s *socket, r *receiver) {
 	for range errorBatch {
-		var name rawAddr
+		var name rawsock.Addr
 		iov := unix.Iovec{Base: &r.errBuf[0]}
 		iov.SetLen(len(r.errBuf))
 		m := unix.Msghdr{Name: (*byte)(unsafe.Pointer(&name)), Namelen: unix.SizeofSockaddrInet6, Iov: &iov, Control: &r.control[0][0]}
@@ -74,7 +75,7 @@ func (x *Datagrams) readErrors(s *socket, r *receiver) {
 		if c.err.origin != originICMP && c.err.origin != originICMP6 {
 			continue // of the host's kernel itself: send has returned it
 		}
-		peer, _ := name.get()
+		peer, _ := name.Get()
 		x.hostError(s, peer, r.errBuf[:n], c.err)
 	}
 }

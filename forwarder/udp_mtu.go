@@ -7,6 +7,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/rawsock"
 )
 
 // The MTU of the guest's link is ours to choose and much larger than that of most links of the host, and a Linux guest
@@ -88,8 +90,8 @@ func pathMTU(dst netip.AddrPort) uint32 {
 		return 0
 	}
 	defer unix.Close(fd)
-	var raw rawAddr
-	n := raw.set(netip.AddrPortFrom(dst.Addr(), max(1, dst.Port())), dst.Addr().Is6(), 0)
+	var raw rawsock.Addr
+	n := raw.Set(netip.AddrPortFrom(dst.Addr(), max(1, dst.Port())), dst.Addr().Is6(), 0)
 	if _, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&raw)), uintptr(n)); errno != 0 {
 		return 0
 	}

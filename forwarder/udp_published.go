@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/rawsock"
 	"rootlessnet/stack"
 )
 
@@ -106,14 +107,14 @@ func (x *Datagrams) listenUDP(l UDPListen) (*UDPPort, error) {
 	if err != nil {
 		return nil, err
 	}
-	var raw rawAddr
+	var raw rawsock.Addr
 	size := uint32(unix.SizeofSockaddrInet6)
 	if _, _, errno := unix.Syscall(unix.SYS_GETSOCKNAME, uintptr(s.fd), uintptr(unsafe.Pointer(&raw)), uintptr(unsafe.Pointer(&size))); errno != 0 {
 		s.close()
 		return nil, errno
 	}
 	p := &UDPPort{x: x, s: s, cfg: l, next: aliasFirst}
-	p.addr, _ = raw.get()
+	p.addr, _ = raw.Get()
 	s.pub = p
 	x.mu.Lock()
 	defer x.unlock()
@@ -149,8 +150,8 @@ func (s *socket) bind(addr netip.AddrPort) error {
 	if zone := addr.Addr().Zone(); zone != "" {
 		scope = interfaceIndex(zone)
 	}
-	var raw rawAddr
-	n := raw.set(addr, s.v6, scope)
+	var raw rawsock.Addr
+	n := raw.Set(addr, s.v6, scope)
 	// Options first: a datagram may arrive as soon as the socket is bound.
 	if err = s.preparePublished(); err == nil {
 		if _, _, errno := unix.Syscall(unix.SYS_BIND, uintptr(s.fd), uintptr(unsafe.Pointer(&raw)), uintptr(n)); errno != 0 {

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/rawsock"
 	"rootlessnet/stack"
 )
 
@@ -37,7 +38,7 @@ type mmsghdr struct {
 type receiver struct {
 	msgs    [recvBatch]mmsghdr
 	iovs    [recvBatch]unix.Iovec
-	names   [recvBatch]rawAddr
+	names   [recvBatch]rawsock.Addr
 	control [recvBatch][controlSpace]byte
 	bufs    [recvBatch][]byte
 	errBuf  [errorQuote]byte
@@ -162,7 +163,7 @@ func (x *Datagrams) readBatch(s *socket, r *receiver) int {
 	n := int(k)
 	r.dirty, r.want = n, min(2*n, recvBatch)
 	for i := 0; i < n; {
-		from, scope := r.names[i].get()
+		from, scope := r.names[i].Get()
 		c, data := parseControl(r.controlOf(i)), r.data(i)
 		first := i
 		if i++; s.key.proto == protoEcho {
@@ -204,8 +205,8 @@ func (r *receiver) follows(i, first, last, size int) bool {
 	if n == 0 || n > size || last < size || !bytes.Equal(r.controlOf(i), r.controlOf(first)) {
 		return false
 	}
-	a, as := r.names[first].get()
-	b, bs := r.names[i].get()
+	a, as := r.names[first].Get()
+	b, bs := r.names[i].Get()
 	return a == b && as == bs
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/rawsock"
 	"rootlessnet/stack"
 )
 
@@ -100,7 +101,7 @@ func (s *socket) sendOne(t *target, b []byte, o sendOptions) error {
 
 // many is what one sendmmsg needs.
 type many struct {
-	name rawAddr
+	name rawsock.Addr
 	oob  controlBuffer
 	iovs [maxSegments]unix.Iovec
 	msgs [maxSegments]mmsghdr
@@ -113,7 +114,7 @@ var manyPool = sync.Pool{New: func() any { return new(many) }}
 func (s *socket) sendMany(t *target, b []byte, size int, o sendOptions) int {
 	m := manyPool.Get().(*many)
 	defer manyPool.Put(m)
-	name := m.name.set(t.peer, s.v6, t.scope)
+	name := m.name.Set(t.peer, s.v6, t.scope)
 	m.oob.n = 0
 	if t.local.IsValid() || t.scope != 0 {
 		m.oob.addLocal(t.local, t.scope, s.v6)

@@ -12,6 +12,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/rawsock"
 )
 
 const (
@@ -84,12 +86,12 @@ func (x *Datagrams) newSocket(k socketKey) (*socket, error) {
 	}
 	p := k.guest.Port()
 	if k.proto == protoEcho || p >= x.localPorts[0] && p <= x.localPorts[1] {
-		var raw rawAddr
+		var raw rawsock.Addr
 		wildcard := netip.IPv4Unspecified()
 		if k.v6 {
 			wildcard = netip.IPv6Unspecified()
 		}
-		n := raw.set(netip.AddrPortFrom(wildcard, p), k.v6, 0)
+		n := raw.Set(netip.AddrPortFrom(wildcard, p), k.v6, 0)
 		_, _, _ = unix.Syscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&raw)), uintptr(n)) // taken: the kernel chooses
 	}
 	return s, nil
@@ -144,12 +146,12 @@ func options(ttl, tos uint8, df bool) sendOptions {
 // send sends head and body as one packet. The errors are the kernel's, or errSocketClosed. It allocates nothing.
 func (s *socket) send(t *target, head, body []byte, gso uint16, o sendOptions) error {
 	var (
-		name rawAddr
+		name rawsock.Addr
 		iov  [2]unix.Iovec
 		oob  controlBuffer
 		m    unix.Msghdr
 	)
-	m.Name, m.Namelen = (*byte)(unsafe.Pointer(&name)), name.set(t.peer, s.v6, t.scope)
+	m.Name, m.Namelen = (*byte)(unsafe.Pointer(&name)), name.Set(t.peer, s.v6, t.scope)
 	n := 0
 	for _, b := range [2][]byte{head, body} {
 		if len(b) > 0 {
@@ -221,35 +223,6 @@ func (s *socket) setOptions(o sendOptions, v6 bool) {
 		_ = unix.SetsockoptInt(s.fd, level, pmtu, o.pmtu)
 	}
 	*have = o
-}
-
-// rawAddr is room for a struct sockaddr_in or sockaddr_in6.
-type rawAddr struct{ unix.RawSockaddrInet6 }
-
-// set fills in a for a socket of the given family and returns its length. An IPv4 address on an IPv6 socket becomes
-// the mapped one.
-func (a *rawAddr) set(ap netip.AddrPort, v6 bool, scope uint32) uint32 {
-	if !v6 {
-		p := (*unix.RawSockaddrInet4)(unsafe.Pointer(a))
-		p.Family, p.Addr = unix.AF_INET, ap.Addr().As4()
-		binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&p.Port))[:], ap.Port())
-		return unix.SizeofSockaddrInet4
-	}
-	a.Family, a.Addr, a.Scope_id, a.Flowinfo = unix.AF_INET6, ap.Addr().As16(), scope, 0
-	binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&a.Port))[:], ap.Port())
-	return unix.SizeofSockaddrInet6
-}
-
-// get returns the address, unmapped, and the scope of a link-local one.
-func (a *rawAddr) get() (ap netip.AddrPort, scope uint32) {
-	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&a.Port))[:])
-	switch a.Family {
-	case unix.AF_INET:
-		return netip.AddrPortFrom(netip.AddrFrom4((*unix.RawSockaddrInet4)(unsafe.Pointer(a)).Addr), port), 0
-	case unix.AF_INET6:
-		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr).Unmap(), port), a.Scope_id
-	}
-	return netip.AddrPort{}, 0
 }
 
 // controlBuffer collects control messages: UDP_SEGMENT and one of the two packet infos.

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -59,8 +60,8 @@ type diversion struct {
 	// it must not begin, nor find what is there for its own, before the first has taken back its part. Descriptors, and not
 	// files: Go's poller would wake init for each connection.
 	hold []int
-	// leave takes back what does not go with a descriptor.
-	leave func()
+	// undo takes back what does not go with a descriptor.
+	undo undo
 
 	uplink uint32 // its index
 	ipv6   bool
@@ -78,7 +79,7 @@ func divert(d *Diversion, keep bool) (v *diversion, err error) {
 	if err != nil {
 		return nil, op("find "+d.Uplink, err)
 	}
-	v = &diversion{leave: func() {}, uplink: uint32(link.Attrs().Index), ipv6: d.IPv6, keep: keep}
+	v = &diversion{uplink: uint32(link.Attrs().Index), ipv6: d.IPv6, keep: keep}
 	made := v // an error returns nil in its place
 	defer func() {
 		if err != nil {
@@ -107,29 +108,16 @@ func divert(d *Diversion, keep bool) (v *diversion, err error) {
 		}
 		v.hold = append(v.hold, held)
 	}
-	for _, c := range divertSysctls(d.IPv6) {
-		old, err := os.ReadFile("/proc/sys/" + c.name)
-		if err == nil {
-			err = writeSysctl(c.name, c.value)
-		}
-		if err != nil && !c.optional {
-			return nil, op("set "+c.name, err)
-		}
-		if err == nil {
-			v.onLeave(func() { _ = writeSysctl(c.name, strings.TrimSpace(string(old))) })
-		}
+	if err := changeSysctls(divertSysctls(d.IPv6), &v.undo); err != nil {
+		return nil, &Error{Op: "divert TCP", Err: err, Hint: doctorHint}
 	}
 	// A namespace that somebody else made may not have it up yet. It stays up: by then others rely on it too.
-	if lo, err := netlink.LinkByName("lo"); err != nil {
-		return nil, op("find lo", err)
-	} else if err := netlink.LinkSetUp(lo); err != nil {
+	if err := setLoopbackUp(); err != nil {
 		return nil, op("set lo up", err)
 	}
-	leave, err := divertRoutes(d.IPv6, link.Attrs().Index)
-	if err != nil {
+	if err := divertRoutes(d.IPv6, link.Attrs().Index, &v.undo); err != nil {
 		return nil, op("routing rule", err)
 	}
-	v.onLeave(leave)
 	packets, err := packetSocket()
 	if err != nil {
 		return nil, op("packet socket", err)
@@ -150,9 +138,46 @@ func divert(d *Diversion, keep bool) (v *diversion, err error) {
 	return v, nil
 }
 
+// undo is what puts a namespace back as it was, in the order in which it was changed.
+type undo []func()
+
+func (u *undo) add(f func()) { *u = append(*u, f) }
+
+func (u *undo) run() {
+	for _, f := range slices.Backward(*u) {
+		f()
+	}
+	*u = nil
+}
+
 type sysctl struct {
 	name, value string
 	optional    bool
+}
+
+// changeSysctls sets those of the calling thread's namespace.
+func changeSysctls(list []sysctl, u *undo) error {
+	for _, c := range list {
+		old, err := os.ReadFile("/proc/sys/" + c.name)
+		if err == nil {
+			err = writeSysctl(c.name, c.value)
+		}
+		if err != nil && !c.optional {
+			return fmt.Errorf("set %s: %w", c.name, err)
+		}
+		if err == nil {
+			u.add(func() { _ = writeSysctl(c.name, strings.TrimSpace(string(old))) })
+		}
+	}
+	return nil
+}
+
+func setLoopbackUp() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(lo)
 }
 
 // divertSysctls: the request comes back on lo from an address that is the namespace's own (accept_local). The marks of what
@@ -170,17 +195,12 @@ func divertSysctls(ipv6 bool) []sysctl {
 	return list
 }
 
-func (v *diversion) onLeave(f func()) {
-	earlier := v.leave
-	v.leave = func() { f(); earlier() }
-}
-
 func (v *diversion) close() {
 	closeAll(v.out) // for the second time, where they were sent: no harm in an os.File
 	if v.forwarding != nil {
 		v.forwarding.Close()
 	}
-	v.leave()
+	v.undo.run()
 	closeFDs(v.hold)
 	v.hold = nil // somebody else has these numbers next
 }
@@ -190,31 +210,27 @@ func (v *diversion) forward() (err error) {
 	if v.forwarding != nil {
 		return nil
 	}
-	leave, err := forwardRoutes(v.ipv6)
-	if err != nil {
+	var routes undo
+	if err := forwardRoutes(v.ipv6, &routes); err != nil {
+		routes.run()
 		return &Error{Op: "divert forwarded TCP: routing rule", Err: err, Hint: doctorHint}
 	}
 	if v.forwarding, err = forwardRules(v.uplink, v.ipv6, v.keep); err != nil {
 		v.forwarding = nil
-		leave()
+		routes.run()
 		return &Error{Op: "divert forwarded TCP: nftables", Err: err, Hint: doctorHint}
 	}
-	v.onLeave(leave)
+	v.undo.add(routes.run)
 	return nil
 }
 
 // divertRoutes leads what has the mark to lo. A local address is reached by lo whatever interface its route names; the
-// second route, which names the uplink, is that of sockets bound to it (SO_BINDTODEVICE): no other would be theirs.
-func divertRoutes(ipv6 bool, uplink int) (leave func(), err error) {
+// second route, which names the uplink, is that of sockets bound to it (SO_BINDTODEVICE): no other would be theirs. Without
+// an uplink (0) there is none. What was made before an error is in u.
+func divertRoutes(ipv6 bool, uplink int, u *undo) error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
-		return func() {}, err
-	}
-	var undo []func()
-	leave = func() {
-		for _, f := range undo {
-			f()
-		}
+		return err
 	}
 	families := []int{netlink.FAMILY_V4}
 	if ipv6 {
@@ -226,25 +242,26 @@ func divertRoutes(ipv6 bool, uplink int) (leave func(), err error) {
 			any = &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
 		}
 		for metric, index := range []int{lo.Attrs().Index, uplink} {
+			if index == 0 {
+				continue
+			}
 			route := &netlink.Route{Family: f, Dst: any, LinkIndex: index, Table: divertTable, Type: unix.RTN_LOCAL, Scope: unix.RT_SCOPE_HOST, Priority: metric + 1}
 			// EEXIST: left by one that was killed. ENETDOWN: the uplink's maker has not set it up yet; then bound sockets have
 			// no connections.
 			if err := netlink.RouteAdd(route); err != nil && !errors.Is(err, unix.EEXIST) && !(metric > 0 && errors.Is(err, unix.ENETDOWN)) {
-				leave()
-				return func() {}, err
+				return err
 			}
-			undo = append(undo, func() { _ = netlink.RouteDel(route) })
+			u.add(func() { _ = netlink.RouteDel(route) })
 		}
 		rule := netlink.NewRule()
 		mask := divertMask
 		rule.Family, rule.Mark, rule.Mask, rule.Table, rule.Priority = f, markDivert, &mask, divertTable, divertPref
 		if err := netlink.RuleAdd(rule); err != nil && !errors.Is(err, unix.EEXIST) {
-			leave()
-			return func() {}, err
+			return err
 		}
-		undo = append(undo, func() { _ = netlink.RuleDel(rule) })
+		u.add(func() { _ = netlink.RuleDel(rule) })
 	}
-	return leave, nil
+	return nil
 }
 
 // packetSocket sends to lo, and receives nothing.

@@ -140,26 +140,23 @@ func (b *ruleBook) forward(uplink uint32, ipv6 bool) {
 // forwardRoutes makes what containers send local. Where the kernel looks for the way back to a source by the mark of the packet
 // too (src_valid_mark, which wg-quick(8) sets), it asks as lo would: that must not find the table in which everything is
 // local.
-func forwardRoutes(ipv6 bool) (leave func(), err error) {
+func forwardRoutes(ipv6 bool, u *undo) error {
 	families := []int{netlink.FAMILY_V4}
 	if ipv6 {
 		families = append(families, netlink.FAMILY_V6)
 	}
-	leave = func() {}
 	for _, f := range families {
 		source, inward := netlink.NewRule(), netlink.NewRule()
 		source.Family, source.Mark, source.IifName, source.Table, source.Priority = f, markInward, "lo", unix.RT_TABLE_MAIN, sourcePref
 		inward.Family, inward.Mark, inward.Table, inward.Priority = f, markInward, divertTable, inwardPref
 		for _, rule := range []*netlink.Rule{source, inward} {
 			if err := netlink.RuleAdd(rule); err != nil && !errors.Is(err, unix.EEXIST) {
-				leave()
-				return func() {}, err
+				return err
 			}
-			earlier := leave
-			leave = func() { _ = netlink.RuleDel(rule); earlier() }
+			u.add(func() { _ = netlink.RuleDel(rule) })
 		}
 	}
-	return leave, nil
+	return nil
 }
 
 var (

@@ -230,38 +230,49 @@ func (s *Sandbox) Mint(ctx context.Context, ipv6 bool) (*Minter, error) {
 
 // startMinter runs inside. It ends when the supervisor closes the file returned.
 func startMinter() (*os.File, error) {
+	inside, outside, err := minterPair()
+	if err != nil {
+		return nil, err
+	}
+	go serveMinter(inside)
+	return outside, nil
+}
+
+// minterPair makes the two ends of the conversation.
+func minterPair() (inside *net.UnixConn, outside *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	ours := os.NewFile(uintptr(fds[0]), "minter")
-	c, err := net.FileConn(ours)
-	ours.Close()
+	f := os.NewFile(uintptr(fds[0]), "minter")
+	c, err := net.FileConn(f)
+	f.Close()
 	if err != nil {
 		unix.Close(fds[1])
-		return nil, err
+		return nil, nil, err
 	}
-	u := c.(*net.UnixConn)
-	go func() {
-		defer u.Close()
-		var b [2]byte
-		for {
-			if n, err := u.Read(b[:]); err != nil || n != len(b) || b[1] > mintMost {
-				return
-			}
-			batch := mint(b[0], int(b[1]))
-			var rights []byte
-			if len(batch) > 0 {
-				rights = unix.UnixRights(batch...)
-			}
-			_, _, err := u.WriteMsgUnix(b[:1], rights, nil)
-			closeFDs(batch)
-			if err != nil {
-				return
-			}
+	return c.(*net.UnixConn), os.NewFile(uintptr(fds[1]), "mint"), nil
+}
+
+// serveMinter makes sockets of the calling thread's namespace until the other end is closed.
+func serveMinter(u *net.UnixConn) {
+	defer u.Close()
+	var b [2]byte
+	for {
+		if n, err := u.Read(b[:]); err != nil || n != len(b) || b[1] > mintMost {
+			return
 		}
-	}()
-	return os.NewFile(uintptr(fds[1]), "mint"), nil
+		batch := mint(b[0], int(b[1]))
+		var rights []byte
+		if len(batch) > 0 {
+			rights = unix.UnixRights(batch...)
+		}
+		_, _, err := u.WriteMsgUnix(b[:1], rights, nil)
+		closeFDs(batch)
+		if err != nil {
+			return
+		}
+	}
 }
 
 // mint makes a batch, or as much of it as there are descriptors for.

@@ -114,9 +114,10 @@ var mayImport = map[string][]string{
 
 // further are exceptions, each with its reason.
 var further = map[string][]string{
-	"internal/nettest":   {"tap"},    // the fake device implements tap.Device; only tests import it
-	"internal/flagvalue": {"."},      // the flags of several commands; only commands import it
-	"cmd/rootless-net":   {"userns"}, // exec joins a sandbox from the caller's own terminal
+	"internal/nettest":      {"tap"},              // the fake device implements tap.Device; only tests import it
+	"internal/flagvalue":    {"."},                // the flags of several commands; only commands import it
+	"internal/rootlessport": {"userns", "splice"}, // a program of its own: only its command imports it
+	"cmd/rootless-net":      {"userns"},           // exec joins a sandbox from the caller's own terminal
 }
 
 func top(dir string) string {

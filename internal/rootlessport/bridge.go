@@ -44,21 +44,35 @@ func findEngine(path string, find Finder) (socket string) {
 // leadsTo says whether a link of the namespace at path has its other end in the namespace at uplink. Several Podmans of
 // one user may each have one.
 func leadsTo(path, uplink string) bool {
-	from, err := os.Open(path)
-	if err != nil {
-		return false
-	}
-	defer from.Close()
 	to, err := os.Open(uplink)
 	if err != nil {
 		return false
 	}
 	defer to.Close()
-	result := make(chan bool)
+	is := false
+	err = inNamespace(path, func() error {
+		is = hasPeerIn(int(to.Fd()))
+		return nil
+	})
+	return is && err == nil
+}
+
+// inNamespace runs f in the network namespace at path, on a thread of its own: there is no way back, which would take a
+// capability over the namespace that one comes from.
+func inNamespace(path string, f func() error) error {
+	ns, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	result := make(chan error)
 	go func() {
-		// The thread is never unlocked: it ends with the goroutine.
-		runtime.LockOSThread()
-		result <- unix.Setns(int(from.Fd()), unix.CLONE_NEWNET) == nil && hasPeerIn(int(to.Fd()))
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
+		if err == nil {
+			err = f()
+		}
+		result <- err
 	}()
 	return <-result
 }

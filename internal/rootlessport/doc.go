@@ -7,16 +7,24 @@
 // It ends at the end of file of the exit descriptor. With RootlessCNI it also listens on a unix socket at
 // TmpDir/rp/CONTAINER: a packet holds a JSON string, the container's new address, and is answered with "OK".
 //
-// # Two ways in
+// # Ways in
 //
 //	engine  the network namespace is connected by a helper of ours (slirp4netns): it is asked over its control
-//	        socket to publish the ports, and a server in the container sees the real address of its client. When
-//	        that helper ends, the one that follows it is asked.
-//	relay   otherwise. Connections are accepted here and continued by sockets made inside the namespace, so that a
-//	        server sees the address that the namespace has towards the container.
+//	        socket to publish the ports. When that helper ends, the one that follows it is asked.
+//	direct  TCP, otherwise: a transparent socket of the container's own namespace has the client's address and connects
+//	        to the server, and splice(2) moves what the two sides say. Nothing else is on the way: no bridge, no helper.
+//	        What the server answers finds back by a mark (userns.MintAt).
+//	bridge  UDP, where a veth of the namespace leads to one that a helper of ours connects: Podman's bridges. That
+//	        helper is asked, as above.
+//	relay   whatever is left. Clients are continued by sockets made inside the namespace, so that a server sees the
+//	        address that the namespace has towards the container.
+//
+// But for relay, a server in the container sees the real address of its client. Clients for whom that is impossible (on
+// the host's loopback, or of the other family) are shown as the container's gateway.
 //
 // # Limits
 //
 // TCP and UDP. A UDP server of a container in several networks must answer from the address it was asked at, for the real
-// client is far away: one with a wildcard socket may be heard by relay alone. Relayed UDP flows end after udpIdle, and there are at most maxFlows of them for a port.
+// client is far away: one with a wildcard socket may be heard by relay alone. Relayed UDP flows end after udpIdle, and there are
+// at most maxFlows of them for a port. Rules in the container that select by interface see clients on lo.
 package rootlessport

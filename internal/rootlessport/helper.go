@@ -1,6 +1,7 @@
 package rootlessport
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -8,12 +9,12 @@ import (
 
 // Helper holds the ports of one container.
 type Helper struct {
-	way    way
-	minter *minter // of the relay; nil with an engine
+	ways   []way
+	minter *minter // of the relay; nil without one
 	socket *addressSocket
 }
 
-// way is one of the two ways in.
+// way is one of the ways in.
 type way interface {
 	setChild(netip.Addr) error
 	close()
@@ -29,33 +30,81 @@ func Start(c *Config, find Finder, log *slog.Logger) (h *Helper, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := NamespaceInode(c.NetNSPath); err != nil {
+	inode, err := NamespaceInode(c.NetNSPath)
+	if err != nil {
 		return nil, fmt.Errorf("network namespace: %w", err)
 	}
 	h = new(Helper)
-	locate := func() string { return findEngine(c.NetNSPath, find) }
-	if socket := locate(); socket != "" {
-		if h.way, err = newEngine(locate, socket, ports, child, log); err != nil {
+	made := h // an error returns nil in its place
+	defer func() {
+		if err != nil {
+			made.Close()
+		}
+	}()
+	// A namespace that a helper of ours connects is that helper's to set up.
+	if find(inode) == "" {
+		if ports, err = h.openDirect(c.NetNSPath, ports, child, log); err != nil {
 			return nil, err
 		}
-	} else {
-		if h.minter, err = newMinter(c.NetNSPath); err != nil {
-			return nil, err
-		}
-		r := newRelay(h.minter, child, log)
-		h.way = r
-		if err := r.publish(ports); err != nil {
-			h.Close()
+	}
+	if len(ports) > 0 {
+		if err = h.openRest(c.NetNSPath, ports, child, find, log); err != nil {
 			return nil, err
 		}
 	}
 	if path := c.Socket(); path != "" {
-		if h.socket, err = listenAddress(path, h.way.setChild, log); err != nil {
-			h.Close()
+		if h.socket, err = listenAddress(path, h.setChild, log); err != nil {
 			return nil, err
 		}
 	}
 	return h, nil
+}
+
+// openDirect opens the ports that the kernel's way can take, and returns the others.
+func (h *Helper) openDirect(path string, ports []Port, child netip.Addr, log *slog.Logger) (rest []Port, err error) {
+	var tcp []Port
+	for _, p := range ports {
+		if p.Proto == "tcp" {
+			tcp = append(tcp, p)
+		} else {
+			rest = append(rest, p)
+		}
+	}
+	if len(tcp) == 0 {
+		return ports, nil
+	}
+	d, err := newDirect(path, child, log)
+	if err != nil {
+		log.Warn("connections are not continued by the kernel", "err", err)
+		return ports, nil
+	}
+	h.ways = append(h.ways, d)
+	return rest, publish(tcp, d.listen)
+}
+
+func (h *Helper) openRest(path string, ports []Port, child netip.Addr, find Finder, log *slog.Logger) error {
+	locate := func() string { return findEngine(path, find) }
+	if socket := locate(); socket != "" {
+		e, err := newEngine(locate, socket, ports, child, log)
+		if err == nil {
+			h.ways = append(h.ways, e)
+		}
+		return err
+	}
+	var err error
+	if h.minter, err = newMinter(path); err != nil {
+		return err
+	}
+	r := newRelay(h.minter, child, log)
+	h.ways = append(h.ways, r)
+	return publish(ports, r.listen)
+}
+
+func (h *Helper) setChild(a netip.Addr) (err error) {
+	for _, w := range h.ways {
+		err = errors.Join(err, w.setChild(a))
+	}
+	return err
 }
 
 // Close closes every port and connection, and waits until nothing is left.
@@ -63,7 +112,9 @@ func (h *Helper) Close() {
 	if h.socket != nil {
 		h.socket.close()
 	}
-	h.way.close()
+	for _, w := range h.ways {
+		w.close()
+	}
 	if h.minter != nil {
 		h.minter.close()
 	}

@@ -3,17 +3,15 @@ package rootlessport
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
-	"rootlessnet/internal/tcpstate"
+	"rootlessnet/internal/rawsock"
 )
 
 const (
@@ -47,59 +45,19 @@ func newRelay(d dialer, child netip.Addr, log *slog.Logger) *relay {
 	return &relay{dialer: d, log: log, ctx: ctx, cancel: cancel, child: child, open: map[io.Closer]struct{}{}}
 }
 
-// publish opens all ports or fails; the caller then closes the relay.
-func (r *relay) publish(ports []Port) error {
-	for _, p := range ports {
-		opened := 0
-		for _, addr := range p.Listens() {
-			err := r.listen(p, addr)
-			if err != nil && !p.Host.IsValid() && addr.Addr().Is6() && noIPv6(err) {
-				continue // a host without IPv6: the other family is all there is
-			}
-			if err != nil {
-				return err
-			}
-			opened++
-		}
-		if opened == 0 {
-			return fmt.Errorf("port %d/%s: no address to listen on", p.HostPort, p.Proto)
-		}
-	}
-	return nil
-}
-
-func noIPv6(err error) bool {
-	return errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL)
-}
-
 func (r *relay) listen(p Port, addr netip.AddrPort) error {
-	network := p.Proto + "6" // an IPv6 socket of this name is for IPv6 only
-	if addr.Addr().Is4() {
-		network = p.Proto + "4"
-	}
 	if p.Proto == "udp" {
-		c, err := net.ListenUDP(network, net.UDPAddrFromAddrPort(addr))
+		c, err := net.ListenUDP(network("udp", addr), net.UDPAddrFromAddrPort(addr))
 		if err != nil {
-			return nameProto(err, p.Proto)
+			return nameProto(err, "udp")
 		}
 		return r.start(c, func() { r.serveUDP(c, p) })
 	}
-	var lc net.ListenConfig
-	lc.SetMultipathTCP(false) // its sockets do not splice
-	l, err := lc.Listen(context.Background(), network, addr.String())
+	l, err := listenTCP(addr)
 	if err != nil {
-		return nameProto(err, p.Proto)
+		return err
 	}
-	return r.start(l, func() { r.serveTCP(l.(*net.TCPListener), p) })
-}
-
-// nameProto has an error say "listen tcp", as Podman's users know it, rather than "listen tcp4".
-func nameProto(err error, proto string) error {
-	var op *net.OpError
-	if errors.As(err, &op) {
-		op.Net = proto
-	}
-	return err
+	return r.start(l, func() { r.serveTCP(l, p) })
 }
 
 // start runs serve for a socket that close closes.
@@ -140,14 +98,11 @@ func (r *relay) setChild(a netip.Addr) error {
 	return nil
 }
 
-// target is where a port leads now. Without an address of the container the namespace's own loopback is meant.
+// target is where a port leads now.
 func (r *relay) target(port uint16) netip.AddrPort {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.child.IsValid() {
-		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)
-	}
-	return netip.AddrPortFrom(r.child, port)
+	return inContainer(r.child, port)
 }
 
 func (r *relay) close() {
@@ -223,7 +178,7 @@ func pump(to, from *net.TCPConn, passed, back *atomic.Bool) {
 func dead(c *net.TCPConn) (is bool) {
 	rc, err := c.SyscallConn()
 	if err == nil {
-		err = rc.Control(func(fd uintptr) { is = tcpstate.Dead(fd) })
+		err = rc.Control(func(fd uintptr) { is = rawsock.Dead(fd) })
 	}
 	return is || err != nil
 }

@@ -47,25 +47,37 @@ func freePort(t *testing.T, proto string) uint16 {
 	return l.Addr().(*net.TCPAddr).AddrPort().Port()
 }
 
-func startRelay(t *testing.T, p Port) *relay {
+func startRelay(t *testing.T, p Port) {
 	t.Helper()
 	r := newRelay(hostDialer{}, localhost, slog.New(slog.DiscardHandler))
 	t.Cleanup(r.close)
-	if err := r.publish([]Port{p}); err != nil {
+	if err := publish([]Port{p}, r.listen); err != nil {
 		t.Fatal(err)
 	}
-	return r
 }
 
-func TestRelayTCP(t *testing.T) {
-	nettest.CheckLeaks(t)
+// tcpWays runs a test for both ways in that TCP can take by itself.
+func tcpWays(t *testing.T, test func(t *testing.T, start func(*testing.T, Port))) {
+	t.Run("relay", func(t *testing.T) {
+		nettest.CheckLeaks(t)
+		test(t, startRelay)
+	})
+	t.Run("direct", func(t *testing.T) {
+		nettest.CheckLeaks(t)
+		test(t, startDirectHere)
+	})
+}
+
+func TestTCP(t *testing.T) { tcpWays(t, testTCP) }
+
+func testTCP(t *testing.T, start func(*testing.T, Port)) {
 	server, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer server.Close()
 	p := Port{Proto: "tcp", Host: localhost, HostPort: freePort(t, "tcp"), ChildPort: server.Addr().(*net.TCPAddr).AddrPort().Port()}
-	startRelay(t, p)
+	start(t, p)
 	done := make(chan error, 1)
 	go func() {
 		c, err := server.Accept()
@@ -100,11 +112,12 @@ func TestRelayTCP(t *testing.T) {
 	}
 }
 
-// TestRelayRefused: what is refused inside is a reset outside, not an end of file.
-func TestRelayRefused(t *testing.T) {
-	nettest.CheckLeaks(t)
+// TestTCPRefused: what is refused inside is a reset outside, not an end of file.
+func TestTCPRefused(t *testing.T) { tcpWays(t, testTCPRefused) }
+
+func testTCPRefused(t *testing.T, start func(*testing.T, Port)) {
 	p := Port{Proto: "tcp", Host: localhost, HostPort: freePort(t, "tcp"), ChildPort: 1}
-	startRelay(t, p)
+	start(t, p)
 	c, err := net.Dial("tcp4", p.Listens()[0].String())
 	if err == nil { // the reset may be faster than connect
 		defer c.Close()
@@ -118,15 +131,17 @@ func TestRelayRefused(t *testing.T) {
 
 // A reset reaches the other side as one, whichever direction is told of it: here the server has filled all buffers, so the
 // write towards the client is told as often as the read from it.
-func TestRelayReset(t *testing.T) {
+func TestTCPReset(t *testing.T) { tcpWays(t, testTCPReset) }
+
+func testTCPReset(t *testing.T, start func(*testing.T, Port)) {
 	server, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer server.Close()
 	p := Port{Proto: "tcp", Host: localhost, HostPort: freePort(t, "tcp"), ChildPort: server.Addr().(*net.TCPAddr).AddrPort().Port()}
-	startRelay(t, p)
-	for range 20 {
+	start(t, p)
+	for range 8 {
 		c, err := net.DialTCP("tcp4", nil, net.TCPAddrFromAddrPort(p.Listens()[0]))
 		if err != nil {
 			t.Fatal(err)
@@ -195,7 +210,7 @@ func TestPortInUse(t *testing.T) {
 	defer l.Close()
 	r := newRelay(hostDialer{}, localhost, slog.New(slog.DiscardHandler))
 	defer r.close()
-	err = r.publish([]Port{{"tcp", localhost, l.Addr().(*net.TCPAddr).AddrPort().Port(), 80}})
+	err = publish([]Port{{"tcp", localhost, l.Addr().(*net.TCPAddr).AddrPort().Port(), 80}}, r.listen)
 	if !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("got %v, want address already in use", err)
 	}

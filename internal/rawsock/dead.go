@@ -1,9 +1,8 @@
-// Package tcpstate asks the kernel what has become of a TCP socket.
-package tcpstate
+package rawsock
 
 import "golang.org/x/sys/unix"
 
-// Dead says whether the connection of a socket has ended: after both FINs, a reset or a timeout.
+// Dead says whether the connection of a TCP socket has ended: after both FINs, a reset or a timeout.
 //
 // It tells the reset from the FIN where a read says "end of stream": a socket tells its error once (sk_err), to whichever
 // call comes first, and afterwards reads end in good order. A connection that is dead without a FIN of our own was reset.

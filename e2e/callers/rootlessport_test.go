@@ -1,0 +1,103 @@
+package callers
+
+import (
+	"encoding/json"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// rootlessport starts the port helper as Podman does, for a namespace that nobody connects; end closes its exit descriptor
+// and returns the exit status.
+func (g target) rootlessport(child string, mappings ...map[string]any) (end func() error) {
+	g.Helper()
+	exitR, exitW, err := os.Pipe()
+	if err != nil {
+		g.Fatal(err)
+	}
+	readyR, readyW, err := os.Pipe()
+	if err != nil {
+		g.Fatal(err)
+	}
+	config, err := json.Marshal(map[string]any{"NetNSPath": "/proc/" + g.pid + "/ns/net", "ChildIP": child, "ExitFD": 3, "ReadyFD": 4, "Mappings": mappings})
+	if err != nil {
+		g.Fatal(err)
+	}
+	cmd := g.command("nsenter", "-U", "--preserve-credentials", "-t", g.pid, filepath.Join(bins, "rootlessport"))
+	cmd.ExtraFiles = []*os.File{exitR, readyW}
+	cmd.Stdin = strings.NewReader(string(config))
+	var text strings.Builder
+	cmd.Stdout, cmd.Stderr = &text, &text
+	if err := cmd.Start(); err != nil {
+		g.Fatal(err)
+	}
+	exitR.Close()
+	readyW.Close()
+	ready, _ := io.ReadAll(readyR)
+	if string(ready) != "1" {
+		g.Errorf("ready: %q; %s", ready, text.String())
+	}
+	return func() error {
+		exitW.Close()
+		done := make(chan error, 1)
+		go func() { done <- cmd.Wait() }()
+		select {
+		case err := <-done:
+			if text.Len() > 0 {
+				g.Errorf("it said: %s", text.String())
+			}
+			return err
+		case <-time.After(10 * time.Second):
+			_ = cmd.Process.Kill()
+			<-done
+			g.Error("it did not end")
+			return nil
+		}
+	}
+}
+
+// TestRootlessportAlone: no helper of ours connects the namespace, and a server in it still sees who its clients are.
+func TestRootlessportAlone(t *testing.T) {
+	g := newTarget(t)
+	g.in("sh", "-c", "ip link set lo up; ip link add d0 type bridge; ip link set d0 up; ip addr add 10.9.9.2/24 dev d0; ip addr add fd99::2/64 dev d0 nodad; ip route add default via 10.9.9.1; ip -6 route add default via fd99::1")
+	const settings = "ip rule; ip -6 rule; ip route show table all; cd /proc/sys/net; grep . ipv4/tcp_fwmark_accept ipv4/fwmark_reflect ipv6/fwmark_reflect"
+	before := g.in("sh", "-c", settings)
+	server := g.command("nsenter", "-U", "--preserve-credentials", "-n", "-t", g.pid, self(t), probeWord, "serve", "80")
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = server.Process.Kill(); _ = server.Wait() }()
+
+	end := g.rootlessport("10.9.9.2", map[string]any{"host_port": 18080, "container_port": 80, "protocol": "tcp,udp"}, map[string]any{"host_port": 18081, "container_port": 81})
+	eventually(t, 10*time.Second, func() string {
+		if out := get("http://" + host4 + ":18080/"); !strings.Contains(out, "you are "+host4+":") {
+			return "from an address of the host: " + out
+		}
+		return ""
+	})
+	expect(t, "from the host's loopback", get("http://127.0.0.1:18080/"), "you are 10.9.9.1:")
+	expect(t, "over IPv6", get("http://["+host6+"]:18080/"), "you are 10.9.9.1:")
+	expect(t, "a port that is closed", get("http://"+host4+":18081/"), "connection reset by peer")
+	expect(t, "UDP", ask(host4+":18080"), "hello, you are ")
+	expect(t, "much", bulk("http://"+host4+":18080/bulk"), "bulk 16777216 bytes, <nil>; 16777216 bytes, <nil>")
+	if err := end(); err != nil {
+		t.Errorf("exit status: %v", err)
+	}
+	if after := g.in("sh", "-c", settings); after != before {
+		t.Errorf("left behind:\n%s\nbefore:\n%s", after, before)
+	}
+
+	end = g.rootlessport("fd99::2", map[string]any{"host_ip": host6, "host_port": 18080, "container_port": 80})
+	expect(t, "IPv6 inside", get("http://["+host6+"]:18080/"), "you are ["+host6+"]:")
+	if err := end(); err != nil {
+		t.Errorf("exit status: %v", err)
+	}
+	end = g.rootlessport("", map[string]any{"host_port": 18080, "container_port": 80})
+	expect(t, "the namespace's own loopback", get("http://"+host4+":18080/"), "you are "+host4+":")
+	if err := end(); err != nil {
+		t.Errorf("exit status: %v", err)
+	}
+}

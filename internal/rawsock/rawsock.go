@@ -1,0 +1,92 @@
+package rawsock
+
+import (
+	"net/netip"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Socket makes a non-blocking socket.
+func Socket(v4 bool) (fd int, err error) {
+	family := unix.AF_INET6
+	if v4 {
+		family = unix.AF_INET
+	}
+	n, _, errno := unix.RawSyscall(unix.SYS_SOCKET, uintptr(family), unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(n), nil
+}
+
+func Bind(fd int, a netip.AddrPort) error    { return giveAddress(unix.SYS_BIND, fd, a) }
+func Connect(fd int, a netip.AddrPort) error { return giveAddress(unix.SYS_CONNECT, fd, a) }
+
+// ConnectState starts a connect, or asks how it goes: done, under way, or failed.
+func ConnectState(fd int, dst netip.AddrPort) (done bool, err error) {
+	switch err := Connect(fd, dst); err {
+	case nil, unix.EISCONN:
+		return true, nil
+	case unix.EALREADY, unix.EINPROGRESS, unix.EINTR:
+		return false, nil
+	default:
+		return false, err
+	}
+}
+
+func giveAddress(call uintptr, fd int, a netip.AddrPort) error {
+	var raw Addr
+	n := raw.Set(a, !a.Addr().Is4(), 0)
+	if _, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(&raw)), uintptr(n)); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// NoDelay: both ends have a Nagle of their own.
+func NoDelay(fd int) {
+	on := int32(1)
+	_, _, _ = unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, uintptr(unsafe.Pointer(&on)), unsafe.Sizeof(on), 0)
+}
+
+// ResetOnClose has close(2) send RST.
+func ResetOnClose(fd int) {
+	now := unix.Linger{Onoff: 1}
+	_, _, _ = unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER, uintptr(unsafe.Pointer(&now)), unsafe.Sizeof(now), 0)
+}
+
+// Reset closes a socket with RST.
+func Reset(fd int) {
+	ResetOnClose(fd)
+	_, _, _ = unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0)
+}
+
+// Accept takes a connection from a non-blocking listener.
+func Accept(listener int) (fd int, peer netip.AddrPort, err error) {
+	var raw Addr
+	size := uint32(unsafe.Sizeof(raw))
+	for {
+		n, _, errno := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(listener), uintptr(unsafe.Pointer(&raw)), uintptr(unsafe.Pointer(&size)), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
+		switch errno {
+		case 0:
+			peer, _ = raw.Get() // what needs a scope is never told to the guest
+			return int(n), peer, nil
+		case unix.EINTR, unix.ECONNABORTED:
+		default:
+			return -1, netip.AddrPort{}, errno
+		}
+	}
+}
+
+// LocalAddr is the socket's own address; the zero value when it has none.
+func LocalAddr(fd int) netip.AddrPort {
+	var raw Addr
+	size := uint32(unsafe.Sizeof(raw))
+	_, _, errno := unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&raw)), uintptr(unsafe.Pointer(&size)))
+	if errno != 0 {
+		return netip.AddrPort{}
+	}
+	a, _ := raw.Get()
+	return a
+}
