@@ -36,5 +36,5 @@
 //
 // A frame to write has at most 1023 pieces (UIO_MAXIOV, less the header). Frames that a TAP's own queue lost
 // (txqueuelen) are counted only by the interface, inside. Multi-queue is not used: persistent devices made by others
-// refuse it, and one reader suffices.
+// refuse it, and one reader fills two processors (bench/scheduler.md).
 package tap
