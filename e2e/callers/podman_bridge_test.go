@@ -83,6 +83,10 @@ func TestPodmanBridgeByTheKernel(t *testing.T) {
 	stillIn("after the rules came back")
 	expect(t, "after the rules came back", out, "http://srv/: you are 10.", "http://"+host4+":"+port+"/: you are "+host4)
 	published(t, "18080")
+	for range 3 { // the next helper of the ports may begin before the last has ended
+		p.podman("restart", "-t", "0", "srv")
+		published(t, "18080")
+	}
 	p.podman("rm", "-f", "-t", "0", "-a")
 	gone(t, "slirp4netns", "rootlessport")
 }
