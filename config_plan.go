@@ -168,6 +168,9 @@ func conflicts(c *Config) error {
 		{"HostLoopback", c.HostLoopback.All || len(c.HostLoopback.Ports) > 0,
 			"host loopback and the container type network mode"},
 		{"PCAP", c.PCAP != "", "pcap and the container type network mode"},
+		{"UserNS", cmp.Or(c.UserNS, UserNSRoot) != UserNSRoot, "userns and the container type network mode"},
+		{"MTU", cmp.Or(c.MTU, DefaultMTU) != DefaultMTU, "mtu and the container type network mode"},
+		{"DisableIPv6", c.DisableIPv6, "ipv6 and the container type network mode"},
 	} {
 		if option.set {
 			return usage(option.field, "conflicting options: %s", option.words)
@@ -250,9 +253,7 @@ func (p *plan) setDNS(c *Config) error {
 			return &UsageError{"DNSSearch", err}
 		}
 	}
-	if p.dnsSearch = c.DNSSearch; slices.Equal(c.DNSSearch, []string{"."}) {
-		p.dnsSearch = []string{} // not nil: the host's list is replaced by none
-	}
+	p.dnsSearch = c.DNSSearch
 	for _, option := range c.DNSOptions {
 		if option == "" || strings.ContainsFunc(option, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
 			return usage("DNSOptions", "invalid dns option: %q", option)

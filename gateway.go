@@ -7,7 +7,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
+	"syscall"
 
 	"rootlessnet/dns"
 	"rootlessnet/forwarder"
@@ -64,7 +66,7 @@ func newGateway(s *sandbox) (g *gateway, err error) {
 	return g, nil
 }
 
-// extraHosts are the names of the host, and those of --add-host.
+// extraHosts are the names of --add-host, and those of the host that are not among them.
 func (g *gateway) extraHosts() (list []dns.Host) {
 	hosts := g.s.current().hostAddrs()
 	add := func(name string, addrs ...netip.Addr) {
@@ -72,7 +74,9 @@ func (g *gateway) extraHosts() (list []dns.Host) {
 			list = append(list, dns.Host{Addr: a, Name: name})
 		}
 	}
+	given := map[string]bool{}
 	for _, h := range g.s.plan.hosts {
+		given[strings.ToLower(h.name)] = true
 		if h.addr.IsValid() {
 			add(h.name, h.addr)
 		} else {
@@ -80,23 +84,18 @@ func (g *gateway) extraHosts() (list []dns.Host) {
 		}
 	}
 	for _, name := range hostNames {
-		add(name, hosts...)
+		if !given[name] {
+			add(name, hosts...)
+		}
 	}
 	return list
 }
 
-// names is what the resolver answers itself. An --add-host entry comes before a name of ours.
+// names is what the resolver answers itself.
 func (g *gateway) names() map[string][]netip.Addr {
 	m := map[string][]netip.Addr{}
-	own := map[string]bool{}
-	hosts := g.s.current().hostAddrs()
-	for _, h := range g.s.plan.hosts {
-		own[h.name] = true
-	}
 	for _, h := range g.extraHosts() {
-		if len(m[h.Name]) == 0 || own[h.Name] || len(m[h.Name]) < len(hosts) {
-			m[h.Name] = append(m[h.Name], h.Addr)
-		}
+		m[h.Name] = append(m[h.Name], h.Addr)
 	}
 	return m
 }
@@ -230,7 +229,8 @@ func (g *gateway) openKernelRoad() error {
 
 // capture puts a recorder in front of the device.
 func (g *gateway) capture(dev tap.Device) (tap.Device, error) {
-	f, err := os.OpenFile(g.s.cfg.PCAP, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	// Non-blocking: a FIFO that nobody reads is an error, not a wait.
+	f, err := os.OpenFile(g.s.cfg.PCAP, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|syscall.O_NONBLOCK, 0o600)
 	if err != nil {
 		dev.Close()
 		return nil, fmt.Errorf("packet capture: %w", err)

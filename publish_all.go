@@ -1,19 +1,12 @@
 package rootlessnet
 
 import (
-	"bufio"
 	"context"
-	"encoding/hex"
 	"log/slog"
-	"net/netip"
-	"os"
-	"path/filepath"
-	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"rootlessnet/api"
+	"rootlessnet/internal/procnet"
 )
 
 const (
@@ -22,10 +15,6 @@ const (
 	// followGone is for how many looks a listener must be missing before its port is closed: a server that restarts
 	// keeps it.
 	followGone = 4
-
-	// States of a socket in /proc/net (include/net/tcp_states.h).
-	tcpListenState = "0A"
-	udpBoundState  = "07"
 
 	// ephemeralStart: UDP sockets at or above it were most likely given their port by the kernel to ask something,
 	// not to serve (net.ipv4.ip_local_port_range).
@@ -65,8 +54,12 @@ func (f *listenFollower) run(ctx context.Context) {
 
 func (f *listenFollower) look() {
 	now := map[guestPort]bool{}
-	for _, name := range []string{"tcp", "tcp6", "udp", "udp6"} {
-		readListeners(filepath.Join(f.procNet, name), name[:3], now)
+	for _, proto := range []string{"tcp", "udp"} {
+		for _, a := range procnet.Listeners(f.procNet, proto) {
+			if !a.Addr().IsLoopback() && !procnet.Nobody(a.Addr()) && !(proto == "udp" && a.Port() >= ephemeralStart) {
+				now[guestPort{proto, a.Port()}] = true
+			}
+		}
 	}
 	for p := range now {
 		if _, ours := f.missing[p]; ours {
@@ -114,48 +107,4 @@ func (f *listenFollower) publish(p guestPort) {
 	if f.onPublish != nil {
 		f.onPublish(m)
 	}
-}
-
-// readListeners adds what a file of /proc/net shows as listening on an address other than loopback.
-func readListeners(path, proto string, into map[guestPort]bool) {
-	file, err := os.Open(path)
-	if err != nil {
-		return // IPv6 off, or the namespace is going
-	}
-	defer file.Close()
-	for sc := bufio.NewScanner(file); sc.Scan(); {
-		if p, ok := parseListener(sc.Text(), proto); ok {
-			into[p] = true
-		}
-	}
-}
-
-// parseListener reads one line of /proc/net/tcp and its like: "sl local_address rem_address st …", where an address is
-// in hexadecimal, each 32-bit word in the host's byte order (net/ipv4/tcp_ipv4.c, get_tcp4_sock).
-func parseListener(line, proto string) (p guestPort, ok bool) {
-	words := strings.Fields(line)
-	if len(words) < 4 {
-		return p, false
-	}
-	state := tcpListenState
-	if proto == "udp" {
-		state = udpBoundState
-	}
-	host, port, found := strings.Cut(words[1], ":")
-	n, err := strconv.ParseUint(port, 16, 16)
-	if !found || err != nil || words[3] != state || n == 0 {
-		return p, false
-	}
-	raw, err := hex.DecodeString(host)
-	if err != nil {
-		return p, false
-	}
-	for i := 0; i+4 <= len(raw); i += 4 {
-		slices.Reverse(raw[i : i+4])
-	}
-	addr, valid := netip.AddrFromSlice(raw)
-	if !valid || addr.Unmap().IsLoopback() || proto == "udp" && n >= ephemeralStart {
-		return p, false
-	}
-	return guestPort{proto, uint16(n)}, true
 }

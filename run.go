@@ -205,7 +205,7 @@ func (s *sandbox) lookUpTarget(ctx context.Context) error {
 	}
 	client := api.NewClient(s.dir.SocketPath(rec))
 	defer client.Close()
-	if rec.Status != state.Created {
+	if rec.Status == state.Running {
 		s.target, err = client.Lease(ctx, api.LeaseMember)
 	}
 	if s.target == nil {
@@ -236,12 +236,11 @@ func (s *sandbox) namespaces() userns.Config {
 	case p.network == NetworkNone:
 		c.Network = userns.NetworkNone
 		c.Files.Hosts = dns.HostsFile(c.Files.Hostname, nil, s.extraHosts())
+		c.Files.ResolvConf = s.changedResolvConf()
 	case p.network == NetworkHost:
 		c.Network = userns.NetworkHost
 		c.Files.Hosts = s.hostHosts()
-		if len(p.dns) > 0 || p.dnsSearch != nil || len(p.dnsOptions) > 0 {
-			c.Files.ResolvConf = s.hostResolvConf()
-		}
+		c.Files.ResolvConf = s.changedResolvConf()
 	default:
 		c.Network, c.JoinPID = userns.NetworkJoin, s.joined.InitPID
 	}
@@ -276,8 +275,11 @@ func (s *sandbox) hostHosts() []byte {
 	return []byte(b.String())
 }
 
-// hostResolvConf is what host mode sees when --dns and its like change the host's.
-func (s *sandbox) hostResolvConf() []byte {
+// changedResolvConf is what host and none mode see where --dns and its like change the host's; nil where they do not.
+func (s *sandbox) changedResolvConf() []byte {
+	if p := s.plan; len(p.dns) == 0 && len(p.dnsSearch) == 0 && len(p.dnsOptions) == 0 {
+		return nil
+	}
 	r, err := dns.New(dns.Config{Search: s.plan.dnsSearch, Options: s.plan.dnsOptions})
 	if err != nil {
 		return nil

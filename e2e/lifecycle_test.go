@@ -269,6 +269,12 @@ func containerOutlivesItsFirst(t *testing.T, l *lab) {
 	if got := second.do("exchange", srv, "hello"); !strings.HasSuffix(got, " hello") {
 		t.Errorf("after the first is gone: %q", got)
 	}
+	if r := l.once([]string{"--network", "container:" + first.name}, "true"); r.code != 125 || !strings.Contains(r.stderr, "cannot join network namespace of a non running container: "+first.name) {
+		t.Errorf("joined after the first is gone: %d, %s", r.code, r.stderr)
+	}
+	if r := l.finish(l.command("rootless-net", "exec", first.name, "true")); r.code == 0 || !strings.Contains(r.stderr, first.name+" is not running") {
+		t.Errorf("exec after the first is gone: %d, %s", r.code, r.stderr)
+	}
 	second.do("serve-tcp", ":80")
 	if got, err := guest.Exchange(l.connectTo(l.There, at(topo.Here4, 8080)), "hi"); err != nil || !strings.HasSuffix(got, " hi") {
 		t.Errorf("published port after the first is gone: %q, %v", got, err)

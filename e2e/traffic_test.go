@@ -244,6 +244,10 @@ func TestHostLoopbackNamed(t *testing.T) {
 func TestPublishAll(t *testing.T) {
 	l := newLab(t)
 	s := l.start("-P")
+	time.Sleep(time.Second) // several looks
+	if strings.Contains(s.stderr.String(), "published") {
+		t.Errorf("nothing listens inside, and yet:\n%s", s.stderr)
+	}
 	addr := s.do("serve-tcp", ":18080")
 	_, port, _ := net.SplitHostPort(addr)
 	var c net.Conn

@@ -86,7 +86,7 @@ type Config struct {
 	Target *Target
 	Link   Link
 	Files  Files
-	// Hidden directories are covered by empty read-only ones. Absolute; those that do not exist are skipped.
+	// Hidden directories are covered by empty private ones. Absolute; those that do not exist are skipped.
 	Hidden []string
 	Logger *slog.Logger // nil discards
 }

@@ -115,7 +115,11 @@ func divert(d *Diversion, keep bool) (v *diversion, err error) {
 	if err := setLoopbackUp(); err != nil {
 		return nil, op("set lo up", err)
 	}
-	if err := divertRoutes(d.IPv6, link.Attrs().Index, &v.undo); err != nil {
+	families := []int{netlink.FAMILY_V4}
+	if d.IPv6 {
+		families = append(families, netlink.FAMILY_V6)
+	}
+	if err := divertRoutes(families, link.Attrs().Index, &v.undo); err != nil {
 		return nil, op("routing rule", err)
 	}
 	packets, err := packetSocket()
@@ -227,14 +231,10 @@ func (v *diversion) forward() (err error) {
 // divertRoutes leads what has the mark to lo. A local address is reached by lo whatever interface its route names; the
 // second route, which names the uplink, is that of sockets bound to it (SO_BINDTODEVICE): no other would be theirs. Without
 // an uplink (0) there is none. What was made before an error is in u.
-func divertRoutes(ipv6 bool, uplink int, u *undo) error {
+func divertRoutes(families []int, uplink int, u *undo) error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return err
-	}
-	families := []int{netlink.FAMILY_V4}
-	if ipv6 {
-		families = append(families, netlink.FAMILY_V6)
 	}
 	for _, f := range families {
 		any := &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}

@@ -47,6 +47,8 @@ const (
 	mintUDP4, mintUDP6 byte = 14, 16
 	// Transparent ones of TCP that speak to somebody beyond the namespace.
 	mintBeyond4, mintBeyond6 byte = 24, 26
+	// Of TCP, such as anybody can make.
+	mintPlain4, mintPlain6 byte = 34, 36
 )
 
 // ErrNoSocket is what Get returns while there is nothing in stock: another road must do.
@@ -99,6 +101,14 @@ func (m *Minter) GetUDP(ipv6 bool) (fd int, err error) {
 		return m.get(mintUDP6)
 	}
 	return m.get(mintUDP4)
+}
+
+// GetPlain is Get for a socket of TCP without anything special about it.
+func (m *Minter) GetPlain(ipv6 bool) (fd int, err error) {
+	if ipv6 {
+		return m.get(mintPlain6)
+	}
+	return m.get(mintPlain4)
 }
 
 func (m *Minter) get(kind byte) (fd int, err error) {
@@ -203,6 +213,10 @@ func mintOne(kind byte) (fd int, err error) {
 		return unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	case mintUDP6:
 		return unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	case mintPlain4:
+		return unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_TCP)
+	case mintPlain6:
+		return unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_TCP)
 	}
 	mark := markSpeak
 	if kind == mintBeyond4 || kind == mintBeyond6 {
@@ -268,6 +282,10 @@ func serveMinter(u *net.UnixConn) {
 			rights = unix.UnixRights(batch...)
 		}
 		_, _, err := u.WriteMsgUnix(b[:1], rights, nil)
+		if err != nil && len(batch) > 0 {
+			// ETOOMANYREFS: the user has as many descriptors on their way as he may have open, by whatever program. That passes.
+			_, err = u.Write(b[:1])
+		}
 		closeFDs(batch)
 		if err != nil {
 			return

@@ -86,13 +86,20 @@ func mountSysfs() error {
 	return nil
 }
 
-// hide covers each directory that exists with an empty one that nobody can write.
+// hiddenOptions is for a directory in which a sandbox inside this one keeps what this one keeps in that which it covers.
+const hiddenOptions = "mode=0700,size=16m,nr_inodes=1k"
+
+// hide covers each directory that exists with an empty one of our own. Who works in such a directory does so in the new
+// one.
 func hide(dirs []string, w *warnings) {
+	here, err := os.Getwd()
 	for _, d := range dirs {
-		err := unix.Mount("tmpfs", d, "tmpfs", unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC,
-			"mode=0700,size=4k,nr_inodes=2")
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			w.add("cannot hide %s: %v", d, err)
+		merr := unix.Mount("tmpfs", d, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, hiddenOptions)
+		if merr != nil && !errors.Is(merr, fs.ErrNotExist) {
+			w.add("cannot hide %s: %v", d, merr)
+		}
+		if merr == nil && err == nil && strings.HasPrefix(here+"/", d+"/") {
+			_ = unix.Chdir(d)
 		}
 	}
 }

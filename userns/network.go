@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -35,6 +36,10 @@ func setupNetwork(b *setupBody, ready *readyBody, w *warnings) (*os.File, error)
 		return nil, err
 	}
 	ready.Kind, ready.Link = dev.kind, dev.result
+	if !slices.ContainsFunc(b.Link.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		// Without IPv6 there is no address of the link's either, as with Docker: nothing tries it.
+		_ = writeSysctl("net/ipv6/conf/"+b.Link.Name+"/disable_ipv6", "1") // an error: no IPv6 at all, or not at this MTU
+	}
 	if err := configureLink(nl, &b.Link, dev.kind, w); err != nil {
 		dev.file.Close()
 		return nil, err

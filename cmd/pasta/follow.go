@@ -1,30 +1,19 @@
 package main
 
 import (
-	"bufio"
-	"encoding/hex"
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
-	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	"rootlessnet"
 	"rootlessnet/internal/pasta"
+	"rootlessnet/internal/procnet"
 )
 
 // followInterval is how often each side is looked at for what listens there.
 const followInterval = time.Second
-
-// States of a socket in /proc/net (include/net/tcp_states.h).
-const (
-	tcpListenState = "0A"
-	udpBoundState  = "07"
-)
 
 // follower opens on one side what listens on the other, as far as rules with "auto" say so, and closes it when that has
 // gone. What it has opened it does not take for somebody's server: it would be led back to where it came from.
@@ -44,12 +33,6 @@ type followed struct {
 	fromNS   bool
 	addr     netip.Addr // of the host; the zero value is every address of both families
 	port, to uint16
-}
-
-// listener is a socket as /proc/net shows it.
-type listener struct {
-	proto string
-	addr  netip.AddrPort
 }
 
 // startFollower looks once before it returns, so that what listens already is there when we are ready. It returns nil if
@@ -148,24 +131,27 @@ func (f *follower) remove(p followed) {
 
 // servers are the ports that somebody serves on the side where the rule leads.
 func (f *follower) servers(s portSpec) map[uint16]bool {
-	ours := map[listener]bool{}
-	dir := "/proc/self/net/"
+	ours := map[netip.AddrPort]bool{}
+	dir := "/proc/self/net"
 	if s.fromNS {
 		for _, p := range f.box.Ports() {
-			ours[listener{p.Proto, netip.AddrPortFrom(p.HostIP, p.HostPort)}] = true
+			if p.Proto == s.proto {
+				ours[netip.AddrPortFrom(p.HostIP, p.HostPort)] = true
+			}
 		}
 	} else {
-		dir = fmt.Sprintf("/proc/%d/net/", f.box.PID())
+		dir = fmt.Sprintf("/proc/%d/net", f.box.PID())
 		for _, p := range f.box.LoopbackForwards() {
-			for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
-				ours[listener{p.Proto, netip.AddrPortFrom(a, p.Port)}] = true
+			if p.Proto == s.proto {
+				ours[netip.AddrPortFrom(netip.IPv4Unspecified(), p.Port)] = true
+				ours[netip.AddrPortFrom(netip.IPv6Unspecified(), p.Port)] = true
 			}
 		}
 	}
 	ports := map[uint16]bool{}
-	for _, l := range listeners(dir, s.proto) {
-		if !ours[l] && f.reached(l.addr.Addr(), s.fromNS) {
-			ports[l.addr.Port()] = true
+	for _, a := range procnet.Listeners(dir, s.proto) {
+		if !ours[a] && f.reached(a.Addr(), s.fromNS) {
+			ports[a.Port()] = true
 		}
 	}
 	return ports
@@ -177,55 +163,5 @@ func (f *follower) reached(a netip.Addr, fromNS bool) bool {
 	if a.IsLoopback() && f.o.HostLoToNSLo && !f.o.NoSplice {
 		return true
 	}
-	return a.IsUnspecified() || a.IsLoopback() == fromNS && !nobody4.Contains(a) && !nobody6.Contains(a)
-}
-
-// Addresses that no server is reached by: what listens on them is there for the namespace itself, ours among it.
-var (
-	nobody4 = netip.MustParsePrefix("192.0.0.0/24") // RFC 6890, 2.2.2
-	nobody6 = netip.MustParsePrefix("100::/64")     // RFC 6666
-)
-
-// listeners reads what listens in the network namespace that dir shows.
-func listeners(dir, proto string) (list []listener) {
-	for _, name := range []string{proto, proto + "6"} {
-		file, err := os.Open(dir + name)
-		if err != nil {
-			continue // IPv6 off, or the namespace is going
-		}
-		for sc := bufio.NewScanner(file); sc.Scan(); {
-			if a, ok := parseSocket(sc.Text(), proto); ok {
-				list = append(list, listener{proto, a})
-			}
-		}
-		_ = file.Close()
-	}
-	return list
-}
-
-// parseSocket reads one line: "sl local_address rem_address st …", where an address is in hexadecimal, each 32-bit word
-// in the host's byte order (net/ipv4/tcp_ipv4.c, get_tcp4_sock).
-func parseSocket(line, proto string) (addr netip.AddrPort, ok bool) {
-	words := strings.Fields(line)
-	if len(words) < 4 {
-		return addr, false
-	}
-	state := tcpListenState
-	if proto == "udp" {
-		state = udpBoundState
-	}
-	host, text, found := strings.Cut(words[1], ":")
-	n, err := strconv.ParseUint(text, 16, 16)
-	if !found || err != nil || n == 0 || words[3] != state {
-		return addr, false
-	}
-	raw, err := hex.DecodeString(host)
-	if err != nil {
-		return addr, false
-	}
-	for i := 0; i+4 <= len(raw); i += 4 {
-		slices.Reverse(raw[i : i+4])
-	}
-	a, valid := netip.AddrFromSlice(raw)
-	return netip.AddrPortFrom(a.Unmap(), uint16(n)), valid
+	return a.IsUnspecified() || a.IsLoopback() == fromNS && !procnet.Nobody(a)
 }

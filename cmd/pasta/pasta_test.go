@@ -88,27 +88,6 @@ func TestHostNames(t *testing.T) {
 	}
 }
 
-func TestParseSocket(t *testing.T) {
-	for _, c := range []struct {
-		proto, line string
-		want        string // empty: none
-	}{
-		{"tcp", "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000", "127.0.0.1:8080"},
-		{"tcp", "   0: 0100007F:1F90 0100007F:0050 01 00000000:00000000 00:00000000", ""},
-		{"tcp", "   1: 00000000000000000000000001000000:0050 00000000000000000000000000000000:0000 0A 00000000:00000000", "[::1]:80"},
-		{"tcp", "   1: 0000000000000000FFFF00000100007F:0050 00000000000000000000000000000000:0000 0A 00000000:00000000", "127.0.0.1:80"},
-		{"udp", "  12: 00000000:0035 00000000:0000 07 00000000:00000000", "0.0.0.0:53"},
-		{"udp", "  12: 00000000:0035 00000000:0000 0A 00000000:00000000", ""},
-		{"tcp", "  sl  local_address rem_address   st tx_queue rx_queue", ""},
-		{"tcp", "", ""},
-	} {
-		a, ok := parseSocket(c.line, c.proto)
-		if ok != (c.want != "") || ok && a.String() != c.want {
-			t.Errorf("%q: %v, %v", c.line, a, ok)
-		}
-	}
-}
-
 // TestWants: which ports a server opens.
 func TestWants(t *testing.T) {
 	o := parse(t, "-t 192.0.2.10/8080:80,auto -t [::1]/8080:80,auto -T 7000-7002:8000-8002,~7001,auto")

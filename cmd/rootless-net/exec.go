@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"rootlessnet/api"
+	"rootlessnet/internal/state"
 	"rootlessnet/userns"
 )
 
@@ -75,7 +76,7 @@ func (p *program) exec(ctx context.Context, ref string, c userns.Command) error 
 	if err != nil {
 		return fmt.Errorf("%s: %w", r.Name, err)
 	}
-	if box.InitPID <= 0 {
+	if box.InitPID <= 0 || r.Status == state.Lingering {
 		return fmt.Errorf("sandbox %s is not running", r.Name)
 	}
 

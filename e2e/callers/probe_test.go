@@ -3,12 +3,14 @@ package callers
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -21,6 +23,7 @@ const probeWord = "probe"
 // probe is that program.
 //
 //	serve PORT        answers over HTTP and UDP who is asking
+//	marked PORT       answers over HTTP, with packets that have a mark
 //	get URL...        prints what is answered, or why not
 //	ask ADDRESS...    prints what is answered over UDP, or why not
 //	hold ADDRESS...   keeps connections, and says after each line that comes in whether they still carry something
@@ -36,6 +39,16 @@ func probe(args []string) int {
 			return 1
 		}
 		go echo(conn)
+		_ = http.Serve(l, http.HandlerFunc(whoAsks))
+	case len(args) == 2 && args[0] == "marked":
+		mark := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+			return c.Control(func(fd uintptr) { _ = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_MARK, 7) })
+		}}
+		l, err := mark.Listen(context.Background(), "tcp", ":"+args[1])
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
 		_ = http.Serve(l, http.HandlerFunc(whoAsks))
 	case len(args) > 1 && args[0] == "get":
 		for _, url := range args[1:] {

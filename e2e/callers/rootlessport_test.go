@@ -63,7 +63,7 @@ func (g target) rootlessport(child string, mappings ...map[string]any) (end func
 func TestRootlessportAlone(t *testing.T) {
 	g := newTarget(t)
 	g.in("sh", "-c", "ip link set lo up; ip link add d0 type bridge; ip link set d0 up; ip addr add 10.9.9.2/24 dev d0; ip addr add fd99::2/64 dev d0 nodad; ip route add default via 10.9.9.1; ip -6 route add default via fd99::1")
-	const settings = "ip rule; ip -6 rule; ip route show table all; cd /proc/sys/net; grep . ipv4/tcp_fwmark_accept ipv4/fwmark_reflect ipv6/fwmark_reflect"
+	const settings = "ip rule; ip -6 rule; ip route show table all | grep -v -e fe80: -e ff00:; cd /proc/sys/net; grep . ipv4/tcp_fwmark_accept ipv4/fwmark_reflect ipv6/fwmark_reflect"
 	before := g.in("sh", "-c", settings)
 	server := g.command("nsenter", "-U", "--preserve-credentials", "-n", "-t", g.pid, self(t), probeWord, "serve", "80")
 	if err := server.Start(); err != nil {
@@ -90,11 +90,57 @@ func TestRootlessportAlone(t *testing.T) {
 		t.Errorf("left behind:\n%s\nbefore:\n%s", after, before)
 	}
 
+	// A container that is started again in its namespace: the next helper begins before the last has ended.
+	end = g.rootlessport("10.9.9.2", map[string]any{"host_port": 18080, "container_port": 80})
+	next := make(chan func() error)
+	go func() {
+		next <- g.rootlessport("10.9.9.2", map[string]any{"host_port": 18082, "container_port": 80})
+	}()
+	time.Sleep(300 * time.Millisecond)
+	if err := end(); err != nil {
+		t.Errorf("exit status: %v", err)
+	}
+	end = <-next
+	expect(t, "the next helper", get("http://"+host4+":18082/"), "you are "+host4+":")
+	if err := end(); err != nil {
+		t.Errorf("exit status: %v", err)
+	}
+	if after := g.in("sh", "-c", settings); after != before {
+		t.Errorf("left behind by the next:\n%s\nbefore:\n%s", after, before)
+	}
+
 	end = g.rootlessport("fd99::2", map[string]any{"host_ip": host6, "host_port": 18080, "container_port": 80})
 	expect(t, "IPv6 inside", get("http://["+host6+"]:18080/"), "you are ["+host6+"]:")
 	if err := end(); err != nil {
 		t.Errorf("exit status: %v", err)
 	}
+	// A server whose answers have a mark of its own: only plain sockets hear them.
+	marked := g.command("nsenter", "-U", "--preserve-credentials", "-n", "-t", g.pid, self(t), probeWord, "marked", "8080")
+	if err := marked.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = marked.Process.Kill(); _ = marked.Wait() }()
+	eventually(t, 5*time.Second, func() string {
+		if out := g.get("http://10.9.9.2:8080/"); !strings.Contains(out, "you are") {
+			return out
+		}
+		return ""
+	})
+	end = g.rootlessport("10.9.9.2", map[string]any{"host_port": 18080, "container_port": 8080})
+	var begin time.Time
+	for i := range 6 {
+		if i == 3 {
+			begin = time.Now()
+		}
+		expect(t, "a server with a mark", get("http://"+host4+":18080/"), "you are 10.9.9.2:")
+	}
+	if took := time.Since(begin); took > 3*time.Second {
+		t.Errorf("three clients took %v, after three who had to wait for a second each", took)
+	}
+	if err := end(); err != nil {
+		t.Errorf("exit status: %v", err)
+	}
+
 	end = g.rootlessport("", map[string]any{"host_port": 18080, "container_port": 80})
 	expect(t, "the namespace's own loopback", get("http://"+host4+":18080/"), "you are "+host4+":")
 	if err := end(); err != nil {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -21,8 +22,12 @@ import (
 	"rootlessnet/userns"
 )
 
-// stockPause is how long a client waits for a socket when all in stock are used up; a batch takes a fraction of it.
-const stockPause = time.Millisecond
+const (
+	// plainFor is how long a port whose server only plain sockets reach is served by those. It is one after plainRow
+	// clients in a row: a server that is merely busy answers transparent sockets in between.
+	plainFor = 10 * time.Minute
+	plainRow = 3
+)
 
 // direct is the way in by the kernel, for TCP: a socket of the container's namespace that has the client's own address
 // connects to the server there, and what the two sockets say is moved from one to the other by splice(2). Neither a
@@ -31,9 +36,9 @@ type direct struct {
 	log    *slog.Logger
 	ctx    context.Context
 	cancel context.CancelFunc
-	get    func(ipv6 bool) (fd int, err error) // a transparent socket of the namespace; userns.ErrNoSocket for the moment
-	routes *netlink.Handle                     // of the namespace; nil in tests
-	mint   *userns.Minter                      // nil in tests
+	get    getSocket
+	routes *netlink.Handle // of the namespace; nil in tests
+	mint   *userns.Minter  // nil in tests
 	loop   *splice.Loop
 	group  *spin.Group
 	wg     sync.WaitGroup // accept loops
@@ -44,6 +49,10 @@ type direct struct {
 	open    []*listener            // guarded by mu
 	dials   map[*dialling]struct{} // guarded by mu; nil when closed
 }
+
+// getSocket takes a socket of the namespace out of stock, a transparent or a plain one. The error may be
+// userns.ErrNoSocket, for the moment.
+type getSocket func(ipv6, plain bool) (fd int, err error)
 
 func newDirect(path string, child netip.Addr, log *slog.Logger) (*direct, error) {
 	var routes *netlink.Handle
@@ -59,7 +68,12 @@ func newDirect(path string, child netip.Addr, log *slog.Logger) (*direct, error)
 		routes.Close()
 		return nil, err
 	}
-	d, err := startDirect(func(ipv6 bool) (int, error) { return mint.Get(ipv6, false) }, child, log)
+	d, err := startDirect(func(ipv6, plain bool) (int, error) {
+		if plain {
+			return mint.GetPlain(ipv6)
+		}
+		return mint.Get(ipv6, false)
+	}, child, log)
 	if err != nil {
 		mint.Close()
 		routes.Close()
@@ -70,7 +84,7 @@ func newDirect(path string, child netip.Addr, log *slog.Logger) (*direct, error)
 	return d, nil
 }
 
-func startDirect(get func(ipv6 bool) (int, error), child netip.Addr, log *slog.Logger) (*direct, error) {
+func startDirect(get getSocket, child netip.Addr, log *slog.Logger) (*direct, error) {
 	d := &direct{log: log, get: get, child: child, dials: map[*dialling]struct{}{}, group: spin.NewGroup()}
 	var err error
 	if d.loop, err = splice.NewLoop(log, d.group); err != nil {
@@ -135,9 +149,8 @@ func (d *direct) close() {
 	}
 	d.wg.Wait()
 	for q := range dials {
-		q.timer.Stop()
-		d.loop.Unwatch(q.inside, q.token)
-		q.reset()
+		q.drop(nil)
+		rawsock.Reset(q.host)
 	}
 	d.loop.Close()
 	d.group.Close()
@@ -152,8 +165,11 @@ type listener struct {
 	d    *direct
 	f    *os.File
 	rc   syscall.RawConn
-	port uint16 // in the container
+	port Port
 	spin spin.Member
+
+	row        atomic.Int32 // clients whom plain sockets served, since the last one who was by a transparent one
+	plainUntil time.Time    // guarded by d.mu
 }
 
 func (d *direct) listen(p Port, addr netip.AddrPort) error {
@@ -162,7 +178,7 @@ func (d *direct) listen(p Port, addr netip.AddrPort) error {
 		return err
 	}
 	defer tcp.Close()
-	l := &listener{d: d, port: p.ChildPort, spin: d.group.Member()}
+	l := &listener{d: d, port: p, spin: d.group.Member()}
 	// A listener of package net gives each connection a keep-alive pace of its own. The copy shares the socket.
 	if l.f, err = tcp.File(); err != nil {
 		return err
@@ -196,10 +212,10 @@ func (l *listener) run() {
 		case errors.Is(err, net.ErrClosed):
 			return
 		case err != nil:
-			l.d.log.Warn("connection not accepted", "port", l.port, "err", err)
+			l.d.log.Warn("connection not accepted", "port", l.port.HostPort, "err", err)
 			l.d.pause(acceptPause)
 		default:
-			l.d.serve(fd, client, l.port)
+			l.serve(fd, client)
 		}
 	}
 }
@@ -225,126 +241,4 @@ func (d *direct) pause(t time.Duration) {
 	case <-time.After(t):
 	case <-d.ctx.Done():
 	}
-}
-
-// serve connects a client, whose socket is host, to the server inside. Refused inside is a reset outside.
-func (d *direct) serve(host int, client netip.AddrPort, port uint16) {
-	src, dst := d.ends(client, port)
-	inside, done, err := d.connect(src, dst)
-	if (err == unix.EADDRNOTAVAIL || err == unix.EADDRINUSE) && src.IsValid() {
-		// A client may use one port for two that are published, and two that are shown as the gateway the same one.
-		inside, done, err = d.connect(netip.AddrPortFrom(src.Addr(), 0), dst)
-	}
-	switch {
-	case err != nil:
-		d.log.Debug("the container did not accept", "port", port, "err", err)
-		rawsock.Reset(host)
-	case done:
-		d.join(host, inside)
-	default:
-		d.wait(host, inside, dst)
-	}
-}
-
-// connect starts a connection inside. Nearly always it ends at once.
-func (d *direct) connect(src, dst netip.AddrPort) (fd int, done bool, err error) {
-	for end := time.Now().Add(dialTimeout); ; d.pause(stockPause) {
-		fd, err = d.get(dst.Addr().Is6())
-		if err == nil {
-			break
-		}
-		if d.ctx.Err() != nil || time.Now().After(end) {
-			return -1, false, err
-		}
-	}
-	if src.IsValid() {
-		err = rawsock.Bind(fd, src)
-	}
-	if err == nil {
-		if done, err = rawsock.ConnectState(fd, dst); err == nil && !done {
-			done, err = rawsock.ConnectState(fd, dst)
-		}
-	}
-	if err == nil && done && !src.IsValid() && rawsock.LocalAddr(fd) == dst { // with itself, as nobody listens (RFC 9293 3.5)
-		err = unix.ECONNREFUSED
-	}
-	if err != nil {
-		rawsock.Reset(fd)
-		return -1, false, err
-	}
-	return fd, done, nil
-}
-
-func (d *direct) join(host, inside int) {
-	if _, err := d.loop.Join(host, inside, nil); err != nil {
-		rawsock.Reset(host)
-		rawsock.Reset(inside)
-	}
-}
-
-// dialling is a connect that takes longer: the server's backlog is full, or a rule inside drops what comes.
-type dialling struct {
-	d            *direct
-	host, inside int
-	dst          netip.AddrPort
-	token        int32
-	timer        *time.Timer
-}
-
-func (d *direct) wait(host, inside int, dst netip.AddrPort) {
-	q := &dialling{d: d, host: host, inside: inside, dst: dst}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	err := error(net.ErrClosed)
-	if d.dials != nil {
-		q.token, err = d.loop.Watch(inside, unix.EPOLLOUT|unix.EPOLLONESHOT, q)
-	}
-	if err != nil {
-		q.reset()
-		return
-	}
-	d.dials[q] = struct{}{}
-	q.timer = time.AfterFunc(dialTimeout, q.late)
-}
-
-func (q *dialling) reset() {
-	rawsock.Reset(q.host)
-	rawsock.Reset(q.inside)
-}
-
-// late is called when the container has not answered in time.
-func (q *dialling) late() {
-	q.d.mu.Lock()
-	defer q.d.mu.Unlock()
-	if _, there := q.d.dials[q]; there {
-		q.end()
-		q.reset()
-	}
-}
-
-// Ready is called when the connect has ended.
-func (q *dialling) Ready(uint32) {
-	d := q.d
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if _, there := d.dials[q]; !there {
-		return
-	}
-	switch done, err := rawsock.ConnectState(q.inside, q.dst); {
-	case err != nil:
-		q.end()
-		q.reset()
-	case !done:
-		_ = d.loop.Rearm(q.inside, unix.EPOLLOUT|unix.EPOLLONESHOT, q.token)
-	default:
-		q.end()
-		d.join(q.host, q.inside)
-	}
-}
-
-// end forgets the attempt. d.mu is held.
-func (q *dialling) end() {
-	q.timer.Stop()
-	q.d.loop.Unwatch(q.inside, q.token)
-	delete(q.d.dials, q)
 }

@@ -18,9 +18,9 @@ import (
 
 // here makes sockets of this namespace in place of the container's. A client on the loopback has no address inside, so
 // that they need not be transparent. Every other time there is none in stock.
-func here() func(ipv6 bool) (int, error) {
+func here() getSocket {
 	n := 0
-	return func(ipv6 bool) (int, error) {
+	return func(ipv6, _ bool) (int, error) {
 		if n++; n%2 == 1 {
 			return -1, userns.ErrNoSocket
 		}

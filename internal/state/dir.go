@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,7 +40,7 @@ func Open(path string) (*Dir, error) {
 		return &Dir{path}, nil
 	}
 	var errs []error
-	for _, candidate := range defaults(os.Getenv("XDG_RUNTIME_DIR"), os.Geteuid()) {
+	for _, candidate := range defaults(os.Getenv("XDG_RUNTIME_DIR"), outsideUID()) {
 		err := makePrivate(candidate)
 		if err == nil {
 			return &Dir{candidate}, nil
@@ -56,7 +57,28 @@ func defaults(xdg string, uid int) []string {
 		list = append(list, filepath.Join(xdg, dirName))
 	}
 	id := strconv.Itoa(uid)
-	return append(list, filepath.Join("/run/user", id, dirName), filepath.Join("/tmp", dirName+"-"+id))
+	list = append(list, filepath.Join("/run/user", id, dirName))
+	if uid == 0 {
+		list = append(list, filepath.Join("/run", dirName)) // in /tmp anybody may be first
+	}
+	return append(list, filepath.Join("/tmp", dirName+"-"+id))
+}
+
+// outsideUID is whom our user is outside of our user namespace (user_namespaces(7)): in a sandbox, root is the user who
+// started it, whose directory is what the sandbox covers with a private one.
+func outsideUID() int {
+	uid := os.Geteuid()
+	text, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return uid
+	}
+	for line := range strings.Lines(string(text)) {
+		var inside, outside, count int
+		if _, err := fmt.Sscan(line, &inside, &outside, &count); err == nil && uid >= inside && uid < inside+count {
+			return outside + uid - inside
+		}
+	}
+	return uid
 }
 
 // makePrivate makes sure that path is a directory of ours alone that we can write to. Its parent must exist.

@@ -262,6 +262,9 @@ func TestDefaults(t *testing.T) {
 			t.Errorf("%s: %s", xdg, got)
 		}
 	}
+	if got, want := strings.Join(defaults("", 0), " "), "/run/user/0/rootless-run /run/rootless-run /tmp/rootless-run-0"; got != want {
+		t.Errorf("root: %s", got)
+	}
 	t.Setenv("XDG_RUNTIME_DIR", t.TempDir())
 	d, err := Open("")
 	if err != nil || d.Path() != filepath.Join(os.Getenv("XDG_RUNTIME_DIR"), "rootless-run") {

@@ -1,0 +1,72 @@
+package procnet
+
+import (
+	"bufio"
+	"encoding/hex"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// States of a socket (include/net/tcp_states.h).
+const (
+	tcpListenState = "0A"
+	udpBoundState  = "07"
+)
+
+// Listeners are the addresses on which "tcp" sockets listen, or to which "udp" sockets are bound without a peer, in the
+// namespace that dir (/proc/PID/net) shows. A namespace that is going has none.
+func Listeners(dir, proto string) (list []netip.AddrPort) {
+	for _, name := range []string{proto, proto + "6"} {
+		file, err := os.Open(filepath.Join(dir, name))
+		if err != nil {
+			continue // IPv6 off, or the namespace is going
+		}
+		for sc := bufio.NewScanner(file); sc.Scan(); {
+			if a, ok := parse(sc.Text(), proto); ok {
+				list = append(list, a)
+			}
+		}
+		_ = file.Close()
+	}
+	return list
+}
+
+// Nobody says whether no server is reached at a: what listens there is for the namespace itself. The listeners of a
+// userns.Diversion are.
+func Nobody(a netip.Addr) bool { return nobody4.Contains(a) || nobody6.Contains(a) }
+
+var (
+	nobody4 = netip.MustParsePrefix("192.0.0.0/24") // RFC 6890, 2.2.2
+	nobody6 = netip.MustParsePrefix("100::/64")     // RFC 6666
+)
+
+// parse reads one line: "sl local_address rem_address st …", where an address is in hexadecimal, each 32-bit word
+// in the host's byte order (net/ipv4/tcp_ipv4.c, get_tcp4_sock).
+func parse(line, proto string) (addr netip.AddrPort, ok bool) {
+	words := strings.Fields(line)
+	if len(words) < 4 {
+		return addr, false
+	}
+	state := tcpListenState
+	if proto == "udp" {
+		state = udpBoundState
+	}
+	host, text, found := strings.Cut(words[1], ":")
+	n, err := strconv.ParseUint(text, 16, 16)
+	if !found || err != nil || n == 0 || words[3] != state {
+		return addr, false
+	}
+	raw, err := hex.DecodeString(host)
+	if err != nil {
+		return addr, false
+	}
+	for i := 0; i+4 <= len(raw); i += 4 {
+		slices.Reverse(raw[i : i+4])
+	}
+	a, valid := netip.AddrFromSlice(raw)
+	return netip.AddrPortFrom(a.Unmap(), uint16(n)), valid
+}
