@@ -100,7 +100,7 @@ func (p *program) newCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.SetVersionTemplate("rootless-net version {{.Version}}\n")
 	root.Flags().BoolP("version", "v", false, "show the version")
-	root.AddCommand(p.psCommand(), p.inspectCommand(), p.portCommand(), p.execCommand(), p.statsCommand(), p.attachCommand(), p.dropInCommand(), newDoctorCommand())
+	root.AddCommand(p.psCommand(), p.inspectCommand(), p.portCommand(), p.execCommand(), p.stopCommand(), p.statsCommand(), p.attachCommand(), p.dropInCommand(), newDoctorCommand())
 	return root
 }
 

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Record is what state.json holds. Fields are added, never given another meaning.
@@ -57,6 +59,19 @@ const (
 type Process struct {
 	PID       int    `json:"pid"`
 	StartTime uint64 `json:"startTime"` // clock ticks since boot (proc(5), /proc/pid/stat field 22)
+}
+
+// Open returns a pidfd of the process (pidfd_open(2)), which the caller closes; unix.ESRCH when it is gone.
+func (p Process) Open() (fd int, err error) {
+	if fd, err = unix.PidfdOpen(p.PID, 0); err != nil {
+		return -1, err
+	}
+	// Only now: the descriptor is of whoever has the pid at this moment.
+	if start, err := startTime(fmt.Sprintf("/proc/%d/stat", p.PID)); err != nil || start != p.StartTime {
+		unix.Close(fd)
+		return -1, unix.ESRCH
+	}
+	return fd, nil
 }
 
 // ShortIDLen is how many digits of an id are shown, as by docker ps.
