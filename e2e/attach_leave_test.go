@@ -14,8 +14,8 @@ func (n *namespace) state() string {
 	n.Helper()
 	return n.enter("sh", "-c", `
 		ip -brief link; ip -brief address; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all type unicast
-		cd /proc/sys/net && grep . ipv4/conf/*/accept_local ipv4/conf/*/rp_filter ipv4/tcp_fwmark_accept ipv4/fwmark_reflect ipv6/fwmark_reflect \
-			ipv4/ip_unprivileged_port_start ipv4/ping_group_range ipv4/ip_forward`)
+		cd /proc/sys/net && grep -s . ipv4/conf/*/accept_local ipv4/conf/*/rp_filter ipv4/tcp_fwmark_accept ipv4/fwmark_reflect ipv6/fwmark_reflect \
+			ipv4/ip_unprivileged_port_start ipv4/ping_group_range ipv4/ip_forward; true`) // an interface may be going at this moment
 }
 
 // withoutMarks leaves out the sysctls of marks, and of what comes back on lo.

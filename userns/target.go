@@ -126,6 +126,13 @@ func sameNS(f *os.File, path string) bool {
 	return err == nil && os.SameFile(ours, theirs)
 }
 
+// stillNS is sameNS for one who may not look any more: without capabilities /proc/PID/ns is closed, and so may be a
+// directory on the way. That says nothing; a process that has ended, or a file that is gone, is something else.
+func stillNS(f *os.File, path string) bool {
+	_, err := os.Stat(path)
+	return errors.Is(err, fs.ErrPermission) || sameNS(f, path)
+}
+
 // hasEnded says whether the process of a pidfd has.
 func hasEnded(pidfd *os.File) bool {
 	p := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
@@ -136,7 +143,7 @@ func hasEnded(pidfd *os.File) bool {
 // Watch tells when the target is gone: its process has ended, or its path leads to the namespace no more.
 func (t *Target) Watch() (*watch.Watch, error) {
 	if t.pidfd == nil {
-		return watch.Path(t.path, func() bool { return sameNS(t.net, t.path) }), nil
+		return watch.Path(t.path, func() bool { return stillNS(t.net, t.path) }), nil
 	}
 	w, err := watch.File(t.pidfd)
 	if err != nil {

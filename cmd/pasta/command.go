@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -29,8 +30,6 @@ const maxHostname = 64
 
 // Exit statuses of a command that could not be executed, as a shell has them.
 const (
-	exitCannotExec = 126
-	exitNotFound   = 127
 	exitSignalBase = 128
 )
 
@@ -146,9 +145,20 @@ func commandChild() {
 	if err == nil {
 		err = syscall.Exec(path, os.Args[1:], os.Environ())
 	}
-	fmt.Fprintf(os.Stderr, "%s: %v\n", program, err)
-	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
-		os.Exit(exitNotFound)
+	// The original's words, and status.
+	if errors.Is(err, exec.ErrNotFound) {
+		err = syscall.ENOENT
 	}
-	os.Exit(exitCannotExec)
+	var pathError *os.PathError
+	if errors.As(err, &pathError) {
+		err = pathError.Err
+	}
+	fmt.Fprintf(os.Stderr, "Failed to start command or shell: %s\n", errnoText(err))
+	os.Exit(exitFailure)
+}
+
+// errnoText is an error as strerror(3) has it, with a capital letter.
+func errnoText(err error) string {
+	text := err.Error()
+	return strings.ToUpper(text[:1]) + text[1:]
 }

@@ -33,6 +33,9 @@ func hostTemplate(v6 bool, ifName string) (template, error) {
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return template{}, fmt.Errorf("list the host's routes: %w", err)
 	}
+	for i := range routes {
+		oneHop(&routes[i])
+	}
 	index := 0
 	if ifName != "" {
 		link, err := netlink.LinkByName(ifName)
@@ -96,6 +99,13 @@ func hostTemplate(v6 bool, ifName string) (template, error) {
 		return -1
 	})
 	return t, nil
+}
+
+// oneHop makes of a route with several next hops one by the first: the guest's packets are spread over them by the host.
+func oneHop(r *netlink.Route) {
+	if r.LinkIndex == 0 && len(r.MultiPath) > 0 {
+		r.LinkIndex, r.Gw = r.MultiPath[0].LinkIndex, r.MultiPath[0].Gw
+	}
 }
 
 func unspecified(v6 bool) netip.Addr {

@@ -70,17 +70,22 @@ func foreground(o *pasta.Options) (code int, err error) {
 	return runCommand(o)
 }
 
-// endSignals end us in an orderly way.
-func endSignals() chan os.Signal {
-	signal.Ignore(syscall.SIGPIPE, syscall.SIGHUP)
+// endSignals end us in an orderly way; the end of its terminal does not end a daemon.
+func endSignals(foreground bool) chan os.Signal {
+	signal.Ignore(syscall.SIGPIPE)
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGINT)
+	if foreground {
+		signal.Notify(signals, syscall.SIGHUP)
+	} else {
+		signal.Ignore(syscall.SIGHUP)
+	}
 	return signals
 }
 
 // run connects an existing namespace until it ends. d is nil in the foreground.
 func run(o *pasta.Options, d *daemon) error {
-	signals := endSignals()
+	signals := endSignals(d == nil)
 	if err := d.adopt(); err != nil {
 		return err
 	}

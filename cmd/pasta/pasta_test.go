@@ -1,12 +1,14 @@
 package main
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"rootlessnet"
@@ -127,5 +129,62 @@ func TestWants(t *testing.T) {
 		if got := f.reached(netip.MustParseAddr(c.addr), c.fromNS); got != c.want {
 			t.Errorf("%s, from the namespace %v: %v", c.addr, c.fromNS, got)
 		}
+	}
+}
+
+// taken are ports that cannot be opened; full is how many can be at all.
+type fakeBox struct {
+	taken map[uint16]bool
+	full  int
+	open  int
+	calls int
+}
+
+func (b *fakeBox) AddMappings(list ...rootlessnet.PortMapping) ([]rootlessnet.Port, error) {
+	b.calls++
+	for _, m := range list {
+		if b.taken[m.HostPort] {
+			return nil, syscall.EADDRINUSE
+		}
+	}
+	if b.open+len(list) > b.full {
+		return nil, syscall.EMFILE
+	}
+	b.open += len(list)
+	return nil, nil
+}
+
+// TestAddWeak: of all ports, those that are free, in few calls; and as many as there are descriptors for.
+func TestAddWeak(t *testing.T) {
+	var all []rootlessnet.PortMapping
+	for port := 1; port <= 65535; port++ {
+		all = append(all, rootlessnet.PortMapping{HostPort: uint16(port)})
+	}
+	b := &fakeBox{taken: map[uint16]bool{22: true, 8080: true, 65535: true}, full: 1 << 20}
+	if n, err := addWeak(b, all); n != 65535-3 || b.open != n || !errors.Is(err, syscall.EADDRINUSE) || b.calls > 200 {
+		t.Errorf("%d of %d open in %d calls, %v", n, b.open, b.calls, err)
+	}
+	b = &fakeBox{full: 1000}
+	if n, err := addWeak(b, all); n != 1000 || b.open != n || !errors.Is(err, syscall.EMFILE) || b.calls > 200 {
+		t.Errorf("%d of %d open in %d calls, %v", n, b.open, b.calls, err)
+	}
+}
+
+// TestLastAddressCounts: as of other options that are repeated.
+func TestLastAddressCounts(t *testing.T) {
+	o := parse(t, "-a 10.9.9.9 -a fd99::1 -a 10.8.8.8 -a fd98::1")
+	if len(o.Addrs) != 2 || o.Addrs[0].Addr.String() != "10.8.8.8" || o.Addrs[1].Addr.String() != "fd98::1" {
+		t.Errorf("%v", o.Addrs)
+	}
+}
+
+// TestGatewayIsTheRoute: a gateway that is given takes the place of the host's routes.
+func TestGatewayIsTheRoute(t *testing.T) {
+	host := template{ifName: "v0", addrs: []netip.Prefix{netip.MustParsePrefix("10.77.0.1/24")}, gateway: netip.MustParseAddr("10.77.0.2"),
+		routes: []rootlessnet.Route{{Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("10.77.0.2")}}}
+	p := new(rootlessnet.NetworkPlan)
+	want := netip.MustParseAddr("10.77.0.3")
+	if got := addFamily(parse(t, "--config-net -g 10.77.0.3"), p, host, false); got != want || len(p.Routes) != 1 || p.Routes[0].Gateway != want {
+		t.Errorf("gateway %v, routes %v", got, p.Routes)
 	}
 }

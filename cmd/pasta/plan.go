@@ -68,10 +68,10 @@ func addFamily(o *pasta.Options, p *rootlessnet.NetworkPlan, t template, v6 bool
 			addrs = addrs[:1]
 		}
 	}
-	gateway := t.gateway
+	gateway, chosen := t.gateway, false
 	for _, g := range o.Gateways {
 		if g.Is6() == v6 {
-			gateway = g
+			gateway, chosen = g, true
 		}
 	}
 	if len(addrs) == 0 {
@@ -94,7 +94,7 @@ func addFamily(o *pasta.Options, p *rootlessnet.NetworkPlan, t template, v6 bool
 		}
 	}
 	p.Addrs = append(p.Addrs, addrs...)
-	if !own && !o.NoCopyRoutes && len(t.routes) > 0 {
+	if !own && !chosen && !o.NoCopyRoutes && len(t.routes) > 0 {
 		p.Routes = append(p.Routes, t.routes...)
 	} else {
 		def := rootlessnet.Route{Dst: netip.PrefixFrom(unspecified(v6), 0)}

@@ -166,22 +166,42 @@ func (p *portPlan) add(box *rootlessnet.Sandbox, log *slog.Logger) error {
 			return fmt.Errorf("Failed to bind: %w", err)
 		}
 	}
-	opened := 0
-	var last error
-	for _, m := range p.weak {
-		if _, err := box.AddMappings(m); err != nil {
-			last = err
-			if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
-				break
-			}
-			continue
-		}
-		opened++
-	}
-	if len(p.weak) > 0 && opened == 0 {
-		return fmt.Errorf("Failed to bind any port: %w", last)
+	if opened, err := addWeak(box, p.weak); len(p.weak) > 0 && opened == 0 {
+		return fmt.Errorf("Failed to bind any port: %w", err)
 	}
 	return p.addLoopbacks(box, log)
+}
+
+// addWeak opens as many as are free, and there are descriptors for: all of them at once, and where that fails each half by
+// itself. One by one it were minutes for all ports, as each change of them is recorded.
+func addWeak(box adder, list []rootlessnet.PortMapping) (opened int, last error) {
+	if len(list) == 0 {
+		return 0, nil
+	}
+	_, err := box.AddMappings(list...)
+	if err == nil {
+		return len(list), nil
+	}
+	if len(list) == 1 {
+		return 0, err
+	}
+	half := len(list) / 2
+	for _, part := range [][]rootlessnet.PortMapping{list[:half], list[half:]} {
+		n, err := addWeak(box, part)
+		opened += n
+		if err != nil {
+			last = err
+		}
+		if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+			break
+		}
+	}
+	return opened, last
+}
+
+// adder is a rootlessnet.Sandbox.
+type adder interface {
+	AddMappings(...rootlessnet.PortMapping) ([]rootlessnet.Port, error)
 }
 
 // addLoopbacks opens those of the namespace.

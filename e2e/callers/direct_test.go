@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -253,7 +254,7 @@ func TestPastaCommand(t *testing.T) {
 	}{
 		{append(append([]string{pasta}, none...), "sh", "-c", "exit 7"), 7},
 		{append(append([]string{pasta}, none...), "sh", "-c", `sh -c 'kill -KILL $$'; exit $?`), 137},
-		{append(append([]string{pasta}, none...), "/nonexistent"), 127},
+		{append(append([]string{pasta}, none...), "/nonexistent"), 1},
 		{[]string{pasta, "--bogus"}, 1},
 		{[]string{pasta, "-t", "none", "-t", "22", "true"}, 1},
 		{[]string{pasta, "--host-lo-to-ns-lo", "--version"}, 0},
@@ -277,4 +278,39 @@ func TestPastaPortInUse(t *testing.T) {
 	}
 	expect(t, "the error", out, port)
 	gone(t, "pasta")
+}
+
+// TestByPathAsRootInside: Podman's way to start a helper. Without its capabilities the helper cannot look at the path of a
+// process any more, which is no reason to end.
+func TestByPathAsRootInside(t *testing.T) {
+	g := newTarget(t)
+	netns := "/proc/" + g.pid + "/ns/net"
+	for _, argv := range [][]string{
+		{"slirp4netns", "-c", "--enable-sandbox", "--enable-seccomp", "--netns-type=path", netns, "tap0"},
+		{"pasta", "-f", "-q", "--config-net", "-t", "none", "-u", "none", "-T", "none", "-U", "none", "--netns", netns},
+		{"rootless-net", "attach", "--configure", "--netns", netns},
+	} {
+		cmd := g.command(append([]string{"nsenter", "-U", "--preserve-credentials", "-t", g.pid, filepath.Join(bins, argv[0])}, argv[1:]...)...)
+		var text bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &text, &text
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- cmd.Wait() }()
+		select {
+		case err := <-done:
+			t.Errorf("%s ended: %v\n%s", argv[0], err, &text)
+			continue
+		case <-time.After(3 * time.Second): // longer than it takes to look again
+		}
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-done:
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s does not end", argv[0])
+			_ = cmd.Process.Kill()
+			<-done
+		}
+	}
 }

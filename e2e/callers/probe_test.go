@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -204,6 +205,9 @@ func echo(conn net.PacketConn) {
 func get(url string) string {
 	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Get(url)
+	if errors.Is(err, syscall.EPIPE) { // the client's other goroutine, which reads, was told of the reset
+		err = fmt.Errorf("%w, after %w", err, syscall.ECONNRESET)
+	}
 	if err != nil {
 		return err.Error()
 	}

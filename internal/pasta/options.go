@@ -227,8 +227,9 @@ func (p *parser) setTarget(operands []string) error {
 			if pid < 1 {
 				return fmt.Errorf("Invalid PID: %s", operands[0])
 			}
-			if o.UserNS != "" {
-				return errors.New("Both --userns and PID given")
+			if o.UserNS != "" { // then the process names the network namespace
+				o.NetNS = fmt.Sprintf("/proc/%d/ns/net", pid)
+				return nil
 			}
 			o.PID = pid
 			return nil
@@ -264,6 +265,16 @@ func (p *parser) check() error {
 	}
 	if o.NoUDP && len(o.UDP.Rules)+len(o.UDPNS.Rules) > 0 {
 		return errors.New("Can't add UDP forwarding rule, UDP not enabled")
+	}
+	for _, spec := range []*PortSpec{&o.TCP, &o.UDP, &o.TCPNS, &o.UDPNS} {
+		for _, r := range spec.Rules {
+			switch {
+			case r.Addr.Is4() && o.IPv4Off:
+				return errors.New("IPv4 forward, but IPv4 not enabled")
+			case r.Addr.Is6() && o.IPv6Off:
+				return errors.New("IPv6 forward, but IPv6 not enabled")
+			}
+		}
 	}
 	for _, a := range o.Addrs {
 		if a.Addr.Is4() && a.Bits != 0 && o.Netmask != 0 {

@@ -106,6 +106,8 @@ func (p *parser) setAddress(value string) error {
 		}
 		bits = int(n)
 	}
+	// The last of a family counts.
+	p.o.Addrs = slices.DeleteFunc(p.o.Addrs, func(have Address) bool { return have.Addr.Is4() == a.Is4() })
 	p.o.Addrs = append(p.o.Addrs, Address{a, bits})
 	return nil
 }

@@ -110,7 +110,9 @@ func (c *Config) Ports() ([]Port, error) {
 			if host, err = netip.ParseAddr(m.HostIP); err != nil || host.Zone() != "" {
 				return nil, fmt.Errorf("invalid host IP address: %q", m.HostIP)
 			}
-			host = host.Unmap()
+			if host = host.Unmap(); host == netip.IPv6Unspecified() {
+				host = netip.Addr{} // a socket of both families, in the original
+			}
 		}
 		n := max(m.Range, 1)
 		if m.HostPort == 0 || m.ContainerPort == 0 || int(m.HostPort)+int(n)-1 > math.MaxUint16 || int(m.ContainerPort)+int(n)-1 > math.MaxUint16 {

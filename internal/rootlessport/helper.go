@@ -35,10 +35,11 @@ func Start(c *Config, find Finder, log *slog.Logger) (h *Helper, err error) {
 		return nil, fmt.Errorf("network namespace: %w", err)
 	}
 	h = new(Helper)
-	made := h // an error returns nil in its place
+	made, all := h, ports // an error returns nil in the place of h
 	defer func() {
 		if err != nil {
 			made.Close()
+			err = explainPrivileged(err, all)
 		}
 	}()
 	// A namespace that a helper of ours connects is that helper's to set up.

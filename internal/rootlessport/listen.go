@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -57,6 +60,25 @@ func nameProto(err error, proto string) error {
 	var op *net.OpError
 	if errors.As(err, &op) {
 		op.Net = proto
+	}
+	return err
+}
+
+// explainPrivileged adds to an error what Podman's users read about ports that are not theirs to open.
+func explainPrivileged(err error, ports []Port) error {
+	if !strings.Contains(err.Error(), syscall.EACCES.Error()) { // it may come from a helper, as text
+		return err
+	}
+	text, rerr := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+	start, perr := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 16)
+	if rerr != nil || perr != nil {
+		return err
+	}
+	for _, p := range ports {
+		if uint64(p.HostPort) < start {
+			return fmt.Errorf("cannot expose privileged port %d, you can add 'net.ipv4.ip_unprivileged_port_start=%d' to /etc/sysctl.conf (currently %d), or choose a larger port number (>= %d): %w",
+				p.HostPort, p.HostPort, start, start, err)
+		}
 	}
 	return err
 }
