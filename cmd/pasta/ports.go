@@ -166,8 +166,11 @@ func (p *portPlan) add(box *rootlessnet.Sandbox, log *slog.Logger) error {
 			return fmt.Errorf("Failed to bind: %w", err)
 		}
 	}
-	if opened, err := addWeak(box, p.weak); len(p.weak) > 0 && opened == 0 {
+	switch opened, err := addWeak(box, p.weak); {
+	case len(p.weak) > 0 && opened == 0:
 		return fmt.Errorf("Failed to bind any port: %w", err)
+	case errors.Is(err, syscall.EMFILE):
+		log.Warn("not all ports are open, and none is left for connections", "open", opened, "of", len(p.weak), "err", err)
 	}
 	return p.addLoopbacks(box, log)
 }
