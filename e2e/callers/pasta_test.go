@@ -139,6 +139,29 @@ func TestPastaFollowsHost(t *testing.T) {
 	expect(t, "a published port", h.get("http://198.51.100.7:18000/"), "you are 198.51.100.1")
 }
 
+// TestPastaSeveralNextHops: a default route by several gateways is one, by the first.
+func TestPastaSeveralNextHops(t *testing.T) {
+	h := newOwnHost(t)
+	h.ip("route replace default nexthop via 192.0.2.1 nexthop via 192.0.2.2")
+	do := h.shell(none...)
+	expect(t, "inside", do("ip addr; ip route"), " h0", "192.0.2.10/24", "default via 192.0.2.1")
+}
+
+// TestPastaRefusals: the original's words and status.
+func TestPastaRefusals(t *testing.T) {
+	h := newOwnHost(t)
+	for words, args := range map[string][]string{
+		"Failed to start command or shell: No such file or directory": append([]string{"--config-net"}, append(none, "/nonexistent")...),
+		"IPv6 forward, but IPv6 not enabled":                          {"-4", "-t", "::1/8080", "true"},
+	} {
+		cmd := h.command(append([]string{"nsenter", "-U", "--preserve-credentials", "-n", "-t", h.pid, filepath.Join(bins, "pasta")}, args...)...)
+		out, err := cmd.CombinedOutput()
+		if cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), words) {
+			t.Errorf("%v: %v, %s; want %q", args, err, out, words)
+		}
+	}
+}
+
 // TestPastaConnectionsGoOn: an address is added and a route changed; what is connected stays so.
 func TestPastaConnectionsGoOn(t *testing.T) {
 	h := newOwnHost(t)

@@ -10,7 +10,8 @@ import (
 // TestReadConfig reads what Podman 4.3.1 writes.
 func TestReadConfig(t *testing.T) {
 	const text = `{"Mappings":[{"host_ip":"","container_port":80,"host_port":8080,"range":2,"protocol":"tcp"},` +
-		`{"host_ip":"127.0.0.1","container_port":53,"host_port":5353,"range":1,"protocol":"udp,tcp"}],` +
+		`{"host_ip":"127.0.0.1","container_port":53,"host_port":5353,"range":1,"protocol":"udp,tcp"},` +
+		`{"host_ip":"::","container_port":9,"host_port":9000,"range":1,"protocol":"tcp"}],` +
 		`"NetNSPath":"/run/user/1000/netns/cni-1","ExitFD":3,"ReadyFD":4,"TmpDir":"/run/user/1000/libpod/tmp","ChildIP":"10.89.0.2",` +
 		`"ContainerID":"abc","RootlessCNI":true}`
 	c, err := ReadConfig(strings.NewReader(text))
@@ -22,7 +23,8 @@ func TestReadConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	local := netip.MustParseAddr("127.0.0.1")
-	want := []Port{{Proto: "tcp", HostPort: 8080, ChildPort: 80}, {Proto: "tcp", HostPort: 8081, ChildPort: 81}, {"udp", local, 5353, 53}, {"tcp", local, 5353, 53}}
+	want := []Port{{Proto: "tcp", HostPort: 8080, ChildPort: 80}, {Proto: "tcp", HostPort: 8081, ChildPort: 81}, {"udp", local, 5353, 53}, {"tcp", local, 5353, 53},
+		{Proto: "tcp", HostPort: 9000, ChildPort: 9}} // by a socket of both families
 	if !slices.Equal(ports, want) {
 		t.Errorf("ports %v, want %v", ports, want)
 	}

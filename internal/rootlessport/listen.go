@@ -64,23 +64,25 @@ func nameProto(err error, proto string) error {
 	return err
 }
 
-// explainPrivileged adds to an error what Podman's users read about ports that are not theirs to open.
-func explainPrivileged(err error, ports []Port) error {
+// explainPrivileged adds to an error what Podman's users read about ports that are not theirs to open: those below start.
+func explainPrivileged(err error, ports []Port, start uint16) error {
 	if !strings.Contains(err.Error(), syscall.EACCES.Error()) { // it may come from a helper, as text
 		return err
 	}
-	text, rerr := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
-	start, perr := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 16)
-	if rerr != nil || perr != nil {
-		return err
-	}
 	for _, p := range ports {
-		if uint64(p.HostPort) < start {
+		if p.HostPort < start {
 			return fmt.Errorf("cannot expose privileged port %d, you can add 'net.ipv4.ip_unprivileged_port_start=%d' to /etc/sysctl.conf (currently %d), or choose a larger port number (>= %d): %w",
 				p.HostPort, p.HostPort, start, start, err)
 		}
 	}
 	return err
+}
+
+// unprivilegedStart is the first port that anybody may open; 0 when that is not known.
+func unprivilegedStart() uint16 {
+	text, _ := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+	start, _ := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 16)
+	return uint16(start)
 }
 
 // inContainer is where a port leads. Without an address of the container its own loopback is meant.
