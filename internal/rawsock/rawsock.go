@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Socket makes a non-blocking socket.
+// Socket makes a non-blocking socket of TCP.
 func Socket(v4 bool) (fd int, err error) {
 	family := unix.AF_INET6
 	if v4 {
@@ -20,7 +20,10 @@ func Socket(v4 bool) (fd int, err error) {
 	return int(n), nil
 }
 
-func Bind(fd int, a netip.AddrPort) error    { return giveAddress(unix.SYS_BIND, fd, a) }
+// Bind is bind(2), of a socket of the address's family.
+func Bind(fd int, a netip.AddrPort) error { return giveAddress(unix.SYS_BIND, fd, a) }
+
+// Connect is connect(2), of a socket of the address's family. The error is a syscall.Errno.
 func Connect(fd int, a netip.AddrPort) error { return giveAddress(unix.SYS_CONNECT, fd, a) }
 
 // ConnectState starts a connect, or asks how it goes: done, under way, or failed.
@@ -62,7 +65,7 @@ func Reset(fd int) {
 	_, _, _ = unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0)
 }
 
-// Accept takes a connection from a non-blocking listener.
+// Accept takes a connection from a non-blocking listener; unix.EAGAIN means that there is none. The connection does not block either.
 func Accept(listener int) (fd int, peer netip.AddrPort, err error) {
 	var raw Addr
 	size := uint32(unsafe.Sizeof(raw))
