@@ -59,9 +59,8 @@ func (g target) get(urls ...string) string {
 	return g.in(append([]string{self(g.T), probeWord, "get"}, urls...)...)
 }
 
-// slirp starts slirp4netns and returns when it says that it is ready; end closes its exit descriptor and returns the
-// exit status.
-func (g target) slirp(args ...string) (end func() error) {
+// helper starts cmd with an exit and a ready descriptor, 3 and 4, and returns the other end of each, and what it says.
+func (g target) helper(cmd *exec.Cmd) (exitW, readyR *os.File, text *bytes.Buffer) {
 	g.Helper()
 	exitR, exitW, err := os.Pipe()
 	if err != nil {
@@ -71,20 +70,28 @@ func (g target) slirp(args ...string) (end func() error) {
 	if err != nil {
 		g.Fatal(err)
 	}
-	cmd := g.command(append([]string{filepath.Join(bins, "slirp4netns"), "-e", "3", "-r", "4"}, args...)...)
+	text = new(bytes.Buffer)
 	cmd.ExtraFiles = []*os.File{exitR, readyW}
-	var text bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &text, &text
+	cmd.Stdout, cmd.Stderr = text, text
 	if err := cmd.Start(); err != nil {
 		g.Fatal(err)
 	}
 	exitR.Close()
 	readyW.Close()
+	return exitW, readyR, text
+}
+
+// slirp starts slirp4netns and returns when it says that it is ready; end closes its exit descriptor and returns the
+// exit status.
+func (g target) slirp(args ...string) (end func() error) {
+	g.Helper()
+	cmd := g.command(append([]string{filepath.Join(bins, "slirp4netns"), "-e", "3", "-r", "4"}, args...)...)
+	exitW, readyR, text := g.helper(cmd)
 	_ = readyR.SetReadDeadline(time.Now().Add(20 * time.Second))
 	if got, err := io.ReadAll(readyR); err != nil || string(got) != "1" {
 		exitW.Close()
 		_ = cmd.Wait()
-		g.Fatalf("ready: %q, %v\n%s", got, err, &text)
+		g.Fatalf("ready: %q, %v\n%s", got, err, text)
 	}
 	readyR.Close()
 	end = func() error { exitW.Close(); return cmd.Wait() }

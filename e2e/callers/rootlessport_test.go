@@ -1,9 +1,9 @@
 package callers
 
 import (
+	"bytes"
 	"encoding/json"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -14,29 +14,15 @@ import (
 // and returns the exit status.
 func (g target) rootlessport(child string, mappings ...map[string]any) (end func() error) {
 	g.Helper()
-	exitR, exitW, err := os.Pipe()
-	if err != nil {
-		g.Fatal(err)
-	}
-	readyR, readyW, err := os.Pipe()
-	if err != nil {
-		g.Fatal(err)
-	}
 	config, err := json.Marshal(map[string]any{"NetNSPath": "/proc/" + g.pid + "/ns/net", "ChildIP": child, "ExitFD": 3, "ReadyFD": 4, "Mappings": mappings})
 	if err != nil {
 		g.Fatal(err)
 	}
 	cmd := g.command("nsenter", "-U", "--preserve-credentials", "-t", g.pid, filepath.Join(bins, "rootlessport"))
-	cmd.ExtraFiles = []*os.File{exitR, readyW}
-	cmd.Stdin = strings.NewReader(string(config))
-	var text strings.Builder
-	cmd.Stdout, cmd.Stderr = &text, &text
-	if err := cmd.Start(); err != nil {
-		g.Fatal(err)
-	}
-	exitR.Close()
-	readyW.Close()
+	cmd.Stdin = bytes.NewReader(config)
+	exitW, readyR, text := g.helper(cmd)
 	ready, _ := io.ReadAll(readyR)
+	readyR.Close()
 	if string(ready) != "1" {
 		g.Errorf("ready: %q; %s", ready, text.String())
 	}
