@@ -158,10 +158,7 @@ func bindSource(fd int, way egress) error {
 		return nil
 	}
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
-	if from.Is4() {
-		return unix.Bind(fd, &unix.SockaddrInet4{Addr: from.As4()})
-	}
-	return unix.Bind(fd, &unix.SockaddrInet6{Addr: from.As16()})
+	return rawsock.Bind(fd, netip.AddrPortFrom(from, 0))
 }
 
 // isSelf says whether a socket connected to dst is connected to itself, which TCP allows: a port of this host on which
@@ -185,17 +182,6 @@ var localPorts = sync.OnceValue(func() portRange {
 	}
 	return r
 })
-
-// sockAddr leaves out the zone: what needs one is never told to the guest.
-func sockAddr(sa unix.Sockaddr) netip.AddrPort {
-	switch a := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr).Unmap(), uint16(a.Port))
-	}
-	return netip.AddrPort{}
-}
 
 // tuneHost sets what a joined socket needs: no Nagle (the guest's kernel has its own), keep-alive at the system's pace so
 // that a vanished peer is noticed on behalf of the guest, urgent data in line. A listener passes it on to what it accepts.

@@ -170,7 +170,8 @@ func TestTCPNoSelfConnect(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer h.close()
-	if !isSelf(fd, sockAddr(local)) {
+	port := local.(*unix.SockaddrInet4).Port
+	if !isSelf(fd, netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(port))) {
 		t.Error("not noticed")
 	}
 }

@@ -22,5 +22,5 @@
 //
 // Bounds: what a direction holds is one buffer or one pipe, and it reads nothing while its peer takes nothing; it moves
 // some MiB before the others have their turn. The package knows neither namespaces nor
-// policy, and imports nothing of this project.
+// policy; of this project it imports only how to wait (internal/spin) and how to reset (internal/rawsock).
 package splice

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/rawsock"
 )
 
 const (
@@ -358,7 +360,7 @@ func (p *Pair) end(reset bool) {
 	for _, s := range []*side{&p.a, &p.b} {
 		if reset && !s.dead {
 			// Without it TIME_WAIT sockets would pile up for connections that never ended so.
-			resetOnClose(s.fd)
+			rawsock.ResetOnClose(s.fd)
 		}
 		closeFD(s.fd)
 		if s.pipe != nil {

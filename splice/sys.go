@@ -35,11 +35,6 @@ func moveSplice(from, to, size int) (int, unix.Errno) {
 	}
 }
 
-func resetOnClose(fd int) {
-	now := unix.Linger{Onoff: 1}
-	_, _, _ = unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER, uintptr(unsafe.Pointer(&now)), unsafe.Sizeof(now), 0)
-}
-
 func closeFD(fd int) { _, _, _ = unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
 
 func result(n uintptr, errno unix.Errno) (int, unix.Errno) {

@@ -115,11 +115,7 @@ func divert(d *Diversion, keep bool) (v *diversion, err error) {
 	if err := setLoopbackUp(); err != nil {
 		return nil, op("set lo up", err)
 	}
-	families := []int{netlink.FAMILY_V4}
-	if d.IPv6 {
-		families = append(families, netlink.FAMILY_V6)
-	}
-	if err := divertRoutes(families, link.Attrs().Index, &v.undo); err != nil {
+	if err := divertRoutes(families(d.IPv6), link.Attrs().Index, &v.undo); err != nil {
 		return nil, op("routing rule", err)
 	}
 	packets, err := packetSocket()
@@ -142,7 +138,7 @@ func divert(d *Diversion, keep bool) (v *diversion, err error) {
 	return v, nil
 }
 
-// undo is what puts a namespace back as it was, in the order in which it was changed.
+// undo puts a namespace back as it was: the last change first.
 type undo []func()
 
 func (u *undo) add(f func()) { *u = append(*u, f) }
@@ -226,6 +222,13 @@ func (v *diversion) forward() (err error) {
 	}
 	v.undo.add(routes.run)
 	return nil
+}
+
+func families(ipv6 bool) []int {
+	if ipv6 {
+		return []int{netlink.FAMILY_V4, netlink.FAMILY_V6}
+	}
+	return []int{netlink.FAMILY_V4}
 }
 
 // divertRoutes leads what has the mark to lo. A local address is reached by lo whatever interface its route names; the

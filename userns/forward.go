@@ -141,11 +141,7 @@ func (b *ruleBook) forward(uplink uint32, ipv6 bool) {
 // too (src_valid_mark, which wg-quick(8) sets), it asks as lo would: that must not find the table in which everything is
 // local.
 func forwardRoutes(ipv6 bool, u *undo) error {
-	families := []int{netlink.FAMILY_V4}
-	if ipv6 {
-		families = append(families, netlink.FAMILY_V6)
-	}
-	for _, f := range families {
+	for _, f := range families(ipv6) {
 		source, inward := netlink.NewRule(), netlink.NewRule()
 		source.Family, source.Mark, source.IifName, source.Table, source.Priority = f, markInward, "lo", unix.RT_TABLE_MAIN, sourcePref
 		inward.Family, inward.Mark, inward.Table, inward.Priority = f, markInward, divertTable, inwardPref

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -175,6 +176,14 @@ func TestLastAddressCounts(t *testing.T) {
 	o := parse(t, "-a 10.9.9.9 -a fd99::1 -a 10.8.8.8 -a fd98::1")
 	if len(o.Addrs) != 2 || o.Addrs[0].Addr.String() != "10.8.8.8" || o.Addrs[1].Addr.String() != "fd98::1" {
 		t.Errorf("%v", o.Addrs)
+	}
+}
+
+// TestUserNamespaceAndPID: the one path says which user namespace, the process which network namespace.
+func TestUserNamespaceAndPID(t *testing.T) {
+	o := parse(t, fmt.Sprintf("--userns /proc/self/ns/user %d", os.Getpid()))
+	if want := fmt.Sprintf("/proc/%d/ns/net", os.Getpid()); o.NetNS != want || o.UserNS != "/proc/self/ns/user" || o.PID != 0 {
+		t.Errorf("%q, %q, %d", o.NetNS, o.UserNS, o.PID)
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/rawsock"
 )
 
 // minter makes sockets in a network namespace: a socket belongs to the namespace its thread was in, whoever uses it.
@@ -88,13 +90,6 @@ func (m *minter) socket(addr netip.Addr, kind int) (int, error) {
 	}
 }
 
-func sockaddr(a netip.AddrPort) unix.Sockaddr {
-	if a.Addr().Is4() {
-		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
-	}
-	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
-}
-
 // dial connects to an address of the namespace, over "tcp" or "udp".
 func (m *minter) dial(ctx context.Context, proto string, to netip.AddrPort) (net.Conn, error) {
 	kind := unix.SOCK_STREAM
@@ -110,7 +105,7 @@ func (m *minter) dial(ctx context.Context, proto string, to netip.AddrPort) (net
 
 // connectSocket takes over a socket that does not block.
 func connectSocket(ctx context.Context, fd int, to netip.AddrPort) (net.Conn, error) {
-	err := unix.Connect(fd, sockaddr(to))
+	err := rawsock.Connect(fd, to)
 	f := os.NewFile(uintptr(fd), to.String())
 	defer f.Close() // net.FileConn has its own
 	if err == unix.EINPROGRESS {
