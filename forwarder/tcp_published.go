@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -25,13 +26,13 @@ const acceptPause = 100 * time.Millisecond
 type PublishedTCP struct {
 	t    *Streams
 	l    *os.File
-	rc   syscall.RawConn
 	addr netip.AddrPort
 	to   netip.AddrPort // the zero Addr is the guest's own
 	done chan struct{}
 
-	spin  spin.Member // of the accept loop
-	doubt doubt       // of the kernel's road; guarded by its mu
+	member  *spin.Member
+	resting atomic.Bool
+	doubt   doubt // of the kernel's road; guarded by its mu
 }
 
 // Publish serves l's clients from the guest's port; it takes l over.
@@ -48,20 +49,18 @@ func (t *Streams) PublishTo(l *net.TCPListener, to netip.AddrPort) (*PublishedTC
 	if p.l, err = l.File(); err != nil {
 		return nil, err
 	}
-	if p.rc, err = p.l.SyscallConn(); err != nil {
-		_ = p.l.Close()
-		return nil, err
-	}
-	_ = p.rc.Control(func(fd uintptr) { tuneHost(int(fd)) })
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
 		_ = p.l.Close()
 		return nil, net.ErrClosed
 	}
+	if p.member, err = t.cfg.Spin.Member(p.l, p.turn); err != nil {
+		_ = p.l.Close()
+		return nil, err
+	}
+	tuneHost(p.member.FD())
 	t.published[p] = struct{}{}
-	p.spin = t.cfg.Spin.Member()
-	_ = p.rc.Control(func(fd uintptr) { t.cfg.Spin.Add(int(fd)) })
 	t.wg.Go(p.acceptLoop)
 	return p, nil
 }
@@ -74,35 +73,49 @@ func (p *PublishedTCP) Close() {
 	p.t.mu.Lock()
 	delete(p.t.published, p)
 	p.t.mu.Unlock()
-	_ = p.rc.Control(func(fd uintptr) { p.t.cfg.Spin.Remove(int(fd)) })
+	p.member.Leave()
 	_ = p.l.Close()
 	<-p.done
 }
 
 func (p *PublishedTCP) acceptLoop() {
 	defer close(p.done)
-	for {
-		if p.t.clients.Load() >= maxDials {
-			p.pause()
-		}
-		fd, client, err := p.accept()
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			p.t.stats.badAccepts.Add(1)
-			p.pause()
-			continue
-		}
-		if l := p.t.cfg.Loopback; l != nil && client.Addr().IsLoopback() && !p.to.Addr().IsValid() {
-			l.Serve(fd, client.Addr().Is6(), p.to.Port())
-			continue
-		}
-		if k := p.t.kernel; k != nil && k.serve(fd, client, p) {
-			continue
-		}
+	_ = p.member.Run()
+}
+
+// turn takes one client.
+func (p *PublishedTCP) turn() spin.Did {
+	if p.resting.Load() {
+		return spin.Nothing
+	}
+	if p.t.clients.Load() >= maxDials {
+		p.rest()
+		return spin.Nothing
+	}
+	fd, client, err := rawsock.Accept(p.member.FD())
+	switch {
+	case err == unix.EAGAIN:
+		return spin.Nothing
+	case err != nil:
+		p.t.stats.badAccepts.Add(1)
+		p.rest()
+		return spin.Nothing
+	}
+	if l := p.t.cfg.Loopback; l != nil && client.Addr().IsLoopback() && !p.to.Addr().IsValid() {
+		l.Serve(fd, client.Addr().Is6(), p.to.Port())
+	} else if k := p.t.kernel; k == nil || !k.serve(fd, client, p) {
 		go p.serve(fd, client)
 	}
+	return spin.Some
+}
+
+// rest takes no clients for a while.
+func (p *PublishedTCP) rest() {
+	p.resting.Store(true)
+	time.AfterFunc(acceptPause, func() {
+		p.resting.Store(false)
+		p.member.Wake()
+	})
 }
 
 // serve takes the client over and connects it by the link.
@@ -123,29 +136,6 @@ func (p *PublishedTCP) serve(fd int, client netip.AddrPort) {
 		}
 	}()
 	p.t.serveClient(h, client, p.to)
-}
-
-func (p *PublishedTCP) pause() {
-	select {
-	case <-time.After(acceptPause):
-	case <-p.t.ctx.Done():
-	}
-}
-
-// accept waits for a client; net.ErrClosed means that the port was closed.
-func (p *PublishedTCP) accept() (fd int, client netip.AddrPort, err error) {
-	rerr := p.rc.Read(func(l uintptr) bool {
-		fd, client, err = rawsock.Accept(int(l))
-		if err == unix.EAGAIN && p.spin.Wait(nil) {
-			fd, client, err = rawsock.Accept(int(l))
-		}
-		return err != unix.EAGAIN
-	})
-	p.spin.Begin()
-	if rerr != nil { // there is no deadline: closed
-		return -1, netip.AddrPort{}, net.ErrClosed
-	}
-	return fd, client, err
 }
 
 // serveClient connects a client of the host to the port inside, from the client's own address.

@@ -116,6 +116,9 @@ type Datagrams struct {
 	localPorts [2]uint16 // net.ipv4.ip_local_port_range
 	epoll      *os.File
 	epfd       int // of epoll, which Close closes after the sockets
+	member     *spin.Member
+	events     [pollEvents]unix.EpollEvent // of the turn, as is receiver
+	receiver   *receiver
 	stop       chan struct{}
 	wg         sync.WaitGroup // reader and sweeper
 	pingOnce   sync.Once      // logs the lack of permission
@@ -170,6 +173,7 @@ func (x *Datagrams) Close() error {
 	}
 	x.unlock()
 	close(x.stop)
+	x.member.Leave()
 	err := x.epoll.Close()
 	x.wg.Wait()
 	return err

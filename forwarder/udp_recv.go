@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rootlessnet/internal/rawsock"
+	"rootlessnet/internal/spin"
 	"rootlessnet/stack"
 )
 
@@ -79,7 +80,12 @@ func (x *Datagrams) openPoll() error {
 	}
 	_ = unix.SetNonblock(fd, true) // epoll_wait does not care, but os.NewFile hands it to the poller by this
 	x.epfd, x.epoll = fd, os.NewFile(uintptr(fd), "epoll")
-	if err := x.epoll.SetReadDeadline(time.Time{}); err != nil { // not taken by the poller
+	err = x.epoll.SetReadDeadline(time.Time{}) // where the poller did not take it
+	if err == nil {
+		x.receiver = newReceiver()
+		x.member, err = x.cfg.Spin.Member(x.epoll, x.turn)
+	}
+	if err != nil {
 		_ = x.epoll.Close()
 		return &Error{Op: "poll", Err: err}
 	}
@@ -100,38 +106,32 @@ func (x *Datagrams) watch(s *socket) error {
 // blocks in epoll_wait, which the scheduler has to give a processor first.
 func (x *Datagrams) readLoop() {
 	defer x.wg.Done()
-	r := newReceiver()
-	events := make([]unix.EpollEvent, pollEvents)
-	member := x.cfg.Spin.Member()
-	x.cfg.Spin.Add(x.epfd)
-	rc, err := x.epoll.SyscallConn()
-	for err == nil {
-		n := 0
-		err = rc.Read(func(fd uintptr) bool {
-			// The poller tells of changes only: it is asked again when nothing at all is ready.
-			n = pollNow(fd, events)
-			if n == 0 && member.Wait(nil) {
-				n = pollNow(fd, events)
-			}
-			return n > 0
-		})
-		member.Begin()
-		for i := range max(0, n) {
-			e := &events[i]
-			x.mu.Lock()
-			s := x.byFD[e.Fd] // a descriptor used again since is as good: it is not blocking
-			x.mu.Unlock()
-			if s == nil {
-				continue
-			}
-			if e.Events&unix.EPOLLERR != 0 {
-				x.readErrors(s, r)
-			}
-			if x.readBatch(s, r) > 1 {
-				member.Bulk()
-			}
+	_ = x.member.Run()
+}
+
+// turn reads from the sockets that are ready. It is the only one to use the receiver.
+func (x *Datagrams) turn() spin.Did {
+	n := pollNow(uintptr(x.epfd), x.events[:])
+	if n <= 0 {
+		return spin.Nothing
+	}
+	did := spin.Some
+	for i := range n {
+		e := &x.events[i]
+		x.mu.Lock()
+		s := x.byFD[e.Fd] // a descriptor used again since is as good: it is not blocking
+		x.mu.Unlock()
+		if s == nil {
+			continue
+		}
+		if e.Events&unix.EPOLLERR != 0 {
+			x.readErrors(s, x.receiver)
+		}
+		if x.readBatch(s, x.receiver) > 1 {
+			did = spin.Bulk
 		}
 	}
+	return did
 }
 
 // pollNow takes what is ready, without waiting. RawSyscall: it cannot block.

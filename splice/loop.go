@@ -1,14 +1,13 @@
 package splice
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"runtime/debug"
 	"sync"
-	"syscall"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -24,6 +23,9 @@ const (
 	// scratchSize is the Loop's buffer: what fills it is bulk, and goes through a pipe from then on.
 	scratchSize = 64 << 10
 
+	// turnRounds is how often a turn asks for events again while there is work left: others of the group may wait.
+	turnRounds = 8
+
 	// tickPace is how often connections that are half closed are looked at.
 	tickPace = 5 * time.Second
 )
@@ -36,29 +38,27 @@ type Handler interface {
 
 // Loop is one event loop. Its methods may be called from any goroutine.
 type Loop struct {
-	log *slog.Logger
-	ep  int
-	f   *os.File // owns ep
-	rc  syscall.RawConn
+	log    *slog.Logger
+	ep     int
+	f      *os.File // owns ep
+	member *spin.Member
+	due    atomic.Bool // the tick is
 
 	mu     sync.Mutex
 	slots  []slot             // guarded by mu
 	free   []int32            // guarded by mu
 	pairs  map[*Pair]struct{} // guarded by mu
-	armed  bool               // the tick is; guarded by mu
+	ticker *time.Timer        // not nil while the tick is armed; guarded by mu
 	closed bool               // guarded by mu
 
-	// The goroutine's own.
+	// Of the turn.
 	events  [maxEvents]unix.EpollEvent
 	queue   []*Pair // with work left after their turn
 	scratch []byte
 	pipes   pipePool
 	halves  map[*Pair]struct{} // half closed, not under keep-alive yet
 	naps    napper
-	member  spin.Member
-	look    func() bool // sets found
-	found   int         // events
-	since   time.Time   // when the loop last came from Go's poller
+	bulk    bool // it moved what comes anyway
 
 	done chan struct{}
 }
@@ -69,7 +69,8 @@ type slot struct {
 	gen uint32
 }
 
-// NewLoop starts a loop. log may be nil, and so may group, whose exchanges the loop takes part in.
+// NewLoop starts a loop. log may be nil, and so may group, whose exchanges the loop takes part in: then any of the group may do
+// its turns.
 func NewLoop(log *slog.Logger, group *spin.Group) (*Loop, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -84,15 +85,10 @@ func NewLoop(log *slog.Logger, group *spin.Group) (*Loop, error) {
 	}
 	l := &Loop{log: log, ep: ep, f: os.NewFile(uintptr(ep), "epoll"), pairs: map[*Pair]struct{}{},
 		scratch: make([]byte, scratchSize), pipes: newPipePool(), halves: map[*Pair]struct{}{}, done: make(chan struct{})}
-	if l.rc, err = l.f.SyscallConn(); err != nil {
+	l.naps = napper{loop: l, fd: -1}
+	if l.member, err = group.Member(l.f, l.turn); err != nil {
 		l.f.Close()
 		return nil, fmt.Errorf("epoll: %w", err)
-	}
-	l.naps, l.member = napper{loop: l, fd: -1}, group.Member()
-	group.Add(ep)
-	l.look = func() bool {
-		l.found = l.poll(uintptr(l.ep))
-		return l.found > 0
 	}
 	go l.run()
 	return l, nil
@@ -107,7 +103,11 @@ func (l *Loop) Close() {
 		return
 	}
 	l.closed = true
+	if l.ticker != nil {
+		l.ticker.Stop()
+	}
 	l.mu.Unlock()
+	l.member.Leave()
 	_ = l.f.Close()
 	<-l.done
 }
@@ -178,9 +178,9 @@ func (l *Loop) control(op, fd int, events uint32, token int32, gen uint32) error
 }
 
 // poll takes what is ready, without waiting. RawSyscall: it cannot block.
-func (l *Loop) poll(ep uintptr) int {
+func (l *Loop) poll() int {
 	for {
-		n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, ep, uintptr(unsafe.Pointer(&l.events[0])), maxEvents, 0, 0, 0)
+		n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.ep), uintptr(unsafe.Pointer(&l.events[0])), maxEvents, 0, 0, 0)
 		switch errno {
 		case 0:
 			return int(n)
@@ -196,31 +196,39 @@ func (l *Loop) poll(ep uintptr) int {
 func (l *Loop) run() {
 	defer close(l.done)
 	defer l.end()
-	for {
-		n := 0
-		step := func(ep uintptr) bool {
-			n = l.poll(ep)
-			return n > 0 || len(l.queue) > 0
-		}
-		if err := l.rc.Read(step); err != nil {
-			if errors.Is(err, os.ErrDeadlineExceeded) { // the tick
-				l.tick()
-				continue
-			}
-			return
-		}
-		for l.since = time.Now(); ; {
-			l.member.Begin()
-			l.turn(n)
-			if n = l.spin(); n == 0 {
-				break
-			}
-		}
-	}
+	_ = l.member.Run() // until Close
+	l.member.Leave()
 }
 
-// turn handles n events, and then once each pair that had work left.
-func (l *Loop) turn(n int) {
+// turn handles what is ready, and each pair that had work left.
+func (l *Loop) turn() spin.Did {
+	if l.due.Swap(false) {
+		l.tick()
+	}
+	n := l.poll()
+	if n == 0 && len(l.queue) == 0 {
+		return spin.Nothing
+	}
+	l.bulk = false
+	for round := 1; ; round++ {
+		l.handle(n)
+		if len(l.queue) == 0 {
+			break
+		}
+		if round == turnRounds {
+			l.member.Wake()
+			break
+		}
+		n = l.poll()
+	}
+	if l.bulk {
+		return spin.Bulk
+	}
+	return spin.Some
+}
+
+// handle handles n events, and then once each pair that had work left.
+func (l *Loop) handle(n int) {
 	for i := range l.events[:n] {
 		e := &l.events[i]
 		l.mu.Lock()
@@ -278,8 +286,7 @@ func (l *Loop) halfClosed(p *Pair) {
 // Most end before, and the calls would be for nothing.
 func (l *Loop) tick() {
 	l.mu.Lock()
-	l.armed = false
-	_ = l.f.SetReadDeadline(time.Time{})
+	l.ticker = nil
 	var young []*Pair
 	for p := range l.pairs {
 		if !p.tuned {
@@ -305,11 +312,13 @@ func (l *Loop) tick() {
 	}
 }
 
-// armTickLocked makes the sleep end by itself, once.
+// armTickLocked has the tick come, once.
 func (l *Loop) armTickLocked() {
-	if !l.armed && !l.closed {
-		l.armed = true
-		_ = l.f.SetReadDeadline(time.Now().Add(tickPace))
+	if l.ticker == nil && !l.closed {
+		l.ticker = time.AfterFunc(tickPace, func() {
+			l.due.Store(true)
+			l.member.Wake()
+		})
 	}
 }
 

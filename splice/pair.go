@@ -240,7 +240,7 @@ func (s *side) fillPipe() int {
 		}
 		s.pipe.held += n
 		s.streak += n
-		s.pair.loop.member.Bulk()
+		s.pair.loop.bulk = true
 		s.bulk = n >= bulkRest || s.quiet
 		return n
 	case unix.EAGAIN:

@@ -15,6 +15,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 
+	"rootlessnet/internal/spin"
 	"rootlessnet/tap"
 )
 
@@ -36,22 +37,22 @@ const (
 
 var broadcastMAC = [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
-// port is one device of the network and the guest behind it. Its receive loop is the only reader of the device.
+// port is one device of the network and the guest behind it. Its receiver is the only reader of the device.
 type port struct {
 	s   *Stack
 	dev tap.Device
-	// mac is the guest's link address, 48 bits; see learn. Written by the receive loop only.
+	// mac is the guest's link address, 48 bits; see learn. Written by the receiver only.
 	mac       atomic.Uint64
 	closeOnce sync.Once
 	done      chan struct{} // closed by close
 
-	// The receive loop's own, for learn.
+	// The receiver's own, for learn.
 	home    uint64     // the address the device was made with; 0 when it was not told
 	heard   bool       // mac was heard since doubted
 	doubted time.Time  // when another address was heard last while mac was not silent
 	lastSrc netip.Addr // is in addrs
 
-	trains trains // of the receive loop
+	trains trains // of the receiver
 
 	// addrs are the addresses seen behind this port; read only when the network has several ports.
 	mu    sync.RWMutex
@@ -158,39 +159,67 @@ type rx struct {
 	tail [rxTailSize]byte
 }
 
+// receiver is the receive loop of a port.
+type receiver struct {
+	p      *port
+	poll   func([]tap.Frame) (int, error)
+	frames []tap.Frame
+	slots  []rx
+	err    error
+}
+
 func (p *port) receiveLoop() error {
-	frames := make([]tap.Frame, rxBatch)
-	slots := make([]rx, rxBatch)
-	for i := range slots {
-		slots[i].view = buffer.NewViewSize(rxViewSize)
-		frames[i].Bufs = [][]byte{slots[i].view.AsSlice(), slots[i].tail[:]}
+	r := receiver{p: p, poll: p.dev.ReadFrames, frames: make([]tap.Frame, rxBatch), slots: make([]rx, rxBatch)}
+	for i := range r.slots {
+		r.slots[i].view = buffer.NewViewSize(rxViewSize)
+		r.frames[i].Bufs = [][]byte{r.slots[i].view.AsSlice(), r.slots[i].tail[:]}
 	}
 	defer func() {
-		for i := range slots {
-			slots[i].view.Release()
+		for i := range r.slots {
+			r.slots[i].view.Release()
 		}
 	}()
-	poller, _ := p.dev.(tap.Poller)
-	for {
-		n, err := p.dev.ReadFrames(frames)
-		for round := 1; ; round++ {
-			for i := range frames[:n] {
-				if p.receive(&frames[i], &slots[i]) {
-					slots[i].view = buffer.NewViewSize(rxViewSize)
-					frames[i].Bufs[0] = slots[i].view.AsSlice()
-				}
-			}
-			if n < len(frames) || err != nil || p.trains.n == 0 || poller == nil || round == trainRounds {
-				break
-			}
-			p.keep()
-			n, err = poller.PollFrames(frames)
-		}
-		p.flush()
-		if err != nil {
+	if d, ok := p.dev.(tap.Poller); ok {
+		r.poll = d.PollFrames
+		if err := d.Serve(r.turn); err != nil {
 			return err
 		}
+		return r.err
 	}
+	for r.turn() != spin.Over {
+	}
+	return r.err
+}
+
+// turn receives what there is.
+func (r *receiver) turn() spin.Did {
+	p, total := r.p, 0
+	for round := 1; ; round++ {
+		n, err := r.poll(r.frames)
+		for i := range r.frames[:n] {
+			if p.receive(&r.frames[i], &r.slots[i]) {
+				r.slots[i].view = buffer.NewViewSize(rxViewSize)
+				r.frames[i].Bufs[0] = r.slots[i].view.AsSlice()
+			}
+		}
+		if total += n; err != nil {
+			r.err = err
+		}
+		if n < len(r.frames) || p.trains.n == 0 || round == trainRounds {
+			break
+		}
+		p.keep()
+	}
+	p.flush()
+	switch {
+	case total > 1:
+		return spin.Bulk
+	case total == 1:
+		return spin.Some
+	case r.err != nil:
+		return spin.Over
+	}
+	return spin.Nothing
 }
 
 // panicked notes that a frame was lost by a panic.

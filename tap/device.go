@@ -84,12 +84,18 @@ type Device interface {
 	Close() error
 }
 
-// Poller is a Device that can be read without waiting: PollFrames is ReadFrames, but returns 0 when nothing is ready.
+// Poller is a Device that can be read by turns.
+//
+// PollFrames is ReadFrames, but returns 0 when nothing is ready.
+//
+// Serve calls turn, which reads with PollFrames, whenever there may be something, until turn says spin.Over, which is nil, or the
+// device is closed or has failed. turn is called by this goroutine, and by those of the group who look; not twice at once.
 type Poller interface {
 	PollFrames(frames []Frame) (n int, err error)
+	Serve(turn func() spin.Did) error
 }
 
-// Spinner is a Device whose reader can look for a moment before it sleeps. Spin must come before the first read.
+// Spinner is a Poller whose turns are those of a group. Spin must come before Serve.
 type Spinner interface {
 	Spin(g *spin.Group)
 }

@@ -50,9 +50,7 @@ type rxState struct {
 	want   int                // messages to ask for: near what came last, so that a lone frame is cheap
 	fail   int                // reads in a row that failed
 	fn     func(uintptr) bool // d's kind of read, bound once
-	once   func(uintptr) bool // fn, but never to be waited for
-	wait   func(uintptr) bool // fn, with a look before the poller is to wait
-	spin   spin.Member
+	poll   func(uintptr)      // and without an answer
 }
 
 func newRxState(d *fdDevice) *rxState {
@@ -61,61 +59,78 @@ func newRxState(d *fdDevice) *rxState {
 	if d.packet {
 		r.slots, r.msgs, r.fn = make([]rxSlot, rxBatch), make([]mmsghdr, rxBatch), r.readPacket
 	}
-	r.once = func(fd uintptr) bool {
-		r.fn(fd)
-		return true
-	}
-	r.wait = func(fd uintptr) bool {
-		return r.fn(fd) || r.spin.Wait(nil) && r.fn(fd)
-	}
+	r.poll = func(fd uintptr) { r.fn(fd) }
 	return r
 }
 
 // Spin implements Spinner.
-func (d *fdDevice) Spin(g *spin.Group) {
-	d.rx.spin = g.Member()
-	_ = d.conn.Control(func(fd uintptr) { g.Add(int(fd)) })
+func (d *fdDevice) Spin(g *spin.Group) { d.group = g }
+
+// Serve implements Poller.
+func (d *fdDevice) Serve(turn func() spin.Did) error {
+	m, err := d.group.Member(d.file, turn)
+	if err != nil {
+		return ErrClosed
+	}
+	defer m.Leave()
+	d.member.Store(m)
+	for !d.closed.Load() {
+		err := m.Run()
+		if err == nil {
+			return nil
+		}
+		if d.closed.Load() {
+			break
+		}
+		// The poller gives up on a descriptor that signals EPOLLERR and nothing else, as a TAP without its interface does. The
+		// read knows why.
+		time.Sleep(errorPause)
+		if m.Turn() == spin.Over {
+			return nil
+		}
+	}
+	return ErrClosed
 }
 
-// PollFrames implements Poller. An error of the device is left for ReadFrames to find.
+// PollFrames implements Poller.
 func (d *fdDevice) PollFrames(frames []Frame) (int, error) {
 	r := d.rx
-	if len(frames) == 0 || r.err != nil {
+	if !r.begin(frames) {
 		return 0, r.err
 	}
-	r.frames, r.n = frames, 0
-	err := d.conn.Read(r.once)
-	r.frames = nil
-	if err != nil || d.closed.Load() {
-		return 0, nil
+	if d.conn.Control(r.poll) != nil || d.closed.Load() {
+		r.err = ErrClosed
 	}
-	return r.n, nil
+	return r.end()
 }
 
 // ReadFrames implements Device. A frame shorter than an Ethernet header is delivered as it is.
 func (d *fdDevice) ReadFrames(frames []Frame) (int, error) {
 	r := d.rx
-	if len(frames) == 0 || r.err != nil {
+	if !r.begin(frames) {
 		return 0, r.err
 	}
-	r.frames, r.n = frames, 0
 	for r.n == 0 && r.err == nil {
-		err := d.conn.Read(r.wait)
+		err := d.conn.Read(r.fn)
 		if d.closed.Load() {
 			r.err = ErrClosed
-		} else if err != nil {
-			// The poller gives up on a descriptor that signals EPOLLERR and nothing else, as a TAP without its
-			// interface does. The read knows why.
+		} else if err != nil { // see Serve
 			time.Sleep(errorPause)
-			if d.conn.Control(func(fd uintptr) { r.fn(fd) }) != nil {
+			if d.conn.Control(r.poll) != nil {
 				r.err = ErrClosed
 			}
 		}
 	}
+	return r.end()
+}
+
+func (r *rxState) begin(frames []Frame) bool {
+	r.frames, r.n = frames, 0
+	return len(frames) > 0 && r.err == nil
+}
+
+func (r *rxState) end() (int, error) {
 	r.frames = nil
-	if r.spin.Begin(); r.n > 1 {
-		r.spin.Bulk()
-	}
 	if r.n > 0 {
 		return r.n, nil // an error waits for the next call
 	}

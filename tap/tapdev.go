@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/spin"
 )
 
 // Error is a failure of a link device. Err is or wraps a syscall.Errno.
@@ -29,7 +31,9 @@ type fdDevice struct {
 	conn   syscall.RawConn
 	closed atomic.Bool
 	rx     *rxState
-	tx     sync.Pool // of *txState
+	group  *spin.Group
+	member atomic.Pointer[spin.Member] // while Serve runs
+	tx     sync.Pool                   // of *txState
 
 	rxFrames, rxBytes, rxDropped atomic.Uint64
 	txFrames, txBytes, txDropped atomic.Uint64
@@ -187,6 +191,9 @@ func (d *fdDevice) fetchKernelDrops() {
 func (d *fdDevice) Close() error {
 	if d.closed.Swap(true) {
 		return nil
+	}
+	if m := d.member.Load(); m != nil {
+		m.Leave()
 	}
 	if d.packet {
 		d.fetchKernelDrops()

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"rootlessnet/internal/spin"
 	"rootlessnet/tap"
 )
 
@@ -124,9 +125,23 @@ func (d *FakeDevice) PollFrames(frames []tap.Frame) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
-		return 0, nil
+		return 0, tap.ErrClosed
 	}
 	return d.take(frames), nil
+}
+
+// Serve implements tap.Poller.
+func (d *FakeDevice) Serve(turn func() spin.Did) error {
+	for {
+		d.mu.Lock()
+		for len(d.toUs) == 0 && !d.closed {
+			d.changed.Wait()
+		}
+		d.mu.Unlock()
+		if turn() == spin.Over {
+			return nil
+		}
+	}
 }
 
 // take fills frames with what is queued. mu is held.

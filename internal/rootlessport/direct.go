@@ -10,7 +10,6 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -164,9 +163,9 @@ func (d *direct) close() {
 type listener struct {
 	d    *direct
 	f    *os.File
-	rc   syscall.RawConn
 	port Port
-	spin spin.Member
+
+	member *spin.Member
 
 	row        atomic.Int32 // clients whom plain sockets served, since the last one who was by a transparent one
 	plainUntil time.Time    // guarded by d.mu
@@ -178,16 +177,13 @@ func (d *direct) listen(p Port, addr netip.AddrPort) error {
 		return err
 	}
 	defer tcp.Close()
-	l := &listener{d: d, port: p, spin: d.group.Member()}
+	l := &listener{d: d, port: p}
 	// A listener of package net gives each connection a keep-alive pace of its own. The copy shares the socket.
 	if l.f, err = tcp.File(); err != nil {
 		return err
 	}
-	if l.rc, err = l.f.SyscallConn(); err == nil {
-		err = l.rc.Control(func(fd uintptr) {
-			rawsock.NoDelay(int(fd)) // what it accepts inherits that
-			d.group.Add(int(fd))
-		})
+	if l.member, err = d.group.Alone(l.f, l.turn); err == nil { // it may wait for a socket
+		rawsock.NoDelay(l.member.FD()) // what it accepts inherits that
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -201,39 +197,25 @@ func (d *direct) listen(p Port, addr netip.AddrPort) error {
 }
 
 func (l *listener) close() {
-	_ = l.rc.Control(func(fd uintptr) { l.d.group.Remove(int(fd)) })
+	l.member.Leave()
 	_ = l.f.Close()
 }
 
-func (l *listener) run() {
-	for {
-		fd, client, err := l.accept()
-		switch {
-		case errors.Is(err, net.ErrClosed):
-			return
-		case err != nil:
-			l.d.log.Warn("connection not accepted", "port", l.port.HostPort, "err", err)
-			l.d.pause(acceptPause)
-		default:
-			l.serve(fd, client)
-		}
-	}
-}
+func (l *listener) run() { _ = l.member.Run() }
 
-// accept waits for a client; net.ErrClosed means that the listener was closed.
-func (l *listener) accept() (fd int, client netip.AddrPort, err error) {
-	closed := l.rc.Read(func(from uintptr) bool {
-		fd, client, err = rawsock.Accept(int(from))
-		if err == unix.EAGAIN && l.spin.Wait(nil) {
-			fd, client, err = rawsock.Accept(int(from))
-		}
-		return err != unix.EAGAIN
-	})
-	l.spin.Begin()
-	if closed != nil { // there is no deadline
-		return -1, netip.AddrPort{}, net.ErrClosed
+// turn takes one client.
+func (l *listener) turn() spin.Did {
+	fd, client, err := rawsock.Accept(l.member.FD())
+	switch {
+	case err == unix.EAGAIN:
+		return spin.Nothing
+	case err != nil:
+		l.d.log.Warn("connection not accepted", "port", l.port.HostPort, "err", err)
+		l.d.pause(acceptPause)
+	default:
+		l.serve(fd, client)
 	}
-	return fd, client, err
+	return spin.Some
 }
 
 func (d *direct) pause(t time.Duration) {

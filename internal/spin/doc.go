@@ -7,11 +7,19 @@
 // processor, and what comes next may be for another: the request comes by the link, its answer by a socket, the next
 // client by a listener. Looking at one's own descriptors only makes the others late, and the exchange slower than with
 // everybody asleep. Therefore those who take part in the same exchanges form a Group, an epoll(7) set of everything that
-// any of them waits for. A Member looks at all of it, and goes to sleep as soon as something is there for another: Go's
-// scheduler, with nothing else to run, asks its own poller at once and without sleeping.
+// any of them waits for, and whoever looks does the turn of the one for whom something is there: to hand it over would
+// take Go's scheduler and its poller, as long as many a turn.
+//
+//	Run ── Go's poller ── own turn ──► look: nothing for 40 µs ─► Go's poller
+//	                                    ▲ │ something
+//	                                    └─┴─ the turn of whose it is
+//
+// A turn is done by one goroutine at a time, under the Member's own lock, but by any of the Group's. The one whose it is
+// is told by Go's poller as well, and finds nothing.
 //
 // # Limits
 //
-// A Group spins only while its exchanges are quick, and nobody does in bulk: what comes anyway comes in larger pieces to
-// one who sleeps. With one processor nobody spins, as whoever could answer needs it.
+// A Group looks only while its exchanges are quick, and nobody does in bulk: what comes anyway comes in larger pieces to
+// one who sleeps. Other goroutines have their turn before each look, and Go's poller after a millisecond. With one
+// processor nobody looks, as whoever could answer needs it.
 package spin
