@@ -31,7 +31,7 @@ type Loopback struct {
 	mint LoopbackMint // nil: servers are in our own namespace
 	most int          // connections; what is beyond waits in the backlog
 
-	buf [maxLoopbackDatagram]byte // the loop's own
+	buf [maxLoopbackDatagram]byte // of the loop's turn
 
 	mu      sync.Mutex
 	closed  bool                       // guarded by mu

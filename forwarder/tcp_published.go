@@ -89,8 +89,7 @@ func (p *PublishedTCP) turn() spin.Did {
 		return spin.Nothing
 	}
 	if p.t.clients.Load() >= maxDials {
-		p.rest()
-		return spin.Nothing
+		return p.rest()
 	}
 	fd, client, err := rawsock.Accept(p.member.FD())
 	switch {
@@ -98,8 +97,7 @@ func (p *PublishedTCP) turn() spin.Did {
 		return spin.Nothing
 	case err != nil:
 		p.t.stats.badAccepts.Add(1)
-		p.rest()
-		return spin.Nothing
+		return p.rest()
 	}
 	if l := p.t.cfg.Loopback; l != nil && client.Addr().IsLoopback() && !p.to.Addr().IsValid() {
 		l.Serve(fd, client.Addr().Is6(), p.to.Port())
@@ -110,12 +108,13 @@ func (p *PublishedTCP) turn() spin.Did {
 }
 
 // rest takes no clients for a while.
-func (p *PublishedTCP) rest() {
+func (p *PublishedTCP) rest() spin.Did {
 	p.resting.Store(true)
 	time.AfterFunc(acceptPause, func() {
 		p.resting.Store(false)
 		p.member.Wake()
 	})
+	return spin.Nothing
 }
 
 // serve takes the client over and connects it by the link.

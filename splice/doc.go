@@ -1,6 +1,6 @@
-// Package splice joins pairs of connected TCP sockets of the kernel. One Loop is one goroutine with an epoll set of its
-// own that serves any number of pairs: small exchanges are read and written through one buffer that all pairs share,
-// bulk moves through a pipe by splice(2), without a copy. What one socket says in TCP, the other one says too: data,
+// Package splice joins pairs of connected TCP sockets of the kernel. One Loop is an epoll set that serves any number of
+// pairs, in turns (internal/spin), one at a time: small exchanges are read and written through one buffer that all pairs
+// share, bulk moves through a pipe by splice(2), without a copy. What one socket says in TCP, the other one says too: data,
 // urgent data, FIN in either direction, RST.
 //
 // A pair that is idle costs a struct and its two sockets: no goroutine, no buffer, no pipe.

@@ -23,16 +23,13 @@ const (
 	// scratchSize is the Loop's buffer: what fills it is bulk, and goes through a pipe from then on.
 	scratchSize = 64 << 10
 
-	// turnRounds is how often a turn asks for events again while there is work left: others of the group may wait.
-	turnRounds = 8
-
 	// tickPace is how often connections that are half closed are looked at.
 	tickPace = 5 * time.Second
 )
 
 // Handler gets the events of a descriptor watched by a Loop.
 type Handler interface {
-	// Ready is called on the loop's goroutine with the bits of epoll(7). It must not block.
+	// Ready is called in the loop's turn with the bits of epoll(7). It must not block.
 	Ready(events uint32)
 }
 
@@ -191,7 +188,7 @@ func (l *Loop) poll() int {
 	}
 }
 
-// run is the loop's goroutine. It sleeps in Go's own poller, in which the epoll set is one more descriptor: whatever
+// run is the loop's goroutine, which does its turns when nobody of the group does. It sleeps in Go's own poller, in which the epoll set is one more descriptor: whatever
 // thread finds it ready goes on here, without waking another.
 func (l *Loop) run() {
 	defer close(l.done)
@@ -210,18 +207,12 @@ func (l *Loop) turn() spin.Did {
 		return spin.Nothing
 	}
 	l.bulk = false
-	for round := 1; ; round++ {
-		l.handle(n)
-		if len(l.queue) == 0 {
-			break
-		}
-		if round == turnRounds {
-			l.member.Wake()
-			break
-		}
-		n = l.poll()
-	}
-	if l.bulk {
+	l.handle(n)
+	switch {
+	case len(l.queue) > 0: // of which no descriptor tells
+		l.member.Wake()
+		return spin.Bulk
+	case l.bulk:
 		return spin.Bulk
 	}
 	return spin.Some

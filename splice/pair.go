@@ -26,7 +26,7 @@ const (
 	edgeTriggered = 1 << 31
 )
 
-// Pair is two joined sockets. Its fields belong to the loop's goroutine, but for the two counters.
+// Pair is two joined sockets. Its fields belong to the loop's turn, but for the two counters.
 type Pair struct {
 	loop      *Loop
 	a, b      side

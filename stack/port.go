@@ -159,17 +159,18 @@ type rx struct {
 	tail [rxTailSize]byte
 }
 
-// receiver is the receive loop of a port.
+// receiver is the receive loop of a port, which one goroutine at a time goes through.
 type receiver struct {
 	p      *port
 	poll   func([]tap.Frame) (int, error)
+	rounds int // of poll in a turn
 	frames []tap.Frame
 	slots  []rx
 	err    error
 }
 
 func (p *port) receiveLoop() error {
-	r := receiver{p: p, poll: p.dev.ReadFrames, frames: make([]tap.Frame, rxBatch), slots: make([]rx, rxBatch)}
+	r := receiver{p: p, poll: p.dev.ReadFrames, rounds: 1, frames: make([]tap.Frame, rxBatch), slots: make([]rx, rxBatch)}
 	for i := range r.slots {
 		r.slots[i].view = buffer.NewViewSize(rxViewSize)
 		r.frames[i].Bufs = [][]byte{r.slots[i].view.AsSlice(), r.slots[i].tail[:]}
@@ -180,7 +181,7 @@ func (p *port) receiveLoop() error {
 		}
 	}()
 	if d, ok := p.dev.(tap.Poller); ok {
-		r.poll = d.PollFrames
+		r.poll, r.rounds = d.PollFrames, trainRounds
 		if err := d.Serve(r.turn); err != nil {
 			return err
 		}
@@ -205,19 +206,19 @@ func (r *receiver) turn() spin.Did {
 		if total += n; err != nil {
 			r.err = err
 		}
-		if n < len(r.frames) || p.trains.n == 0 || round == trainRounds {
+		if n < len(r.frames) || err != nil || p.trains.n == 0 || round == r.rounds {
 			break
 		}
 		p.keep()
 	}
 	p.flush()
 	switch {
+	case r.err != nil:
+		return spin.Over
 	case total > 1:
 		return spin.Bulk
 	case total == 1:
 		return spin.Some
-	case r.err != nil:
-		return spin.Over
 	}
 	return spin.Nothing
 }

@@ -59,7 +59,7 @@ func (t *train) full() bool {
 	return t.count >= trainDatagrams || n%t.size != 0 || n+t.size > maxIPv4UDP
 }
 
-// trains belongs to the receive loop of a port.
+// trains belongs to the receiver of a port.
 type trains struct {
 	list [openTrains]train
 	n    int // of them open, the oldest first

@@ -7,9 +7,11 @@ import (
 	"net/netip"
 	"runtime/debug"
 	"testing"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/buffer"
 
+	"rootlessnet/internal/nettest"
 	"rootlessnet/tap"
 )
 
@@ -67,6 +69,36 @@ func TestDatagramsThatAreReadyAtOnceAreOneTrain(t *testing.T) {
 			t.Fatalf("%d trains, the first with %d bytes, GSOSize %d", len(got), len(got[0].Payload), got[0].GSOSize)
 		}
 		sameDatagrams(t, datagramsOf(t, got)[dst], want)
+	}
+}
+
+// TestTrainsOfADeviceThatIsNoPoller: what was read goes on its way before the next read, which may wait for ever.
+func TestTrainsOfADeviceThatIsNoPoller(t *testing.T) {
+	for n := rxBatch - 1; n <= 2*rxBatch; n++ {
+		h := &recorder{}
+		s, err := New(Config{Gateway4: gw4, Subnet4: netip.MustParsePrefix("10.0.2.0/24"), Guest4: guest4, MTU: 1500, Handler: h})
+		if err != nil {
+			t.Fatal(err)
+		}
+		dev := nettest.NewFakeDevice(noOffload())
+		for range n {
+			dev.InjectBytes(udpFrame(ap(guest4, 4000), ap(far4, 5000), make([]byte, 100)))
+		}
+		if err := s.AddPort(struct{ tap.Device }{dev}, guestMAC, nil); err != nil {
+			t.Fatal(err)
+		}
+		got := 0
+		for end := time.Now().Add(5 * time.Second); got < n && time.Now().Before(end); time.Sleep(time.Millisecond) {
+			for _, d := range h.takeUDP() {
+				if got++; d.GSOSize > 0 {
+					got += (len(d.Payload) - 1) / int(d.GSOSize)
+				}
+			}
+		}
+		if got != n {
+			t.Errorf("%d datagrams of %d went on", got, n)
+		}
+		s.Close()
 	}
 }
 

@@ -38,7 +38,7 @@ type rxSlot struct {
 	room int // bytes of the frame's Bufs
 }
 
-// rxState belongs to the one reader.
+// rxState belongs to the reader, one at a time.
 type rxState struct {
 	d      *fdDevice
 	frames []Frame // of the call under way
@@ -76,11 +76,11 @@ func (d *fdDevice) Serve(turn func() spin.Did) error {
 	d.member.Store(m)
 	for !d.closed.Load() {
 		err := m.Run()
-		if err == nil {
-			return nil
-		}
 		if d.closed.Load() {
 			break
+		}
+		if err == nil {
+			return nil
 		}
 		// The poller gives up on a descriptor that signals EPOLLERR and nothing else, as a TAP without its interface does. The
 		// read knows why.
@@ -219,7 +219,7 @@ func (r *rxState) readPacket(fd uintptr) bool {
 		case errno == unix.EINTR:
 			continue
 		case errno == unix.ENETDOWN:
-			if interfaceGone(int(fd)) {
+			if r.d.gone(int(fd)) {
 				r.err = ErrClosed
 				return true
 			}
@@ -268,10 +268,13 @@ func (r *rxState) failed(errno unix.Errno) {
 	}
 }
 
-// interfaceGone is asked when a packet socket's interface went down, which nobody does to the far end of the pair on
+// gone is asked when a packet socket's interface went down, which nobody does to the far end of the pair on
 // purpose: it is how its end begins. A socket without interface has index -1 (net/packet/af_packet.c).
-func interfaceGone(fd int) bool {
+func (d *fdDevice) gone(fd int) bool {
 	for range downChecks {
+		if d.closed.Load() {
+			break
+		}
 		sa, err := unix.Getsockname(fd)
 		if ll, ok := sa.(*unix.SockaddrLinklayer); err != nil || !ok || ll.Ifindex <= 0 {
 			return true

@@ -32,7 +32,7 @@ type fdDevice struct {
 	closed atomic.Bool
 	rx     *rxState
 	group  *spin.Group
-	member atomic.Pointer[spin.Member] // while Serve runs
+	member atomic.Pointer[spin.Member] // since Serve was called
 	tx     sync.Pool                   // of *txState
 
 	rxFrames, rxBytes, rxDropped atomic.Uint64

@@ -17,7 +17,7 @@ const (
 	Nothing Did = iota // and whoever waits goes on waiting
 	Some               // a step of an exchange
 	Bulk               // more than that: it comes anyway, in larger pieces to one who sleeps
-	Over               // nothing, and there will never be anything
+	Over               // the last there was: said again if it is asked again
 )
 
 // Member is one who waits for a descriptor. Its methods may be called from any goroutine.
@@ -38,6 +38,7 @@ type Member struct {
 
 	mu   sync.Mutex // held during a turn
 	in   bool       // the group sees f, or did; guarded by mu
+	bulk bool       // the last turn was; guarded by mu
 	left bool       // guarded by mu
 }
 
@@ -160,18 +161,29 @@ func (m *Member) take(uintptr) bool {
 // Wake has Run do a turn, though f may say nothing. f must have no deadline of its own.
 func (m *Member) Wake() { _ = m.f.SetReadDeadline(time.Unix(1, 0)) }
 
-// try does the turn, unless it is being done.
+// try does the turn for Run, unless it is being done, or would take long.
 func (m *Member) try() Did {
 	if m.alone || !m.mu.TryLock() {
 		return Nothing
 	}
 	defer m.mu.Unlock()
-	return m.doLocked()
+	if m.bulk {
+		return Nothing
+	}
+	did := m.doLocked()
+	if did == Over { // which f may have told once
+		m.Wake()
+	}
+	return did
 }
 
 func (m *Member) doLocked() Did {
 	if m.left {
 		return Over
 	}
-	return m.turn()
+	did := m.turn()
+	if did != Nothing {
+		m.bulk = did == Bulk
+	}
+	return did
 }

@@ -17,8 +17,8 @@ const (
 	// soon is how far apart two turns of a Group may be in an exchange: Time, and that which waking takes.
 	soon = 100 * time.Microsecond
 
-	// chain is how long turn may follow turn without Go's poller being asked in between: everybody who is in no Group
-	// waits there.
+	// chain is how long turn may follow turn before Go's poller has its chance: everybody who is in no Group waits there. While
+	// there is always something for the one who looks it is Go's monitor that asks, every 10 ms.
 	chain = time.Millisecond
 )
 
@@ -80,7 +80,7 @@ func (g *Group) look(did Did, quick bool) {
 			}
 			continue
 		}
-		// He may be at it, or it is in bulk, or a false alarm: then he is told by Go's poller.
+		// He may be at it, or in bulk, or it is a false alarm: Go's poller tells him.
 		if m.try() != Some {
 			return
 		}

@@ -148,16 +148,55 @@ func TestNobodyLooksWhenItPromisesNothing(t *testing.T) {
 	}
 }
 
-// TestATurnInBulkEndsTheLook: the rest of it is for his own goroutine.
-func TestATurnInBulkEndsTheLook(t *testing.T) {
+// TestWhoIsInBulkDoesHisTurns: whoever looks does the first one at most, not knowing.
+func TestWhoIsInBulkDoesHisTurns(t *testing.T) {
 	g := group(t)
 	b := newBell(t, g).stand(t)
 	b.did = Bulk
 	b.ring(t)
 	b.ring(t)
 	g.look(Some, true)
+	g.look(Some, true)
 	if n := b.turns.Load(); n != 1 {
-		t.Error(n, "turns, want 1")
+		t.Error(n, "turns by others, want 1")
+	}
+	b.did = Some
+	b.Turn()
+	b.ring(t)
+	g.look(Some, true)
+	if n := b.turns.Load(); n != 3 {
+		t.Error("not done by others though it is not in bulk any more")
+	}
+}
+
+// TestOverReachesRun: f may say it once, to somebody else.
+func TestOverReachesRun(t *testing.T) {
+	g := group(t)
+	b := newBell(t, g)
+	var once, over atomic.Bool // once: somebody else has been told
+	b.turn = func() Did {
+		if over.Load() {
+			return Over
+		}
+		if once.Swap(false) {
+			over.Store(true)
+			return Over
+		}
+		return Nothing
+	}
+	go func() { b.ended <- b.Run() }()
+	time.Sleep(10 * time.Millisecond) // it sleeps
+	once.Store(true)
+	if did := b.try(); did != Over {
+		t.Fatal("did", did)
+	}
+	select {
+	case err := <-b.ended:
+		if err != nil {
+			t.Error("Run:", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("Run sleeps on")
 	}
 }
 
