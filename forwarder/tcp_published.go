@@ -103,6 +103,7 @@ func (p *PublishedTCP) turn() spin.Did {
 		l.Serve(fd, client.Addr().Is6(), p.to.Port())
 	} else if k := p.t.kernel; k == nil || !k.serve(fd, client, p) {
 		go p.serve(fd, client)
+		return spin.Handed
 	}
 	return spin.Some
 }

@@ -53,6 +53,7 @@ type port struct {
 	lastSrc netip.Addr // is in addrs
 
 	trains trains // of the receiver
+	handed bool   // in its turn something was given to netstack, whose goroutines go on with it
 
 	// addrs are the addresses seen behind this port; read only when the network has several ports.
 	mu    sync.RWMutex
@@ -195,6 +196,7 @@ func (p *port) receiveLoop() error {
 // turn receives what there is.
 func (r *receiver) turn() spin.Did {
 	p, total := r.p, 0
+	p.handed = false
 	for round := 1; ; round++ {
 		n, err := r.poll(r.frames)
 		for i := range r.frames[:n] {
@@ -217,6 +219,8 @@ func (r *receiver) turn() spin.Did {
 		return spin.Over
 	case total > 1:
 		return spin.Bulk
+	case p.handed:
+		return spin.Handed
 	case total == 1:
 		return spin.Some
 	}
@@ -308,6 +312,7 @@ func (p *port) deliver(f *tap.Frame, r *rx, proto tcpip.NetworkProtocolNumber, h
 	if _, ok := pkt.LinkHeader().Consume(ethLen); !ok {
 		return taken
 	}
+	p.handed = true
 	d.DeliverNetworkPacket(proto, pkt)
 	return taken
 }

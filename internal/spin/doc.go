@@ -21,6 +21,6 @@
 // # Limits
 //
 // A Group looks only while its exchanges are quick, and nobody does in bulk: what comes anyway comes in larger pieces to
-// one who sleeps, and he who is in bulk does his turns himself. Other goroutines have theirs before each look. With one
+// one who sleeps, and he who is in bulk does his turns himself. With one
 // processor nobody looks, as whoever could answer needs it.
 package spin

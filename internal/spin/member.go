@@ -16,6 +16,7 @@ type Did int
 const (
 	Nothing Did = iota // and whoever waits goes on waiting
 	Some               // a step of an exchange
+	Handed             // the same, and other goroutines go on with it: they come before the next look
 	Bulk               // more than that: it comes anyway, in larger pieces to one who sleeps
 	Over               // the last there was: said again if it is asked again
 )
@@ -139,7 +140,7 @@ func (m *Member) Run() error {
 		case m.did == Over:
 			return nil
 		default:
-			m.g.look(m.did, m.quick)
+			m.g.look(m, m.did, m.quick)
 		}
 	}
 }

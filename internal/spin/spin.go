@@ -62,8 +62,8 @@ func (g *Group) Close() {
 	}
 }
 
-// look follows a turn. quick says that it came soon after another one.
-func (g *Group) look(did Did, quick bool) {
+// look follows a turn of m. quick says that it came soon after another one.
+func (g *Group) look(m *Member, did Did, quick bool) {
 	if g == nil {
 		return
 	}
@@ -71,23 +71,32 @@ func (g *Group) look(did Did, quick bool) {
 	if did == Bulk || !quick {
 		return
 	}
-	runtime.Gosched() // what the turn was for may be another goroutine's to go on with
-	for begin := start; ; {
-		m := g.ready()
-		if m == nil {
-			if g.now()-begin > int64(Time) {
-				return
-			}
-			continue
+	for begin := start; begin-start <= int64(chain); begin = g.turned() {
+		if did == Handed {
+			runtime.Gosched()
 		}
-		// He may be at it, or in bulk, or it is a false alarm: Go's poller tells him.
-		if m.try() != Some {
+		if did = m.try(); did == Nothing {
+			m, did = g.await(m, begin)
+		}
+		if did != Some && did != Handed { // or he is at it, or in bulk, or it was a false alarm: Go's poller tells him
 			return
 		}
-		if begin = g.turned(); begin-start > int64(chain) {
-			return
+	}
+}
+
+// await looks from begin on until something comes, and has the turn done. Most often it is for m again: to try that costs as
+// much as to look, and less than to look first.
+func (g *Group) await(m *Member, begin int64) (*Member, Did) {
+	for {
+		if other := g.ready(); other != nil {
+			return other, other.try()
 		}
-		runtime.Gosched()
+		if g.now()-begin > int64(Time) {
+			return m, Nothing
+		}
+		if did := m.try(); did != Nothing {
+			return m, did
+		}
 	}
 }
 

@@ -128,7 +128,7 @@ func TestWhoLooksDoesTheTurnsOfOthers(t *testing.T) {
 	a, b := newBell(t, g).stand(t), newBell(t, g).stand(t)
 	a.ring(t)
 	b.ring(t)
-	g.look(Some, true)
+	g.look(a.Member, Some, true)
 	if a.turns.Load() != 1 || b.turns.Load() != 1 {
 		t.Errorf("turns: %d and %d, want one of each", a.turns.Load(), b.turns.Load())
 	}
@@ -138,11 +138,11 @@ func TestNobodyLooksWhenItPromisesNothing(t *testing.T) {
 	g := group(t)
 	b := newBell(t, g).stand(t)
 	b.ring(t)
-	g.look(Some, false)
+	g.look(b.Member, Some, false)
 	if b.turns.Load() != 0 {
 		t.Error("after a turn out of the blue")
 	}
-	g.look(Bulk, true)
+	g.look(b.Member, Bulk, true)
 	if b.turns.Load() != 0 {
 		t.Error("in bulk")
 	}
@@ -155,15 +155,15 @@ func TestWhoIsInBulkDoesHisTurns(t *testing.T) {
 	b.did = Bulk
 	b.ring(t)
 	b.ring(t)
-	g.look(Some, true)
-	g.look(Some, true)
+	g.look(b.Member, Some, true)
+	g.look(b.Member, Some, true)
 	if n := b.turns.Load(); n != 1 {
 		t.Error(n, "turns by others, want 1")
 	}
 	b.did = Some
 	b.Turn()
 	b.ring(t)
-	g.look(Some, true)
+	g.look(b.Member, Some, true)
 	if n := b.turns.Load(); n != 3 {
 		t.Error("not done by others though it is not in bulk any more")
 	}
@@ -200,12 +200,25 @@ func TestOverReachesRun(t *testing.T) {
 	}
 }
 
+// TestOtherGoroutinesGoOnBeforeTheNextLook: they would wait for its end, as there is one processor for them.
+func TestOtherGoroutinesGoOnBeforeTheNextLook(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	g := group(t)
+	b := newBell(t, g).stand(t)
+	var gone atomic.Bool
+	go gone.Store(true)
+	g.look(b.Member, Handed, true)
+	if !gone.Load() {
+		t.Error("the other goroutine waits")
+	}
+}
+
 func TestATurnIsDoneOnceAtATime(t *testing.T) {
 	g := group(t)
 	b := newBell(t, g).stand(t)
 	b.ring(t)
 	b.mu.Lock() // it is being done
-	g.look(Some, true)
+	g.look(b.Member, Some, true)
 	b.mu.Unlock()
 	if b.turns.Load() != 0 {
 		t.Error("it was done twice at once")
@@ -222,7 +235,7 @@ func TestAloneIsForRunOnly(t *testing.T) {
 	b.Member = m
 	b.stand(t).ring(t)
 	begin := time.Now()
-	g.look(Some, true)
+	g.look(b.Member, Some, true)
 	if b.turns.Load() != 0 {
 		t.Error("somebody else did it")
 	}
@@ -244,7 +257,7 @@ func TestLeave(t *testing.T) {
 	defer unix.Close(copied)
 	b.Leave()
 	b.ring(t)
-	g.look(Some, true)
+	g.look(b.Member, Some, true)
 	if b.turns.Load() != 0 || b.Turn() != Over {
 		t.Error("a turn of one who has left")
 	}
@@ -254,7 +267,7 @@ func TestLeave(t *testing.T) {
 	}
 	c := newBell(t, g).stand(t) // in the other's place
 	c.ring(t)
-	g.look(Some, true)
+	g.look(c.Member, Some, true)
 	if c.turns.Load() != 1 {
 		t.Error("the next one's turn was not done")
 	}
@@ -286,7 +299,7 @@ func TestOneTurnMakesAnotherOnesQuick(t *testing.T) {
 		a.ring(t)
 		b.ring(t)
 		a.step(0)
-		g.look(a.Member.did, a.quick)
+		g.look(a.Member, a.Member.did, a.quick)
 		if b.step(0); b.quick {
 			break
 		}
@@ -303,10 +316,11 @@ func TestOneTurnMakesAnotherOnesQuick(t *testing.T) {
 
 func TestLookEnds(t *testing.T) {
 	g := group(t)
+	b := newBell(t, g).stand(t)
 	least := time.Hour
 	for range 20 {
 		begin := time.Now()
-		g.look(Some, true)
+		g.look(b.Member, Some, true)
 		least = min(least, time.Since(begin))
 	}
 	if least < Time || least > 20*Time {
@@ -322,7 +336,7 @@ func TestChainEnds(t *testing.T) {
 	b.ring(t) // and nobody takes it
 	done := make(chan struct{})
 	go func() {
-		g.look(Some, true)
+		g.look(b.Member, Some, true)
 		close(done)
 	}()
 	select {
@@ -334,7 +348,7 @@ func TestChainEnds(t *testing.T) {
 
 func TestNilGroup(t *testing.T) {
 	var g *Group
-	g.look(Some, true)
+	g.look(newBell(t, nil).Member, Some, true)
 	g.Close()
 }
 
@@ -342,7 +356,7 @@ func TestLookDoesNotAllocate(t *testing.T) {
 	g := group(t)
 	b := newBell(t, g).stand(t)
 	one := []byte{1}
-	if n := testing.AllocsPerRun(100, func() { b.w.Write(one); b.step(0); g.look(Some, true) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { b.w.Write(one); b.step(0); g.look(b.Member, Some, true) }); n != 0 {
 		t.Error(n, "allocations")
 	}
 }
