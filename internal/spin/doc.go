@@ -15,12 +15,12 @@
 //	                                    └─┴─ the turn of whose it is
 //
 // A turn is done by one goroutine at a time, under the Member's own lock, but by any of the Group's. The one whose it is
-// may be told by Go's poller as well, and finds nothing; or he is not told, as there is nothing any more when the poller looks. So what
-// a turn finds out once and for all (Over) is passed on to him.
+// may be told by Go's poller as well, and finds nothing; or he is not told, as there is nothing any more when the poller
+// looks. So what a turn finds out once and for all (Over) is passed on to him.
 //
 // # Limits
 //
 // A Group looks only while its exchanges are quick, and nobody does in bulk: what comes anyway comes in larger pieces to
-// one who sleeps, and he who is in bulk does his turns himself. With one
-// processor nobody looks, as whoever could answer needs it.
+// one who sleeps, and he who is in bulk does his turns himself. With one processor nobody looks, as whoever could answer
+// needs it.
 package spin
