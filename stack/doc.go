@@ -2,7 +2,8 @@
 //
 // # Theory of operation
 //
-// One goroutine per device reads frames, a few per wake-up, and sends each down one of four roads:
+// One goroutine per device, or in a quick exchange another one of its group (internal/spin), reads frames, a few per
+// wake-up, and sends each down one of four roads:
 //
 //   - TCP goes to gVisor's netstack, which terminates it. A SYN becomes a TCPRequest for the Handler: the handshake is
 //     completed only when the Handler says so. Frames carry up to 64 KiB and their checksums are left to be filled in
