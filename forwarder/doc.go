@@ -35,8 +35,9 @@
 //     nothing is allocated. Policy is asked when a flow is made; an allowed verdict is kept in the flow. A denied
 //     datagram leaves no entry behind (a guest cannot fill the table with them): it is judged, counted and answered
 //     each time.
-//   - One goroutine, or whoever of its group looks (internal/spin), waits in epoll for every socket and reads with recvmmsg into one set of buffers, so an idle socket
-//     costs a table entry and no stack or buffer: less than half of what a goroutine for each would take, see
+//   - One goroutine, or whoever of its group looks (internal/spin), waits in epoll for every socket and reads with
+//     recvmmsg into one set of buffers, so an idle socket costs a table entry and no stack or buffer: less than half of
+//     what a goroutine for each would take, see
 //     BenchmarkIdleMappings.
 //   - Bursts stay whole: a train from the guest leaves by one sendmsg with UDP_SEGMENT, a train received with UDP_GRO
 //     is written to the guest as one, and so is what one sender's datagrams read by one call have in common. Where the

@@ -66,8 +66,8 @@ type slot struct {
 	gen uint32
 }
 
-// NewLoop starts a loop. log may be nil, and so may group, whose exchanges the loop takes part in: then any of the group may do
-// its turns.
+// NewLoop starts a loop. log may be nil, and so may group, whose exchanges the loop takes part in: any of the group may
+// do its turns.
 func NewLoop(log *slog.Logger, group *spin.Group) (*Loop, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -188,8 +188,8 @@ func (l *Loop) poll() int {
 	}
 }
 
-// run is the loop's goroutine, which does its turns when nobody of the group does. It sleeps in Go's own poller, in which the epoll set is one more descriptor: whatever
-// thread finds it ready goes on here, without waking another.
+// run is the loop's goroutine, which does its turns when nobody of the group does. It sleeps in Go's own poller, in which
+// the epoll set is one more descriptor: whatever thread finds it ready goes on here, without waking another.
 func (l *Loop) run() {
 	defer close(l.done)
 	defer l.end()
@@ -208,11 +208,11 @@ func (l *Loop) turn() spin.Did {
 	}
 	l.bulk = false
 	l.handle(n)
-	switch {
-	case len(l.queue) > 0: // of which no descriptor tells
+	if len(l.queue) > 0 { // of which no descriptor tells
+		l.bulk = true
 		l.member.Wake()
-		return spin.Bulk
-	case l.bulk:
+	}
+	if l.bulk {
 		return spin.Bulk
 	}
 	return spin.Some

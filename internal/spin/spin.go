@@ -17,8 +17,9 @@ const (
 	// soon is how far apart two turns of a Group may be in an exchange: Time, and that which waking takes.
 	soon = 100 * time.Microsecond
 
-	// chain is how long turn may follow turn before Go's poller has its chance: everybody who is in no Group waits there. While
-	// there is always something for the one who looks it is Go's monitor that asks, every 10 ms.
+	// chain is how long turn may follow turn before goroutines that can run do, and Go's poller has its chance: everybody who
+	// is in no Group waits there. While there is always something for the one who looks it is Go's monitor that asks the poller,
+	// every 10 ms.
 	chain = time.Millisecond
 )
 
@@ -82,6 +83,7 @@ func (g *Group) look(m *Member, did Did, quick bool) {
 			return
 		}
 	}
+	runtime.Gosched()
 }
 
 // await looks from begin on until something comes, and has the turn done. Most often it is for m again: to try that costs as

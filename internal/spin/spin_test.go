@@ -332,12 +332,17 @@ func TestLookEnds(t *testing.T) {
 func TestChainEnds(t *testing.T) {
 	g := group(t)
 	b := newBell(t, g).stand(t)
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	var gone atomic.Bool
 	b.turn = func() Did { return Some }
 	b.ring(t) // and nobody takes it
 	done := make(chan struct{})
 	go func() {
-		g.look(b.Member, Some, true)
-		close(done)
+		defer close(done)
+		go gone.Store(true)
+		if g.look(b.Member, Some, true); !gone.Load() {
+			t.Error("and no other goroutine goes on meanwhile")
+		}
 	}()
 	select {
 	case <-done:
