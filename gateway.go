@@ -188,7 +188,7 @@ func (g *gateway) attach(file *os.File, kind string, can userns.LinkResult) erro
 		dev.Close()
 		return err
 	}
-	return g.stack.AddPort(dev, g.info.MAC, func(err error) {
+	return g.stack.AddPort(0, dev, g.info.MAC, func(err error) {
 		s.log.Debug("link ended", "err", err)
 		s.linkEnded(err)
 	})

@@ -222,7 +222,7 @@ func newLeakyWorld(t testing.TB, change func(*StreamsConfig)) *tcpWorld {
 		*Streams
 		*Datagrams
 	}{w.Streams, new(Datagrams)})
-	if err := w.gw.AddPort(w.wire, gstMAC, nil); err != nil {
+	if err := w.gw.AddPort(0, w.wire, gstMAC, nil); err != nil {
 		t.Fatal(err)
 	}
 	w.guest = newGuestStack(t, w.wire)

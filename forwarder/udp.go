@@ -320,7 +320,7 @@ func (x *Datagrams) handleDNS(d *stack.Datagram) {
 		n := min(size, len(rest))
 		x.count.dns.Add(1)
 		x.cfg.DNS(rest[:n:n], func(answer []byte) {
-			if err := x.cfg.Guest.WriteUDP(&stack.Datagram{Src: dst, Dst: src, Payload: answer}); err != nil {
+			if err := x.cfg.Guest.WriteUDP(&stack.Datagram{Flow: stack.Flow{Src: dst, Dst: src}, Payload: answer}); err != nil {
 				x.count.drop(DropGuestWrite)
 			}
 		})

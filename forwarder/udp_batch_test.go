@@ -120,7 +120,7 @@ func TestUDPTrainsWithoutSegmentation(t *testing.T) {
 	calls := s.sends
 	for _, c := range []struct{ size, count, tail, calls int }{{1000, 10, 1, 2}, {1000, 2, 0, 1}, {100, 150, 7, 4}, {1, 3, 0, 1}, {30000, 2, 0, 1}} {
 		train := strings.Repeat(strings.Repeat("a", c.size), c.count) + strings.Repeat("b", c.tail)
-		w.HandleUDP(&stack.Datagram{Src: guest4, Dst: h.addr, Payload: []byte(train), TTL: 64, GSOSize: uint16(c.size)})
+		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: guest4, Dst: h.addr}, Payload: []byte(train), TTL: 64, GSOSize: uint16(c.size)})
 		for range c.count {
 			if got, _ := h.read(t); len(got) != c.size || strings.Contains(got, "b") {
 				t.Fatalf("%+v: %d bytes", c, len(got))
@@ -140,7 +140,7 @@ func TestUDPTrainsWithoutSegmentation(t *testing.T) {
 	// A train that can be sent is one call, and so is a lone datagram.
 	w.advance(linkLife)
 	for _, gso := range []uint16{1000, 0} {
-		w.HandleUDP(&stack.Datagram{Src: guest4, Dst: h.addr, Payload: make([]byte, 20000), TTL: 64, GSOSize: gso})
+		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: guest4, Dst: h.addr}, Payload: make([]byte, 20000), TTL: 64, GSOSize: gso})
 		if n := s.sends - calls; n != 1 {
 			t.Errorf("%d calls with GSOSize %d", n, gso)
 		}
@@ -163,7 +163,7 @@ func TestUDPTrainLossIsCounted(t *testing.T) {
 	s.sendMu.Lock()
 	s.sendClosed = true
 	s.sendMu.Unlock()
-	w.HandleUDP(&stack.Datagram{Src: guest4, Dst: h.addr, Payload: make([]byte, 1001), TTL: 64, GSOSize: 100})
+	w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: guest4, Dst: h.addr}, Payload: make([]byte, 1001), TTL: 64, GSOSize: 100})
 	if st := w.Stats(); w.drops(DropClosed) != 11 || st.OutPackets != 1 || st.OutBytes != 1 {
 		t.Errorf("%+v", st)
 	}

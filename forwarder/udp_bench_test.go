@@ -83,7 +83,7 @@ func BenchmarkRoundTrip(b *testing.B) {
 	addr := echoServer(b)
 	w := newWorld(b, nil)
 	w.g.udp = make(chan stack.Datagram)
-	d := stack.Datagram{Src: guest4, Dst: addr, Payload: []byte("x"), TTL: 64}
+	d := stack.Datagram{Flow: stack.Flow{Src: guest4, Dst: addr}, Payload: []byte("x"), TTL: 64}
 	for b.Loop() {
 		w.HandleUDP(&d)
 		<-w.g.udp
@@ -93,7 +93,7 @@ func BenchmarkRoundTrip(b *testing.B) {
 func BenchmarkOutbound(b *testing.B) {
 	h := listenHost(b, "127.0.0.1:0")
 	w := newWorld(b, nil)
-	d := stack.Datagram{Src: guest4, Dst: h.addr, Payload: make([]byte, 1200), TTL: 64}
+	d := stack.Datagram{Flow: stack.Flow{Src: guest4, Dst: h.addr}, Payload: make([]byte, 1200), TTL: 64}
 	b.SetBytes(1200)
 	b.ReportAllocs()
 	for b.Loop() {

@@ -48,7 +48,7 @@ func TestUDPErrorsOfTheNetwork(t *testing.T) {
 		if c.dst.Addr().Is6() {
 			src = guest6
 		}
-		w.HandleUDP(&stack.Datagram{Src: src, Dst: c.dst, Payload: []byte(repeat(c.size)), TTL: c.ttl, DF: true})
+		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: src, Dst: c.dst}, Payload: []byte(repeat(c.size)), TTL: c.ttl, DF: true})
 		e := recv(t, w.g.udpErr, "error: "+c.name)
 		if e.e != c.want || e.flow != (stack.Flow{Src: src, Dst: c.dst}) || !strings.HasPrefix(repeat(c.size), string(e.payload)) {
 			t.Errorf("%s: got %v %+v, want %+v", c.name, e.flow, e.e, c.want)
@@ -57,16 +57,16 @@ func TestUDPErrorsOfTheNetwork(t *testing.T) {
 
 	// Without DF the host's kernel fragments.
 	h := n.listen(t, netip.AddrPortFrom(router4, 0).String())
-	w.HandleUDP(&stack.Datagram{Src: guest4, Dst: h.addr, Payload: []byte(repeat(4000)), TTL: 64})
+	w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: guest4, Dst: h.addr}, Payload: []byte(repeat(4000)), TTL: 64})
 	if s, _ := h.read(t); len(s) != 4000 {
 		t.Errorf("host got %d bytes", len(s))
 	}
 	// A train of datagrams too large for the path is one error, and one without DF arrives where it may be fragmented.
-	w.HandleUDP(&stack.Datagram{Src: guest4, Dst: ap("203.0.113.9:9"), Payload: []byte(repeat(4200)), TTL: 64, GSOSize: 1400, DF: true})
+	w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: guest4, Dst: ap("203.0.113.9:9")}, Payload: []byte(repeat(4200)), TTL: 64, GSOSize: 1400, DF: true})
 	if e := recv(t, w.g.udpErr, "error"); e.e != (stack.ICMPError{Type: 3, Code: 4, MTU: narrowMTU}) || len(e.payload) != 1400 {
 		t.Errorf("train: %+v, %d bytes", e.e, len(e.payload))
 	}
-	w.HandleUDP(&stack.Datagram{Src: guest4, Dst: h.addr, Payload: []byte(repeat(6000)), TTL: 64, GSOSize: 2000})
+	w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: guest4, Dst: h.addr}, Payload: []byte(repeat(6000)), TTL: 64, GSOSize: 2000})
 	for range 3 {
 		if s, _ := h.read(t); len(s) != 2000 {
 			t.Errorf("host got %d bytes", len(s))
@@ -108,7 +108,7 @@ func TestPublishedRemoteClients(t *testing.T) {
 		}
 	}
 	// A client that went away: the server is told, as by its own kernel.
-	d := stack.Datagram{Src: a4.addr, Dst: server4}
+	d := stack.Datagram{Flow: stack.Flow{Src: a4.addr, Dst: server4}}
 	_ = a4.Close()
 	w.answer(d, "too late")
 	if e := recv(t, w.g.udpErr, "error"); e.e != (stack.ICMPError{From: router4, Type: 3, Code: 3}) || e.flow.Src != server4 {

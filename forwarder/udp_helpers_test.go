@@ -135,7 +135,7 @@ func newWorld(t testing.TB, change func(*DatagramsConfig)) *world {
 		if err := x.Close(); err != nil {
 			t.Errorf("second Close: %v", err)
 		}
-		w.HandleUDP(&stack.Datagram{Src: guest4, Dst: netip.MustParseAddrPort("127.0.0.1:9"), TTL: 64}) // must not revive anything
+		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: guest4, Dst: netip.MustParseAddrPort("127.0.0.1:9")}, TTL: 64}) // must not revive anything
 		if n := countFDs(t); n > fds {
 			t.Errorf("%d descriptors before, %d after", fds, n)
 		}
@@ -207,7 +207,7 @@ func (h *host) write(t testing.TB, to netip.AddrPort, s string) {
 }
 
 func (w *world) send(src, dst netip.AddrPort, s string) {
-	w.HandleUDP(&stack.Datagram{Src: src, Dst: dst, Payload: []byte(s), TTL: 64})
+	w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: src, Dst: dst}, Payload: []byte(s), TTL: 64})
 }
 
 // knock is a datagram to where nobody listens.

@@ -31,7 +31,7 @@ func TestUDPLargerThanTheLink(t *testing.T) {
 		h, idle := n.listen(t, netip.AddrPortFrom(c.router, 0).String()), n.listen(t, netip.AddrPortFrom(c.router, 0).String())
 		w := newWorld(t, nil)
 		send := func(dst netip.AddrPort, size, gso int) {
-			w.HandleUDP(&stack.Datagram{Src: c.src, Dst: dst, Payload: []byte(repeat(size)), TTL: 64, GSOSize: uint16(gso), DF: true})
+			w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: c.src, Dst: dst}, Payload: []byte(repeat(size)), TTL: 64, GSOSize: uint16(gso), DF: true})
 		}
 		arrive := func(sizes ...int) {
 			t.Helper()
@@ -70,7 +70,7 @@ func TestUDPLargerThanTheLink(t *testing.T) {
 		send(c.narrow, 9000, 0)
 		none(t, w.g.udpErr, "error")
 
-		large := stack.Datagram{Src: c.src, Dst: idle.addr, Payload: []byte(repeat(9000)), TTL: 64, DF: true}
+		large := stack.Datagram{Flow: stack.Flow{Src: c.src, Dst: idle.addr}, Payload: []byte(repeat(9000)), TTL: 64, DF: true}
 		w.HandleUDP(&large)
 		if n := testing.AllocsPerRun(50, func() { w.HandleUDP(&large) }); n != 0 {
 			t.Errorf("%v: %v allocations a large datagram", h.addr, n)

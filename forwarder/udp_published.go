@@ -344,7 +344,7 @@ func (x *Datagrams) moveClient(key flowKey) {
 	if first == nil {
 		return
 	}
-	if err := x.cfg.Guest.WriteUDP(&stack.Datagram{Src: moved.key.remote, Dst: moved.key.guest, Payload: first}); err != nil {
+	if err := x.cfg.Guest.WriteUDP(&stack.Datagram{Flow: stack.Flow{Src: moved.key.remote, Dst: moved.key.guest}, Payload: first}); err != nil {
 		x.count.drop(DropGuestWrite)
 	}
 }

@@ -33,7 +33,7 @@ func at(p *UDPPort, host string) netip.AddrPort {
 
 // answer is what the server inside sends back on d.
 func (w *world) answer(d stack.Datagram, s string) {
-	w.HandleUDP(&stack.Datagram{Src: d.Dst, Dst: d.Src, Payload: []byte(s), TTL: 64})
+	w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: d.Dst, Dst: d.Src}, Payload: []byte(s), TTL: 64})
 }
 
 // Loopback clients appear as the gateway, each told from the others, and are answered from the address they used.

@@ -327,7 +327,7 @@ func trainLen(n int, gso uint16) int {
 // deliver writes a datagram, or a train, to the guest.
 func (x *Datagrams) deliver(r *receiver, key flowKey, gateway bool, data []byte, c control) {
 	d := &r.dgram
-	*d = stack.Datagram{Src: key.remote, Dst: key.guest, Payload: data, More: r.more, TTL: hop(c.ttl, gateway), TOS: c.tos}
+	*d = stack.Datagram{Flow: stack.Flow{Src: key.remote, Dst: key.guest}, Payload: data, More: r.more, TTL: hop(c.ttl, gateway), TOS: c.tos}
 	if int(c.gso) < len(data) || len(r.more) > 0 {
 		d.GSOSize = c.gso
 	}

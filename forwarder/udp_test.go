@@ -282,7 +282,7 @@ func TestUDPGatewayRewrite(t *testing.T) {
 		gw    netip.Addr
 	}{{guest4, gw4}, {guest6, gw6}} {
 		remote := netip.AddrPortFrom(c.gw, port)
-		w.HandleUDP(&stack.Datagram{Src: c.guest, Dst: remote, Payload: []byte("hello"), TTL: 1}) // no hop lies between
+		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: c.guest, Dst: remote}, Payload: []byte("hello"), TTL: 1}) // no hop lies between
 		s, from := h.read(t)
 		if s != "hello" {
 			t.Fatalf("host got %q", s)
@@ -303,7 +303,7 @@ func TestUDPGatewayRewrite(t *testing.T) {
 func TestUDPTimeExceededAtGateway(t *testing.T) {
 	h := listenHost(t, "127.0.0.1:0")
 	w := newWorld(t, nil)
-	w.HandleUDP(&stack.Datagram{Src: guest4, Dst: h.addr, Payload: []byte("x"), TTL: 1})
+	w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: guest4, Dst: h.addr}, Payload: []byte("x"), TTL: 1})
 	if e := recv(t, w.g.udpErr, "ICMP error"); e.e != timeExceeded(true) {
 		t.Errorf("got %+v", e)
 	}
@@ -357,7 +357,7 @@ func TestUDPTOSAndTTL(t *testing.T) {
 		set(unix.IP_RECVTTL, unix.IPV6_RECVHOPLIMIT, 1)
 		w := newWorld(t, nil)
 		for i, want := range []struct{ tos, ttl uint8 }{{0xb8 | 1, 64}, {0xb8 | 1, 64}, {2, 200}, {3, 2}, {0, 64}} {
-			w.HandleUDP(&stack.Datagram{Src: c.guest, Dst: h.addr, Payload: []byte("x"), TTL: want.ttl, TOS: want.tos, DF: i%2 == 0})
+			w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: c.guest, Dst: h.addr}, Payload: []byte("x"), TTL: want.ttl, TOS: want.tos, DF: i%2 == 0})
 			oob := make([]byte, 128)
 			_ = h.SetReadDeadline(time.Now().Add(patience))
 			_, n, _, from, err := h.ReadMsgUDPAddrPort(make([]byte, 10), oob)
@@ -384,7 +384,7 @@ func TestUDPTrains(t *testing.T) {
 	w := newWorld(t, nil)
 	for _, c := range []struct{ size, count, tail int }{{1000, 10, 1}, {1000, 2, 0}, {100, 150, 7}, {1, 3, 0}, {30000, 2, 0}} {
 		train := strings.Repeat(strings.Repeat("a", c.size), c.count) + strings.Repeat("b", c.tail)
-		w.HandleUDP(&stack.Datagram{Src: guest4, Dst: h.addr, Payload: []byte(train), TTL: 64, GSOSize: uint16(c.size)})
+		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: guest4, Dst: h.addr}, Payload: []byte(train), TTL: 64, GSOSize: uint16(c.size)})
 		for i := range c.count {
 			if s, _ := h.read(t); len(s) != c.size {
 				t.Fatalf("%+v: datagram %d has %d bytes", c, i, len(s))
@@ -425,7 +425,7 @@ func TestUDPDNS(t *testing.T) {
 		}
 	})
 	for _, dst := range []netip.AddrPort{netip.AddrPortFrom(gw4, 53), ap("10.0.2.3:53")} {
-		w.HandleUDP(&stack.Datagram{Src: guest4, Dst: dst, Payload: []byte("q1q2q"), GSOSize: 2, TTL: 1})
+		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: guest4, Dst: dst}, Payload: []byte("q1q2q"), GSOSize: 2, TTL: 1})
 		for range 3 {
 			d := recv(t, w.g.udp, "answer")
 			if d.Src != dst || d.Dst != guest4 || !strings.HasPrefix(string(d.Payload), "answer to q") {

@@ -3,32 +3,20 @@ package policy
 import (
 	"net/netip"
 	"strconv"
+
+	"rootlessnet/flow"
 )
 
 // Proto is an IP protocol number.
-type Proto uint8
+type Proto = flow.Proto
 
 // The protocols that cross the gateway; any other is prohibited.
 const (
-	ICMP   Proto = 1
-	TCP    Proto = 6
-	UDP    Proto = 17
-	ICMPv6 Proto = 58
+	ICMP   = flow.ICMP
+	TCP    = flow.TCP
+	UDP    = flow.UDP
+	ICMPv6 = flow.ICMPv6
 )
-
-func (p Proto) String() string {
-	switch p {
-	case ICMP:
-		return "icmp"
-	case TCP:
-		return "tcp"
-	case UDP:
-		return "udp"
-	case ICMPv6:
-		return "icmpv6"
-	}
-	return "proto-" + strconv.Itoa(int(p))
-}
 
 // Action says what becomes of a flow. The zero value is Drop, so that a Verdict nobody filled in opens nothing.
 type Action uint8

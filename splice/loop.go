@@ -35,16 +35,18 @@ type Handler interface {
 
 // Loop is one event loop. Its methods may be called from any goroutine.
 type Loop struct {
-	log    *slog.Logger
-	ep     int
-	f      *os.File // owns ep
-	member *spin.Member
-	due    atomic.Bool // the tick is
+	log     *slog.Logger
+	ep      int
+	f       *os.File // owns ep
+	member  *spin.Member
+	due     atomic.Bool // the tick is
+	killing atomic.Bool // killed is not empty
 
 	mu     sync.Mutex
 	slots  []slot             // guarded by mu
 	free   []int32            // guarded by mu
 	pairs  map[*Pair]struct{} // guarded by mu
+	killed []*Pair            // to be reset by the next handler run; guarded by mu
 	ticker *time.Timer        // not nil while the tick is armed; guarded by mu
 	closed bool               // guarded by mu
 
@@ -202,6 +204,7 @@ func (l *Loop) turn() spin.Did {
 	if l.due.Swap(false) {
 		l.tick()
 	}
+	l.endKilled()
 	n := l.poll()
 	if n == 0 && len(l.queue) == 0 {
 		return spin.Nothing

@@ -36,6 +36,7 @@ type Pair struct {
 	halfSince time.Time
 	onEnd     func()
 
+	half     atomic.Bool // one side was closed by FIN
 	toA, toB atomic.Uint64
 }
 
@@ -194,6 +195,7 @@ func (s *side) passFIN() {
 	p := s.pair
 	s.dropPipe()
 	s.shut = true
+	p.half.Store(true)
 	if s.peer.shut { // that was the other direction's: close says it as well
 		return
 	}

@@ -83,7 +83,7 @@ func (s *Stack) handleDHCP6(d *Datagram) {
 	if c.FQDN != "" {
 		resp.AddOption(&dhcpv6.OptFQDN{DomainName: &rfc1035label.Labels{Labels: []string{c.FQDN}}})
 	}
-	_ = s.WriteUDP(&Datagram{Src: netip.AddrPortFrom(s.router6(), dhcp6ServerPort), Dst: netip.AddrPortFrom(d.Src.Addr(), dhcp6ClientPort),
+	_ = s.WriteUDP(&Datagram{Flow: Flow{Src: netip.AddrPortFrom(s.router6(), dhcp6ServerPort), Dst: netip.AddrPortFrom(d.Src.Addr(), dhcp6ClientPort)},
 		Payload: resp.ToBytes(), TTL: 1})
 }
 

@@ -25,7 +25,7 @@ type touch struct{ s *Stack }
 
 func (h touch) HandleTCP(q *TCPRequest) { q.Reset() }
 func (h touch) HandleUDP(d *Datagram) {
-	_ = h.s.WriteUDP(&Datagram{Src: d.Dst, Dst: d.Src, Payload: d.Payload, TTL: d.TTL, TOS: d.TOS, DF: d.DF, GSOSize: d.GSOSize})
+	_ = h.s.WriteUDP(&Datagram{Flow: Flow{Src: d.Dst, Dst: d.Src}, Payload: d.Payload, TTL: d.TTL, TOS: d.TOS, DF: d.DF, GSOSize: d.GSOSize})
 	_ = h.s.WriteUDPError(Flow{d.Src, d.Dst}, d.Payload, ICMPError{Type: 3, Code: 3})
 }
 func (h touch) HandleEcho(e *Echo) {

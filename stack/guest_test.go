@@ -121,7 +121,7 @@ func newBench(t testing.TB, info tap.Info, change func(*Config)) *bench {
 	info.MTU, info.MAC = cfg.MTU, guestMAC
 	b := &bench{TB: t, s: s, dev: nettest.NewFakeDevice(info), h: h}
 	t.Cleanup(s.Close)
-	if err := s.AddPort(b.dev, guestMAC, nil); err != nil {
+	if err := s.AddPort(0, b.dev, guestMAC, nil); err != nil {
 		t.Fatal(err)
 	}
 	if cfg.Gateway6.IsValid() {

@@ -87,7 +87,7 @@ func (p *port) receiveEcho(k *packet) {
 		return
 	}
 	e := Echo{
-		Src: k.src, Dst: k.dst,
+		Endpoint: p.endpoint, Src: k.src, Dst: k.dst,
 		ID: binary.BigEndian.Uint16(k.payload[4:6]), Seq: binary.BigEndian.Uint16(k.payload[6:8]),
 		Payload: k.payload[icmpLen:], TTL: k.ttl, TOS: k.tos, DF: k.df,
 	}

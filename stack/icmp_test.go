@@ -160,7 +160,7 @@ func TestErrorsOfTheGuestReachTheHandler(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	for _, a := range families {
 		src, dst := ap(a.far, 53), ap(a.guest, 4000)
-		if err := b.s.WriteUDP(&Datagram{Src: src, Dst: dst, Payload: pattern(900)}); err != nil {
+		if err := b.s.WriteUDP(&Datagram{Flow: Flow{Src: src, Dst: dst}, Payload: pattern(900)}); err != nil {
 			t.Fatal(err)
 		}
 		sent := b.next().raw.Bufs[0][ethLen:]

@@ -44,7 +44,7 @@ func TestARPAnswersForTheGatewayOnly(t *testing.T) {
 
 func TestForgedAddressesDoNotDivertAFlow(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
-	to := &Datagram{Src: ap(far4, 53), Dst: ap(guest4, 4000), Payload: []byte("x")}
+	to := &Datagram{Flow: Flow{Src: ap(far4, 53), Dst: ap(guest4, 4000)}, Payload: []byte("x")}
 	for i := range 100 {
 		forged := net.HardwareAddr{2, 9, 9, 9, byte(i >> 8), byte(i)}
 		b.dev.InjectBytes(udpFrame(ap(guest4, 4000), ap(far4, 53), nil), arpRequest(forged, guest4, far4))
@@ -281,7 +281,7 @@ func TestPortsEndAndStackGoesOn(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	ended := make(chan error, 2)
 	second := nettest.NewFakeDevice(tap.Info{MTU: 1500, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 0x16}})
-	if err := b.s.AddPort(second, second.Info().MAC, func(err error) { ended <- err }); err != nil {
+	if err := b.s.AddPort(0, second, second.Info().MAC, func(err error) { ended <- err }); err != nil {
 		t.Fatal(err)
 	}
 	g2 := guest4.Next()
@@ -296,7 +296,7 @@ func TestPortsEndAndStackGoesOn(t *testing.T) {
 	b.dev.InjectBytes(stolen)
 	b.settle()
 	second.Written()
-	if err := b.s.WriteUDP(&Datagram{Src: ap(far4, 5), Dst: ap(g2, 5)}); err != nil {
+	if err := b.s.WriteUDP(&Datagram{Flow: Flow{Src: ap(far4, 5), Dst: ap(g2, 5)}}); err != nil {
 		t.Fatal(err)
 	}
 	if f, ok := second.Next(patience); !ok || !bytes.Equal(f.Bufs[0][0:6], second.Info().MAC) {
@@ -308,7 +308,7 @@ func TestPortsEndAndStackGoesOn(t *testing.T) {
 	}
 	b.settle()
 	b.s.Close()
-	if err := b.s.AddPort(nettest.NewFakeDevice(tap.Info{}), nil, nil); err == nil {
+	if err := b.s.AddPort(0, nettest.NewFakeDevice(tap.Info{}), nil, nil); err == nil {
 		t.Error("a closed stack took a port")
 	}
 	if _, err := b.s.DialTCP(t.Context(), ap(far4, 1), ap(guest4, 1)); err == nil {

@@ -15,6 +15,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 
+	"rootlessnet/flow"
 	"rootlessnet/internal/spin"
 	"rootlessnet/tap"
 )
@@ -39,8 +40,9 @@ var broadcastMAC = [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
 // port is one device of the network and the guest behind it. Its receiver is the only reader of the device.
 type port struct {
-	s   *Stack
-	dev tap.Device
+	s        *Stack
+	endpoint flow.Endpoint
+	dev      tap.Device
 	// mac is the guest's link address, 48 bits; see learn. Written by the receiver only.
 	mac       atomic.Uint64
 	closeOnce sync.Once
@@ -69,8 +71,8 @@ const (
 	macPatience = 2 * time.Second
 )
 
-func newPort(s *Stack, dev tap.Device, mac net.HardwareAddr) *port {
-	p := &port{s: s, dev: dev, addrs: map[netip.Addr]struct{}{}, done: make(chan struct{})}
+func newPort(s *Stack, ep flow.Endpoint, dev tap.Device, mac net.HardwareAddr) *port {
+	p := &port{s: s, endpoint: ep, dev: dev, addrs: map[netip.Addr]struct{}{}, done: make(chan struct{})}
 	m := broadcastMAC
 	if len(mac) == 6 {
 		copy(m[:], mac)

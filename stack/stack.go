@@ -20,6 +20,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 
+	"rootlessnet/flow"
 	"rootlessnet/tap"
 )
 
@@ -238,16 +239,16 @@ func (s *Stack) SetAddresses(c Config) error {
 // MAC is the gateway's link address.
 func (s *Stack) MAC() net.HardwareAddr { return append(net.HardwareAddr(nil), s.mac[:]...) }
 
-// AddPort attaches a device and starts reading it. guestMAC is where frames go until the guest is heard from another
+// AddPort attaches the device of an endpoint and starts reading it. guestMAC is where frames go until the guest is heard from another
 // address; nil means broadcast until then. onEnd, when not nil, is called once when the device has ended by itself, not
 // by Close; it must not call Close. The stack owns dev from here on, unless it is closed and AddPort fails.
-func (s *Stack) AddPort(dev tap.Device, guestMAC net.HardwareAddr, onEnd func(error)) error {
+func (s *Stack) AddPort(ep flow.Endpoint, dev tap.Device, guestMAC net.HardwareAddr, onEnd func(error)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return tap.ErrClosed
 	}
-	p := newPort(s, dev, guestMAC)
+	p := newPort(s, ep, dev, guestMAC)
 	list := append(append([]*port(nil), *s.ports.Load()...), p)
 	s.ports.Store(&list)
 	s.wg.Go(func() {

@@ -67,7 +67,7 @@ func (p *port) offerSYN(k *packet, r *rx) (taken bool) {
 		return false
 	}
 	q := &SYN{
-		Flow: Flow{Src: netip.AddrPortFrom(k.src, binary.BigEndian.Uint16(k.payload)), Dst: netip.AddrPortFrom(k.dst, binary.BigEndian.Uint16(k.payload[2:]))},
+		Flow: Flow{Endpoint: p.endpoint, Src: netip.AddrPortFrom(k.src, binary.BigEndian.Uint16(k.payload)), Dst: netip.AddrPortFrom(k.dst, binary.BigEndian.Uint16(k.payload[2:]))},
 		TTL:  k.ttl, TOS: k.tos, Frame: frame[:ethLen+len(k.ip)], s: s, seq: binary.BigEndian.Uint32(k.payload[4:]),
 	}
 	clear(q.Frame[:2*6])

@@ -17,10 +17,13 @@ import (
 	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
+
+	"rootlessnet/flow"
 )
 
 // synInfo is what the forwarder of netstack does not tell of a SYN.
 type synInfo struct {
+	endpoint flow.Endpoint
 	seq      uint32
 	ttl, tos uint8
 }
@@ -39,6 +42,9 @@ func (s *Stack) deliverSYN(id gstack.TransportEndpointID, pkt *gstack.PacketBuff
 		return false // netstack answers with a reset, or drops a reset
 	}
 	info := synInfo{seq: t.SequenceNumber()}
+	if p := s.portFor(toNetip(id.RemoteAddress)); p != nil {
+		info.endpoint = p.endpoint
+	}
 	if ip := pkt.NetworkHeader().Slice(); ip[0]>>4 == 4 {
 		info.ttl, info.tos = ip[8], ip[1]
 	} else {
@@ -74,7 +80,7 @@ func (s *Stack) handleTCP(r *tcp.ForwarderRequest) {
 	s.syns.mu.Lock()
 	i := s.syns.m[id]
 	s.syns.mu.Unlock()
-	req.TTL, req.TOS = i.ttl, i.tos
+	req.Endpoint, req.TTL, req.TOS = i.endpoint, i.ttl, i.tos
 	defer func() {
 		if e := recover(); e != nil {
 			s.stats.drop(DropPanic)
@@ -175,6 +181,9 @@ func (s *Stack) DialTCP(ctx context.Context, src, dst netip.AddrPort) (*Conn, er
 		proto = ipv6.ProtocolNumber
 	}
 	c := &Conn{Flow: Flow{Src: src, Dst: dst}}
+	if p := s.portFor(dst.Addr()); p != nil {
+		c.Endpoint = p.endpoint
+	}
 	ep, terr := s.ns.NewEndpoint(tcp.ProtocolNumber, proto, &c.wq)
 	if terr != nil {
 		return nil, Errno(terr)

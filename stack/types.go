@@ -3,11 +3,20 @@ package stack
 import (
 	"fmt"
 	"net/netip"
+
+	"rootlessnet/flow"
 )
 
-// Flow names a conversation as the guest sees it: Src is the side that spoke first.
+// Flow names a conversation as the guest sees it: Src is the side that sent the first packet. Endpoint says behind which
+// port of the stack the guest is.
 type Flow struct {
+	Endpoint flow.Endpoint
 	Src, Dst netip.AddrPort
+}
+
+// Key is the flow's key for a protocol.
+func (f Flow) Key(p flow.Proto) flow.Key {
+	return flow.Key{Endpoint: f.Endpoint, Proto: p, Src: f.Src, Dst: f.Dst}
 }
 
 func (f Flow) String() string { return fmt.Sprintf("%v->%v", f.Src, f.Dst) }
@@ -30,12 +39,12 @@ type Handler interface {
 
 // Datagram is one UDP datagram, or with GSOSize a train of them.
 type Datagram struct {
-	Src, Dst netip.AddrPort
-	Payload  []byte
-	TTL      uint8 // IPv4 TTL or IPv6 hop limit; 0 on write means 64
-	TOS      uint8 // IPv4 TOS or IPv6 traffic class, ECN bits included
-	DF       bool  // IPv4 don't-fragment; always true for IPv6 that came in one piece
-	GSOSize  uint16
+	Flow
+	Payload []byte
+	TTL     uint8 // IPv4 TTL or IPv6 hop limit; 0 on write means 64
+	TOS     uint8 // IPv4 TOS or IPv6 traffic class, ECN bits included
+	DF      bool  // IPv4 don't-fragment; always true for IPv6 that came in one piece
+	GSOSize uint16
 	// GSOSize is non-zero when Payload is several datagrams of GSOSize bytes each (the last may be shorter).
 	// WriteUDP splits such a train itself where the device has no USO.
 
@@ -46,6 +55,7 @@ type Datagram struct {
 
 // Echo is one ICMP or ICMPv6 echo request (from the guest) or reply (to it); the family is that of the addresses.
 type Echo struct {
+	Endpoint flow.Endpoint
 	Src, Dst netip.Addr
 	ID, Seq  uint16
 	Payload  []byte

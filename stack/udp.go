@@ -61,8 +61,9 @@ func (p *port) receiveUDP(k *packet, collect bool) {
 	d := datagramPool.Get().(*Datagram) // the handler's argument would cost an allocation each
 	defer datagramPool.Put(d)
 	*d = Datagram{
-		Src:     netip.AddrPortFrom(k.src, binary.BigEndian.Uint16(k.payload[0:2])),
-		Dst:     netip.AddrPortFrom(k.dst, binary.BigEndian.Uint16(k.payload[2:4])),
+		Flow: Flow{Endpoint: p.endpoint,
+			Src: netip.AddrPortFrom(k.src, binary.BigEndian.Uint16(k.payload[0:2])),
+			Dst: netip.AddrPortFrom(k.dst, binary.BigEndian.Uint16(k.payload[2:4]))},
 		Payload: k.payload[udpLen:],
 		TTL:     k.ttl, TOS: k.tos, DF: k.df,
 	}

@@ -108,7 +108,7 @@ func TestWriteUDP(t *testing.T) {
 		for _, a := range families {
 			for _, n := range []int{0, 1, 2, 3, 1000, 1001} {
 				src, dst := ap(a.far, 53), ap(a.guest, 4000)
-				if err := b.s.WriteUDP(&Datagram{Src: src, Dst: dst, Payload: pattern(n), TTL: 9, TOS: 0xb9, DF: n&1 == 1}); err != nil {
+				if err := b.s.WriteUDP(&Datagram{Flow: Flow{Src: src, Dst: dst}, Payload: pattern(n), TTL: 9, TOS: 0xb9, DF: n&1 == 1}); err != nil {
 					t.Fatal(err)
 				}
 				k := b.next()
@@ -124,10 +124,10 @@ func TestWriteUDP(t *testing.T) {
 				}
 			}
 		}
-		if err := b.s.WriteUDP(&Datagram{Src: ap(far4, 1), Dst: ap(guest4, 1), Payload: make([]byte, maxIPv4UDP+1)}); !errors.Is(err, ErrTooBig) {
+		if err := b.s.WriteUDP(&Datagram{Flow: Flow{Src: ap(far4, 1), Dst: ap(guest4, 1)}, Payload: make([]byte, maxIPv4UDP+1)}); !errors.Is(err, ErrTooBig) {
 			t.Errorf("too big: %v", err)
 		}
-		if err := b.s.WriteUDP(&Datagram{Src: ap(far6, 1), Dst: ap(guest4, 1)}); err == nil {
+		if err := b.s.WriteUDP(&Datagram{Flow: Flow{Src: ap(far6, 1), Dst: ap(guest4, 1)}}); err == nil {
 			t.Error("mixed families were taken")
 		}
 		b.quiet("a refused datagram")
@@ -141,7 +141,7 @@ func TestWriteUDPChecksumIsNeverZero(t *testing.T) {
 		src, dst := ap(a.far, 53), ap(a.guest, 4000)
 		u := udpBytes(src, dst, []byte{0, 0})
 		fix := binary.BigEndian.Uint16(u[6:]) // this as data makes the sum all ones
-		if err := b.s.WriteUDP(&Datagram{Src: src, Dst: dst, Payload: []byte{byte(fix >> 8), byte(fix)}}); err != nil {
+		if err := b.s.WriteUDP(&Datagram{Flow: Flow{Src: src, Dst: dst}, Payload: []byte{byte(fix >> 8), byte(fix)}}); err != nil {
 			t.Fatal(err)
 		}
 		if k := b.next(); binary.BigEndian.Uint16(k.payload[6:]) != 0xffff {
@@ -193,7 +193,7 @@ func TestWriteUDPFragments(t *testing.T) {
 				most = maxIPv6UDP
 			}
 			for _, n := range []int{1473, 1481, 3001, 65000, most} {
-				if err := b.s.WriteUDP(&Datagram{Src: ap(a.far, 53), Dst: ap(a.guest, 4000), Payload: pattern(n), TTL: 9, TOS: 0xb9, DF: true}); err != nil {
+				if err := b.s.WriteUDP(&Datagram{Flow: Flow{Src: ap(a.far, 53), Dst: ap(a.guest, 4000)}, Payload: pattern(n), TTL: 9, TOS: 0xb9, DF: true}); err != nil {
 					t.Fatal(err)
 				}
 				k := b.reassemble()
@@ -292,7 +292,7 @@ func TestWriteTrain(t *testing.T) {
 	devices(t, func(t *testing.T, info tap.Info) {
 		b := newBench(t, info, nil)
 		for _, a := range families {
-			d := &Datagram{Src: ap(a.far, 53), Dst: ap(a.guest, 4000), Payload: pattern(10001), GSOSize: 1000}
+			d := &Datagram{Flow: Flow{Src: ap(a.far, 53), Dst: ap(a.guest, 4000)}, Payload: pattern(10001), GSOSize: 1000}
 			if err := b.s.WriteUDP(d); err != nil {
 				t.Fatal(err)
 			}
@@ -329,7 +329,7 @@ func TestWriteTrain(t *testing.T) {
 // A device that can USO on a network without partial checksums (another device cannot) gets single datagrams.
 func TestWriteTrainWithoutChecksums(t *testing.T) {
 	b := newBench(t, offloads(), func(c *Config) { c.CSum, c.TSO = false, false })
-	if err := b.s.WriteUDP(&Datagram{Src: ap(far4, 53), Dst: ap(guest4, 4000), Payload: pattern(2000), GSOSize: 1000}); err != nil {
+	if err := b.s.WriteUDP(&Datagram{Flow: Flow{Src: ap(far4, 53), Dst: ap(guest4, 4000)}, Payload: pattern(2000), GSOSize: 1000}); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
@@ -360,7 +360,7 @@ func TestDatagramsCostNoAllocation(t *testing.T) {
 	s.ports.Store(&[]*port{p})
 	defer s.ports.Store(&[]*port{})
 	for _, a := range families {
-		d := &Datagram{Src: ap(a.far, 53), Dst: ap(a.guest, 4000), Payload: pattern(1000)}
+		d := &Datagram{Flow: Flow{Src: ap(a.far, 53), Dst: ap(a.guest, 4000)}, Payload: pattern(1000)}
 		if n := testing.AllocsPerRun(100, func() { _ = s.WriteUDP(d) }); n >= 1 && !raceEnabled {
 			t.Errorf("WriteUDP to %v: %v allocations", a.guest, n)
 		}

@@ -84,7 +84,7 @@ func TestTrainsOfADeviceThatIsNoPoller(t *testing.T) {
 		for range n {
 			dev.InjectBytes(udpFrame(ap(guest4, 4000), ap(far4, 5000), make([]byte, 100)))
 		}
-		if err := s.AddPort(struct{ tap.Device }{dev}, guestMAC, nil); err != nil {
+		if err := s.AddPort(0, struct{ tap.Device }{dev}, guestMAC, nil); err != nil {
 			t.Fatal(err)
 		}
 		got := 0
@@ -207,7 +207,7 @@ func TestWriteTrainInPieces(t *testing.T) {
 		b := newBench(t, info, nil)
 		for _, a := range families {
 			whole := pattern(2500)
-			d := &Datagram{Src: ap(a.far, 53), Dst: ap(a.guest, 4000), Payload: whole[:1000], More: [][]byte{whole[1000:2000], whole[2000:]}, GSOSize: 1000}
+			d := &Datagram{Flow: Flow{Src: ap(a.far, 53), Dst: ap(a.guest, 4000)}, Payload: whole[:1000], More: [][]byte{whole[1000:2000], whole[2000:]}, GSOSize: 1000}
 			if err := b.s.WriteUDP(d); err != nil {
 				t.Fatal(err)
 			}
@@ -253,7 +253,7 @@ func TestTrainsCostNoAllocation(t *testing.T) {
 	}); n >= 1 && !raceEnabled {
 		t.Errorf("%v allocations for 100 datagrams of the guest", n)
 	}
-	d := &Datagram{Src: ap(far4, 53), Dst: ap(guest4, 4000), Payload: payload, GSOSize: 1400}
+	d := &Datagram{Flow: Flow{Src: ap(far4, 53), Dst: ap(guest4, 4000)}, Payload: payload, GSOSize: 1400}
 	for range 40 {
 		d.More = append(d.More, payload)
 	}
