@@ -35,6 +35,9 @@ type Entry struct {
 	// Peer is the other end as the host sees it. It differs from the address in Key where the gateway's address stands
 	// for the host's loopback, or for a client that the guest cannot see under its own address.
 	Peer netip.AddrPort
+	// Egress is how the datapath has the flow's packets leave the host, in a comparable type of its own; nil where that
+	// does not matter once the flow stands.
+	Egress any
 	// Started is set by Add.
 	Started time.Time
 
@@ -50,12 +53,13 @@ type Info struct {
 	Direction Direction
 	Datapath  Datapath
 	Peer      netip.AddrPort
+	Egress    any
 	Started   time.Time
 	Counters
 }
 
 func (e *Entry) info(c Counters) Info {
-	return Info{ID: e.id, Key: e.Key, Direction: e.Direction, Datapath: e.Datapath, Peer: e.Peer, Started: e.Started, Counters: c}
+	return Info{ID: e.id, Key: e.Key, Direction: e.Direction, Datapath: e.Datapath, Peer: e.Peer, Egress: e.Egress, Started: e.Started, Counters: c}
 }
 
 // Table holds the live flows of one gateway. Make one with NewTable.

@@ -26,7 +26,7 @@ type touch struct{ s *Stack }
 func (h touch) HandleTCP(q *TCPRequest) { q.Reset() }
 func (h touch) HandleUDP(d *Datagram) {
 	_ = h.s.WriteUDP(&Datagram{Flow: Flow{Src: d.Dst, Dst: d.Src}, Payload: d.Payload, TTL: d.TTL, TOS: d.TOS, DF: d.DF, GSOSize: d.GSOSize})
-	_ = h.s.WriteUDPError(Flow{d.Src, d.Dst}, d.Payload, ICMPError{Type: 3, Code: 3})
+	_ = h.s.WriteUDPError(d.Flow, d.Payload, ICMPError{Type: 3, Code: 3})
 }
 func (h touch) HandleEcho(e *Echo) {
 	_ = h.s.WriteEchoReply(&Echo{Src: e.Dst, Dst: e.Src, ID: e.ID, Seq: e.Seq, Payload: e.Payload})
@@ -43,7 +43,7 @@ func newFuzzBench(f *testing.F, info tap.Info) *fuzzBench {
 		f.Fatal(err)
 	}
 	s.SetHandler(touch{s})
-	b := &fuzzBench{s: s, p: newPort(s, sink{}, guestMAC), r: &rx{view: buffer.NewViewSize(rxViewSize)}}
+	b := &fuzzBench{s: s, p: newPort(s, 0, sink{}, guestMAC), r: &rx{view: buffer.NewViewSize(rxViewSize)}}
 	b.f.Bufs = [][]byte{nil, b.r.tail[:]}
 	s.ports.Store(&[]*port{b.p})
 	f.Cleanup(func() {

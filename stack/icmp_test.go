@@ -170,7 +170,7 @@ func TestErrorsOfTheGuestReachTheHandler(t *testing.T) {
 		}
 		b.dev.InjectBytes(icmpError(a.guest, a.far, typ, code, 1234, sent[:min(548, len(sent))]))
 		b.settle()
-		if len(b.h.errs) != 1 || b.h.flows[0] != (Flow{src, dst}) || b.h.errs[0] != (ICMPError{From: a.guest, Type: typ, Code: code, MTU: 1234}) {
+		if len(b.h.errs) != 1 || b.h.flows[0] != (Flow{Src: src, Dst: dst}) || b.h.errs[0] != (ICMPError{From: a.guest, Type: typ, Code: code, MTU: 1234}) {
 			t.Errorf("%v: %+v %+v", a.far, b.h.flows, b.h.errs)
 		}
 		b.h.errs, b.h.flows = nil, nil
@@ -208,7 +208,7 @@ func TestErrorsForTheGuest(t *testing.T) {
 			}
 			for _, n := range []int{0, 1, 100, 3000} {
 				e := ICMPError{From: from, Type: typ, Code: 4, MTU: 1400}
-				if err := b.s.WriteUDPError(Flow{ap(a.guest, 4000), ap(a.far, 53)}, pattern(n), e); err != nil {
+				if err := b.s.WriteUDPError(Flow{Src: ap(a.guest, 4000), Dst: ap(a.far, 53)}, pattern(n), e); err != nil {
 					t.Fatal(err)
 				}
 				b.checkError(a, from, e, protoUDP, size, func(u []byte) bool {

@@ -39,6 +39,9 @@ func (q *SYN) Clone() *SYN {
 // Unreachable answers with an ICMP error.
 func (q *SYN) Unreachable(e ICMPError) error { return q.s.writeTCPError(q.Flow, q.seq, e) }
 
+// Ignore leaves the guest to its own timer. It has nothing to undo: a SYN that is not answered is forgotten.
+func (q *SYN) Ignore() {}
+
 // Reset refuses the connection.
 func (q *SYN) Reset() error {
 	p := q.s.portFor(q.Src.Addr())

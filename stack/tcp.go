@@ -119,8 +119,11 @@ func (q *TCPRequest) finish(reset bool) {
 	q.r.Complete(reset)
 }
 
-// Reset refuses the connection.
-func (q *TCPRequest) Reset() { q.finish(true) }
+// Reset refuses the connection. The error is always nil.
+func (q *TCPRequest) Reset() error {
+	q.finish(true)
+	return nil
+}
 
 // Ignore leaves the guest to its own timer; a SYN it sends again is a new request.
 func (q *TCPRequest) Ignore() { q.finish(false) }

@@ -202,7 +202,7 @@ func TestTCPRequestsEndAsPromised(t *testing.T) {
 			syn := tcpFrame(src, dst, 0xdeadbeef, 0, header.TCPFlagSyn, nil)
 
 			b.h.tcp = func(q *TCPRequest) {
-				if q.Flow != (Flow{src, dst}) || q.TTL != 61 || q.TOS != 0x48 {
+				if q.Flow != (Flow{Src: src, Dst: dst}) || q.TTL != 61 || q.TOS != 0x48 {
 					t.Errorf("request %+v", q)
 				}
 				q.Reset()

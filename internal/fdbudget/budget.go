@@ -85,6 +85,17 @@ func (b *Budget) Take(u Use, n int) bool {
 	return true
 }
 
+// TakeAnyway takes n descriptors that are open already, whatever the shares say.
+func (b *Budget) TakeAnyway(u Use, n int) {
+	b.taken[u].Add(int64(n))
+	b.sum.Add(int64(n))
+}
+
+// Free is how many descriptors u could take at the moment; it may be negative.
+func (b *Budget) Free(u Use) int {
+	return int(min(b.most[u]-b.taken[u].Load(), b.total-b.sum.Load()))
+}
+
 // Give gives n descriptors of u back.
 func (b *Budget) Give(u Use, n int) {
 	b.sum.Add(-int64(n))

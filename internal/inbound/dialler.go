@@ -161,13 +161,15 @@ func (a *attempt) Ready(uint32) {
 	}
 }
 
-// Close resets every client that waits. Nothing can wait afterwards.
-func (d *Dialler) Close() {
+// Close resets every client that waits, and returns how many. Nothing can wait afterwards.
+func (d *Dialler) Close() (reset int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	reset = len(d.waiting)
 	for c := range d.waiting {
 		d.endLocked(c, nil)
 		rawsock.Reset(c.Socket)
 	}
 	d.waiting = nil
+	return reset
 }
