@@ -55,7 +55,7 @@ func (t *Streams) PublishTo(l *net.TCPListener, to netip.AddrPort) (*PublishedTC
 		_ = p.l.Close()
 		return nil, net.ErrClosed
 	}
-	if p.member, err = t.cfg.Spin.Member(p.l, p.turn); err != nil {
+	if p.member, err = t.cfg.Spin.NewMember(p.l, p.turn); err != nil {
 		_ = p.l.Close()
 		return nil, err
 	}
@@ -84,9 +84,9 @@ func (p *PublishedTCP) acceptLoop() {
 }
 
 // turn takes one client.
-func (p *PublishedTCP) turn() spin.Did {
+func (p *PublishedTCP) turn() spin.Result {
 	if p.resting.Load() {
-		return spin.Nothing
+		return spin.Idle
 	}
 	if p.t.clients.Load() >= maxDials {
 		return p.rest()
@@ -94,7 +94,7 @@ func (p *PublishedTCP) turn() spin.Did {
 	fd, client, err := rawsock.Accept(p.member.FD())
 	switch {
 	case err == unix.EAGAIN:
-		return spin.Nothing
+		return spin.Idle
 	case err != nil:
 		p.t.stats.badAccepts.Add(1)
 		return p.rest()
@@ -103,19 +103,19 @@ func (p *PublishedTCP) turn() spin.Did {
 		l.Serve(fd, client.Addr().Is6(), p.to.Port())
 	} else if k := p.t.kernel; k == nil || !k.serve(fd, client, p) {
 		go p.serve(fd, client)
-		return spin.Handed
+		return spin.Yield
 	}
-	return spin.Some
+	return spin.Progress
 }
 
 // rest takes no clients for a while.
-func (p *PublishedTCP) rest() spin.Did {
+func (p *PublishedTCP) rest() spin.Result {
 	p.resting.Store(true)
 	time.AfterFunc(acceptPause, func() {
 		p.resting.Store(false)
 		p.member.Wake()
 	})
-	return spin.Nothing
+	return spin.Idle
 }
 
 // serve takes the client over and connects it by the link.

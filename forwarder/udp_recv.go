@@ -83,7 +83,7 @@ func (x *Datagrams) openPoll() error {
 	err = x.epoll.SetReadDeadline(time.Time{}) // where the poller did not take it
 	if err == nil {
 		x.receiver = newReceiver()
-		x.member, err = x.cfg.Spin.Member(x.epoll, x.turn)
+		x.member, err = x.cfg.Spin.NewMember(x.epoll, x.turn)
 	}
 	if err != nil {
 		_ = x.epoll.Close()
@@ -110,12 +110,12 @@ func (x *Datagrams) readLoop() {
 }
 
 // turn reads from the sockets that are ready. It is the only one to use the receiver.
-func (x *Datagrams) turn() spin.Did {
+func (x *Datagrams) turn() spin.Result {
 	n := pollNow(uintptr(x.epfd), x.events[:])
 	if n <= 0 {
-		return spin.Nothing
+		return spin.Idle
 	}
-	did := spin.Some
+	did := spin.Progress
 	for i := range n {
 		e := &x.events[i]
 		x.mu.Lock()

@@ -83,7 +83,7 @@ func NewLoop(log *slog.Logger, group *spin.Group) (*Loop, error) {
 	l := &Loop{log: log, ep: ep, f: os.NewFile(uintptr(ep), "epoll"), pairs: map[*Pair]struct{}{},
 		scratch: make([]byte, scratchSize), pipes: newPipePool(), halves: map[*Pair]struct{}{}, done: make(chan struct{})}
 	l.naps = napper{loop: l, fd: -1}
-	if l.member, err = group.Member(l.f, l.turn); err != nil {
+	if l.member, err = group.NewMember(l.f, l.turn); err != nil {
 		l.f.Close()
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
@@ -198,13 +198,13 @@ func (l *Loop) run() {
 }
 
 // turn handles what is ready, and each pair that had work left.
-func (l *Loop) turn() spin.Did {
+func (l *Loop) turn() spin.Result {
 	if l.due.Swap(false) {
 		l.tick()
 	}
 	n := l.poll()
 	if n == 0 && len(l.queue) == 0 {
-		return spin.Nothing
+		return spin.Idle
 	}
 	l.bulk = false
 	l.handle(n)
@@ -215,7 +215,7 @@ func (l *Loop) turn() spin.Did {
 	if l.bulk {
 		return spin.Bulk
 	}
-	return spin.Some
+	return spin.Progress
 }
 
 // handle handles n events, and then once each pair that had work left.

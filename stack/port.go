@@ -188,13 +188,13 @@ func (p *port) receiveLoop() error {
 		}
 		return r.err
 	}
-	for r.turn() != spin.Over {
+	for r.turn() != spin.Done {
 	}
 	return r.err
 }
 
 // turn receives what there is.
-func (r *receiver) turn() spin.Did {
+func (r *receiver) turn() spin.Result {
 	p, total := r.p, 0
 	p.handed = false
 	for round := 1; ; round++ {
@@ -216,15 +216,15 @@ func (r *receiver) turn() spin.Did {
 	p.flush()
 	switch {
 	case r.err != nil:
-		return spin.Over
+		return spin.Done
 	case total > 1:
 		return spin.Bulk
 	case p.handed:
-		return spin.Handed
+		return spin.Yield
 	case total == 1:
-		return spin.Some
+		return spin.Progress
 	}
-	return spin.Nothing
+	return spin.Idle
 }
 
 // panicked notes that a frame was lost by a panic.

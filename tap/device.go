@@ -88,11 +88,11 @@ type Device interface {
 //
 // PollFrames is ReadFrames, but returns 0 when nothing is ready.
 //
-// Serve calls turn, which reads with PollFrames, whenever there may be something, until turn says spin.Over, which is nil, or the
+// Serve calls turn, which reads with PollFrames, whenever there may be something, until turn says spin.Done, which is nil, or the
 // device is closed or has failed. turn is called by this goroutine, and by those of the group who look; not twice at once.
 type Poller interface {
 	PollFrames(frames []Frame) (n int, err error)
-	Serve(turn func() spin.Did) error
+	Serve(turn func() spin.Result) error
 }
 
 // Spinner is a Poller whose turns are those of a group. Spin must come before Serve.

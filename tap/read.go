@@ -67,8 +67,8 @@ func newRxState(d *fdDevice) *rxState {
 func (d *fdDevice) Spin(g *spin.Group) { d.group = g }
 
 // Serve implements Poller.
-func (d *fdDevice) Serve(turn func() spin.Did) error {
-	m, err := d.group.Member(d.file, turn)
+func (d *fdDevice) Serve(turn func() spin.Result) error {
+	m, err := d.group.NewMember(d.file, turn)
 	if err != nil {
 		return ErrClosed
 	}
@@ -85,7 +85,7 @@ func (d *fdDevice) Serve(turn func() spin.Did) error {
 		// The poller gives up on a descriptor that signals EPOLLERR and nothing else, as a TAP without its interface does. The
 		// read knows why.
 		time.Sleep(errorPause)
-		if m.Turn() == spin.Over {
+		if m.RunOnce() == spin.Done {
 			return nil
 		}
 	}

@@ -24,16 +24,16 @@ func serve(d tap.Device, group *spin.Group) (frames *atomic.Int64, ended chan er
 	}
 	var final error
 	go func() {
-		err := p.Serve(func() spin.Did {
+		err := p.Serve(func() spin.Result {
 			n, err := p.PollFrames(in)
 			if frames.Add(int64(n)); err != nil {
 				final = err
-				return spin.Over
+				return spin.Done
 			}
 			if n == 0 {
-				return spin.Nothing
+				return spin.Idle
 			}
-			return spin.Some
+			return spin.Progress
 		})
 		if err == nil {
 			err = final
@@ -107,12 +107,12 @@ func lookers(t *testing.T, group *spin.Group) (stop func()) {
 		t.Fatal(err)
 	}
 	f, buf, done := os.NewFile(uintptr(p[0]), "lookers"), make([]byte, 1), make(chan struct{})
-	m, err := group.Member(f, func() spin.Did {
+	m, err := group.NewMember(f, func() spin.Result {
 		if n, _ := unix.Read(p[0], buf); n <= 0 {
-			return spin.Nothing
+			return spin.Idle
 		}
 		unix.Write(p[1], buf)
-		return spin.Some
+		return spin.Progress
 	})
 	if err != nil {
 		t.Fatal(err)
