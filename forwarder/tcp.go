@@ -295,7 +295,7 @@ func (t *Streams) serveDNS(req *stack.TCPRequest) {
 // keepOnLink keeps the rules inside from forgetting that a connection is on the link.
 func (t *Streams) keepOnLink(c *stack.Conn) {
 	if t.kernel != nil && t.kernel.k.LinkPace > 0 {
-		c.ExpectDeath(t.kernel.k.LinkPace)
+		c.EnableKeepAlive(t.kernel.k.LinkPace)
 	}
 }
 

@@ -71,7 +71,7 @@ func TestGuestMayChangeItsAddressAndBack(t *testing.T) {
 	if p.mac.Load() != macBits(guestMAC) {
 		t.Fatal("a newcomer was believed at once")
 	}
-	p.doubted = time.Now().Add(-2 * macPatience) // what waiting would do
+	p.silentSince = time.Now().Add(-2 * macSilence) // what waiting would do
 	p.learn(guest4, other)
 	if p.mac.Load() != macBits(other) {
 		t.Fatal("a newcomer was never believed")

@@ -50,6 +50,6 @@ func TestRequestWithinAConnection(t *testing.T) {
 	if h = header.TCP(b.next().payload); h.Flags() != header.TCPFlagAck || h.AckNumber() != 1001 || h.SequenceNumber() != mine {
 		t.Errorf("answered with %v, want the challenge of RFC 5961 4.2", h)
 	}
-	waitFor(t, "the request", func() bool { return b.s.held.Load() == 0 })
+	waitFor(t, "the request", func() bool { return b.s.deferred.Load() == 0 })
 	c.Abort()
 }

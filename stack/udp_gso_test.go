@@ -25,7 +25,7 @@ func datagramsOf(t *testing.T, got []Datagram) map[netip.AddrPort][][]byte {
 			out[d.Dst] = append(out[d.Dst], d.Payload)
 			continue
 		}
-		if n := (len(d.Payload) + size - 1) / size; n < 2 || n > trainDatagrams || len(d.Payload) > maxIPv4UDP {
+		if n := (len(d.Payload) + size - 1) / size; n < 2 || n > batchDatagrams || len(d.Payload) > maxIPv4UDP {
 			t.Errorf("a train of %d datagrams and %d bytes", n, len(d.Payload))
 		}
 		for rest := d.Payload; len(rest) > 0; {
@@ -248,7 +248,7 @@ func TestTrainsCostNoAllocation(t *testing.T) {
 		for range 100 {
 			p.receive(f, r)
 		}
-		p.keep()
+		p.detachBatches()
 		p.flush()
 	}); n >= 1 && !raceEnabled {
 		t.Errorf("%v allocations for 100 datagrams of the guest", n)
