@@ -142,8 +142,8 @@ func (g *gateway) attach(file *os.File, kind string, can userns.LinkResult) erro
 		}
 	}
 	g.dev = dev
-	if d, ok := dev.(tap.Spinner); ok {
-		d.Spin(g.spin)
+	if d, ok := dev.(tap.BusyPoller); ok {
+		d.SetBusyPollGroup(g.spin)
 	}
 	sc := s.plan.stackConfig()
 	sc.CSum, sc.TSO, sc.Logger = can.CSum, can.TSO, s.log

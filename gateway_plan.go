@@ -41,8 +41,8 @@ func (p *plan) guestAddrs() (list []netip.Addr) {
 
 // targets are the policy's words for ours.
 var targets = map[SpecialTarget]policy.Target{
-	ToNothing: policy.ToNothing, ToLoopback: policy.ToLoopback, ToHost: policy.ToHost, ToNetwork: policy.ToNetwork,
-	ToNowhere: policy.ToNowhere, ToSilence: policy.ToSilence,
+	ToNothing: policy.ToRefuse, ToLoopback: policy.ToLoopback, ToHost: policy.ToHost, ToNetwork: policy.ToNetwork,
+	ToNowhere: policy.ToNoRoute, ToSilence: policy.ToDrop,
 }
 
 func (p *plan) policyConfig(allowMetadata bool) policy.Config {

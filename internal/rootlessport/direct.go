@@ -182,7 +182,7 @@ func (d *direct) listen(p Port, addr netip.AddrPort) error {
 	if l.f, err = tcp.File(); err != nil {
 		return err
 	}
-	if l.member, err = d.group.Alone(l.f, l.turn); err == nil { // it may wait for a socket
+	if l.member, err = d.group.NewBlockingMember(l.f, l.turn); err == nil { // it may wait for a socket
 		rawsock.NoDelay(l.member.FD()) // what it accepts inherits that
 	}
 	d.mu.Lock()
@@ -204,18 +204,18 @@ func (l *listener) close() {
 func (l *listener) run() { _ = l.member.Run() }
 
 // turn takes one client.
-func (l *listener) turn() spin.Did {
+func (l *listener) turn() spin.Result {
 	fd, client, err := rawsock.Accept(l.member.FD())
 	switch {
 	case err == unix.EAGAIN:
-		return spin.Nothing
+		return spin.Idle
 	case err != nil:
 		l.d.log.Warn("connection not accepted", "port", l.port.HostPort, "err", err)
 		l.d.pause(acceptPause)
 	default:
 		l.serve(fd, client)
 	}
-	return spin.Some
+	return spin.Progress
 }
 
 func (d *direct) pause(t time.Duration) {

@@ -12,23 +12,23 @@ import (
 )
 
 const (
-	// holdStep and holdSteps: netstack ends a connection within a millisecond of its last segment, unless every processor is
-	// busy. After all of them the request takes its chance.
-	holdStep  = time.Millisecond
-	holdSteps = 30
-	// holdMost requests are held at once: each is a goroutine and a frame. Who reuses more ports than that at the same
-	// moment has some of them refused.
-	holdMost = 256
+	// deferStep times deferSteps is how long a SYN is deferred at most; then it is delivered anyway. Netstack ends a connection
+	// within a millisecond of its last segment, unless all processors are busy.
+	deferStep  = time.Millisecond
+	deferSteps = 30
+	// maxDeferred is how many SYNs are deferred at the same time, each by a goroutine that keeps a frame. Further ones are
+	// delivered at once, and netstack may refuse them.
+	maxDeferred = 256
 )
 
-// hold keeps a connection request back while the connection that had the same ends is not gone. A client that resets a
-// connection and takes its port again at once is right in doing so, but netstack ends connections on goroutines of its
-// own: the request would join the queue of the dying connection, and be answered with a reset.
-func (p *port) hold(k *packet, n tcpip.NetworkProtocolNumber) (held bool) {
+// deferSYN delivers a SYN later, and returns true, while netstack still has a closing connection with the same 4-tuple. A client may
+// reset a connection and reuse its port at once, but netstack ends connections on goroutines of its own: the SYN would enter the
+// segment queue of the closing connection and be answered with a reset.
+func (p *port) deferSYN(k *packet, n tcpip.NetworkProtocolNumber) (deferred bool) {
 	if header.TCPFlags(k.payload[13])&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) != header.TCPFlagSyn {
 		return false
 	}
-	if ethLen+len(k.ip) > rxViewSize { // no request is as large as that
+	if ethLen+len(k.ip) > rxViewSize { // larger than any sensible SYN
 		return false
 	}
 	s := p.s
@@ -36,29 +36,29 @@ func (p *port) hold(k *packet, n tcpip.NetworkProtocolNumber) (held bool) {
 		LocalPort: binary.BigEndian.Uint16(k.payload[2:]), LocalAddress: tcpip.AddrFromSlice(k.dst.AsSlice()),
 		RemotePort: binary.BigEndian.Uint16(k.payload), RemoteAddress: tcpip.AddrFromSlice(k.src.AsSlice()),
 	}
-	if !s.dying(n, id) {
+	if !s.isClosing(n, id) {
 		return false
 	}
-	if s.held.Add(1) > holdMost {
-		s.held.Add(-1)
+	if s.deferred.Add(1) > maxDeferred {
+		s.deferred.Add(-1)
 		return false
 	}
 	ip := buffer.NewViewWithData(k.ip)
 	s.wg.Go(func() {
-		defer s.held.Add(-1)
+		defer s.deferred.Add(-1)
 		defer ip.Release()
 		defer func() {
 			if e := recover(); e != nil {
 				s.panicked(e)
 			}
 		}()
-		for range holdSteps {
+		for range deferSteps {
 			select {
-			case <-time.After(holdStep):
+			case <-time.After(deferStep):
 			case <-s.done:
 				return
 			}
-			if !s.dying(n, id) {
+			if !s.isClosing(n, id) {
 				break
 			}
 		}
@@ -67,9 +67,9 @@ func (p *port) hold(k *packet, n tcpip.NetworkProtocolNumber) (held bool) {
 	return true
 }
 
-// dying says whether a connection with these ends is there that a new one should wait for. One that lingers in TIME-WAIT
-// gives way by itself (RFC 1122 4.2.2.13), and one that is being set up knows what to do with a request sent again.
-func (s *Stack) dying(n tcpip.NetworkProtocolNumber, id gstack.TransportEndpointID) bool {
+// isClosing reports whether netstack has a connection with this 4-tuple that a new one should wait for. A connection in TIME-WAIT is
+// replaced by netstack itself (RFC 1122 4.2.2.13), and one that is being set up expects a retransmitted SYN.
+func (s *Stack) isClosing(n tcpip.NetworkProtocolNumber, id gstack.TransportEndpointID) bool {
 	ep, _ := s.ns.FindTransportEndpoint(n, tcp.ProtocolNumber, id, nicID).(*tcp.Endpoint)
 	if ep == nil {
 		return false
@@ -81,7 +81,7 @@ func (s *Stack) dying(n tcpip.NetworkProtocolNumber, id gstack.TransportEndpoint
 	return true
 }
 
-// deliverIP hands an IP packet to netstack, and takes it over.
+// deliverIP passes an IP packet to netstack and takes over the reference to it.
 func (s *Stack) deliverIP(n tcpip.NetworkProtocolNumber, ip *buffer.View) {
 	d := s.link.dispatcher()
 	if d == nil {

@@ -6,9 +6,9 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// TestPortTakenAgainAfterReset: a client resets its connection and takes the port for the next, and the two segments come
-// together. The second must not be taken for one of the connection that is ending.
-func TestPortTakenAgainAfterReset(t *testing.T) {
+// TestPortReuseAfterReset: a client resets its connection and reuses the port at once, and both segments arrive together. The SYN must
+// not be handled as a segment of the connection that is closing.
+func TestPortReuseAfterReset(t *testing.T) {
 	for _, a := range families {
 		b := newBench(t, noOffload(), nil)
 		conns := b.accept()
@@ -36,8 +36,8 @@ func TestPortTakenAgainAfterReset(t *testing.T) {
 	}
 }
 
-// TestRequestWithinAConnection: one that does not wait for anything is held for a while, and then netstack's.
-func TestRequestWithinAConnection(t *testing.T) {
+// TestSYNWithinConnection: a SYN within an established connection is deferred for a while, and then handled by netstack.
+func TestSYNWithinConnection(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	conns := b.accept()
 	src, dst := ap(guest4, 7777), ap(far4, 80)
@@ -50,6 +50,6 @@ func TestRequestWithinAConnection(t *testing.T) {
 	if h = header.TCP(b.next().payload); h.Flags() != header.TCPFlagAck || h.AckNumber() != 1001 || h.SequenceNumber() != mine {
 		t.Errorf("answered with %v, want the challenge of RFC 5961 4.2", h)
 	}
-	waitFor(t, "the request", func() bool { return b.s.held.Load() == 0 })
+	waitFor(t, "the deferred SYN", func() bool { return b.s.deferred.Load() == 0 })
 	c.Abort()
 }

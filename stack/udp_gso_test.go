@@ -15,7 +15,7 @@ import (
 	"rootlessnet/tap"
 )
 
-// datagramsOf cuts what the handler got back into datagrams, by destination.
+// datagramsOf splits what the handler received into single datagrams, by destination.
 func datagramsOf(t *testing.T, got []Datagram) map[netip.AddrPort][][]byte {
 	t.Helper()
 	out := map[netip.AddrPort][][]byte{}
@@ -25,8 +25,8 @@ func datagramsOf(t *testing.T, got []Datagram) map[netip.AddrPort][][]byte {
 			out[d.Dst] = append(out[d.Dst], d.Payload)
 			continue
 		}
-		if n := (len(d.Payload) + size - 1) / size; n < 2 || n > trainDatagrams || len(d.Payload) > maxIPv4UDP {
-			t.Errorf("a train of %d datagrams and %d bytes", n, len(d.Payload))
+		if n := (len(d.Payload) + size - 1) / size; n < 2 || n > batchDatagrams || len(d.Payload) > maxIPv4UDP {
+			t.Errorf("a GSO batch of %d datagrams and %d bytes", n, len(d.Payload))
 		}
 		for rest := d.Payload; len(rest) > 0; {
 			n := min(size, len(rest))
@@ -44,12 +44,12 @@ func sameDatagrams(t *testing.T, got, want [][]byte) {
 	}
 	for i := range got {
 		if !bytes.Equal(got[i], want[i]) {
-			t.Fatalf("datagram %d has %d bytes, want %d, or others", i, len(got[i]), len(want[i]))
+			t.Fatalf("datagram %d has %d bytes, want %d, or different ones", i, len(got[i]), len(want[i]))
 		}
 	}
 }
 
-func TestDatagramsThatAreReadyAtOnceAreOneTrain(t *testing.T) {
+func TestReadyDatagramsAreOneBatch(t *testing.T) {
 	b := newBench(t, offloads(), nil)
 	for _, a := range families {
 		src, dst := ap(a.guest, 4000), ap(a.far, 5000)
@@ -66,14 +66,14 @@ func TestDatagramsThatAreReadyAtOnceAreOneTrain(t *testing.T) {
 		b.settle()
 		got := b.h.takeUDP()
 		if len(got) != 1 || got[0].GSOSize != 1000 || got[0].TTL != 61 || got[0].TOS != 0x48 || !got[0].DF || got[0].Src != src {
-			t.Fatalf("%d trains, the first with %d bytes, GSOSize %d", len(got), len(got[0].Payload), got[0].GSOSize)
+			t.Fatalf("%d batches, the first with %d bytes, GSOSize %d", len(got), len(got[0].Payload), got[0].GSOSize)
 		}
 		sameDatagrams(t, datagramsOf(t, got)[dst], want)
 	}
 }
 
-// TestTrainsOfADeviceThatIsNoPoller: what was read goes on its way before the next read, which may wait for ever.
-func TestTrainsOfADeviceThatIsNoPoller(t *testing.T) {
+// TestBatchesWithoutPoller: on a device that is not a tap.Poller, batches are delivered before the next read, which may block forever.
+func TestBatchesWithoutPoller(t *testing.T) {
 	for n := rxBatch - 1; n <= 2*rxBatch; n++ {
 		h := &recorder{}
 		s, err := New(Config{Gateway4: gw4, Subnet4: netip.MustParsePrefix("10.0.2.0/24"), Guest4: guest4, MTU: 1500, Handler: h})
@@ -96,14 +96,14 @@ func TestTrainsOfADeviceThatIsNoPoller(t *testing.T) {
 			}
 		}
 		if got != n {
-			t.Errorf("%d datagrams of %d went on", got, n)
+			t.Errorf("%d datagrams of %d were delivered", got, n)
 		}
 		s.Close()
 	}
 }
 
-// Datagrams of one flow arrive as they were sent, in order and in number, whatever their sizes and properties.
-func TestTrainsKeepDatagrams(t *testing.T) {
+// Datagrams of one flow arrive in order and in number as they were sent, whatever their sizes and properties.
+func TestBatchesKeepDatagrams(t *testing.T) {
 	b := newBench(t, offloads(), func(c *Config) { c.MTU = 65520 })
 	r := rand.New(rand.NewPCG(1, 2))
 	sizes := []int{0, 0, 1, 1, 500, 500, 500, 500, 1400, 9000, 32754, 40000, 65000}
@@ -123,7 +123,7 @@ func TestTrainsKeepDatagrams(t *testing.T) {
 			}
 			f := udpFrame(src, dst, p)
 			var h tap.Header
-			if r.IntN(10) == 0 && size > 1 { // a train of the guest's own making among them
+			if r.IntN(10) == 0 && size > 1 { // a GSO frame sent by the guest
 				h = tap.Header{Flags: tap.FlagNeedsCsum, GSOType: tap.GSOUDPL4, GSOSize: uint16(size/2 + 1)}
 				want[dst] = append(want[dst], p[:size/2+1], p[size/2+1:])
 				if size == 2 {
@@ -143,7 +143,7 @@ func TestTrainsKeepDatagrams(t *testing.T) {
 	}
 }
 
-func TestTrainsDifferInWhatTheyCarry(t *testing.T) {
+func TestBatchEndsWhenPropertiesDiffer(t *testing.T) {
 	b := newBench(t, offloads(), nil)
 	src, dst := ap(guest4, 4000), ap(far4, 5000)
 	change := func(f []byte, at int, v byte) []byte {
@@ -164,8 +164,8 @@ func TestTrainsDifferInWhatTheyCarry(t *testing.T) {
 	}
 }
 
-// A fragmented datagram does not overtake those before it.
-func TestFragmentsDoNotOvertakeTrains(t *testing.T) {
+// A fragmented datagram does not overtake earlier ones of its flow.
+func TestFragmentsDoNotOvertakeBatches(t *testing.T) {
 	b := newBench(t, offloads(), nil)
 	for _, a := range families {
 		src, dst := ap(a.guest, 4000), ap(a.far, 5000)
@@ -187,7 +187,7 @@ func (p panics) HandleUDP(d *Datagram) {
 	p.recorder.HandleUDP(d)
 }
 
-func TestAPanicCostsOneTrain(t *testing.T) {
+func TestPanicLosesOneBatch(t *testing.T) {
 	var rec *recorder
 	b := newBench(t, offloads(), func(c *Config) {
 		rec = c.Handler.(*recorder)
@@ -202,7 +202,7 @@ func TestAPanicCostsOneTrain(t *testing.T) {
 	}
 }
 
-func TestWriteTrainInPieces(t *testing.T) {
+func TestWriteBatchNotContiguous(t *testing.T) {
 	devices(t, func(t *testing.T, info tap.Info) {
 		b := newBench(t, info, nil)
 		for _, a := range families {
@@ -224,12 +224,12 @@ func TestWriteTrainInPieces(t *testing.T) {
 				}
 			}
 		}
-		b.quiet("a train")
+		b.quiet("a GSO batch")
 	})
 }
 
-func TestTrainsCostNoAllocation(t *testing.T) {
-	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // a collection empties the pools
+func TestBatchesDoNotAllocate(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // garbage collection empties the pools
 	s, err := New(Config{Gateway4: gw4, Subnet4: netip.MustParsePrefix("10.0.2.0/24"), MTU: 65520, CSum: true, Handler: ignore{}})
 	if err != nil {
 		t.Fatal(err)
@@ -248,7 +248,7 @@ func TestTrainsCostNoAllocation(t *testing.T) {
 		for range 100 {
 			p.receive(f, r)
 		}
-		p.keep()
+		p.detachBatches()
 		p.flush()
 	}); n >= 1 && !raceEnabled {
 		t.Errorf("%v allocations for 100 datagrams of the guest", n)
@@ -258,6 +258,6 @@ func TestTrainsCostNoAllocation(t *testing.T) {
 		d.More = append(d.More, payload)
 	}
 	if n := testing.AllocsPerRun(100, func() { _ = s.WriteUDP(d) }); n >= 1 && !raceEnabled {
-		t.Errorf("%v allocations for a train to the guest", n)
+		t.Errorf("%v allocations for a GSO batch to the guest", n)
 	}
 }
