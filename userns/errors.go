@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
+
+	"rootlessnet/netns"
 )
 
 // Exit codes of what is not the command's own, as Docker has them.
@@ -16,21 +18,7 @@ const (
 )
 
 // Error is any failure of this package but that of the command. errors.Is sees the errno.
-type Error struct {
-	Op   string // what was tried, in words a user understands
-	Err  error
-	Hint string // what to do about it; may be empty
-}
-
-func (e *Error) Error() string {
-	s := e.Op + ": " + e.Err.Error()
-	if e.Hint != "" {
-		s += " (" + e.Hint + ")"
-	}
-	return s
-}
-
-func (e *Error) Unwrap() error { return e.Err }
+type Error = netns.Error
 
 // ExecError says that the command could not be started. The sandbox is still there.
 type ExecError struct {
@@ -43,8 +31,6 @@ func (e *ExecError) Unwrap() error { return e.Err }
 
 // ErrClosed is returned by a Sandbox that was closed or whose init is gone.
 var ErrClosed = errors.New("userns: sandbox closed")
-
-const doctorHint = "run `rootless-net doctor` to see what is missing"
 
 // remoteError is an error that crossed the socket: its text, and the errno within if there was one.
 type remoteError struct {

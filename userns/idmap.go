@@ -12,6 +12,8 @@ import (
 	"os/user"
 	"strconv"
 	"strings"
+
+	"rootlessnet/netns"
 )
 
 // idRange is count ids from First on.
@@ -56,12 +58,12 @@ func mapIDs(ctx context.Context, pid int, mode IDMap) (gids idRange, warnings []
 func writeMap(pid int, kind string, inside, outside int) error {
 	if kind == "gid" {
 		if err := os.WriteFile(fmt.Sprintf("/proc/%d/setgroups", pid), []byte("deny"), 0); err != nil {
-			return &Error{Op: "deny setgroups", Err: unwrapErrno(err), Hint: doctorHint}
+			return &Error{Op: "deny setgroups", Err: unwrapErrno(err), Hint: netns.HintDoctor}
 		}
 	}
 	line := fmt.Sprintf("%d %d 1\n", inside, outside)
 	if err := os.WriteFile(fmt.Sprintf("/proc/%d/%s_map", pid, kind), []byte(line), 0); err != nil {
-		return &Error{Op: "map the " + kind, Err: unwrapErrno(err), Hint: doctorHint}
+		return &Error{Op: "map the " + kind, Err: unwrapErrno(err), Hint: netns.HintDoctor}
 	}
 	return nil
 }

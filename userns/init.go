@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/netns"
 )
 
 // Init turns this process into init, and never returns, if Start or ExecIn executed it as that; otherwise it returns at
@@ -35,9 +37,10 @@ type initState struct {
 	files *fileSet
 	cmd   int // pid of the command; 0 before it started
 	ready bool
-	away  *diversion
-	link  *Link  // the uplink as it is configured; nil for none
-	leave func() // undoes what an attached namespace must not keep; nil for none
+	// redirect is the TPROXY redirect; nil for none.
+	redirect *netns.Redirect
+	link     *netns.Link // the uplink as it is configured; nil for none
+	restore  func()      // puts a namespace that was attached to back as it was; nil in any other
 }
 
 type request struct {
@@ -67,11 +70,11 @@ func initMain() int {
 	s := &initState{sock: sock}
 	defer func() {
 		s.killAll()
-		if s.leave != nil { // what is attached is somebody else's
-			if s.away != nil {
-				s.away.close()
+		if s.restore != nil {
+			if s.redirect != nil {
+				s.redirect.Close()
 			}
-			s.leave()
+			s.restore()
 		}
 	}()
 	requests := make(chan request)
@@ -93,7 +96,7 @@ func initMain() int {
 			if err != nil {
 				return CodeFailure
 			}
-			if answer.Type == msgStarted || answer.Type == msgReady && s.leave != nil {
+			if answer.Type == msgStarted || answer.Type == msgReady && s.restore != nil {
 				debug.SetGCPercent(initGC)
 				debug.FreeOSMemory()
 				ReleaseCode()
@@ -145,7 +148,7 @@ func (s *initState) handle(r request) (answer *message, fds []*os.File, pid int)
 			}
 			return &message{Type: msgReady, Ready: ready}, fds, 0
 		}
-	case r.m.Type == msgRun && s.ready && s.cmd == 0 && s.leave == nil:
+	case r.m.Type == msgRun && s.ready && s.cmd == 0 && s.restore == nil:
 		if s.cmd, err = startCommand(r.m.Run, r.fds); err == nil {
 			return &message{Type: msgStarted, PID: s.cmd}, nil, s.cmd
 		}
@@ -158,29 +161,29 @@ func (s *initState) handle(r request) (answer *message, fds []*os.File, pid int)
 		if err = s.files.update(r.m.Files); err == nil {
 			return &message{Type: msgDone}, nil, 0
 		}
-	case r.m.Type == msgDivert && s.ready && s.away == nil:
-		if s.away, err = divert(r.m.Divert, s.leave == nil); err == nil {
-			return &message{Type: msgDiverted}, s.away.out, 0
+	case r.m.Type == msgRedirect && s.ready && s.redirect == nil:
+		if s.redirect, err = netns.NewRedirect(r.m.Redirect, s.restore == nil); err == nil {
+			return &message{Type: msgRedirected}, s.redirect.Files(), 0
 		}
-		s.away = nil
+		s.redirect = nil
 	case r.m.Type == msgRelink && s.ready && s.link != nil:
 		var w warnings
-		if w, err = relink(s.link, r.m.Relink); err == nil {
+		if err = netns.Relink(s.link, r.m.Relink, w.add); err == nil {
 			return &message{Type: msgReady, Ready: &readyBody{Warnings: w}}, nil, 0
 		}
-	case r.m.Type == msgMint && s.ready:
+	case r.m.Type == msgPool && s.ready:
 		var f *os.File
-		if f, err = startMinter(); err == nil {
-			return &message{Type: msgMinted}, []*os.File{f}, 0
+		if f, err = netns.ServePool(); err == nil {
+			return &message{Type: msgPoolReady}, []*os.File{f}, 0
 		}
-		err = &Error{Op: "mint sockets", Err: err}
+		err = &Error{Op: "open sockets", Err: err}
 	case r.m.Type == msgListen && s.ready:
 		var errnos []int
-		if fds, errnos, err = listen(r.m.Listen); err == nil {
+		if fds, errnos, err = listenInside(r.m.Listen); err == nil {
 			return &message{Type: msgListening, Errnos: errnos}, fds, 0
 		}
-	case r.m.Type == msgForward && s.away != nil:
-		if err = s.away.forward(); err == nil {
+	case r.m.Type == msgForward && s.redirect != nil:
+		if err = s.redirect.AddForwarding(); err == nil {
 			return &message{Type: msgDone}, nil, 0
 		}
 	default:
@@ -203,10 +206,10 @@ func (s *initState) signal(n int) error {
 func (s *initState) setup(b *setupBody) (*readyBody, *os.File, error) {
 	var w warnings
 	ready := new(readyBody)
-	var link *os.File
+	var dev *netns.Device
 	fail := func(err error) (*readyBody, *os.File, error) {
-		if link != nil {
-			link.Close()
+		if dev != nil {
+			dev.File.Close()
 		}
 		return nil, nil, err
 	}
@@ -222,7 +225,7 @@ func (s *initState) setup(b *setupBody) (*readyBody, *os.File, error) {
 		}
 		if b.Files.Hostname != "" {
 			if err := unix.Sethostname([]byte(b.Files.Hostname)); err != nil {
-				return fail(&Error{Op: "set the host name", Err: err, Hint: doctorHint})
+				return fail(&Error{Op: "set the host name", Err: err, Hint: netns.HintDoctor})
 			}
 		}
 	}
@@ -235,12 +238,11 @@ func (s *initState) setup(b *setupBody) (*readyBody, *os.File, error) {
 	}
 	switch b.Network {
 	case NetworkNew, NetworkNone:
-		link, err = setupNetwork(b, ready, &w)
-		if err != nil {
+		if dev, err = netns.SetUp(s.link, netns.GIDRange(b.GIDs), w.add); err != nil {
 			return fail(err)
 		}
 	case NetworkAttach:
-		if link, s.leave, err = setupAttached(b, ready, &w); err != nil {
+		if dev, s.restore, err = netns.Attach(s.link, w.add); err != nil {
 			return fail(err)
 		}
 	}
@@ -248,7 +250,11 @@ func (s *initState) setup(b *setupBody) (*readyBody, *os.File, error) {
 		return fail(err)
 	}
 	ready.Warnings = w
-	return ready, link, nil
+	if dev == nil {
+		return ready, nil, nil
+	}
+	ready.Kind, ready.Link = dev.Kind, dev.Result
+	return ready, dev.File, nil
 }
 
 // dropAmbient leaves the command, which this thread forks, no capability but what execve gives to uid 0. init keeps its

@@ -9,6 +9,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/netns"
 )
 
 // msgType is the closed set of messages; doc.go has the sequence.
@@ -19,52 +21,52 @@ const (
 	msgRun    msgType = "run"    // 3 fds
 	msgSignal msgType = "signal" // 0 fds
 	msgFiles  msgType = "files"  // 0 fds
-	msgDivert msgType = "divert" // 0 fds
-	msgListen msgType = "listen" // 0 fds
-	msgMint   msgType = "mint"   // 0 fds
 	msgRelink msgType = "relink" // 0 fds; the answer is ready
-	// msgForward asks for the rules for what is forwarded, after divert.
-	msgForward msgType = "forward" // 0 fds
+	msgListen msgType = "listen" // 0 fds
+	msgPool   msgType = "pool"   // 0 fds
+	// msgRedirect asks for a TPROXY redirect, once; msgForward after it for its rules for forwarded traffic.
+	msgRedirect msgType = "redirect" // 0 fds
+	msgForward  msgType = "forward"  // 0 fds
 
 	msgReady   msgType = "ready"   // 0 or 1 fd
 	msgStarted msgType = "started" // 0 fds
 	msgDone    msgType = "done"    // 0 fds
 	msgFailed  msgType = "failed"  // 0 fds
 	msgExited  msgType = "exited"  // 0 fds
-	// msgDiverted has 4 fds, and with IPv6 5: see diversion.out.
-	msgDiverted msgType = "diverted"
-	msgMinted   msgType = "minted" // 1 fd
+	// msgRedirected has 4 fds, and with IPv6 5: see netns.Redirect.Files.
+	msgRedirected msgType = "redirected"
+	msgPoolReady  msgType = "pool-ready" // 1 fd
 	// msgListening has a descriptor for each 0 of Errnos.
 	msgListening msgType = "listening"
 )
 
 // message is one of the closed set: Type, and the one body that belongs to it.
 type message struct {
-	Type   msgType     `json:"type"`
-	Setup  *setupBody  `json:"setup,omitempty"`
-	Run    *runBody    `json:"run,omitempty"`
-	Files  *Files      `json:"files,omitempty"`
-	Divert *Diversion  `json:"divert,omitempty"`
-	Listen *listenBody `json:"listen,omitempty"`
-	Relink *Link       `json:"relink,omitempty"`
-	Errnos []int       `json:"errnos,omitempty"`
-	Signal int         `json:"signal,omitempty"`
-	Ready  *readyBody  `json:"ready,omitempty"`
-	Fail   *failBody   `json:"fail,omitempty"`
-	PID    int         `json:"pid,omitempty"`
-	Code   int         `json:"code,omitempty"`
+	Type     msgType               `json:"type"`
+	Setup    *setupBody            `json:"setup,omitempty"`
+	Run      *runBody              `json:"run,omitempty"`
+	Files    *Files                `json:"files,omitempty"`
+	Redirect *netns.RedirectConfig `json:"redirect,omitempty"`
+	Listen   *listenBody           `json:"listen,omitempty"`
+	Relink   *netns.Link           `json:"relink,omitempty"`
+	Errnos   []int                 `json:"errnos,omitempty"`
+	Signal   int                   `json:"signal,omitempty"`
+	Ready    *readyBody            `json:"ready,omitempty"`
+	Fail     *failBody             `json:"fail,omitempty"`
+	PID      int                   `json:"pid,omitempty"`
+	Code     int                   `json:"code,omitempty"`
 	// Large is the size in bytes of the message that is meant, which is in a memfd, the last descriptor.
 	Large int `json:"large,omitempty"`
 }
 
 type setupBody struct {
-	Network      Network  `json:"network"`
-	PIDNamespace bool     `json:"pidns,omitempty"`
-	Enter        bool     `json:"enter,omitempty"` // another command of a sandbox that is there: nothing to set up
-	Link         Link     `json:"link"`
-	Files        Files    `json:"files"`
-	Hidden       []string `json:"hidden,omitempty"`
-	GIDs         idRange  `json:"gids"` // inside, for ping_group_range
+	Network      Network    `json:"network"`
+	PIDNamespace bool       `json:"pidns,omitempty"`
+	Enter        bool       `json:"enter,omitempty"` // another command of a sandbox that is there: nothing to set up
+	Link         netns.Link `json:"link"`
+	Files        Files      `json:"files"`
+	Hidden       []string   `json:"hidden,omitempty"`
+	GIDs         idRange    `json:"gids"` // inside, for ping_group_range
 }
 
 // runBody has bytes, not strings: neither arguments nor environment need be UTF-8.
@@ -75,9 +77,9 @@ type runBody struct {
 }
 
 type readyBody struct {
-	Kind     string     `json:"kind,omitempty"`
-	Link     LinkResult `json:"link"`
-	Warnings []string   `json:"warnings,omitempty"`
+	Kind     string           `json:"kind,omitempty"`
+	Link     netns.LinkResult `json:"link"`
+	Warnings []string         `json:"warnings,omitempty"`
 }
 
 const (
@@ -99,13 +101,13 @@ func wantFDs(t msgType) (least, most int, known bool) {
 		return 3, 3, true
 	case msgReady:
 		return 0, 1, true
-	case msgDiverted:
+	case msgRedirected:
 		return 4, 5, true
-	case msgMinted:
+	case msgPoolReady:
 		return 1, 1, true
 	case msgListening:
 		return 0, listenMost, true
-	case msgSetup, msgSignal, msgFiles, msgDivert, msgForward, msgListen, msgMint, msgRelink, msgStarted, msgDone, msgFailed, msgExited:
+	case msgSetup, msgSignal, msgFiles, msgRedirect, msgForward, msgListen, msgPool, msgRelink, msgStarted, msgDone, msgFailed, msgExited:
 		return 0, 0, true
 	}
 	return 0, 0, false
@@ -128,7 +130,7 @@ func parseMessage(b []byte) (*message, error) {
 	}
 	if (m.Setup != nil) != (m.Type == msgSetup) || (m.Run != nil) != (m.Type == msgRun) ||
 		(m.Files != nil) != (m.Type == msgFiles) || (m.Ready != nil) != (m.Type == msgReady) ||
-		(m.Divert != nil) != (m.Type == msgDivert) || (m.Listen != nil) != (m.Type == msgListen) || (m.Relink != nil) != (m.Type == msgRelink) ||
+		(m.Redirect != nil) != (m.Type == msgRedirect) || (m.Listen != nil) != (m.Type == msgListen) || (m.Relink != nil) != (m.Type == msgRelink) ||
 		(m.Errnos != nil) != (m.Type == msgListening) || (m.Fail != nil) != (m.Type == msgFailed) {
 		return nil, fmt.Errorf("%w: %q with another body", errProtocol, m.Type)
 	}

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/netns"
 )
 
 const (
@@ -39,7 +41,7 @@ const emptyOptions = "mode=0755,size=4k,nr_inodes=8"
 // warns.
 func setupMounts(b *setupBody, w *warnings) (*fileSet, error) {
 	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
-		return nil, &Error{Op: "make mounts private", Err: err, Hint: doctorHint}
+		return nil, &Error{Op: "make mounts private", Err: err, Hint: netns.HintDoctor}
 	}
 	if b.PIDNamespace {
 		if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
@@ -122,7 +124,7 @@ func stage(f func(dir string) error) error {
 		}
 		return err
 	}
-	return &Error{Op: "mount a tmpfs", Err: errors.Join(append(errs, unix.EPERM)...), Hint: doctorHint}
+	return &Error{Op: "mount a tmpfs", Err: errors.Join(append(errs, unix.EPERM)...), Hint: netns.HintDoctor}
 }
 
 // coverNameServices puts empty directories over the sockets of name services, and into that of systemd-resolved the files

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"rootlessnet/netns"
 )
 
 func TestFilterNsswitch(t *testing.T) {
@@ -101,7 +103,7 @@ func TestStatParent(t *testing.T) {
 func FuzzParseMessage(f *testing.F) {
 	for _, m := range []message{
 		{Type: msgRun, Run: &runBody{Argv: [][]byte{[]byte("true")}}},
-		{Type: msgReady, Ready: &readyBody{Kind: KindTAP}},
+		{Type: msgReady, Ready: &readyBody{Kind: netns.KindTAP}},
 		{Type: msgFailed, Fail: &failBody{Text: "x", Code: 126}},
 		{Type: msgExited, Code: 3}, {Type: msgRun, Large: 100},
 	} {
@@ -233,8 +235,8 @@ func TestLookPath(t *testing.T) {
 func TestConfigRefused(t *testing.T) {
 	for name, c := range map[string]Config{
 		"network": {Network: "bridge"}, "ids": {IDMap: "x"}, "join nobody": {Network: NetworkJoin},
-		"mtu": {Link: Link{MTU: 67}}, "kind": {Link: Link{Kind: "wire"}}, "hidden": {Hidden: []string{"x"}},
-		"name": {Link: Link{Name: "a234567890123456"}}, "mac": {Link: Link{MAC: []byte{1}}},
+		"mtu": {Link: netns.Link{MTU: 67}}, "kind": {Link: netns.Link{Kind: "wire"}}, "hidden": {Hidden: []string{"x"}},
+		"name": {Link: netns.Link{Name: "a234567890123456"}}, "mac": {Link: netns.Link{MAC: []byte{1}}},
 	} {
 		if _, err := Start(t.Context(), c); err == nil {
 			t.Errorf("%s: accepted", name)

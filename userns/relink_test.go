@@ -8,18 +8,20 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/netns"
 )
 
 // TestRelink: the uplink has what it was given last. An address that stays keeps its route, though it was added after one of
 // its subnet that goes; a default route is replaced, a route that cannot be had is no error.
 func TestRelink(t *testing.T) {
-	l := testLink(KindAuto)
+	l := testLink(netns.KindAuto)
 	l.GatewayMAC = []byte{2, 0, 0, 0, 0, 1}
 	l.Addrs = append(l.Addrs, netip.MustParsePrefix("10.0.2.101/24"))
 	s := start(t, Config{Link: l})
 	l.Addrs = []netip.Prefix{netip.MustParsePrefix("10.0.2.101/24"), netip.MustParsePrefix("198.51.100.7/24"), netip.MustParsePrefix("2001:db8::7/64")}
 	l.Gateways = []netip.Addr{netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("fe80::9")}
-	l.Routes = []Route{
+	l.Routes = []netns.Route{
 		{Dst: netip.MustParsePrefix("10.9.0.0/16"), Gateway: netip.MustParseAddr("198.51.100.9")},
 		{Dst: netip.MustParsePrefix("10.10.0.0/16"), Gateway: netip.MustParseAddr("198.51.100.9"), Source: netip.MustParseAddr("203.0.113.1")},
 		{Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("198.51.100.1")},
@@ -89,30 +91,17 @@ func TestListen(t *testing.T) {
 	}
 }
 
-// TestMintAlone: sockets of the namespace without a diversion.
-func TestMintAlone(t *testing.T) {
+// TestSocketPool: a pool without a redirect, with TCP and UDP sockets.
+func TestSocketPool(t *testing.T) {
 	s := start(t, Config{Network: NetworkNone})
-	m, err := s.Mint(t.Context(), true)
+	p, err := s.SocketPool(t.Context(), netns.PoolOptions{IPv6: true, UDP: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer m.Close()
-	d := &Diverted{Mint: m}
+	defer p.Close()
 	for _, ipv6 := range []bool{false, true} {
-		unix.Close(minted(t, d, ipv6))
-		var fd int
-		for {
-			if fd, err = m.GetUDP(ipv6); err == nil {
-				break
-			} else if !errors.Is(err, ErrNoSocket) {
-				t.Fatal(err)
-			}
-			select {
-			case <-t.Context().Done():
-				t.Fatal("no socket")
-			default:
-			}
-		}
+		unix.Close(take(t, transparent(p, ipv6)))
+		fd := take(t, func() (int, error) { return p.GetUDP(ipv6) })
 		if kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || kind != unix.SOCK_DGRAM {
 			t.Errorf("kind %d, %v", kind, err)
 		}

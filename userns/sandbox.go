@@ -12,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"rootlessnet/netns"
 )
 
 // closeTimeout is how long Close waits for init to kill its descendants before it kills init: a process in
@@ -35,7 +37,7 @@ type Sandbox struct {
 
 	mu       sync.Mutex
 	kind     string
-	link     LinkResult
+	link     netns.LinkResult
 	linkFile *os.File
 	exitCode int
 	readErr  error // why the reader ended; valid once readEnd is closed
@@ -145,7 +147,7 @@ func (s *Sandbox) read() {
 				s.mu.Unlock()
 				close(s.exited)
 				return // its last word
-			case msgReady, msgStarted, msgDone, msgFailed, msgDiverted, msgListening, msgMinted:
+			case msgReady, msgStarted, msgDone, msgFailed, msgRedirected, msgListening, msgPoolReady:
 				select {
 				case s.replies <- reply{m, fds, pid}:
 				default: // the answer before this one was never asked for
@@ -241,7 +243,7 @@ func (s *Sandbox) setup(ctx context.Context, b *setupBody) error {
 // LinkFD returns the descriptor of the link device, non-blocking, with its kind (KindTAP, KindTAPPlain or KindPacket)
 // and what it can do. The first caller owns the file and closes it; later ones, and those of a sandbox without an
 // uplink, get nil. The namespace of a KindPacket's far end lives as long as the descriptor.
-func (s *Sandbox) LinkFD() (fd *os.File, kind string, offloads LinkResult) {
+func (s *Sandbox) LinkFD() (fd *os.File, kind string, offloads netns.LinkResult) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	fd, s.linkFile = s.linkFile, nil

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"rootlessnet/netns"
 )
 
 func init() { Init() }
@@ -281,15 +283,15 @@ func TestNamespaces(t *testing.T) {
 }
 
 // testLink has everything that can be set.
-func testLink(kind string) Link {
-	return Link{Kind: kind, MAC: []byte{2, 0, 0, 0, 0, 9}, MTU: 1500,
+func testLink(kind string) netns.Link {
+	return netns.Link{Kind: kind, MAC: []byte{2, 0, 0, 0, 0, 9}, MTU: 1500,
 		Addrs:    []netip.Prefix{netip.MustParsePrefix("10.0.2.100/24"), netip.MustParsePrefix("fd00::100/64")},
 		Gateways: []netip.Addr{netip.MustParseAddr("10.0.2.2"), netip.MustParseAddr("fd00::2")}}
 }
 
 // Each kind of device: a frame the guest sends comes out of the descriptor, and one written to it goes in.
 func TestLinkKinds(t *testing.T) {
-	for _, kind := range []string{KindTAP, KindTAPPlain, KindPacket, KindAuto} {
+	for _, kind := range []string{netns.KindTAP, netns.KindTAPPlain, netns.KindPacket, netns.KindAuto} {
 		t.Run(kind, func(t *testing.T) {
 			s, err := Start(t.Context(), Config{Link: testLink(kind)})
 			if errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.EPERM) {
@@ -303,19 +305,19 @@ func TestLinkKinds(t *testing.T) {
 			}
 			defer s.Close()
 			f, got, res := s.LinkFD()
-			if f == nil || (kind != KindAuto && got != kind) {
+			if f == nil || (kind != netns.KindAuto && got != kind) {
 				t.Fatalf("got %v, %q", f, got)
 			}
 			defer f.Close()
-			if kind == KindAuto && got != KindTAP && len(res.Refused) == 0 {
+			if kind == netns.KindAuto && got != netns.KindTAP && len(res.Refused) == 0 {
 				t.Errorf("%s chosen without a reason", got)
 			}
 			t.Logf("%s %+v", got, res)
-			header := vnetHeaderLen
-			if got == KindTAPPlain {
+			header := 10 // sizeof(struct virtio_net_hdr)
+			if got == netns.KindTAPPlain {
 				header = 0
 			}
-			if (got == KindTAPPlain) == res.TSO || res.TSO != res.CSum {
+			if (got == netns.KindTAPPlain) == res.TSO || res.TSO != res.CSum {
 				t.Errorf("offloads %+v", res)
 			}
 			out, w, err := os.Pipe()
@@ -482,7 +484,7 @@ func TestCloseInherited(t *testing.T) {
 // BenchmarkStart is what a sandbox costs from nothing to nothing, to be compared with `unshare -Urn true`.
 func BenchmarkStart(b *testing.B) {
 	for b.Loop() {
-		s, err := Start(b.Context(), Config{Link: testLink(KindAuto), Files: Files{ResolvConf: []byte("#"), Hosts: []byte("#")}})
+		s, err := Start(b.Context(), Config{Link: testLink(netns.KindAuto), Files: Files{ResolvConf: []byte("#"), Hosts: []byte("#")}})
 		if err != nil {
 			b.Fatal(err)
 		}

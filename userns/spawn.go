@@ -5,6 +5,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/netns"
 )
 
 const (
@@ -63,7 +65,7 @@ func spawnNew(cfg Config, sock *os.File) (*child, error) {
 		},
 	})
 	if err != nil {
-		return nil, &Error{Op: "create a user namespace", Err: unwrapErrno(err), Hint: doctorHint}
+		return nil, &Error{Op: "create a user namespace", Err: unwrapErrno(err), Hint: netns.HintDoctor}
 	}
 	return &child{proc: proc}, nil
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rootlessnet/internal/watch"
+	"rootlessnet/netns"
 )
 
 // Target is a network namespace that somebody else made, held open until Close.
@@ -21,13 +22,11 @@ type Target struct {
 	what  string   // for errors
 }
 
-const targetHint = "the namespace's owner can attach to it, and root of the user namespace that owns it"
-
-// OpenTarget opens the network namespace of process pid, or the one at the path netns, and the user namespace to enter
+// OpenTarget opens the network namespace of process pid, or the one at path, and the user namespace to enter
 // for it: the one at the path user or, where that is empty, its owner's unless that is ours. The error is an *Error.
-func OpenTarget(pid int, netns, user string) (*Target, error) {
-	t := &Target{path: netns, what: netns}
-	if netns == "" {
+func OpenTarget(pid int, path, user string) (*Target, error) {
+	t := &Target{path: path, what: path}
+	if path == "" {
 		t.what = fmt.Sprintf("process %d", pid)
 	}
 	err := t.open(pid, user)
@@ -35,7 +34,7 @@ func OpenTarget(pid int, netns, user string) (*Target, error) {
 		t.Close()
 		hint := ""
 		if errors.Is(err, fs.ErrPermission) {
-			hint = targetHint
+			hint = netns.HintOwner
 		}
 		return nil, &Error{Op: "open the network namespace of " + t.what, Err: plain(err), Hint: hint}
 	}
@@ -178,7 +177,7 @@ func spawnAttach(t *Target, sock *os.File) (*child, error) {
 		if !errors.As(err, &ours) {
 			err = &Error{Op: "enter the network namespace of " + t.what, Err: unwrapErrno(err)}
 		} else if errors.Is(err, syscall.EPERM) {
-			ours.Hint = targetHint
+			ours.Hint = netns.HintOwner
 		}
 		return nil, err
 	}

@@ -3,10 +3,10 @@ package rootlessport
 import (
 	"os"
 	"path/filepath"
-	"runtime"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
+
+	"rootlessnet/netns"
 )
 
 // uplinkNamespaces are where Podman keeps the namespace that holds the bridges of its networks: beside those of the
@@ -50,31 +50,11 @@ func leadsTo(path, uplink string) bool {
 	}
 	defer to.Close()
 	is := false
-	err = inNamespace(path, func() error {
+	err = netns.RunAt(path, func() error {
 		is = hasPeerIn(int(to.Fd()))
 		return nil
 	})
 	return is && err == nil
-}
-
-// inNamespace runs f in the network namespace at path, on a thread of its own: there is no way back, which would take a
-// capability over the namespace that one comes from.
-func inNamespace(path string, f func() error) error {
-	ns, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
-		if err == nil {
-			err = f()
-		}
-		result <- err
-	}()
-	return <-result
 }
 
 // hasPeerIn asks in the namespace of the calling thread, which numbers those it has links to.

@@ -17,8 +17,8 @@ import (
 
 	"rootlessnet/internal/rawsock"
 	"rootlessnet/internal/spin"
+	"rootlessnet/netns"
 	"rootlessnet/splice"
-	"rootlessnet/userns"
 )
 
 const (
@@ -37,7 +37,7 @@ type direct struct {
 	cancel context.CancelFunc
 	get    getSocket
 	routes *netlink.Handle // of the namespace; nil in tests
-	mint   *userns.Minter  // nil in tests
+	pool   *netns.Pool     // nil in tests
 	loop   *splice.Loop
 	group  *spin.Group
 	wg     sync.WaitGroup // accept loops
@@ -49,36 +49,36 @@ type direct struct {
 	dials   map[*dialling]struct{} // guarded by mu; nil when closed
 }
 
-// getSocket takes a socket of the namespace out of stock, a transparent or a plain one. The error may be
-// userns.ErrNoSocket, for the moment.
+// getSocket takes a socket of the namespace out of the pool, a transparent or a plain one. The error may be
+// netns.ErrPoolEmpty, for the moment.
 type getSocket func(ipv6, plain bool) (fd int, err error)
 
 func newDirect(path string, child netip.Addr, log *slog.Logger) (*direct, error) {
 	var routes *netlink.Handle
-	err := inNamespace(path, func() (err error) {
+	err := netns.RunAt(path, func() (err error) {
 		routes, err = netlink.NewHandle(unix.NETLINK_ROUTE)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("ask the network namespace %s for its routes: %w", path, err)
 	}
-	mint, err := userns.MintAt(path)
+	pool, err := netns.OpenPoolAt(path, 0)
 	if err != nil {
 		routes.Close()
 		return nil, err
 	}
 	d, err := startDirect(func(ipv6, plain bool) (int, error) {
 		if plain {
-			return mint.GetPlain(ipv6)
+			return pool.GetPlain(ipv6)
 		}
-		return mint.Get(ipv6, false)
+		return pool.Get(ipv6, false)
 	}, child, log)
 	if err != nil {
-		mint.Close()
+		pool.Close()
 		routes.Close()
 		return nil, err
 	}
-	d.routes, d.mint = routes, mint
+	d.routes, d.pool = routes, pool
 	d.findGateways()
 	return d, nil
 }
@@ -153,8 +153,8 @@ func (d *direct) close() {
 	}
 	d.loop.Close()
 	d.group.Close()
-	if d.mint != nil {
-		d.mint.Close()
+	if d.pool != nil {
+		d.pool.Close()
 		d.routes.Close()
 	}
 }

@@ -13,7 +13,7 @@ import (
 
 	"rootlessnet/internal/nettest"
 	"rootlessnet/internal/rawsock"
-	"rootlessnet/userns"
+	"rootlessnet/netns"
 )
 
 // here makes sockets of this namespace in place of the container's. A client on the loopback has no address inside, so
@@ -22,7 +22,7 @@ func here() getSocket {
 	n := 0
 	return func(ipv6, _ bool) (int, error) {
 		if n++; n%2 == 1 {
-			return -1, userns.ErrNoSocket
+			return -1, netns.ErrPoolEmpty
 		}
 		return rawsock.Socket(!ipv6)
 	}

@@ -13,7 +13,7 @@
 //	        socket to publish the ports. When that helper ends, the one that follows it is asked.
 //	direct  TCP, otherwise: a transparent socket of the container's own namespace has the client's address and connects
 //	        to the server, and splice(2) moves what the two sides say. Nothing else is on the way: no bridge, no helper.
-//	        What the server answers finds back by a mark (userns.MintAt). A client who hears nothing is tried by a plain
+//	        What the server answers finds back by a mark (netns.OpenPoolAt). A client who hears nothing is tried by a plain
 //	        socket, too, which is the original's way: rules in the container may lead the mark astray.
 //	bridge  UDP, where a veth of the namespace leads to one that a helper of ours connects: Podman's bridges. That
 //	        helper is asked, as above.

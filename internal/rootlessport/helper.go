@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+
+	"rootlessnet/netns"
 )
 
 // Helper holds the ports of one container.
 type Helper struct {
 	ways   []way
-	minter *minter // of the relay; nil without one
+	thread *netns.Thread // of the relay, in the container's namespace; nil without a relay
 	socket *addressSocket
 }
 
@@ -93,10 +95,10 @@ func (h *Helper) openRest(path string, ports []Port, child netip.Addr, find Find
 		return err
 	}
 	var err error
-	if h.minter, err = newMinter(path); err != nil {
+	if h.thread, err = netns.Enter(path); err != nil {
 		return err
 	}
-	r := newRelay(h.minter, child, log)
+	r := newRelay(threadDialer{h.thread}, child, log)
 	h.ways = append(h.ways, r)
 	return publish(ports, r.listen)
 }
@@ -116,7 +118,7 @@ func (h *Helper) Close() {
 	for _, w := range h.ways {
 		w.close()
 	}
-	if h.minter != nil {
-		h.minter.close()
+	if h.thread != nil {
+		h.thread.Close()
 	}
 }
