@@ -70,14 +70,16 @@ func testLink(t *testing.T) *Link {
 	return &l
 }
 
-// setUp gives the namespace of the process the uplink l.
+// setUp configures the namespace of the process, with the uplink l unless it is nil.
 func setUp(t *testing.T, l *Link) {
 	t.Helper()
 	dev, err := SetUp(l, GIDRange{Count: 1}, warnLog(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { dev.File.Close() })
+	if dev != nil {
+		t.Cleanup(func() { dev.File.Close() })
+	}
 }
 
 // warnLog writes warnings into the test's log.

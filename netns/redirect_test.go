@@ -13,14 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// redirect sets up the uplink l and a redirect in the namespace of the process, and ends both with the test.
-func redirect(t *testing.T, ipv6 bool) (*Redirect, *RedirectHandles) {
-	t.Helper()
-	l := testLink(t)
-	setUp(t, l)
-	return redirectBy(t, l.Name, ipv6)
-}
-
+// redirectBy sets up a redirect for the uplink in the namespace of the process, and ends it with the test.
 func redirectBy(t *testing.T, uplink string, ipv6 bool) (*Redirect, *RedirectHandles) {
 	t.Helper()
 	c := RedirectConfig{Uplink: uplink, IPv6: ipv6}
