@@ -9,7 +9,7 @@ import (
 	"rootlessnet/netns"
 )
 
-// Network says which network namespace the command gets.
+// Network selects the network namespace of the command.
 type Network string
 
 // Values of Network; the zero value is NetworkNew.
@@ -18,19 +18,19 @@ const (
 	NetworkHost Network = "host" // the caller's
 	NetworkNone Network = "none" // its own, with lo only
 	NetworkJoin Network = "join" // that of Config.JoinPID
-	// NetworkAttach is that of Config.Target, with nothing else: no command, no file of ours, no other namespace.
+	// NetworkAttach is the namespace of Config.Target, with a link and nothing else: no command, no files, no other namespace.
 	NetworkAttach Network = "attach"
 )
 
-// IDMap says who the command is inside its user namespace.
+// IDMap selects the user and group ids of the command inside its user namespace.
 type IDMap string
 
 // Values of IDMap; the zero value is IDMapRoot.
 const (
 	IDMapRoot   IDMap = "root"    // the caller's uid and gid are 0 inside
 	IDMapKeepID IDMap = "keep-id" // the caller's uid and gid are the same inside; the command holds no capability
-	// IDMapAuto is IDMapRoot, and the subordinate ranges follow from 1 on, by newuidmap and newgidmap. Where there are
-	// no ranges or no tools it is IDMapRoot, with a warning.
+	// IDMapAuto is IDMapRoot with the user's subordinate ranges mapped from 1 on, by newuidmap and newgidmap. Without ranges
+	// or without these tools it is IDMapRoot, with a warning.
 	IDMapAuto IDMap = "auto"
 )
 
@@ -45,11 +45,11 @@ type Files struct {
 type Config struct {
 	Network      Network
 	IDMap        IDMap // ignored by NetworkJoin, where the map is the target's
-	PIDNamespace bool  // its own pid namespace, with its own /proc
+	PIDNamespace bool  // a new pid namespace, with its own /proc
 	// JoinPID is the init pid of the sandbox that NetworkJoin joins: its user and network namespaces, and copies of its
 	// mount and UTS namespaces.
 	JoinPID int
-	// Target is what NetworkAttach attaches to. It stays the caller's, and is not needed after Start.
+	// Target is what NetworkAttach attaches to. It remains the caller's to close, and is not needed after Start.
 	Target *Target
 	// Link is the uplink of NetworkNew and NetworkAttach.
 	Link  netns.Link
@@ -64,14 +64,14 @@ type Command struct {
 	Argv []string // Argv[0] is looked up in the PATH of Env unless it has a slash
 	Env  []string // nil: the caller's
 	Dir  string   // "": the caller's working directory
-	// nil is /dev/null. They stay the caller's to close.
+	// nil is /dev/null. The caller closes them.
 	Stdin, Stdout, Stderr *os.File
 }
 
 // maxHostname is __NEW_UTS_LEN.
 const maxHostname = 64
 
-// withDefaults fills what is zero and refuses what cannot work.
+// withDefaults returns c with its zero fields filled in, or an error that says which field cannot work.
 func (c Config) withDefaults() (Config, error) {
 	if c.Network == "" {
 		c.Network = NetworkNew

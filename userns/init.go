@@ -15,22 +15,21 @@ import (
 	"rootlessnet/netns"
 )
 
-// Init turns this process into init, and never returns, if Start or ExecIn executed it as that; otherwise it returns at
-// once. It must be called from an init function or at the very start of main of every program that uses this package.
+// Init runs init and never returns if this package executed the process as init; otherwise it returns at once. It must be called from an init function or at the very start of main of every program that uses this package.
 func Init() {
 	if len(os.Args) == 0 || os.Args[0] != initArgv0 {
 		return
 	}
 	runtime.LockOSThread() // the command's parent-death signal is bound to the thread that forks it
-	// Started by /proc/self/exe, it would be "exe" in ps. It is the first thread's name that is shown, and this is it.
+	// Executed by the path /proc/self/exe, it would be "exe" in ps, which shows the name of the first thread: this one.
 	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(unsafe.StringData(initName+"\x00"))), 0, 0, 0)
 	os.Exit(initMain())
 }
 
-// initGC is init's GOGC after set-up: it allocates next to nothing, and should keep next to nothing.
+// initGC is init's GOGC after set-up: init allocates next to nothing from then on, and should keep next to nothing.
 const initGC = 20
 
-// initState is init. All of it belongs to the main goroutine.
+// initState is the state of init, which the main goroutine alone uses.
 type initState struct {
 	sock  *socket
 	proc  *procDir
@@ -54,7 +53,7 @@ func initMain() int {
 		fmt.Fprintf(os.Stderr, "rootlessnet: init without its supervisor: %v\n", err)
 		return CodeFailure
 	}
-	// Whatever the supervisor's callers leaked, the command does not get.
+	// The command gets no descriptor that the supervisor's caller leaked.
 	if err := CloseInherited(); err != nil {
 		sock.send(&message{Type: msgFailed, Fail: toFail(err)}, 0)
 		return CodeFailure
@@ -89,7 +88,7 @@ func initMain() int {
 			closeAll(r.fds)
 			err := sock.send(answer, pid, out...)
 			if pid != 0 && errors.Is(err, unix.EPERM) {
-				// Naming it is allowed in a pid namespace we own. In another the number is the supervisor's already.
+				// Sending a pid needs a pid namespace that our user namespace owns. In another one the number is the supervisor's already.
 				err = sock.send(answer, 0, out...)
 			}
 			closeAll(out)
@@ -111,8 +110,8 @@ func initMain() int {
 	}
 }
 
-// catchTerminalSignals lets the terminal's signals pass by: they are for the command, which gets them itself. Those that
-// the caller ignored stay ignored, in the command too.
+// catchTerminalSignals catches the terminal's signals and ignores them: the terminal sends them to the command as well, which
+// is in the same process group. Those that the caller ignored stay ignored, in the command too.
 func catchTerminalSignals() {
 	void := make(chan os.Signal, 1) // never read: a full channel drops
 	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGTERM} {
@@ -122,7 +121,7 @@ func catchTerminalSignals() {
 	}
 }
 
-// readRequests ends, and closes out, with the conversation.
+// readRequests sends what arrives on sock to out, until the supervisor has closed its end or breaks the protocol.
 func readRequests(sock *socket, out chan<- request) {
 	defer close(out)
 	for {
@@ -134,7 +133,7 @@ func readRequests(sock *socket, out chan<- request) {
 	}
 }
 
-// handle does what r asks for and returns the answer, with a descriptor and a pid that go along.
+// handle does what r asks for. It returns the answer, with the descriptors and the pid to send with it.
 func (s *initState) handle(r request) (answer *message, fds []*os.File, pid int) {
 	var err error
 	switch {
@@ -202,7 +201,7 @@ func (s *initState) signal(n int) error {
 	return nil
 }
 
-// setup makes the inside of the sandbox.
+// setup sets up mounts, host name and network as b says. The file is the link device's, nil without one.
 func (s *initState) setup(b *setupBody) (*readyBody, *os.File, error) {
 	var w warnings
 	ready := new(readyBody)
@@ -215,7 +214,7 @@ func (s *initState) setup(b *setupBody) (*readyBody, *os.File, error) {
 	}
 	var err error
 	if b.Network == NetworkAttach {
-		// A directory held open would keep somebody from unmounting it.
+		// The working directory would keep its file system from being unmounted.
 		if err := unix.Chdir("/"); err != nil {
 			return fail(&Error{Op: "change directory", Err: err})
 		}
@@ -229,7 +228,7 @@ func (s *initState) setup(b *setupBody) (*readyBody, *os.File, error) {
 			}
 		}
 	}
-	// Before anything of the command could cover it.
+	// Opened now, since the command may mount something over it.
 	if s.proc, err = openProc(); err != nil {
 		return fail(&Error{Op: "open /proc", Err: err})
 	}
@@ -257,8 +256,8 @@ func (s *initState) setup(b *setupBody) (*readyBody, *os.File, error) {
 	return ready, dev.File, nil
 }
 
-// dropAmbient leaves the command, which this thread forks, no capability but what execve gives to uid 0. init keeps its
-// own.
+// dropAmbient removes the ambient and inheritable capabilities of the calling thread, which forks the command: the command then
+// has only the capabilities that execve gives to uid 0. init keeps its own.
 func dropAmbient() error {
 	err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
 	if err == nil {
@@ -275,7 +274,7 @@ func dropAmbient() error {
 	return nil
 }
 
-// warnings are sent along with ready, for the supervisor to log.
+// warnings are sent with ready; the supervisor logs them.
 type warnings []string
 
 func (w *warnings) add(format string, args ...any) { *w = append(*w, fmt.Sprintf(format, args...)) }

@@ -13,7 +13,7 @@ import (
 	"rootlessnet/netns"
 )
 
-// msgType is the closed set of messages; doc.go has the sequence.
+// msgType is the type of a message, one of the constants; doc.go has the sequence.
 type msgType string
 
 const (
@@ -40,7 +40,7 @@ const (
 	msgListening msgType = "listening"
 )
 
-// message is one of the closed set: Type, and the one body that belongs to it.
+// message has a Type and the one body that belongs to it.
 type message struct {
 	Type     msgType               `json:"type"`
 	Setup    *setupBody            `json:"setup,omitempty"`
@@ -55,14 +55,14 @@ type message struct {
 	Fail     *failBody             `json:"fail,omitempty"`
 	PID      int                   `json:"pid,omitempty"`
 	Code     int                   `json:"code,omitempty"`
-	// Large is the size in bytes of the message that is meant, which is in a memfd, the last descriptor.
+	// Large is the size in bytes of the actual message, which is in a memfd, the last descriptor.
 	Large int `json:"large,omitempty"`
 }
 
 type setupBody struct {
 	Network      Network    `json:"network"`
 	PIDNamespace bool       `json:"pidns,omitempty"`
-	Enter        bool       `json:"enter,omitempty"` // another command of a sandbox that is there: nothing to set up
+	Enter        bool       `json:"enter,omitempty"` // another command in a running sandbox: nothing to set up
 	Link         netns.Link `json:"link"`
 	Files        Files      `json:"files"`
 	Hidden       []string   `json:"hidden,omitempty"`
@@ -83,18 +83,18 @@ type readyBody struct {
 }
 
 const (
-	// inlineMax is the most bytes of one packet: well under the 212992 of net.core.wmem_default, which bounds it.
+	// inlineMax is the size in bytes of the largest packet, well under the kernel's limit (net.core.wmem_default, 212992).
 	inlineMax = 64 << 10
 	// largeMax bounds a message in a memfd. The kernel takes at most 6 MiB of arguments and environment (fs/exec.c,
 	// bprm_set_stack_limits), which base64 makes 8; hosts files with block lists are a few MiB.
 	largeMax = 16 << 20
-	// maxFDs is the most descriptors of a message: those of listening.
+	// maxFDs is the largest number of descriptors of a message, which listening has.
 	maxFDs = listenMost
 )
 
 var errProtocol = errors.New("unexpected message")
 
-// wantFDs tells how many descriptors may come with a message of type t, and whether t is known.
+// wantFDs returns how many descriptors a message of type t has, at least and at most, and whether t is known.
 func wantFDs(t msgType) (least, most int, known bool) {
 	switch t {
 	case msgRun:
@@ -113,7 +113,7 @@ func wantFDs(t msgType) (least, most int, known bool) {
 	return 0, 0, false
 }
 
-// parseMessage reads the JSON of a message and checks that it is whole.
+// parseMessage decodes a message and checks that it has the body of its type and no other.
 func parseMessage(b []byte) (*message, error) {
 	m := new(message)
 	if err := json.Unmarshal(b, m); err != nil {
@@ -137,7 +137,7 @@ func parseMessage(b []byte) (*message, error) {
 	return m, nil
 }
 
-// socket is one end of the conversation. send may be called by one goroutine at a time, and so may receive.
+// socket is one end of the connection between supervisor and init. One goroutine at a time may call send, and one receive.
 type socket struct {
 	conn *net.UnixConn
 	buf  []byte
@@ -159,7 +159,7 @@ func socketPair() (*socket, *os.File, error) {
 	return ours, theirs, nil
 }
 
-// newSocket takes f over.
+// newSocket makes a socket of f, which it closes.
 func newSocket(f *os.File) (*socket, error) {
 	defer f.Close()
 	typ, err := unix.GetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_TYPE)
@@ -178,15 +178,15 @@ func newSocket(f *os.File) (*socket, error) {
 		c.Close()
 		return nil, unix.EPROTOTYPE
 	}
-	// Room for one set of credentials too: the kernel adds them when asked to (passCred).
+	// With room for one set of credentials, which the kernel adds after passCred.
 	oob := make([]byte, unix.CmsgSpace(maxFDs*4)+unix.CmsgSpace(unix.SizeofUcred))
 	return &socket{conn: u, buf: make([]byte, inlineMax), oob: oob}, nil
 }
 
 func (s *socket) close() { s.conn.Close() }
 
-// send sends m with fds, which stay the caller's. pid, when not 0, is a process of ours that the receiver wants to know
-// by its own numbering: the kernel translates it between pid namespaces (unix(7), SCM_CREDENTIALS).
+// send sends m with fds, which the caller closes. pid, unless it is 0, is a process of ours, sent as credentials, which the
+// kernel translates into the receiver's pid namespace (unix(7), SCM_CREDENTIALS).
 func (s *socket) send(m *message, pid int, fds ...*os.File) error {
 	b, err := json.Marshal(m)
 	if err != nil {
@@ -207,7 +207,7 @@ func (s *socket) send(m *message, pid int, fds ...*os.File) error {
 	if len(fds) > 0 {
 		nums := make([]int, len(fds))
 		for i, f := range fds {
-			// Fd would make the file blocking; the description is shared with whoever polls it.
+			// Not Fd, which would make the file description blocking, also for the process that gets it.
 			c, err := f.SyscallConn()
 			if err == nil {
 				err = c.Control(func(fd uintptr) { nums[i] = int(fd) })
@@ -242,8 +242,8 @@ func memfd(b []byte) (*os.File, error) {
 	return f, nil
 }
 
-// receive reads one message. The descriptors are the caller's, and as many as the message must have. pid is that of the
-// credentials that came along, 0 when none did. io.EOF is the orderly end.
+// receive reads one message. fds are as many as its type must have; the caller closes them. pid is that of the credentials
+// that came with it, 0 without. io.EOF means that the other end was closed.
 func (s *socket) receive() (m *message, fds []*os.File, pid int, err error) {
 	n, oobn, flags, _, err := s.conn.ReadMsgUnix(s.buf, s.oob)
 	if err != nil {
@@ -268,7 +268,7 @@ func (s *socket) receive() (m *message, fds []*os.File, pid int, err error) {
 		if m.Type != msgListening {
 			return nil, fds, 0, fmt.Errorf("%w: truncated", errProtocol)
 		}
-		// We have no room for the descriptors: the ports are not to be had, and that is all.
+		// The descriptors exceeded our limit of open files: these ports cannot be had; everything else goes on.
 		closeAll(fds)
 		fds = nil
 		for i := range m.Errnos {
@@ -300,7 +300,7 @@ func (s *socket) receive() (m *message, fds []*os.File, pid int, err error) {
 	return m, fds, pid, nil
 }
 
-// parseControl takes the descriptors (close-on-exec already, by the net package) and the pid out of control messages.
+// parseControl returns the descriptors, which package net has made close-on-exec, and the pid of control messages.
 func parseControl(oob []byte) (fds []*os.File, pid int, err error) {
 	cmsgs, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
@@ -318,7 +318,7 @@ func parseControl(oob []byte) (fds []*os.File, pid int, err error) {
 	return fds, pid, nil
 }
 
-// passCred makes the kernel tell the sender's pid, or the one the sender names, with each message.
+// passCred has the kernel send the pid of the sender, or the one that the sender names, with each message.
 func (s *socket) passCred() error {
 	c, err := s.conn.SyscallConn()
 	if err != nil {

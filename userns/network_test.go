@@ -179,3 +179,62 @@ func addrPort(sa unix.Sockaddr) netip.AddrPort {
 	}
 	return netip.AddrPort{}
 }
+
+// TestListen: sockets on the namespace's loopback, in more than one message; a port that cannot be had has its errno.
+func TestListen(t *testing.T) {
+	s := start(t, Config{Network: NetworkNone})
+	var ports []uint16
+	for p := range uint16(2*listenMost + 5) {
+		ports = append(ports, p+1)
+	}
+	ports = append(ports, 1)
+	for _, proto := range []string{"tcp", "udp"} {
+		files, errs, err := s.Listen(t.Context(), proto, ports)
+		if err != nil || len(files) != len(ports) || len(errs) != len(ports) {
+			t.Fatalf("%s: %d files, %d errors, %v", proto, len(files), len(errs), err)
+		}
+		for i, f := range files {
+			if i == len(files)-1 {
+				if f != nil || !errors.Is(errs[i], syscall.EADDRINUSE) {
+					t.Errorf("%s port 1 twice: %v, %v", proto, f, errs[i])
+				}
+				continue
+			}
+			if f == nil || errs[i] != nil {
+				t.Fatalf("%s port %d: %v", proto, ports[i], errs[i])
+			}
+			defer f.Close()
+		}
+		fd := int(files[0].Fd())
+		device, _ := unix.GetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE)
+		listens, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+		if device != "lo" || listens != 0 != (proto == "tcp") {
+			t.Errorf("%s: on %q, listening %d", proto, device, listens)
+		}
+	}
+	if _, _, err := s.Listen(t.Context(), "sctp", ports); err == nil {
+		t.Error("a protocol that is none")
+	}
+	// The connection to init goes on.
+	if out, code := run(t, s, "echo on"); out != "on" || code != 0 {
+		t.Errorf("%q, %d", out, code)
+	}
+}
+
+// TestSocketPool: a pool without a redirect, with TCP and UDP sockets.
+func TestSocketPool(t *testing.T) {
+	s := start(t, Config{Network: NetworkNone})
+	p, err := s.SocketPool(t.Context(), netns.PoolOptions{IPv6: true, UDP: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	for _, ipv6 := range []bool{false, true} {
+		unix.Close(take(t, transparent(p, ipv6)))
+		fd := take(t, func() (int, error) { return p.GetUDP(ipv6) })
+		if kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || kind != unix.SOCK_DGRAM {
+			t.Errorf("kind %d, %v", kind, err)
+		}
+		unix.Close(fd)
+	}
+}

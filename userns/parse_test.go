@@ -130,7 +130,7 @@ func FuzzParseMessage(f *testing.F) {
 	})
 }
 
-// A message and its descriptors cross whole, small and large, and what does not fit its type is refused.
+// TestSocket: a message and its descriptors arrive whole, small and large; one that does not fit its type is refused.
 func TestSocket(t *testing.T) {
 	a, f, err := socketPair()
 	if err != nil {
@@ -164,7 +164,7 @@ func TestSocket(t *testing.T) {
 	}
 	for name, send := range map[string]func() error{
 		"too few fds":  func() error { return a.send(&message{Type: msgRun, Run: &runBody{}}, 0, r) },
-		"stray fd":     func() error { return a.send(&message{Type: msgDone}, 0, r) },
+		"unexpected fd":     func() error { return a.send(&message{Type: msgDone}, 0, r) },
 		"unknown type": func() error { return a.send(&message{Type: "format"}, 0) },
 		"two bodies":   func() error { return a.send(&message{Type: msgDone, Files: &Files{}}, 0) },
 		"no memfd":     func() error { return a.send(&message{Type: msgDone, Large: 5}, 0) },
@@ -234,7 +234,7 @@ func TestLookPath(t *testing.T) {
 
 func TestConfigRefused(t *testing.T) {
 	for name, c := range map[string]Config{
-		"network": {Network: "bridge"}, "ids": {IDMap: "x"}, "join nobody": {Network: NetworkJoin},
+		"network": {Network: "bridge"}, "ids": {IDMap: "x"}, "join without pid": {Network: NetworkJoin},
 		"mtu": {Link: netns.Link{MTU: 67}}, "kind": {Link: netns.Link{Kind: "wire"}}, "hidden": {Hidden: []string{"x"}},
 		"name": {Link: netns.Link{Name: "a234567890123456"}}, "mac": {Link: netns.Link{MAC: []byte{1}}},
 	} {
