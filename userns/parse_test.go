@@ -163,15 +163,15 @@ func TestSocket(t *testing.T) {
 		closeAll(fds)
 	}
 	for name, send := range map[string]func() error{
-		"too few fds":  func() error { return a.send(&message{Type: msgRun, Run: &runBody{}}, 0, r) },
-		"unexpected fd":     func() error { return a.send(&message{Type: msgDone}, 0, r) },
-		"unknown type": func() error { return a.send(&message{Type: "format"}, 0) },
-		"two bodies":   func() error { return a.send(&message{Type: msgDone, Files: &Files{}}, 0) },
-		"no memfd":     func() error { return a.send(&message{Type: msgDone, Large: 5}, 0) },
-		"wrong memfd":  func() error { return a.send(&message{Type: msgDone, Large: 5}, 0, r) },
-		"too large":    func() error { return a.send(&message{Type: msgDone, Large: largeMax + 1}, 0, r) },
-		"not JSON":     func() error { _, err := a.conn.Write([]byte("x")); return err },
-		"truncated":    func() error { _, err := a.conn.Write(make([]byte, inlineMax+1)); return err },
+		"too few fds":   func() error { return a.send(&message{Type: msgRun, Run: &runBody{}}, 0, r) },
+		"unexpected fd": func() error { return a.send(&message{Type: msgDone}, 0, r) },
+		"unknown type":  func() error { return a.send(&message{Type: "format"}, 0) },
+		"two bodies":    func() error { return a.send(&message{Type: msgDone, Files: &Files{}}, 0) },
+		"no memfd":      func() error { return a.send(&message{Type: msgDone, Large: 5}, 0) },
+		"wrong memfd":   func() error { return a.send(&message{Type: msgDone, Large: 5}, 0, r) },
+		"too large":     func() error { return a.send(&message{Type: msgDone, Large: largeMax + 1}, 0, r) },
+		"not JSON":      func() error { _, err := a.conn.Write([]byte("x")); return err },
+		"truncated":     func() error { _, err := a.conn.Write(make([]byte, inlineMax+1)); return err },
 	} {
 		before := openFDs(t)
 		if err := send(); err != nil {
