@@ -36,7 +36,7 @@ func Listeners(dir, proto string) (list []netip.AddrPort) {
 }
 
 // Nobody says whether no server is reached at a: what listens there is for the namespace itself. The listeners of a
-// netns.Redirect are.
+// userns.Diversion are.
 func Nobody(a netip.Addr) bool { return nobody4.Contains(a) || nobody6.Contains(a) }
 
 var (

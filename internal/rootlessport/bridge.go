@@ -13,8 +13,8 @@ import (
 // containers up to version 4, in a directory of its own from version 5.
 var uplinkNamespaces = []string{"rootless-netns*", "../containers/networks/rootless-netns/rootless-netns"}
 
-// findEngine returns the control socket of the helper that connects the namespace at path: itself, or the one its veth
-// leads to; "" when there is none.
+// findEngine returns the control socket of the helper that connects the namespace at path, or the namespace in which a veth of
+// it has its peer; "" if there is none.
 func findEngine(path string, find Finder) (socket string) {
 	inode, err := NamespaceInode(path)
 	if err != nil {
@@ -33,7 +33,7 @@ func findEngine(path string, find Finder) (socket string) {
 			if err != nil {
 				continue
 			}
-			if socket := find(inode); socket != "" && leadsTo(path, uplink) {
+			if socket := find(inode); socket != "" && hasVethTo(path, uplink) {
 				return socket
 			}
 		}
@@ -41,9 +41,9 @@ func findEngine(path string, find Finder) (socket string) {
 	return ""
 }
 
-// leadsTo says whether a link of the namespace at path has its other end in the namespace at uplink. Several Podmans of
-// one user may each have one.
-func leadsTo(path, uplink string) bool {
+// hasVethTo says whether a veth of the namespace at path has its peer in the namespace at uplink. Several Podmans of one user
+// may each have such a namespace.
+func hasVethTo(path, uplink string) bool {
 	to, err := os.Open(uplink)
 	if err != nil {
 		return false
@@ -57,7 +57,8 @@ func leadsTo(path, uplink string) bool {
 	return is && err == nil
 }
 
-// hasPeerIn asks in the namespace of the calling thread, which numbers those it has links to.
+// hasPeerIn says whether a veth of the calling thread's namespace has its peer in the namespace ns: the kernel gives a number to
+// each namespace that has a peer of its links (rtnetlink, RTM_GETNSID).
 func hasPeerIn(ns int) bool {
 	id, err := netlink.GetNetNsIdByFd(ns)
 	if err != nil || id < 0 {

@@ -29,7 +29,7 @@ func (d threadDialer) dial(ctx context.Context, proto string, to netip.AddrPort)
 	return connectSocket(ctx, fd, to)
 }
 
-// connectSocket takes over a socket that does not block.
+// connectSocket connects the non-blocking socket fd, which it closes on an error.
 func connectSocket(ctx context.Context, fd int, to netip.AddrPort) (net.Conn, error) {
 	err := rawsock.Connect(fd, to)
 	f := os.NewFile(uintptr(fd), to.String())
@@ -43,7 +43,7 @@ func connectSocket(ctx context.Context, fd int, to netip.AddrPort) (net.Conn, er
 	return net.FileConn(f)
 }
 
-// connected waits until the connection of f is there or has failed.
+// connected waits until f is connected or its connect has failed.
 func connected(ctx context.Context, f *os.File) error {
 	stop := context.AfterFunc(ctx, func() { _ = f.SetWriteDeadline(time.Unix(1, 0)) })
 	defer stop()
@@ -52,7 +52,7 @@ func connected(ctx context.Context, f *os.File) error {
 		return err
 	}
 	var cause error
-	// The first call comes before anything was waited for, and what the poller heard before that is lost: so each looks.
+	// The first call comes before any wait, and an event before that is lost to the poller: each call asks for the state.
 	err = rc.Write(func(fd uintptr) bool {
 		n, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
 		if err == nil && n != 0 {
