@@ -10,6 +10,7 @@ import (
 	"rootlessnet/api"
 	"rootlessnet/internal/state"
 	"rootlessnet/internal/watch"
+	"rootlessnet/netns"
 	"rootlessnet/tap"
 	"rootlessnet/userns"
 )
@@ -107,7 +108,7 @@ func (s *sandbox) attach(ctx context.Context, t Target) (_ *Sandbox, failed erro
 }
 
 // adopt is the link of a Target's TAP.
-func (s *sandbox) adopt() (file *os.File, kind string, can userns.LinkResult, err error) {
+func (s *sandbox) adopt() (file *os.File, kind string, can netns.LinkResult, err error) {
 	info, err := tap.Adopt(s.tap, s.plan.mtu)
 	if err != nil {
 		return nil, "", can, err
@@ -116,7 +117,7 @@ func (s *sandbox) adopt() (file *os.File, kind string, can userns.LinkResult, er
 		s.plan.ifName = info.Name
 	}
 	file, s.tap = s.tap, nil
-	return file, string(info.Kind), userns.LinkResult{CSum: info.CSum, TSO: info.TSO, USO: info.USO, MAC: info.MAC}, nil
+	return file, string(info.Kind), netns.LinkResult{CSum: info.CSum, TSO: info.TSO, USO: info.USO, MAC: info.MAC}, nil
 }
 
 // supervise waits for the end, whichever comes first, and undoes everything.

@@ -14,6 +14,7 @@ import (
 	"rootlessnet/dns"
 	"rootlessnet/forwarder"
 	"rootlessnet/internal/spin"
+	"rootlessnet/netns"
 	"rootlessnet/policy"
 	"rootlessnet/stack"
 	"rootlessnet/tap"
@@ -120,7 +121,7 @@ func (g *gateway) hostsFile(hostname string) []byte {
 func (g *gateway) kind() string { return string(g.info.Kind) }
 
 // attach takes the link over and starts everything that stands behind it.
-func (g *gateway) attach(file *os.File, kind string, can userns.LinkResult) error {
+func (g *gateway) attach(file *os.File, kind string, can netns.LinkResult) error {
 	s, a := g.s, g.s.plan.addrs
 	if file == nil {
 		return errors.New("the namespace has no link device")
@@ -206,11 +207,11 @@ func (g *gateway) openKernelRoad() error {
 	case s.ns == nil:
 		reason = errors.New("the namespace is not entered")
 	default:
-		d := userns.Diversion{Uplink: g.info.Name, IPv6: s.plan.addrs.gateway6.IsValid()}
-		var k *userns.Diverted
-		if k, reason = s.ns.Divert(context.Background(), d); reason == nil {
-			if err := g.streams.UseKernel(forwarder.Kernel{Packets: k.Packets, Loopback: userns.LoopbackIndex, Listeners: k.Listeners, Mint: k.Mint, LinkPace: userns.KeptPace,
-				Forward: func() error { return s.ns.Forward(context.Background(), k) }}); err != nil {
+		d := netns.RedirectConfig{Uplink: g.info.Name, IPv6: s.plan.addrs.gateway6.IsValid()}
+		var k *netns.RedirectHandles
+		if k, reason = s.ns.Redirect(context.Background(), d); reason == nil {
+			if err := g.streams.UseKernel(forwarder.Kernel{Packets: k.Packets, Loopback: netns.LoopbackIndex, Listeners: k.Listeners, Mint: k.Pool, LinkPace: netns.StackFlowRefresh,
+				Forward: func() error { return s.ns.RedirectForwarded(context.Background(), k) }}); err != nil {
 				_ = k.Rules.Close()
 				return err
 			}

@@ -3,9 +3,9 @@ package rootlessnet
 import (
 	"net/netip"
 
+	"rootlessnet/netns"
 	"rootlessnet/policy"
 	"rootlessnet/stack"
-	"rootlessnet/userns"
 )
 
 // What a plan means to each of the layers below.
@@ -91,14 +91,14 @@ func (p *plan) subnets() (list []netip.Prefix) {
 }
 
 // link is the uplink as the agent inside has to make it.
-func (p *plan) userLink() userns.Link {
-	l := userns.Link{Kind: p.link, Name: p.ifName, MTU: p.mtu, MAC: p.mac, GatewayMAC: p.gatewayMAC,
+func (p *plan) userLink() netns.Link {
+	l := netns.Link{Kind: p.link, Name: p.ifName, MTU: p.mtu, MAC: p.mac, GatewayMAC: p.gatewayMAC,
 		Addrs: p.guests, Gateways: p.addrs.gateways(), Bare: p.bare}
 	if p.routes != nil {
-		l.Routes = []userns.Route{}
+		l.Routes = []netns.Route{}
 	}
 	for _, r := range p.routes {
-		l.Routes = append(l.Routes, userns.Route(r))
+		l.Routes = append(l.Routes, netns.Route(r))
 	}
 	return l
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rootlessnet/forwarder"
+	"rootlessnet/netns"
 )
 
 // LoopbackForward is a port of the namespace's own loopback that leads to one of the host's. It opens that port, and no
@@ -195,7 +196,7 @@ func (g *gateway) openLoopback() error {
 	if s.ns == nil {
 		return errors.New("loopback to loopback: the namespace is not entered")
 	}
-	mint, err := s.ns.Mint(context.Background(), s.plan.addrs.gateway6.IsValid())
+	mint, err := s.ns.SocketPool(context.Background(), netns.PoolOptions{IPv6: s.plan.addrs.gateway6.IsValid(), UDP: true})
 	if err != nil {
 		return err
 	}

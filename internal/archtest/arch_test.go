@@ -97,13 +97,14 @@ func parse(root, rel string) (file, error) {
 // mayImport says which of our packages (first element of the path) each of them may import besides internal/*.
 var mayImport = map[string][]string{
 	"cmd":       {".", "api"},
-	".":         {"api", "dns", "forwarder", "stack", "tap", "userns", "policy"},
+	".":         {"api", "dns", "forwarder", "stack", "tap", "userns", "netns", "policy"},
 	"api":       {"stack"},
 	"dns":       {"stack"},
 	"forwarder": {"stack", "policy", "splice"},
 	"stack":     {"tap"},
 	"tap":       {},
-	"userns":    {},
+	"userns":    {"netns"},
+	"netns":     {},
 	"policy":    {},
 	"splice":    {},
 	"internal":  {},
@@ -114,10 +115,10 @@ var mayImport = map[string][]string{
 
 // further are exceptions, each with its reason.
 var further = map[string][]string{
-	"internal/nettest":      {"tap"},              // the fake device implements tap.Device; only tests import it
-	"internal/flagvalue":    {"."},                // the flags of several commands; only commands import it
-	"internal/rootlessport": {"userns", "splice"}, // a program of its own: only its command imports it
-	"cmd/rootless-net":      {"userns"},           // exec joins a sandbox from the caller's own terminal
+	"internal/nettest":      {"tap"},             // the fake device implements tap.Device; only tests import it
+	"internal/flagvalue":    {"."},               // the flags of several commands; only commands import it
+	"internal/rootlessport": {"netns", "splice"}, // a program of its own: only its command imports it
+	"cmd/rootless-net":      {"userns"},          // exec joins a sandbox from the caller's own terminal
 }
 
 func top(dir string) string {
@@ -175,7 +176,7 @@ func TestStackNeverImportsForwarder(t *testing.T) {
 
 func TestNoGVisorBelowStack(t *testing.T) {
 	for _, f := range sources(t) {
-		if !slices.Contains([]string{"tap", "userns", "policy", "internal", "dns", "api"}, top(f.dir)) {
+		if !slices.Contains([]string{"tap", "userns", "netns", "policy", "internal", "dns", "api"}, top(f.dir)) {
 			continue
 		}
 		for _, imported := range f.imports {

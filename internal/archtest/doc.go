@@ -3,6 +3,8 @@
 //
 //	cmd -> rootlessnet -> {api, dns, forwarder} -> stack -> tap
 //
-// userns, policy and internal/* are leaves: they import nothing of ours but other internal packages. tap and userns
+//	       rootlessnet -> userns -> netns
+//
+// netns, policy and internal/* are leaves: they import nothing of ours but other internal packages. tap, userns and netns
 // import no gVisor; stack never imports forwarder; nothing imports cmd.
 package archtest

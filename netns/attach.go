@@ -1,4 +1,4 @@
-package userns
+package netns
 
 import (
 	"errors"
@@ -11,60 +11,57 @@ import (
 )
 
 const (
-	// nameWait is how long the interface name of a helper that has just died may be taken: the kernel removes a TAP
-	// when the last descriptor is closed, but a veth pair in a worker of its own (cleanup_net).
+	// nameWait is how long the interface of a helper that has just ended may still have the name: the kernel removes a TAP when
+	// the last descriptor is closed, but a veth pair later, in a worker (cleanup_net).
 	nameWait = 3 * time.Second
 	namePoll = 20 * time.Millisecond
 )
 
-// setupAttached makes the uplink in a namespace that somebody else made, and configures it if that is wanted. leave, never
-// nil on success, takes back what would stay: on a persistent TAP, the device being its maker's. Everything else goes
-// with the device.
-func setupAttached(b *setupBody, ready *readyBody, w *warnings) (file *os.File, leave func(), err error) {
+// Attach opens the uplink in the namespace of the process, which another program made, and configures it unless l.Bare.
+// restore, never nil on success, takes back what would outlive the device: the configuration of a persistent TAP, which
+// belongs to the program that made it. The rest goes with the device. The error is an *Error.
+func Attach(l *Link, warn Warn) (dev *Device, restore func(), err error) {
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
-		return nil, nil, &Error{Op: "open netlink", Err: err, Hint: targetHint}
+		return nil, nil, &Error{Op: "open netlink", Err: err, Hint: HintOwner}
 	}
 	defer nl.Close()
-	l := &b.Link
 	before, persistent := describeLink(nl, l.Name)
-	dev, err := openFreeName(nl, l)
-	if err != nil {
+	if dev, err = openFreeName(nl, l); err != nil {
 		return nil, nil, err
 	}
-	defer func() {
+	defer func(opened *Device) {
 		if err != nil {
-			dev.file.Close()
+			opened.File.Close()
 		}
-	}()
-	leave = func() {}
-	if persistent && dev.kind != KindPacket {
-		if leave, err = restoreTAP(l, before, dev.file); err != nil {
+	}(dev)
+	restore = func() {}
+	if persistent && dev.Kind != KindPacket {
+		if restore, err = restoreTAP(l, before, dev.File); err != nil {
 			return nil, nil, err
 		}
 	}
 	if !l.Bare {
-		if err := configureAttached(nl, l, dev.kind, w); err != nil {
-			leave()
+		if err := configureAttached(nl, l, dev.Kind, warn); err != nil {
+			restore()
 			return nil, nil, err
 		}
 	}
-	ready.Kind, ready.Link = dev.kind, dev.result
 	if link, err := nl.LinkByName(l.Name); err == nil {
-		ready.Link.MAC = link.Attrs().HardwareAddr
+		dev.Result.MAC = link.Attrs().HardwareAddr
 	}
-	return dev.file, leave, nil
+	return dev, restore, nil
 }
 
-func configureAttached(nl *netlink.Handle, l *Link, kind string, w *warnings) error {
+func configureAttached(nl *netlink.Handle, l *Link, kind string, warn Warn) error {
 	lo, err := nl.LinkByName("lo")
 	if err == nil {
 		err = nl.LinkSetUp(lo)
 	}
 	if err != nil {
-		return &Error{Op: "bring lo up", Err: err, Hint: targetHint}
+		return &Error{Op: "bring lo up", Err: err, Hint: HintOwner}
 	}
-	return configureLink(nl, l, kind, w)
+	return configureLink(nl, l, kind, warn)
 }
 
 // describeLink returns the interface of that name, nil for none, and whether it is a persistent TAP.
@@ -77,8 +74,8 @@ func describeLink(nl *netlink.Handle, name string) (link netlink.Link, persisten
 	return link, ok && t.Mode == netlink.TUNTAP_MODE_TAP && !t.NonPersist
 }
 
-// openFreeName opens the link, and waits while the name is still that of a device whose owner is gone.
-func openFreeName(nl *netlink.Handle, l *Link) (*device, error) {
+// openFreeName opens the link, and waits while a device of a helper that has ended still has the name.
+func openFreeName(nl *netlink.Handle, l *Link) (*Device, error) {
 	deadline := time.Now().Add(nameWait)
 	for {
 		dev, err := openLink(l)
@@ -97,15 +94,15 @@ func openFreeName(nl *netlink.Handle, l *Link) (*device, error) {
 	}
 }
 
-// restoreTAP returns what puts a persistent TAP back as it was: up or down, MTU and hardware address, without the
-// addresses, routes and neighbours we add, and with no offload, which its next user may not know of. Our copy of its
-// descriptor keeps the device attached until then.
+// restoreTAP returns a function that puts a persistent TAP back as it was: up or down, MTU and MAC address, without the IP
+// addresses, routes and neighbours of l, and without offloads, which its next user may not expect. A copy of the descriptor
+// keeps the device attached until then.
 func restoreTAP(l *Link, before netlink.Link, file *os.File) (func(), error) {
 	had, err := netlink.AddrList(before, netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, &Error{Op: "list the addresses of " + l.Name, Err: err}
 	}
-	fd, err := dupAbove(file)
+	fd, err := dupFD(file)
 	if err != nil {
 		return nil, &Error{Op: "keep " + l.Name, Err: err}
 	}
@@ -116,7 +113,7 @@ func restoreTAP(l *Link, before netlink.Link, file *os.File) (func(), error) {
 		if l.Bare {
 			return
 		}
-		// An error means that it is not there any more, or that the namespace is going.
+		// Errors are ignored: the address or route is gone already, or the namespace is.
 		for _, r := range l.routes() {
 			_ = netlink.RouteDel(&netlink.Route{LinkIndex: attrs.Index, Dst: ipNet(r.Dst), Gw: r.Gateway.AsSlice(), Priority: r.Metric})
 		}

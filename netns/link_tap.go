@@ -1,4 +1,4 @@
-package userns
+package netns
 
 import (
 	"errors"
@@ -20,7 +20,7 @@ const (
 	tunUSO6 = 0x40
 )
 
-// openTAP creates a TAP with virtio-net headers and as many offloads as the kernel has.
+// openTAP creates a TAP with virtio-net headers and the offloads that the kernel has.
 func openTAP(l *Link) (*os.File, LinkResult, error) {
 	var res LinkResult
 	fd, err := unix.Open(devNetTun, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
@@ -53,14 +53,14 @@ func openTAP(l *Link) (*os.File, LinkResult, error) {
 	return os.NewFile(uintptr(fd), l.Name), res, nil
 }
 
-// keepTAP has the device live as long as its namespace, where that is ours: to take it down when the last descriptor is
-// closed costs the one who closes it 25 ms (synchronize_net and rcu_barrier), and the end of the namespace does it anyway,
-// with nobody waiting. A kernel that refuses has a slower end.
-func (d *device) keepTAP() {
-	if d.kind != KindTAP && d.kind != KindTAPPlain {
+// persistTAP makes a TAP live as long as its namespace, which ends with the sandbox. Otherwise the kernel would remove it at
+// the close of the last descriptor, which takes the closing process 25 ms (synchronize_net and rcu_barrier); at the end of the
+// namespace no process waits for that. Where the kernel refuses, the sandbox ends that much later.
+func (d *Device) persistTAP() {
+	if d.Kind != KindTAP && d.Kind != KindTAPPlain {
 		return
 	}
-	if c, err := d.file.SyscallConn(); err == nil {
+	if c, err := d.File.SyscallConn(); err == nil {
 		_ = c.Control(func(fd uintptr) { _ = unix.IoctlSetInt(int(fd), unix.TUNSETPERSIST, 1) })
 	}
 }
@@ -79,18 +79,10 @@ func openPlainTAP(l *Link) (*os.File, LinkResult, error) {
 	if !ok {
 		return nil, LinkResult{}, errors.New("water: not a file")
 	}
-	// water does not set close-on-exec; our copy does. The device lives on by it.
-	conn, err := f.SyscallConn()
+	// The library does not set close-on-exec; the copy has it, and keeps the device.
+	fd, err := dupFD(f)
 	if err != nil {
 		return nil, LinkResult{}, err
-	}
-	var fd int
-	var derr error
-	if err := conn.Control(func(n uintptr) { fd, derr = unix.FcntlInt(n, unix.F_DUPFD_CLOEXEC, 3) }); err != nil {
-		return nil, LinkResult{}, err
-	}
-	if derr != nil {
-		return nil, LinkResult{}, derr
 	}
 	if err := unix.SetNonblock(fd, true); err != nil {
 		unix.Close(fd)

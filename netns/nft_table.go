@@ -1,4 +1,4 @@
-package userns
+package netns
 
 import (
 	"fmt"
@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// loadTable makes a table and loads what fill writes into it, whole or not at all. The table belongs to its connection (NFT_TABLE_F_OWNER): nobody
-// inside can flush it with his own, and it goes when the last copy of the descriptor f is closed. Kernels before Linux
-// 5.12 do not know owners. In a namespace that is ours (keep) the table stays until that ends, with nobody waiting: to remove
-// it costs the one who closes the descriptor 10 ms (synchronize_rcu). The caller closes f.
-func loadTable(name string, keep bool, fill func(b *ruleBook) error) (f *os.File, err error) {
+// loadTable makes a table of family inet and loads what fill adds to it, whole or not at all. The table belongs to the netlink
+// socket f (NFT_TABLE_F_OWNER, Linux 5.12): no other process can change or flush it, and the kernel removes it when the last
+// copy of f is closed. Closing takes 10 ms then (synchronize_rcu). With persist, for a namespace that ends with this process,
+// the table stays until the namespace ends, which no process waits for. The caller closes f.
+func loadTable(name string, persist bool, fill func(b *tableBuilder) error) (f *os.File, err error) {
 	defer func() {
 		if err != nil && f != nil {
 			f.Close()
@@ -23,33 +23,36 @@ func loadTable(name string, keep bool, fill func(b *ruleBook) error) (f *os.File
 		}
 	}()
 	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(nl *netlink.Conn) (err error) {
-		if err = ownTable(nl, name, keep); err != nil {
-			return fmt.Errorf("a table that nobody else can remove (Linux 5.12): %w", err)
+		if err = ownTable(nl, name, persist); err != nil {
+			return fmt.Errorf("a table with an owner (Linux 5.12): %w", err)
 		}
-		f, err = dupConn(nl)
+		n, err := dupFD(nl)
+		if err == nil {
+			f = os.NewFile(uintptr(n), "nftables")
+		}
 		return err
 	}))
 	if err != nil {
 		return f, err
 	}
 	defer c.CloseLasting()
-	if err := fill(&ruleBook{c: c, table: &nftables.Table{Family: nftables.TableFamilyINet, Name: name}}); err != nil {
+	if err := fill(&tableBuilder{c: c, table: &nftables.Table{Family: nftables.TableFamilyINet, Name: name}}); err != nil {
 		return f, err
 	}
 	return f, c.Flush()
 }
 
-// ruleBook fills a table.
-type ruleBook struct {
+// tableBuilder adds chains and rules to a table.
+type tableBuilder struct {
 	c     *nftables.Conn
 	table *nftables.Table
 }
 
-func (b *ruleBook) chain(name string, typ nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority) *nftables.Chain {
+func (b *tableBuilder) chain(name string, typ nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority) *nftables.Chain {
 	return b.c.AddChain(&nftables.Chain{Table: b.table, Name: name, Type: typ, Hooknum: hook, Priority: prio})
 }
 
-func (b *ruleBook) rule(chain *nftables.Chain, exprs ...[]expr.Any) {
+func (b *tableBuilder) rule(chain *nftables.Chain, exprs ...[]expr.Any) {
 	r := &nftables.Rule{Table: b.table, Chain: chain}
 	for _, e := range exprs {
 		r.Exprs = append(r.Exprs, e...)
@@ -65,11 +68,11 @@ var (
 	notTCP     = metaIs(expr.MetaKeyL4PROTO, expr.CmpOpNeq, []byte{unix.IPPROTO_TCP})
 )
 
-// ownTable makes the table one that belongs to nl (NFT_TABLE_F_OWNER, include/uapi/linux/netfilter/nf_tables.h). The
-// library does not know the flag. With keep it outlives nl (NFT_TABLE_F_PERSIST), if the kernel can (Linux 6.9).
-func ownTable(nl *netlink.Conn, name string, keep bool) error {
+// ownTable makes a table that belongs to nl (NFT_TABLE_F_OWNER, include/uapi/linux/netfilter/nf_tables.h), a flag that the
+// nftables library cannot set. With persist it outlives nl (NFT_TABLE_F_PERSIST) where the kernel can do that (Linux 6.9).
+func ownTable(nl *netlink.Conn, name string, persist bool) error {
 	const nftTableOwner, nftTablePersist = 2, 4
-	if keep && newTable(nl, name, nftTableOwner|nftTablePersist) == nil {
+	if persist && newTable(nl, name, nftTableOwner|nftTablePersist) == nil {
 		return nil
 	}
 	return newTable(nl, name, nftTableOwner)
@@ -96,23 +99,4 @@ func newTable(nl *netlink.Conn, name string, flags uint32) error {
 	}
 	_, err = nl.Receive()
 	return err
-}
-
-// dupConn returns a descriptor of the same socket.
-func dupConn(nl *netlink.Conn) (f *os.File, err error) {
-	c, err := nl.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var derr error
-	err = c.Control(func(fd uintptr) {
-		var n int
-		if n, derr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); derr == nil {
-			f = os.NewFile(uintptr(n), "nftables")
-		}
-	})
-	if err == nil {
-		err = derr
-	}
-	return f, err
 }

@@ -1,4 +1,4 @@
-package userns
+package netns
 
 import (
 	"errors"
@@ -11,18 +11,20 @@ import (
 )
 
 const (
-	// farName is the far end of the veth pair, alone in its namespace.
+	// farName is the name of the veth pair's far end, the only interface of its namespace besides lo.
 	farName = "far0"
 	// farMTU lets the far end send any frame: ETH_MAX_MTU (include/uapi/linux/if_ether.h).
 	farMTU = 65535
-	// packetRcvbuf is asked for and clipped to net.core.rmem_max: 64 KiB frames fill the default after three.
+	// packetRcvbuf is the buffer size in bytes, which the kernel cuts to net.core.rmem_max and wmem_max: three frames of 64 KiB
+	// fill the default.
 	packetRcvbuf = 8 << 20
-	// USO frames cross a packet socket from Linux 6.2 on (include/linux/virtio_net.h); before, reading one fails.
+	// Frames with UDP segmentation offload (USO) cross a packet socket from Linux 6.2 on (include/linux/virtio_net.h); before,
+	// reading one fails.
 	usoMajor, usoMinor = 6, 2
 )
 
-// openPacket makes a veth pair, the near end here, the far end in a second network namespace of this user namespace, and
-// opens a packet socket there. The namespace lives as long as the socket: nothing else holds it.
+// openPacket makes a veth pair, the near end in the process's namespace and the far end in a second network namespace of the
+// same user namespace, and opens a packet socket on the far end. The second namespace lives as long as the socket.
 func openPacket(l *Link) (*os.File, LinkResult, error) {
 	near, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
@@ -47,12 +49,14 @@ func openPacket(l *Link) (*os.File, LinkResult, error) {
 	return os.NewFile(uintptr(r.fd), l.Name), LinkResult{CSum: true, TSO: true, USO: uso}, nil
 }
 
-// openFarEnd moves the calling thread into a network namespace of its own.
+// openFarEnd moves the calling thread into a new network namespace, makes the veth pair with its near end in the namespace
+// near, and returns the packet socket.
 func openFarEnd(l *Link, near int) (fd int, err error) {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return -1, fmt.Errorf("second network namespace: %w", err)
 	}
-	// No address, no neighbour discovery, no ARP: the far end's kernel must not say a word. ENOENT: no IPv6 at all.
+	// The far end's kernel must send nothing of its own: no address, no neighbour discovery, no ARP. ENOENT: the kernel has no
+	// IPv6.
 	if err := writeSysctl("net/ipv6/conf/default/disable_ipv6", "1"); err != nil && !errors.Is(err, unix.ENOENT) {
 		return -1, fmt.Errorf("disable IPv6 on the far end: %w", err)
 	}
@@ -75,7 +79,7 @@ func openFarEnd(l *Link, near int) (fd int, err error) {
 	if err := nl.LinkSetARPOff(far); err != nil {
 		return -1, fmt.Errorf("far end: %w", err)
 	}
-	// Protocol 0 until bound: no frame of another interface comes in.
+	// Protocol 0 until it is bound, so that it receives no frame of another interface.
 	sock, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("packet socket: %w", err)
@@ -100,7 +104,8 @@ func openFarEnd(l *Link, near int) (fd int, err error) {
 			return -1, fmt.Errorf("%s: %w", o.name, err)
 		}
 	}
-	// Up before bound: a socket bound to an interface that is down reads ENETDOWN first. The near end is down still.
+	// The interface is set up before the socket is bound: bound to one that is down, the first read is ENETDOWN. No frame
+	// arrives yet, because the near end is down.
 	if err = nl.LinkSetUp(far); err != nil {
 		return -1, fmt.Errorf("far end: %w", err)
 	}
