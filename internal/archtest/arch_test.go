@@ -97,7 +97,10 @@ func parse(root, rel string) (file, error) {
 // mayImport says which of our packages (first element of the path) each of them may import besides internal/*.
 var mayImport = map[string][]string{
 	"cmd":       {".", "api"},
-	".":         {"api", "dns", "forwarder", "stack", "tap", "userns", "policy"},
+	".":         {"plan", "sandbox"},
+	"sandbox":   {"api", "dns", "gateway", "plan", "userns"},
+	"gateway":   {"dns", "forwarder", "plan", "policy", "stack", "tap", "userns"},
+	"plan":      {},
 	"api":       {"stack"},
 	"dns":       {"stack"},
 	"forwarder": {"stack", "policy", "splice"},
@@ -175,7 +178,7 @@ func TestStackNeverImportsForwarder(t *testing.T) {
 
 func TestNoGVisorBelowStack(t *testing.T) {
 	for _, f := range sources(t) {
-		if !slices.Contains([]string{"tap", "userns", "policy", "internal", "dns", "api"}, top(f.dir)) {
+		if !slices.Contains([]string{"tap", "userns", "policy", "internal", "dns", "api", "plan"}, top(f.dir)) {
 			continue
 		}
 		for _, imported := range f.imports {

@@ -39,7 +39,7 @@ func Start(c *Config, find Finder, log *slog.Logger) (h *Helper, err error) {
 	defer func() {
 		if err != nil {
 			made.Close()
-			err = explainPrivileged(err, all, unprivilegedStart())
+			err = explain(err, all)
 		}
 	}()
 	// A namespace that a helper of ours connects is that helper's to set up.

@@ -1,0 +1,2 @@
+// Package gateway assembles the network of one sandbox.
+package gateway
