@@ -40,6 +40,7 @@ func (g *Gateway) publishAll(ctx context.Context) {
 		},
 		Missed: publishAllMissed,
 	}
+	w.Poll()
 	w.Run(ctx, publishAllInterval)
 }
 

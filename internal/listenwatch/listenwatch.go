@@ -58,14 +58,14 @@ func (w *Watcher[K]) Poll() {
 	}
 }
 
-// Run polls at once and then at every interval, until ctx ends.
+// Run polls at every interval until ctx ends. The first poll is after one interval; a caller that wants one before calls Poll.
 func (w *Watcher[K]) Run(ctx context.Context, interval time.Duration) {
 	t := time.NewTicker(interval)
 	defer t.Stop()
-	for {
-		w.Poll()
+	for ctx.Err() == nil {
 		select {
 		case <-t.C:
+			w.Poll()
 		case <-ctx.Done():
 			return
 		}
