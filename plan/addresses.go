@@ -7,18 +7,19 @@ import (
 	"slices"
 )
 
-// Addresses is the sandbox's network. Without IPv6 the fields that end in 6 are zero.
+// Addresses are a sandbox's subnets and the addresses of the gateway and the guest in them. The fields of an address family
+// that is off are zero.
 type Addresses struct {
 	Subnet, Subnet6   netip.Prefix
 	Gateway, Gateway6 netip.Addr
 	Guest, Guest6     netip.Addr
 }
 
-// Host numbers within a subnet: those of slirp4netns, which scripts rely on.
+// Host numbers within a subnet. Scripts rely on them, because slirp4netns has the same.
 const (
 	gatewayNumber = 2
 	guestNumber   = 100
-	// guestNumber6 makes the IPv6 address read like the IPv4 one: ::100.
+	// guestNumber6 makes the IPv6 address end in ::100, like the IPv4 address in .100.
 	guestNumber6 = 0x100
 )
 
@@ -29,15 +30,15 @@ const (
 	minBits6, maxBits6 = 8, 126
 )
 
-// Host is what a plan needs to know of the host.
+// Host is what Resolve needs to know of the host. hostnet.Routes implements it.
 type Host interface {
 	// Prefixes returns the destinations of the host's routes, and the networks its addresses are in. Default routes
 	// are among them.
 	Prefixes() ([]netip.Prefix, error)
 }
 
-// wideRoute is the prefix length below which a route of the host is taken for a default route in pieces (0.0.0.0/1
-// and 128.0.0.0/1 are what VPNs set): it says nothing about who uses the addresses.
+// wideRoute is the prefix length below which a route of the host counts as a part of a default route: VPNs set 0.0.0.0/1 and
+// 128.0.0.0/1. Such a route does not mean that its addresses are in use.
 const wideRoute = 8
 
 // candidates are the subnets tried in order when none is given.
@@ -54,8 +55,8 @@ func candidates() []netip.Prefix {
 	return list
 }
 
-// candidates6 are those for IPv6. The first 40 bits after fd were drawn once (RFC 4193 section 3.2.2 asks for a
-// random global id); since the prefix never leaves the sandbox, all sandboxes share it.
+// candidates6 are the IPv6 subnets tried in order when none is given. The 40 bits after fd were drawn at random once, as RFC
+// 4193 section 3.2.2 demands; all sandboxes share them, since the prefix never leaves the sandbox.
 func candidates6() []netip.Prefix {
 	const tries = 256 // as many as the smallest of the IPv4 ranges
 	base := [16]byte{0xfd, 0x52, 0x6e, 0x65, 0x74}
@@ -67,10 +68,11 @@ func candidates6() []netip.Prefix {
 	return list
 }
 
+// setAddresses chooses the subnets and addresses of a sandbox without a NetworkPlan.
 func (p *Plan) setAddresses(c *Config, host Host) error {
 	taken, err := host.Prefixes()
 	if err != nil {
-		// Only the choice of a subnet depends on it.
+		// Not fatal: only the choice of a subnet depends on the routes.
 		p.warn("Cannot read the host's routes: %v", err)
 	}
 	if c.IP.IsValid() && !c.IP.Is4() {
@@ -156,13 +158,13 @@ func (p *Plan) chooseSubnet(field, ipField string, want netip.Prefix, ip netip.A
 	if i := slices.IndexFunc(list, free); i >= 0 {
 		return list[i], nil
 	}
-	// All private ranges routed somewhere, as some VPNs do. A few addresses out of reach beat no sandbox.
+	// All private ranges are routed, as some VPNs do. It is better to hide a few addresses than to have no sandbox.
 	p.warn("Subnet %s hides addresses the host has a route to", list[0])
 	return list[0], nil
 }
 
-// guestAddress returns want if the subnet has it to give, or address number of it; the last one where the subnet is
-// too small for that.
+// guestAddress returns want after checking it, or, if it is zero, the address of the subnet with that host number; in a subnet
+// that is too small, the last address.
 func guestAddress(field string, subnet netip.Prefix, gateway, want netip.Addr, number uint64) (netip.Addr, error) {
 	if !want.IsValid() {
 		guest := nth(subnet, number)
@@ -185,14 +187,14 @@ func guestAddress(field string, subnet netip.Prefix, gateway, want netip.Addr, n
 	return want, nil
 }
 
-// nth is the address of a subnet with that host number, which must not carry beyond 64 bits.
+// nth is the address of a subnet with that host number. The sum must not overflow the low 64 bits.
 func nth(subnet netip.Prefix, number uint64) netip.Addr {
 	b := subnet.Addr().As16()
 	binary.BigEndian.PutUint64(b[8:], binary.BigEndian.Uint64(b[8:])+number)
 	return netip.AddrFrom16(b).Unmap()
 }
 
-// lastHost is the highest address a host may have: for IPv4 the one below the broadcast address.
+// lastHost is the highest address that a host may have: for IPv4 the address below the broadcast address.
 func lastHost(subnet netip.Prefix) netip.Addr {
 	b := subnet.Addr().AsSlice()
 	for bit := subnet.Bits(); bit < 8*len(b); bit++ {
@@ -205,8 +207,45 @@ func lastHost(subnet netip.Prefix) netip.Addr {
 	return last
 }
 
-// macFor makes a locally administered address out of an IPv4 one, as Docker's bridge does, or of the end of an IPv6 one.
+// macFor makes a locally administered MAC address of an IPv4 address, as Docker's bridge does, or of the last four bytes of an
+// IPv6 address.
 func macFor(ip netip.Addr) net.HardwareAddr {
 	b := ip.As16()
 	return net.HardwareAddr{0x02, 0x42, b[12], b[13], b[14], b[15]}
+}
+
+// setMACs chooses the hardware addresses of both ends, which must differ.
+func (p *Plan) setMACs(c *Config, gateway net.HardwareAddr) {
+	a := &p.Addrs
+	if p.GatewayMAC = slices.Clone(gateway); p.GatewayMAC == nil {
+		p.GatewayMAC = macFor(a.Gateways()[0])
+	}
+	if p.MAC = slices.Clone(c.MAC); p.MAC == nil {
+		if p.MAC = macFor(a.Guest6); a.Guest.IsValid() {
+			p.MAC = macFor(a.Guest)
+		}
+	}
+	if slices.Equal(p.MAC, p.GatewayMAC) {
+		// The caller gave the guest the MAC address that is derived from the gateway's IP address.
+		p.GatewayMAC = slices.Clone(p.GatewayMAC)
+		p.GatewayMAC[1] ^= 1
+	}
+}
+
+// Gateways are the gateways of the address families that are on, IPv4 first.
+func (a *Addresses) Gateways() (list []netip.Addr) {
+	for _, g := range []netip.Addr{a.Gateway, a.Gateway6} {
+		if g.IsValid() {
+			list = append(list, g)
+		}
+	}
+	return list
+}
+
+// GatewayOf is the gateway of addr's family; the zero value if that is off.
+func (a *Addresses) GatewayOf(addr netip.Addr) netip.Addr {
+	if addr.Is4() {
+		return a.Gateway
+	}
+	return a.Gateway6
 }

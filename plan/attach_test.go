@@ -35,7 +35,7 @@ func TestResolveAttachContradictions(t *testing.T) {
 		{"Plan", "is there twice", Target{PID: 1}, plan(func(p *NetworkPlan) {
 			p.Special = []SpecialAddr{{Addr: addr("10.0.2.3")}, {Addr: addr("10.0.2.3"), DNS: true}}
 		})},
-		{"Plan", "leads to no address", Target{PID: 1}, plan(func(p *NetworkPlan) { p.Special = []SpecialAddr{{Addr: addr("10.0.2.3"), To: ToHost}} })},
+		{"Plan", "no address of the host", Target{PID: 1}, plan(func(p *NetworkPlan) { p.Special = []SpecialAddr{{Addr: addr("10.0.2.3"), To: ToHost}} })},
 		{"Plan", "invalid target", Target{PID: 1}, plan(func(p *NetworkPlan) { p.Special = []SpecialAddr{{Addr: addr("10.0.2.3"), To: "moon"}} })},
 		{"Plan", "invalid route", Target{PID: 1}, plan(func(p *NetworkPlan) { p.Routes = []Route{{Dst: prefix("::/0"), Gateway: addr("10.0.2.2")}} })},
 	} {

@@ -13,15 +13,15 @@ import (
 var (
 	// nameForm is Docker's (daemon/names).
 	nameForm = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
-	// hostnameForm allows what sethostname(2) and resolvers do: labels of RFC 1123, and the underscore that
-	// Docker users write.
+	// hostnameForm allows what sethostname(2) and resolvers accept: the labels of RFC 1123, and the underscore, which Docker
+	// users write.
 	hostnameForm = regexp.MustCompile(`^[a-zA-Z0-9_]([a-zA-Z0-9_-]*[a-zA-Z0-9_])?(\.[a-zA-Z0-9_]([a-zA-Z0-9_-]*[a-zA-Z0-9_])?)*$`)
 )
 
 // maxHostname is __NEW_UTS_LEN (include/uapi/linux/utsname.h).
 const maxHostname = 64
 
-// maxName keeps a name within a file name (NAME_MAX is 255), for the state directory has one of that name.
+// maxName keeps a name within the limit of file names (NAME_MAX is 255), because the state directory has a file of that name.
 const maxName = 250
 
 func (p *Plan) checkNames(*Config) error {
@@ -99,7 +99,7 @@ func CheckExtraHost(spec string) error {
 	return err
 }
 
-// parseExtraHost reads "name:address" or "name=address", the way docker run does: the address may be in brackets.
+// parseExtraHost reads "name:address" or "name=address" as docker run does: the address may be in brackets.
 func parseExtraHost(spec string) (ExtraHost, error) {
 	name, value, ok := strings.Cut(spec, "=")
 	if !ok {
@@ -121,6 +121,9 @@ func parseExtraHost(spec string) (ExtraHost, error) {
 	}
 	return ExtraHost{Name: name, Addr: addr.Unmap()}, nil
 }
+
+// maxIfName is IFNAMSIZ (include/uapi/linux/if.h) without the final zero.
+const maxIfName = 15
 
 func (p *Plan) checkLink(c *Config) error {
 	if !slices.Contains([]string{LinkAuto, LinkTAP, LinkTAPPlain, LinkPacket}, p.Link) {

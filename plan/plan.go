@@ -133,7 +133,7 @@ func (c *Config) outbound() Outbound {
 	return Outbound{Addr: c.OutboundAddr, Addr6: c.OutboundAddr6, Interface: c.OutboundIf, Interface6: c.OutboundIf6}
 }
 
-// complete checks and fills in everything for the mode that is set.
+// complete checks and fills in everything that depends on the network mode.
 func (p *Plan) complete(c *Config, host Host) error {
 	steps := []func(*Config) error{p.checkNames, p.checkChoices, p.setPorts, p.setDNS, p.checkLink}
 	for _, step := range steps {
@@ -173,7 +173,7 @@ func (p *Plan) setNetwork(network string) error {
 	return nil
 }
 
-// conflicts says what cannot be had beside container:NAME, since it belongs to the network's owner.
+// conflicts refuses the options that cannot be combined with container:NAME, because the sandbox that is joined decides them.
 func conflicts(c *Config) error {
 	for _, option := range []struct {
 		field string
@@ -202,8 +202,8 @@ func conflicts(c *Config) error {
 	return nil
 }
 
-// discard takes out what host and none mode have no use for, and says so where Docker does. Options that name an
-// address are errors, as with Docker: a command that was promised an address must not start without it.
+// discard removes what host and none mode cannot use, and warns where Docker does. Options that name an address are errors
+// (checkLink), as with Docker: a command that was to have an address must not start without it.
 func (p *Plan) discard(c *Config) {
 	if len(p.Ports) > 0 || p.PublishAll {
 		p.warn("Published ports are discarded when using %s network mode", p.Network)

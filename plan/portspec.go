@@ -11,7 +11,8 @@ import (
 	"github.com/docker/go-connections/nat"
 )
 
-// PortMapping is one published port: what arrives at the host's address and port is for the guest's port.
+// PortMapping is one published port: connections and datagrams to the host's address and port are forwarded to the guest's
+// port.
 type PortMapping struct {
 	Proto string // "tcp" or "udp"
 	// HostIP is the address to listen on; the zero value means every address, IPv4 and IPv6, by two sockets.
@@ -20,11 +21,11 @@ type PortMapping struct {
 	// 0 for a free one of the kernel's choice (the same number for IPv4 and IPv6).
 	HostPort, HostPortEnd uint16
 	GuestPort             uint16
-	// GuestIP is the address inside; the zero value means the guest's own, of either family. No spec has it.
+	// GuestIP is the address inside; the zero value means the guest's own, of either family. A port spec cannot express it.
 	GuestIP netip.Addr
 }
 
-// Ephemeral says that the host's port is left to the kernel.
+// Ephemeral says whether the kernel chooses the host's port.
 func (m PortMapping) Ephemeral() bool { return m.HostPort == 0 }
 
 // String returns the mapping as a port spec that ParsePortSpec reads back.
@@ -47,8 +48,8 @@ func (m PortMapping) String() string {
 //	[ip:][host[-end]]:ctr[-end][/tcp|udp]    with IPv6 addresses in brackets, or
 //	published=HOST,target=CTR[,protocol=tcp|udp][,host_ip=IP]
 //
-// Docker's own parser does the reading, and its words are the errors. A range of guest ports gives one mapping for
-// each. SCTP is refused: the userspace stack has none.
+// Docker's own parser reads it, and the errors have its words. A range of guest ports gives one mapping for each. SCTP is
+// refused, because the userspace stack does not have it.
 func ParsePortSpec(spec string) ([]PortMapping, error) {
 	short, err := shortForm(spec)
 	if err != nil {
@@ -69,9 +70,9 @@ func ParsePortSpec(spec string) ([]PortMapping, error) {
 	return mappings, nil
 }
 
-// ParsePortSpecs reads several specs, and makes sure that no two of them want the same port of the host, so that the
-// mistake is named before anything is bound. Mappings that leave a choice (a range, an ephemeral port) are not
-// compared: the choice is made when they are bound, which must be after the others.
+// ParsePortSpecs reads several specs, and checks that no two of them name the same port of the host, so that the mistake is
+// reported before anything is bound. Mappings that leave a choice (a range, an ephemeral port) are not compared: their port is
+// chosen when they are bound, which must be after the others.
 func ParsePortSpecs(specs []string) ([]PortMapping, error) {
 	var all []PortMapping
 	for _, spec := range specs {
@@ -120,7 +121,7 @@ func fromNAT(p nat.PortMapping, spec string) (PortMapping, error) {
 	if m.Proto == "sctp" {
 		return m, errors.New("unsupported proto: sctp (only tcp and udp can be published)")
 	}
-	// Docker lets port 0 pass its parser. Nothing can listen on it.
+	// Docker's parser accepts port 0, on which nothing can listen.
 	if p.Port.Int() == 0 {
 		return m, errors.New("invalid containerPort: " + guestPart(spec))
 	}
@@ -135,7 +136,7 @@ func fromNAT(p nat.PortMapping, spec string) (PortMapping, error) {
 	}
 	if hostPort := p.Binding.HostPort; hostPort != "" {
 		first, last, err := nat.ParsePortRange(hostPort)
-		// A range that begins with 0 mixes "any port" with ports.
+		// Port 0 means any free port, so a range cannot begin with it.
 		if err != nil || first == 0 && isRange(spec) {
 			return m, errors.New("invalid hostPort: " + hostPart(spec))
 		}
@@ -144,7 +145,7 @@ func fromNAT(p nat.PortMapping, spec string) (PortMapping, error) {
 	return m, nil
 }
 
-// guestPart and hostPart find the words of a spec that an error must repeat.
+// guestPart and hostPart are the parts of a spec that an error text repeats.
 func guestPart(spec string) string {
 	spec = spec[strings.LastIndexByte(spec, ':')+1:]
 	port, _, _ := strings.Cut(spec, "/")
@@ -164,8 +165,8 @@ func isRange(spec string) bool {
 	return ok && first != last
 }
 
-// checkOverlap finds two mappings that cannot both be bound: the same protocol and host port, on the same address or
-// where one is the wildcard of the other's family.
+// checkOverlap finds two mappings that cannot both be bound: with the same protocol and host port, and with the same address or
+// where one address is the wildcard of the other's family.
 func checkOverlap(mappings []PortMapping) error {
 	type key struct {
 		proto string
@@ -193,7 +194,7 @@ func allocatedError(addr netip.AddrPort) error {
 	return fmt.Errorf("Bind for %s failed: port is already allocated", addr)
 }
 
-// listenIPs are the addresses to listen on.
+// ListenIPs are the addresses to listen on: HostIP, or the wildcards of both families.
 func (m PortMapping) ListenIPs() []netip.Addr {
 	if m.HostIP.IsValid() {
 		return []netip.Addr{m.HostIP}
