@@ -49,7 +49,7 @@ func guestPorts(procNet string) map[guestPort]bool {
 	now := map[guestPort]bool{}
 	for _, proto := range []string{"tcp", "udp"} {
 		for _, a := range procnet.Listeners(procNet, proto) {
-			if !a.Addr().IsLoopback() && !procnet.Nobody(a.Addr()) && !(proto == "udp" && a.Port() >= ephemeralStart) {
+			if !a.Addr().IsLoopback() && !procnet.Unreachable(a.Addr()) && !(proto == "udp" && a.Port() >= ephemeralStart) {
 				now[guestPort{proto, a.Port()}] = true
 			}
 		}
