@@ -31,7 +31,7 @@
 //
 // New fails if a port cannot be bound; nothing is bound then. Connect fails if the device or the data plane cannot be set up;
 // its owner then calls Close. If the splice path cannot be set up, TCP takes the stack path, unless the plan demands the splice
-// path. When the link device ends by itself, Config.OnLinkEnd is called, and it is the owner who closes the Gateway.
+// path. When the link device ends by itself, Config.OnLinkEnd is called; the Gateway stays open until its owner closes it.
 //
 // # Lock order
 //

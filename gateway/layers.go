@@ -83,7 +83,7 @@ func policyConfig(p *plan.Plan) policy.Config {
 	return c
 }
 
-// onLink are the prefixes that the guest takes to be on its link, where it finds nobody but the gateway. Nil with
+// onLink are the prefixes that the guest takes to be on its link, where only the gateway answers. Nil with
 // HostAddresses: the gateway then answers for all of their addresses.
 func onLink(p *plan.Plan) (list []netip.Prefix) {
 	if p.HostAddresses {

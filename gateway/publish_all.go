@@ -12,7 +12,7 @@ import (
 
 const (
 	// publishAllInterval is how often /proc/PID/net is read, and so the longest time until a new listener is published: short
-	// enough for a person who has just started a server.
+	// enough for a user that has just started a server.
 	publishAllInterval = 300 * time.Millisecond
 	// publishAllMissed is for how many polls in a row a listener must be missing before its port is closed: a server that
 	// restarts keeps its port.

@@ -15,7 +15,7 @@ type leases struct {
 	idle    chan struct{} // closed when members becomes 0 after drain; guarded by mu; nil otherwise
 }
 
-// take gives a lease: of a member, which keeps the network, or of a process that only wants to be told of the network's end
+// take gives a lease: of a member, which keeps the network, or of a process that only needs notice of the network's end
 // (exec). It is an *api.Error after the end.
 func (l *leases) take(kind api.LeaseKind) (release func(), err error) {
 	l.mu.Lock()

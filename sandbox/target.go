@@ -30,7 +30,7 @@ func (t *attachTarget) open(want plan.Target) (err error) {
 	return err
 }
 
-// gone is closed when the namespace ends; nil if that does not matter or cannot be told.
+// gone is closed when the namespace ends; nil if the sandbox outlives it, or with a TAP.
 func (t *attachTarget) gone() <-chan struct{} {
 	if t.watch == nil || t.outlive {
 		return nil

@@ -119,26 +119,26 @@ func (f *follower) remove(p followed) {
 
 // servers are the ports that programs listen on, on the side to which the rule forwards.
 func (f *follower) servers(s portSpec) map[uint16]bool {
-	ours := map[netip.AddrPort]bool{}
+	opened := map[netip.AddrPort]bool{}
 	dir := "/proc/self/net"
 	if s.fromNS {
 		for _, p := range f.box.Ports() {
 			if p.Proto == s.proto {
-				ours[netip.AddrPortFrom(p.HostIP, p.HostPort)] = true
+				opened[netip.AddrPortFrom(p.HostIP, p.HostPort)] = true
 			}
 		}
 	} else {
 		dir = fmt.Sprintf("/proc/%d/net", f.box.PID())
 		for _, p := range f.box.LoopbackForwards() {
 			if p.Proto == s.proto {
-				ours[netip.AddrPortFrom(netip.IPv4Unspecified(), p.Port)] = true
-				ours[netip.AddrPortFrom(netip.IPv6Unspecified(), p.Port)] = true
+				opened[netip.AddrPortFrom(netip.IPv4Unspecified(), p.Port)] = true
+				opened[netip.AddrPortFrom(netip.IPv6Unspecified(), p.Port)] = true
 			}
 		}
 	}
 	ports := map[uint16]bool{}
 	for _, a := range procnet.Listeners(dir, s.proto) {
-		if !ours[a] && f.reached(a.Addr(), s.fromNS) {
+		if !opened[a] && f.reached(a.Addr(), s.fromNS) {
 			ports[a.Port()] = true
 		}
 	}
