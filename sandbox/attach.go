@@ -64,7 +64,7 @@ func (s *sandbox) attach(ctx context.Context, t plan.Target) (err error) {
 	if err := s.record.update(s.describe); err != nil {
 		return err
 	}
-	s.net.Follow()
+	s.network.Follow()
 	return nil
 }
 
@@ -84,7 +84,7 @@ func (a *Attached) supervise(ctx context.Context) {
 		a.err = errors.New("the agent process inside the namespace has ended")
 	case err := <-s.linkEnd:
 		if s.ns != nil { // the device of a Target.TAP ends in the normal course of things
-			_, name, _ := s.net.LinkInfo()
+			_, name, _ := s.network.LinkInfo()
 			a.err = fmt.Errorf("the link %s has ended: %w", name, err)
 		}
 	}
@@ -102,15 +102,15 @@ func (a *Attached) Name() string { return a.s.record.name() }
 
 // Info describes the sandbox as it is now.
 func (a *Attached) Info() Info {
-	return Info{Sandbox: (&backend{a.s}).Inspect(), Ports: a.s.net.Ports()}
+	return Info{Sandbox: (&backend{a.s}).Inspect(), Ports: a.s.network.Ports()}
 }
 
 // ResolvConf is the text of a resolv.conf for programs in the namespace: the sandbox's resolver, and the host's search list
 // and options or those of the Config.
-func (a *Attached) ResolvConf() []byte { return a.s.net.ResolvConf() }
+func (a *Attached) ResolvConf() []byte { return a.s.network.ResolvConf() }
 
 // HostsFile is the text of a hosts file for programs in the namespace.
-func (a *Attached) HostsFile(hostname string) []byte { return a.s.net.HostsFile(hostname) }
+func (a *Attached) HostsFile(hostname string) []byte { return a.s.network.HostsFile(hostname) }
 
 // PID is the pid of the agent process inside the namespace, whose /proc/PID/net shows it; 0 for a TAP.
 func (a *Attached) PID() int {
@@ -135,22 +135,22 @@ func (a *Attached) AddMappings(mappings ...plan.PortMapping) ([]plan.Port, error
 func (a *Attached) RemovePorts(want func(plan.Port) bool) []plan.Port { return a.s.removePorts(want) }
 
 // Ports lists the ports that are published now.
-func (a *Attached) Ports() []plan.Port { return a.s.net.Ports() }
+func (a *Attached) Ports() []plan.Port { return a.s.network.Ports() }
 
 // AddLoopbackForwards opens what can be opened of list, and returns that; err is the first failure, which wraps the errno of
 // bind(2). Privileged ports need no privilege, because they are bound inside the namespace. A sandbox that was made of a TAP
 // can have none.
 func (a *Attached) AddLoopbackForwards(list ...plan.LoopbackForward) (opened []plan.LoopbackForward, err error) {
-	return a.s.net.AddLoopbackForwards(list...)
+	return a.s.network.AddLoopbackForwards(list...)
 }
 
 // RemoveLoopbackForwards closes the forwards for which want returns true, and returns them. Established connections go on.
 func (a *Attached) RemoveLoopbackForwards(want func(plan.LoopbackForward) bool) []plan.LoopbackForward {
-	return a.s.net.RemoveLoopbackForwards(want)
+	return a.s.network.RemoveLoopbackForwards(want)
 }
 
 // LoopbackForwards lists the forwards that are open now.
-func (a *Attached) LoopbackForwards() []plan.LoopbackForward { return a.s.net.LoopbackForwards() }
+func (a *Attached) LoopbackForwards() []plan.LoopbackForward { return a.s.network.LoopbackForwards() }
 
 // SetNetwork changes the network of a sandbox that was made with a Plan, while it runs. Of c it takes Plan and the fields that
 // begin with Outbound, and nothing else. The addresses, routes and special addresses of the Plan are in force from then on,

@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -17,135 +14,7 @@ import (
 
 	"rootlessnet/internal/nettest"
 	"rootlessnet/plan"
-	"rootlessnet/userns"
 )
-
-// TestMain is also the program that looks at a network from inside: PROBE is "tcp ADDRESS", "dns SERVER NAME", "peer ADDRESS"
-// for what a server outside calls us, or "serve ADDRESS" for what we call a client, over TCP and then over UDP.
-func TestMain(m *testing.M) {
-	if words := strings.Fields(os.Getenv("PROBE")); len(words) > 0 {
-		fmt.Print(probe(words))
-		os.Exit(0)
-	}
-	os.Exit(m.Run())
-}
-
-// probePatience is less than any timer of the kernel: silence is told from an answer by it.
-const probePatience = 1500 * time.Millisecond
-
-func probe(words []string) string {
-	ctx, cancel := context.WithTimeout(context.Background(), probePatience)
-	defer cancel()
-	switch words[0] {
-	case "serve":
-		return serveOnce(words[1])
-	case "peer":
-		c, err := net.DialTimeout("tcp", words[1], probePatience)
-		if err != nil {
-			return err.Error()
-		}
-		defer c.Close()
-		text, err := io.ReadAll(c)
-		return fmt.Sprint(string(text), err)
-	case "dns":
-		r := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, network, words[1]+":53")
-		}}
-		addrs, err := r.LookupHost(ctx, words[2])
-		slices.Sort(addrs)
-		return fmt.Sprint(addrs, err)
-	}
-	c, err := new(net.Dialer).DialContext(ctx, "tcp", words[1])
-	var errno syscall.Errno
-	switch {
-	case err == nil:
-		c.Close()
-		return "open"
-	case errors.As(err, &errno):
-		return errno.Error()
-	}
-	return "silence"
-}
-
-// serveOnce takes a client by TCP and a datagram by UDP, and returns their addresses.
-func serveOnce(addr string) string {
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return err.Error()
-	}
-	defer l.Close()
-	u, err := net.ListenPacket("udp", addr)
-	if err != nil {
-		return err.Error()
-	}
-	defer u.Close()
-	_ = l.(*net.TCPListener).SetDeadline(time.Now().Add(2 * probePatience))
-	c, err := l.Accept()
-	if err != nil {
-		return err.Error()
-	}
-	defer c.Close()
-	fmt.Fprint(c, "tcp")
-	_ = u.SetDeadline(time.Now().Add(2 * probePatience))
-	_, from, err := u.ReadFrom(make([]byte, 10))
-	if err != nil {
-		return err.Error()
-	}
-	_, err = u.WriteTo([]byte("udp"), from)
-	tcpHost, _, _ := net.SplitHostPort(c.RemoteAddr().String())
-	udpHost, _, _ := net.SplitHostPort(from.String())
-	return fmt.Sprint(tcpHost, " ", udpHost, " ", err)
-}
-
-// holder is a process in a user and a network namespace of its own; as root it is in a network namespace only.
-func holder(t *testing.T) (pid int) {
-	t.Helper()
-	cmd := exec.Command("sleep", "60")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if os.Getuid() != 0 {
-		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
-	}
-	if err := cmd.Start(); err != nil {
-		t.Skipf("no namespaces here: %v", err)
-	}
-	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	return cmd.Process.Pid
-}
-
-// inside runs the probe in the namespaces of pid.
-func inside(t *testing.T, pid int, words string) string {
-	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	code, err := userns.ExecIn(t.Context(), pid, userns.Command{Argv: []string{self}, Env: append(os.Environ(), "PROBE="+words), Stdout: w, Stderr: w})
-	w.Close()
-	out, rerr := io.ReadAll(r)
-	if err != nil || rerr != nil || code != 0 {
-		t.Fatalf("%s: exit %d: %v %v: %s", words, code, err, rerr, out)
-	}
-	return string(out)
-}
-
-// local is a server on the host's loopback.
-func local(t *testing.T) (port string) {
-	t.Helper()
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	_, port, _ = net.SplitHostPort(l.Addr().String())
-	return port
-}
 
 func TestAttachLeavesNothing(t *testing.T) {
 	nettest.CheckLeaks(t)
@@ -224,7 +93,7 @@ func TestAttachEndsWithItsAgent(t *testing.T) {
 	}
 }
 
-// TestAttachPlan is a network whose addresses have meanings of their own.
+// TestAttachPlan: each special address of a NetworkPlan has the meaning that it was given.
 func TestAttachPlan(t *testing.T) {
 	pid, port := holder(t), local(t)
 	addr := netip.MustParseAddr
@@ -264,7 +133,7 @@ func TestAttachPlan(t *testing.T) {
 	}
 }
 
-// TestAttachGuestIP publishes a port at an address that is not the guest's first.
+// TestAttachGuestIP: a published port is forwarded to an address that is not the guest's first.
 func TestAttachGuestIP(t *testing.T) {
 	pid := holder(t)
 	b, err := Attach(t.Context(), plan.Target{PID: pid}, plan.Config{
@@ -324,7 +193,7 @@ func TestAttachGuestIP(t *testing.T) {
 	}
 }
 
-// TestAttachOutboundAddr leaves the host from an address that was asked for.
+// TestAttachOutboundAddr: the outbound address is not the source of connections to the host's loopback.
 func TestAttachOutboundAddr(t *testing.T) {
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
@@ -342,7 +211,7 @@ func TestAttachOutboundAddr(t *testing.T) {
 		}
 	}()
 	pid := holder(t)
-	// A special address leads to the host's loopback; what is bound elsewhere cannot get there.
+	// The special address forwards to the host's loopback, which a socket that is bound to another address cannot reach.
 	special := netip.MustParseAddr("10.0.2.9")
 	b, err := Attach(t.Context(), plan.Target{PID: pid}, plan.Config{
 		Configure: true, RuntimeDir: t.TempDir(), OutboundAddr: netip.MustParseAddr("127.0.0.5"),
@@ -361,7 +230,7 @@ func TestAttachOutboundAddr(t *testing.T) {
 	}
 }
 
-// TestAttachSocket is a guest at the other end of a socket that carries frames.
+// TestAttachSocket: the link is a SOCK_SEQPACKET socket that carries frames, and the guest is at its other end.
 func TestAttachSocket(t *testing.T) {
 	nettest.CheckLeaks(t)
 	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_SEQPACKET|syscall.SOCK_CLOEXEC, 0)
@@ -395,7 +264,7 @@ func TestAttachSocket(t *testing.T) {
 	}
 }
 
-// TestAttachHostAddresses is a guest that bears an address of the host's network.
+// TestAttachHostAddresses: the guest has an address of the host's network.
 func TestAttachHostAddresses(t *testing.T) {
 	pid, port := holder(t), local(t)
 	gateway := netip.MustParseAddr("172.29.7.1")

@@ -29,8 +29,8 @@ func (b *backend) Inspect() api.Sandbox {
 		}
 		r.StateDir = entry.Path()
 	}
-	if s.net != nil {
-		r.DNS = s.net.Plan().DNSAddresses()
+	if s.network != nil {
+		r.DNS = s.network.Plan().DNSAddresses()
 	}
 	r.Members = s.leases.count()
 	return r
@@ -62,10 +62,10 @@ func wirePorts(ports []plan.Port) []api.Port {
 
 // Ports is part of api.Backend.
 func (b *backend) Ports() []api.Port {
-	if b.s.net == nil {
+	if b.s.network == nil {
 		return nil
 	}
-	return wirePorts(b.s.net.Ports())
+	return wirePorts(b.s.network.Ports())
 }
 
 // AddPorts is part of api.Backend.
@@ -99,10 +99,10 @@ func (b *backend) Lease(kind api.LeaseKind) (release func(), err error) { return
 // Stats is part of api.Backend.
 func (b *backend) Stats() api.Stats {
 	st := api.Stats{Read: time.Now().UTC(), Counters: map[string]uint64{}}
-	if b.s.net == nil {
+	if b.s.network == nil {
 		return st
 	}
-	g := b.s.net.Stats()
+	g := b.s.network.Stats()
 	st.RxBytes, st.RxPackets, st.RxDropped = g.RxBytes, g.RxPackets, g.RxDropped
 	st.TxBytes, st.TxPackets, st.TxDropped = g.TxBytes, g.TxPackets, g.TxDropped
 	st.Counters = g.Counters

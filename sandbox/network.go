@@ -17,7 +17,7 @@ var errNotPlanned = errors.New("only a network that was made with a Plan can be 
 
 // addSpec publishes all ports of a spec or none. The error is an *api.Error.
 func (s *sandbox) addSpec(spec string) ([]plan.Port, error) {
-	if s.net == nil {
+	if s.network == nil {
 		return nil, api.Conflict(errNoPorts)
 	}
 	mappings, err := plan.ParsePortSpec(spec)
@@ -28,13 +28,13 @@ func (s *sandbox) addSpec(spec string) ([]plan.Port, error) {
 }
 
 func (s *sandbox) addMappings(mappings []plan.PortMapping) ([]plan.Port, error) {
-	if s.net == nil {
+	if s.network == nil {
 		return nil, api.Conflict(errNoPorts)
 	}
-	if err := plan.CheckFree(mappings, s.net.Ports()); err != nil {
+	if err := plan.CheckFree(mappings, s.network.Ports()); err != nil {
 		return nil, api.Conflict(err)
 	}
-	added, err := s.net.AddPorts(mappings)
+	added, err := s.network.AddPorts(mappings)
 	if err != nil {
 		return nil, api.Conflict(err)
 	}
@@ -44,14 +44,14 @@ func (s *sandbox) addMappings(mappings []plan.PortMapping) ([]plan.Port, error) 
 
 // removeSpec closes the ports that a spec names. The error is an *api.Error.
 func (s *sandbox) removeSpec(spec string) ([]plan.Port, error) {
-	if s.net == nil {
+	if s.network == nil {
 		return nil, api.Conflict(errNoPorts)
 	}
 	mappings, err := plan.ParsePortSpec(spec)
 	if err != nil {
 		return nil, api.Invalid(err)
 	}
-	named, err := plan.SelectPorts(mappings, s.net.Ports())
+	named, err := plan.SelectPorts(mappings, s.network.Ports())
 	if err != nil {
 		return nil, api.NotFound(err)
 	}
@@ -59,10 +59,10 @@ func (s *sandbox) removeSpec(spec string) ([]plan.Port, error) {
 }
 
 func (s *sandbox) removePorts(want func(plan.Port) bool) []plan.Port {
-	if s.net == nil {
+	if s.network == nil {
 		return nil
 	}
-	removed := s.net.RemovePorts(want)
+	removed := s.network.RemovePorts(want)
 	s.updateRecord()
 	return removed
 }
@@ -83,13 +83,13 @@ func (s *sandbox) setNetwork(c *plan.Config) error {
 	if s.cfg.Plan == nil || c.Plan == nil {
 		return errNotPlanned
 	}
-	now, err := s.net.Plan().Readdressed(c)
+	now, err := s.network.Plan().Readdressed(c)
 	if err != nil {
 		return err
 	}
-	if err := s.net.Readdress(now); err != nil {
+	if err := s.network.Readdress(now); err != nil {
 		return err
 	}
 	s.updateRecord()
-	return s.net.Relink()
+	return s.network.Relink()
 }

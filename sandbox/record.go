@@ -97,15 +97,15 @@ func (s *sandbox) describe(r *state.Record) {
 	if !p.HasGateway() {
 		return
 	}
-	r.Link, r.Interface, r.MAC = s.net.LinkInfo()
-	r.Datapath, r.MTU = s.net.Datapath(), p.MTU
+	r.Link, r.Interface, r.MAC = s.network.LinkInfo()
+	r.Datapath, r.MTU = s.network.Datapath(), p.MTU
 	r.Subnets, r.Gateways, r.Addresses = nil, nil, nil
 	for _, g := range p.GuestPrefixes {
 		r.Subnets, r.Addresses = append(r.Subnets, g.Masked()), append(r.Addresses, g.Addr())
 		r.Gateways = append(r.Gateways, p.Addrs.GatewayOf(g.Addr()))
 	}
 	r.Ports = nil
-	for _, port := range s.net.Ports() {
+	for _, port := range s.network.Ports() {
 		r.Ports = append(r.Ports, port.String())
 	}
 }

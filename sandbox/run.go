@@ -79,8 +79,8 @@ func (s *sandbox) run(ctx context.Context) (int, error) {
 		}
 		return ExitFailure, err
 	}
-	if s.net != nil {
-		s.net.Follow()
+	if s.network != nil {
+		s.network.Follow()
 	}
 	commandEnded := make(chan struct{})
 	s.wg.Go(func() { s.signals.forward(s.ns, commandEnded) })

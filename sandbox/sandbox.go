@@ -23,7 +23,7 @@ type sandbox struct {
 	target  attachTarget     // of Attach
 	joined  joinedNetwork    // of container mode
 	ns      *userns.Sandbox  // nil with a TAP
-	net     *gateway.Gateway // nil without a gateway
+	network *gateway.Gateway // nil without a gateway
 	control *api.Server
 
 	leases  leases
@@ -68,7 +68,7 @@ func (s *sandbox) prepare(ctx context.Context) (err error) {
 		return err
 	}
 	if s.plan.HasGateway() {
-		if s.net, err = gateway.New(gateway.Config{Plan: s.plan, Logger: s.log, OnPublish: s.cfg.OnPublish, OnLinkEnd: s.linkEnded}); err != nil {
+		if s.network, err = gateway.New(gateway.Config{Plan: s.plan, Logger: s.log, OnPublish: s.cfg.OnPublish, OnLinkEnd: s.linkEnded}); err != nil {
 			return err
 		}
 	}
@@ -103,8 +103,8 @@ func (s *sandbox) namespaces() userns.Config {
 	switch {
 	case p.HasGateway():
 		c.Network = userns.NetworkNew
-		c.Files.ResolvConf = s.net.ResolvConf()
-		c.Files.Hosts = s.net.HostsFile(c.Files.Hostname)
+		c.Files.ResolvConf = s.network.ResolvConf()
+		c.Files.Hosts = s.network.HostsFile(c.Files.Hostname)
 		c.Link = gateway.Uplink(p)
 	case p.Network == plan.NetworkNone:
 		c.Network = userns.NetworkNone
@@ -123,17 +123,17 @@ func (s *sandbox) namespaces() userns.Config {
 // connect gives the link to the gateway.
 func (s *sandbox) connect() error {
 	switch {
-	case s.net == nil:
+	case s.network == nil:
 		return nil
 	case s.ns != nil:
-		return s.net.Connect(s.ns, gateway.NamespaceLink(s.ns))
+		return s.network.Connect(s.ns, gateway.NamespaceLink(s.ns))
 	}
 	link, err := gateway.AdoptTAP(s.target.tap, s.plan)
 	if err != nil {
 		return err
 	}
 	s.target.tap = nil // now the gateway's
-	return s.net.Connect(nil, link)
+	return s.network.Connect(nil, link)
 }
 
 // listen opens the control socket at each of its paths.
@@ -160,8 +160,8 @@ func (s *sandbox) linkEnded(err error) {
 
 // current is the plan with the addresses that are in force.
 func (s *sandbox) current() *plan.Plan {
-	if s.net != nil {
-		return s.net.Plan()
+	if s.network != nil {
+		return s.network.Plan()
 	}
 	return s.plan
 }
@@ -171,8 +171,8 @@ func (s *sandbox) close() {
 	s.leases.close()
 	close(s.end)
 	s.sched.stop()
-	if s.net != nil {
-		s.net.StopFollowing()
+	if s.network != nil {
+		s.network.StopFollowing()
 	}
 	if s.ns != nil {
 		_ = s.ns.Close()
@@ -184,8 +184,8 @@ func (s *sandbox) close() {
 	if s.control != nil {
 		_ = s.control.Close()
 	}
-	if s.net != nil {
-		s.net.Close()
+	if s.network != nil {
+		s.network.Close()
 	}
 	s.target.close()
 	s.joined.close()

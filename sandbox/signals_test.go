@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// TestSignalsBeforeTheCommand: one that ends a program ends the preparation, the others wait for the command.
+// TestSignalsBeforeTheCommand: before the command starts, SIGTERM cancels the preparation, and other signals are kept for the
+// command.
 func TestSignalsBeforeTheCommand(t *testing.T) {
 	ch := make(chan os.Signal)
 	s := commandSignals{in: ch}
