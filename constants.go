@@ -57,20 +57,20 @@ const (
 
 // Values of SpecialTarget.
 const (
-	Refuse     = plan.Refuse
+	ToRefuse   = plan.ToRefuse
 	ToLoopback = plan.ToLoopback
 	ToHost     = plan.ToHost
 	ToNetwork  = plan.ToNetwork
-	NoRoute    = plan.NoRoute
-	Drop       = plan.Drop
+	ToNoRoute  = plan.ToNoRoute
+	ToDrop     = plan.ToDrop
 )
 
 // Former names of values of SpecialTarget.
 const (
-	// Deprecated: use Refuse.
-	ToNothing = plan.Refuse
-	// Deprecated: use NoRoute.
-	ToNowhere = plan.NoRoute
-	// Deprecated: use Drop.
-	ToSilence = plan.Drop
+	// Deprecated: use ToRefuse.
+	ToNothing = plan.ToRefuse
+	// Deprecated: use ToNoRoute.
+	ToNowhere = plan.ToNoRoute
+	// Deprecated: use ToDrop.
+	ToSilence = plan.ToDrop
 )

@@ -45,8 +45,8 @@ func guestAddrs(p *plan.Plan) (list []netip.Addr) {
 
 // targets translates the meanings of special addresses.
 var targets = map[plan.SpecialTarget]policy.Target{
-	plan.Refuse: policy.ToNothing, plan.ToLoopback: policy.ToLoopback, plan.ToHost: policy.ToHost, plan.ToNetwork: policy.ToNetwork,
-	plan.NoRoute: policy.ToNowhere, plan.Drop: policy.ToSilence,
+	plan.ToRefuse: policy.ToNothing, plan.ToLoopback: policy.ToLoopback, plan.ToHost: policy.ToHost, plan.ToNetwork: policy.ToNetwork,
+	plan.ToNoRoute: policy.ToNowhere, plan.ToDrop: policy.ToSilence,
 }
 
 func policyConfig(p *plan.Plan) policy.Config {

@@ -23,8 +23,8 @@ func planned(t *testing.T, n plan.NetworkPlan) *plan.Plan {
 func TestSpecialAddresses(t *testing.T) {
 	addr := netip.MustParseAddr
 	n := plan.NetworkPlan{Addrs: []netip.Prefix{netip.MustParsePrefix("10.9.0.100/24")}, Gateway: addr("10.9.0.2")}
-	want := map[netip.Addr]policy.Target{addr("10.9.0.2"): targets[plan.Refuse]}
-	for i, to := range []plan.SpecialTarget{plan.Refuse, plan.ToLoopback, plan.ToHost, plan.ToNetwork, plan.NoRoute, plan.Drop} {
+	want := map[netip.Addr]policy.Target{addr("10.9.0.2"): targets[plan.ToRefuse]}
+	for i, to := range []plan.SpecialTarget{plan.ToRefuse, plan.ToLoopback, plan.ToHost, plan.ToNetwork, plan.ToNoRoute, plan.ToDrop} {
 		a := netip.AddrFrom4([4]byte{10, 9, 0, byte(10 + i)})
 		n.Special = append(n.Special, plan.SpecialAddr{Addr: a, To: to, Host: addr("127.0.0.1")})
 		target, known := targets[to]

@@ -73,16 +73,16 @@ type SpecialTarget string
 
 // Values of SpecialTarget.
 const (
-	// Refuse answers as a host without listeners does: a TCP reset or an ICMP port unreachable.
-	Refuse SpecialTarget = ""
+	// ToRefuse answers as a host without listeners does: a TCP reset or an ICMP port unreachable.
+	ToRefuse SpecialTarget = ""
 	// ToLoopback forwards to the host's loopback, on the ports that Config.HostLoopback names.
 	ToLoopback SpecialTarget = "loopback"
 	// ToHost forwards to SpecialAddr.Host, on every port, even if the policy would refuse that address for its kind.
 	ToHost SpecialTarget = "host"
 	// ToNetwork forwards to the same address on the host's network.
 	ToNetwork SpecialTarget = "network"
-	// NoRoute answers with ICMP network unreachable.
-	NoRoute SpecialTarget = "nowhere"
-	// Drop discards without an answer.
-	Drop SpecialTarget = "silence"
+	// ToNoRoute answers with ICMP network unreachable.
+	ToNoRoute SpecialTarget = "nowhere"
+	// ToDrop discards without an answer.
+	ToDrop SpecialTarget = "silence"
 )

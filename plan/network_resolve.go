@@ -79,7 +79,7 @@ func (p *Plan) setSpecial(n *NetworkPlan) error {
 			return usage("Plan", "the special address %s is there twice", s.Addr)
 		case s.To == ToHost && !s.Host.IsValid():
 			return usage("Plan", "the special address %s has no address of the host to forward to", s.Addr)
-		case !slices.Contains([]SpecialTarget{Refuse, ToLoopback, ToHost, ToNetwork, NoRoute, Drop}, s.To):
+		case !slices.Contains([]SpecialTarget{ToRefuse, ToLoopback, ToHost, ToNetwork, ToNoRoute, ToDrop}, s.To):
 			return usage("Plan", "invalid target of the special address %s: %q", s.Addr, s.To)
 		}
 		seen = append(seen, s.Addr)
@@ -90,7 +90,7 @@ func (p *Plan) setSpecial(n *NetworkPlan) error {
 	}
 	for _, g := range p.Addrs.Gateways() {
 		if !slices.Contains(seen, g) {
-			to := Refuse
+			to := ToRefuse
 			if n.HostAddresses {
 				to = ToNetwork
 			}

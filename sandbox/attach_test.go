@@ -108,8 +108,8 @@ func TestAttachPlan(t *testing.T) {
 				{Dst: netip.MustParsePrefix("198.51.100.0/24"), Gateway: addr("192.0.2.77"), Source: addr("192.0.2.78")}, // refused: no such source
 			},
 			Special: []plan.SpecialAddr{
-				{Addr: addr("10.9.0.2"), To: plan.ToLoopback}, {Addr: addr("10.9.0.3"), DNS: true}, {Addr: addr("10.9.0.4"), To: plan.NoRoute},
-				{Addr: addr("10.9.0.5"), To: plan.Drop}, {Addr: addr("169.254.1.2"), To: plan.ToHost, Host: addr("127.0.0.1")}, {Addr: addr("fd00::2"), To: plan.ToLoopback},
+				{Addr: addr("10.9.0.2"), To: plan.ToLoopback}, {Addr: addr("10.9.0.3"), DNS: true}, {Addr: addr("10.9.0.4"), To: plan.ToNoRoute},
+				{Addr: addr("10.9.0.5"), To: plan.ToDrop}, {Addr: addr("169.254.1.2"), To: plan.ToHost, Host: addr("127.0.0.1")}, {Addr: addr("fd00::2"), To: plan.ToLoopback},
 			},
 		},
 	})
