@@ -1,7 +1,7 @@
 // Package archtest holds the architecture as tests: who may import whom, what no product code does, and how long a
 // file may be. It reads the source tree and runs nothing.
 //
-//	cmd -> rootlessnet -> {api, dns, forwarder} -> stack -> tap
+//	cmd -> rootlessnet -> sandbox -> {api, gateway -> {dns, forwarder -> stack -> tap}}
 //
 //	       rootlessnet -> userns -> netns
 //

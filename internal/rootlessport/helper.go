@@ -41,7 +41,7 @@ func Start(c *Config, find Finder, log *slog.Logger) (h *Helper, err error) {
 	defer func() {
 		if err != nil {
 			made.Close()
-			err = explainPrivileged(err, all, unprivilegedStart())
+			err = explain(err, all)
 		}
 	}()
 	// In a namespace that one of our helpers connects, only that helper changes rules and sysctls.

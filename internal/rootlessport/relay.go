@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"rootlessnet/internal/bindaddr"
 	"rootlessnet/internal/rawsock"
 )
 
@@ -46,7 +47,7 @@ func newRelay(d dialer, child netip.Addr, log *slog.Logger) *relay {
 
 func (r *relay) listen(p Port, addr netip.AddrPort) error {
 	if p.Proto == "udp" {
-		c, err := net.ListenUDP(network("udp", addr), net.UDPAddrFromAddrPort(addr))
+		c, err := net.ListenUDP(bindaddr.Network("udp", addr), net.UDPAddrFromAddrPort(addr))
 		if err != nil {
 			return nameProto(err, "udp")
 		}
