@@ -6,51 +6,51 @@ import (
 	"fmt"
 
 	"rootlessnet/forwarder"
+	"rootlessnet/forwarder/splicetcp"
+	"rootlessnet/forwarder/tcp"
+	"rootlessnet/forwarder/udp"
+	"rootlessnet/netns"
 	"rootlessnet/plan"
 	"rootlessnet/policy"
 	"rootlessnet/stack"
-	"rootlessnet/userns"
 )
 
-// flows is the stack.Handler: TCP goes to one half of the forwarder, UDP and ICMP echo to the other.
-type flows struct {
-	*forwarder.Streams
-	*forwarder.Datagrams
+// guestID is the one endpoint of a private network.
+const guestID = 0
+
+// handler is the stack.Handler: connections go to the stack path, UDP and ICMP echo to the datagram path.
+type handler struct {
+	*tcp.Path
+	datagrams
 }
 
-// assemble makes the stack and the forwarder for the device, and connects the published ports.
+// datagrams gives the embedded datagram path a name of its own.
+type datagrams struct{ *udp.Path }
+
+// assemble makes the stack and the datapaths for the device, and connects the published ports.
 func (g *Gateway) assemble() (err error) {
-	p, a := g.cfg.Plan, g.cfg.Plan.Addrs
+	p := g.cfg.Plan
 	sc := stackConfig(p)
 	sc.CSum, sc.TSO, sc.Logger = g.info.CSum, g.info.TSO, g.log
 	if g.stack, err = stack.New(sc); err != nil {
-		return err
-	}
-	if err := g.openLoopbackClients(); err != nil {
-		return err
-	}
-	g.policy = policy.NewLive(policyConfig(p))
-	subnets, dnsAddrs := onLink(p), p.DNSAddresses()
-	g.streams = forwarder.NewStreams(forwarder.StreamsConfig{
-		Guest: g.stack, Policy: g.policy, Gateway4: a.Gateway, Gateway6: a.Gateway6, Guest4: a.Guest, Guest6: a.Guest6,
-		Subnets: subnets, Loopback: g.loopbackClients, ServeDNS: g.resolver.ServeTCP, DNSAddrs: dnsAddrs,
-		Source4: p.Outbound.Addr, Source6: p.Outbound.Addr6, Spin: g.spin, Logger: g.log,
-	})
-	g.grams, err = forwarder.NewDatagrams(forwarder.DatagramsConfig{
-		Guest: g.stack, Policy: g.policy, Gateway4: a.Gateway, Gateway6: a.Gateway6, Subnets: subnets,
-		DNS: g.resolver.ServeUDP, DNSAddrs: dnsAddrs,
-		Source4: p.Outbound.Addr, Source6: p.Outbound.Addr6, Spin: g.spin, Logger: g.log,
-	})
-	if err != nil {
 		return err
 	}
 	to, err := addresses(p)
 	if err != nil {
 		return err
 	}
-	g.streams.SetAddresses(to)
-	g.grams.SetAddresses(to)
-	g.stack.SetHandler(flows{g.streams, g.grams})
+	g.policy = policy.NewLive(policyConfig(p))
+	g.endpoint = g.forwarder.AddEndpoint(forwarder.EndpointConfig{
+		ID: guestID, Policy: g.policy, Resolver: g.resolver, ResolverAddrs: p.DNSAddresses(), Subnets: onLink(p), Addresses: to,
+	})
+	if err := g.openLoopbackClients(); err != nil {
+		return err
+	}
+	g.tcp = tcp.New(g.forwarder, g.stack)
+	if g.udp, err = udp.New(g.forwarder, g.stack); err != nil {
+		return err
+	}
+	g.stack.SetHandler(handler{g.tcp, datagrams{g.udp}})
 	if err := g.openSplicePath(); err != nil {
 		return err
 	}
@@ -66,8 +66,8 @@ func (g *Gateway) openSplicePath() error {
 	}
 	reason := errors.New("the namespace is not entered")
 	if g.ns != nil {
-		var redirect *userns.Diverted
-		redirect, reason = g.ns.Divert(context.Background(), userns.Diversion{Uplink: g.info.Name, IPv6: p.Addrs.Gateway6.IsValid()})
+		var redirect *netns.RedirectHandles
+		redirect, reason = g.ns.Redirect(context.Background(), netns.RedirectConfig{Uplink: g.info.Name, IPv6: p.Addrs.Gateway6.IsValid()})
 		if reason == nil {
 			return g.useRedirect(redirect)
 		}
@@ -79,18 +79,30 @@ func (g *Gateway) openSplicePath() error {
 	return nil
 }
 
-// useRedirect gives the sockets of a redirected namespace to the forwarder.
-func (g *Gateway) useRedirect(k *userns.Diverted) error {
-	err := g.streams.UseKernel(forwarder.Kernel{
-		Packets: k.Packets, Loopback: userns.LoopbackIndex, Listeners: k.Listeners, Mint: k.Mint, LinkPace: userns.KeptPace,
-		Forward: func() error { return g.ns.Forward(context.Background(), k) },
+// useRedirect gives the sockets of a redirected namespace to the splice path.
+func (g *Gateway) useRedirect(r *netns.RedirectHandles) (err error) {
+	g.splice, err = splicetcp.New(g.forwarder, splicetcp.Inside{
+		Endpoint: guestID, Packets: r.Packets, Loopback: netns.LoopbackIndex, Listeners: r.Listeners, Pool: r.Pool,
+		Forward: func() error { return g.ns.RedirectForwarded(context.Background(), r) },
 	})
 	if err != nil {
-		_ = k.Rules.Close()
+		_ = r.Rules.Close()
 		return err
 	}
-	g.rules = k.Rules
-	g.stack.SetSYNHandler(g.streams)
+	g.rules = r.Rules
+	g.tcp.SetKeepAlive(netns.StackFlowRefresh)
+	g.stack.SetSYNHandler(g.splice)
 	g.datapath = plan.DatapathSplice
 	return nil
+}
+
+// clientServers are the datapaths that may connect a client of a published port, in the order in which they are asked.
+func (g *Gateway) clientServers() (list []forwarder.ClientServer) {
+	if g.loopbackClients != nil {
+		list = append(list, g.loopbackClients)
+	}
+	if g.splice != nil {
+		list = append(list, g.splice)
+	}
+	return append(list, g.tcp)
 }

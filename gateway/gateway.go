@@ -10,7 +10,12 @@ import (
 	"sync/atomic"
 
 	"rootlessnet/dns"
+	"rootlessnet/flow"
 	"rootlessnet/forwarder"
+	"rootlessnet/forwarder/loopback"
+	"rootlessnet/forwarder/splicetcp"
+	"rootlessnet/forwarder/tcp"
+	"rootlessnet/forwarder/udp"
 	"rootlessnet/internal/spin"
 	"rootlessnet/plan"
 	"rootlessnet/policy"
@@ -32,13 +37,14 @@ type Config struct {
 // Gateway is the assembled network of one sandbox. Its exported methods may be called concurrently, except that New,
 // Connect, Follow, StopFollowing and Close are called in this order by its owner.
 type Gateway struct {
-	cfg      Config
-	log      *slog.Logger
-	current  atomic.Pointer[plan.Plan] // the plan with the addresses that are in force
-	spin     *spin.Group
-	resolver *dns.Resolver
-	ports    *ports
-	forwards *loopbackForwards
+	cfg       Config
+	log       *slog.Logger
+	current   atomic.Pointer[plan.Plan] // the plan with the addresses that are in force
+	spin      *spin.Group
+	forwarder *forwarder.Forwarder
+	resolver  *dns.Resolver
+	ports     *ports
+	forwards  *loopbackForwards
 
 	// The following fields are set by Connect and not changed afterwards.
 	ns              Namespace // nil: the namespace is not entered
@@ -46,11 +52,13 @@ type Gateway struct {
 	info            tap.Info
 	stack           *stack.Stack
 	policy          *policy.Live
-	streams         *forwarder.Streams
-	grams           *forwarder.Datagrams
-	loopbackClients *forwarder.Loopback // serves clients of published ports on the host's loopback; nil: they go by the link
-	rules           *os.File            // the redirect rules inside exist until this is closed; nil on the stack path
-	datapath        string              // plan.DatapathStack or plan.DatapathSplice
+	endpoint        *forwarder.Endpoint
+	tcp             *tcp.Path
+	splice          *splicetcp.Path // nil on the stack path
+	udp             *udp.Path
+	loopbackClients *loopback.Relay // serves clients of published ports on the host's loopback; nil: they go by the link
+	rules           *os.File        // the redirect rules inside exist until this is closed; nil on the stack path
+	datapath        string          // plan.DatapathStack or plan.DatapathSplice
 
 	followers followers
 }
@@ -67,7 +75,8 @@ func New(cfg Config) (g *Gateway, err error) {
 		g.spin.Close()
 		return nil, err
 	}
-	g.forwards = newLoopbackForwards(g.spin, g.log)
+	g.forwarder = forwarder.New(forwarder.Config{Spin: g.spin, Logger: g.log})
+	g.forwards = newLoopbackForwards(g.forwarder)
 	d := dns.Config{Search: p.DNSSearch, Options: p.DNSOptions, Names: g.names(), Logger: g.log}
 	for _, a := range p.DNS {
 		d.Upstreams = append(d.Upstreams, netip.AddrPortFrom(a, 0))
@@ -88,6 +97,9 @@ func (g *Gateway) LinkInfo() (kind, name, mac string) {
 	return string(g.info.Kind), g.info.Name, g.info.MAC.String()
 }
 
+// Flows is the table of live flows, on every datapath.
+func (g *Gateway) Flows() *flow.Table { return g.forwarder.Flows }
+
 // Datapath is the path that TCP takes: plan.DatapathStack or plan.DatapathSplice.
 func (g *Gateway) Datapath() string { return g.datapath }
 
@@ -102,7 +114,7 @@ func (g *Gateway) Connect(ns Namespace, link Link) error {
 		g.dev.Close()
 		return err
 	}
-	return g.stack.AddPort(g.dev, g.info.MAC, func(err error) {
+	return g.stack.AddPort(guestID, g.dev, g.info.MAC, func(err error) {
 		g.log.Debug("link ended", "err", err)
 		if g.cfg.OnLinkEnd != nil {
 			g.cfg.OnLinkEnd(err)
@@ -137,8 +149,8 @@ func (g *Gateway) openDevice(link Link) error {
 		}
 	}
 	g.dev = dev
-	if d, ok := dev.(tap.Spinner); ok {
-		d.Spin(g.spin)
+	if d, ok := dev.(tap.BusyPoller); ok {
+		d.SetBusyPollGroup(g.spin)
 	}
 	return nil
 }
@@ -158,8 +170,8 @@ func (g *Gateway) Close() {
 	}()
 	defer func() { <-rules }()
 	g.ports.close()
-	if g.streams != nil {
-		g.streams.Close()
+	if g.tcp != nil {
+		g.tcp.Close()
 	}
 	if g.loopbackClients != nil {
 		g.loopbackClients.Close()
@@ -167,8 +179,11 @@ func (g *Gateway) Close() {
 	if g.stack != nil {
 		g.stack.Close()
 	}
-	if g.grams != nil {
-		_ = g.grams.Close()
+	if g.splice != nil {
+		g.splice.Close()
+	}
+	if g.udp != nil {
+		_ = g.udp.Close()
 	}
 	_ = g.resolver.Close()
 	g.spin.Close()

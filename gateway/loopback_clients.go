@@ -8,7 +8,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"rootlessnet/forwarder"
+	"rootlessnet/forwarder/loopback"
+	"rootlessnet/netns"
 )
 
 // openLoopbackClients has clients of published ports that arrive by the host's loopback connected to the loopback inside the
@@ -21,19 +22,19 @@ func (g *Gateway) openLoopbackClients() error {
 	if g.ns == nil {
 		return errors.New("loopback to loopback: the namespace is not entered")
 	}
-	mint, err := g.ns.Mint(context.Background(), p.Addrs.Gateway6.IsValid())
+	pool, err := g.ns.SocketPool(context.Background(), netns.PoolOptions{IPv6: p.Addrs.Gateway6.IsValid(), UDP: true})
 	if err != nil {
 		return err
 	}
-	if g.loopbackClients, err = forwarder.NewLoopback(mint, g.spin, g.log); err != nil {
-		mint.Close()
+	if g.loopbackClients, err = loopback.New(g.forwarder, guestID, pool); err != nil {
+		pool.Close()
 	}
 	return err
 }
 
 // listenLoopback gives a published UDP port a second socket, which the kernel prefers for datagrams that arrive by lo. Both
 // sockets have SO_REUSEADDR set while the second is bound, and cleared afterwards so that no other program can bind the port.
-func (b *bound) listenLoopback(l *forwarder.Loopback) (*forwarder.LoopbackPort, error) {
+func (b *bound) listenLoopback(l *loopback.Relay) (*loopback.Port, error) {
 	rc, err := b.udp.SyscallConn()
 	if err != nil {
 		return nil, err

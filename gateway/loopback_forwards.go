@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"os"
 	"sync"
@@ -12,25 +11,25 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rootlessnet/forwarder"
-	"rootlessnet/internal/spin"
+	"rootlessnet/forwarder/loopback"
+	"rootlessnet/internal/fdbudget"
 	"rootlessnet/plan"
 )
 
 // loopbackForwards are a sandbox's forwards from the loopback inside the namespace to the host's. Safe for concurrent use.
 type loopbackForwards struct {
-	spin *spin.Group
-	log  *slog.Logger
+	f *forwarder.Forwarder
 
 	change sync.Mutex // held while forwards are added or removed, and the namespace is asked for sockets
 
 	mu     sync.Mutex
-	relay  *forwarder.Loopback                              // guarded by mu; nil before the first forward
-	open   map[plan.LoopbackForward]*forwarder.LoopbackPort // guarded by mu
-	closed bool                                             // guarded by mu
+	relay  *loopback.Relay                         // guarded by mu; nil before the first forward
+	open   map[plan.LoopbackForward]*loopback.Port // guarded by mu
+	closed bool                                    // guarded by mu
 }
 
-func newLoopbackForwards(group *spin.Group, log *slog.Logger) *loopbackForwards {
-	return &loopbackForwards{spin: group, log: log, open: map[plan.LoopbackForward]*forwarder.LoopbackPort{}}
+func newLoopbackForwards(f *forwarder.Forwarder) *loopbackForwards {
+	return &loopbackForwards{f: f, open: map[plan.LoopbackForward]*loopback.Port{}}
 }
 
 // AddLoopbackForwards opens what can be opened of list and returns it. err is the first failure and wraps the errno of
@@ -71,9 +70,6 @@ func (l *loopbackForwards) add(ns Namespace, list []plan.LoopbackForward) (opene
 	if err != nil {
 		return nil, err
 	}
-	l.mu.Lock()
-	room := maxForwards() - len(l.open)
-	l.mu.Unlock()
 	fail := func(f plan.LoopbackForward, ferr error) {
 		if err == nil {
 			err = fmt.Errorf("port %s of the namespace's loopback: %w", f, ferr)
@@ -85,23 +81,24 @@ func (l *loopbackForwards) add(ns Namespace, list []plan.LoopbackForward) (opene
 		for _, f := range list {
 			switch {
 			case f.Proto != proto:
-			case len(some) >= room:
+			case !l.f.Budget.Take(fdbudget.Listeners, 1):
 				fail(f, unix.EMFILE)
 			default:
 				some, ports = append(some, f), append(ports, f.Port)
 			}
 		}
-		room -= len(some)
 		files, errs, lerr := ns.Listen(context.Background(), proto, ports)
 		if lerr != nil {
+			l.f.Budget.Give(fdbudget.Listeners, len(some))
 			return opened, lerr
 		}
 		for i, f := range some {
-			if errs[i] != nil {
-				fail(f, errs[i])
-				continue
+			ferr := errs[i]
+			if ferr == nil {
+				ferr = l.forward(relay, f, files[i])
 			}
-			if ferr := l.forward(relay, f, files[i]); ferr != nil {
+			if ferr != nil {
+				l.f.Budget.Give(fdbudget.Listeners, 1)
 				fail(f, ferr)
 				continue
 			}
@@ -112,7 +109,7 @@ func (l *loopbackForwards) add(ns Namespace, list []plan.LoopbackForward) (opene
 }
 
 // forward gives a socket inside the namespace to the relay, which takes it over.
-func (l *loopbackForwards) forward(relay *forwarder.Loopback, f plan.LoopbackForward, file *os.File) error {
+func (l *loopbackForwards) forward(relay *loopback.Relay, f plan.LoopbackForward, file *os.File) error {
 	p, err := relay.Listen(file, f.HostPort)
 	if err != nil {
 		return err
@@ -124,14 +121,14 @@ func (l *loopbackForwards) forward(relay *forwarder.Loopback, f plan.LoopbackFor
 }
 
 // start makes the relay if there is none yet.
-func (l *loopbackForwards) start() (*forwarder.Loopback, error) {
+func (l *loopbackForwards) start() (*loopback.Relay, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		return nil, net.ErrClosed
 	}
 	if l.relay == nil {
-		relay, err := forwarder.NewLoopback(nil, l.spin, l.log)
+		relay, err := loopback.New(l.f, guestID, nil)
 		if err != nil {
 			return nil, err
 		}
@@ -148,6 +145,7 @@ func (l *loopbackForwards) remove(want func(plan.LoopbackForward) bool) (removed
 	for f, p := range l.open {
 		if want(f) {
 			p.Close()
+			l.f.Budget.Give(fdbudget.Listeners, 1)
 			delete(l.open, f)
 			removed = append(removed, f)
 		}
@@ -160,6 +158,8 @@ func (l *loopbackForwards) close() {
 	l.mu.Lock()
 	relay := l.relay
 	l.closed = true
+	l.f.Budget.Give(fdbudget.Listeners, len(l.open))
+	clear(l.open)
 	l.mu.Unlock()
 	if relay != nil {
 		relay.Close()
@@ -167,7 +167,7 @@ func (l *loopbackForwards) close() {
 }
 
 // stats are the counters of the relay; zero before the first forward.
-func (l *loopbackForwards) stats() (st forwarder.LoopbackStats) {
+func (l *loopbackForwards) stats() (st loopback.Stats) {
 	l.mu.Lock()
 	relay := l.relay
 	l.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 
+	"rootlessnet/netns"
 	"rootlessnet/plan"
 	"rootlessnet/tap"
 	"rootlessnet/userns"
@@ -15,26 +16,26 @@ type Namespace interface {
 	// InitPID is the pid of the agent process; /proc/PID/net shows the namespace.
 	InitPID() int
 	// LinkFD is the device that was created at the start, for its new owner.
-	LinkFD() (file *os.File, kind string, result userns.LinkResult)
+	LinkFD() (file *os.File, kind string, result netns.LinkResult)
 	// Relink replaces the addresses and routes of the uplink.
-	Relink(context.Context, userns.Link) error
+	Relink(context.Context, netns.Link) error
 	// UpdateFiles replaces the name-service files that the command sees.
 	UpdateFiles(userns.Files) error
 	// Listen opens sockets on the namespace's loopback interface; files and errs have an element for each port.
 	Listen(ctx context.Context, proto string, ports []uint16) (files []*os.File, errs []error, err error)
-	// Mint opens a pool of transparent sockets.
-	Mint(ctx context.Context, ipv6 bool) (*userns.Minter, error)
-	// Divert redirects the guest's TCP connections to listeners inside the namespace (TPROXY).
-	Divert(context.Context, userns.Diversion) (*userns.Diverted, error)
-	// Forward has a redirected namespace route packets that are not its own.
-	Forward(context.Context, *userns.Diverted) error
+	// SocketPool opens a pool of sockets of the namespace.
+	SocketPool(context.Context, netns.PoolOptions) (*netns.Pool, error)
+	// Redirect redirects the guest's TCP connections to listeners inside the namespace (TPROXY).
+	Redirect(context.Context, netns.RedirectConfig) (*netns.RedirectHandles, error)
+	// RedirectForwarded has a redirected namespace route packets that are not its own.
+	RedirectForwarded(context.Context, *netns.RedirectHandles) error
 }
 
 // Link is an open link device and what it can do.
 type Link struct {
 	file    *os.File
 	info    tap.Info // Name and MTU are not set by NamespaceLink
-	refused []userns.Refusal
+	refused []netns.Refusal
 }
 
 // NamespaceLink is the device that was created inside the namespace.

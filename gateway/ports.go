@@ -7,7 +7,7 @@ import (
 	"os"
 	"sync"
 
-	"rootlessnet/forwarder"
+	"rootlessnet/forwarder/udp"
 	"rootlessnet/plan"
 )
 
@@ -35,8 +35,8 @@ type bound struct {
 	plan.Port
 	tcp     *net.TCPListener
 	udp     *os.File
-	stop    func()             // set when connected; closes the socket and what serves it
-	udpPort *forwarder.UDPPort // set when connected, for UDP that is forwarded to the guest's own addresses
+	stop    func()       // set when connected; closes the socket and what serves it
+	udpPort *udp.UDPPort // set when connected, for UDP that is forwarded to the guest's own addresses
 }
 
 func (b *bound) close() {

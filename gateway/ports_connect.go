@@ -4,19 +4,21 @@ import (
 	"net/netip"
 
 	"rootlessnet/forwarder"
+	"rootlessnet/forwarder/loopback"
+	"rootlessnet/forwarder/udp"
 )
 
 // connect forwards what the socket receives to the guest.
 func (b *bound) connect(g *Gateway) error {
 	if b.tcp != nil {
-		p, err := g.streams.PublishTo(b.tcp, netip.AddrPortFrom(b.GuestIP, b.GuestPort))
+		p, err := g.forwarder.PublishTCP(b.tcp, forwarder.Target{Endpoint: guestID, Addr: netip.AddrPortFrom(b.GuestIP, b.GuestPort)}, g.clientServers()...)
 		if err != nil {
 			return err
 		}
 		b.stop = p.Close
 		return nil
 	}
-	l := forwarder.UDPListen{File: b.udp}
+	l := udp.UDPListen{Endpoint: guestID, File: b.udp}
 	now := g.Plan().Addrs
 	for _, a := range []netip.Addr{now.Guest, now.Guest6} {
 		if b.GuestIP.IsValid() {
@@ -29,8 +31,8 @@ func (b *bound) connect(g *Gateway) error {
 			l.Guest6 = to
 		}
 	}
-	p, err := g.grams.ListenUDP(l)
-	var lo *forwarder.LoopbackPort
+	p, err := g.udp.ListenUDP(l)
+	var lo *loopback.Port
 	if err == nil && g.loopbackClients != nil && !b.GuestIP.IsValid() && (b.HostIP.IsUnspecified() || b.HostIP.IsLoopback()) {
 		if lo, err = b.listenLoopback(g.loopbackClients); err != nil {
 			_ = p.Close()

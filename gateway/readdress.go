@@ -21,8 +21,8 @@ func (g *Gateway) Readdress(now *plan.Plan) error {
 		return err
 	}
 	g.policy.Set(policyConfig(now))
-	g.streams.SetAddresses(to)
-	g.grams.SetAddresses(to)
+	g.endpoint.SetAddresses(to)
+	g.forwarder.Rejudge(guestID)
 	g.current.Store(now)
 	g.ports.readdress(now.Addrs.Guest, now.Addrs.Guest6)
 	return g.resolver.SetNames(g.names())

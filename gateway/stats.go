@@ -3,7 +3,8 @@ package gateway
 import (
 	"maps"
 
-	"rootlessnet/forwarder"
+	"rootlessnet/forwarder/loopback"
+	"rootlessnet/forwarder/splicetcp"
 )
 
 // Names of the counters of bytes that the kernel moves on the splice path. They do not pass the link and are therefore not
@@ -45,30 +46,33 @@ func (c counters) group(prefix string, m map[string]uint64) {
 }
 
 func (g *Gateway) tcpStats(c counters) {
-	t := g.streams.Stats()
+	own, spliced, t := g.tcp.Stats(), splicetcp.Stats{}, &g.forwarder.TCP
+	if g.splice != nil {
+		spliced = g.splice.Stats()
+	}
 	maps.Copy(c, counters{
-		"now.tcp.connections": uint64(t.Active),
-		"now.tcp.spliced":     uint64(t.Spliced),
-		"now.tcp.dialling":    uint64(t.Dialling),
-		"tcp.out":             t.Outbound,
-		"tcp.in":              t.Inbound,
-		"tcp.bytes-out":       t.BytesToHost,
-		"tcp.bytes-in":        t.BytesToGuest,
-		CounterSplicedOut:     t.SplicedToHost,
-		CounterSplicedIn:      t.SplicedToGuest,
-		"tcp.dial-errors":     t.DialErrors,
-		"tcp.over-share":      t.OverShare,
-		"tcp.starved":         t.StarvedRetries,
-		"tcp.accept-errors":   t.AcceptErrors,
-		"tcp.unanswered":      t.Unanswered,
-		"tcp.strays":          t.Strays,
+		"now.tcp.connections": uint64(own.Active + spliced.Active),
+		"now.tcp.spliced":     uint64(spliced.Active),
+		"now.tcp.dialling":    uint64(g.forwarder.Attempts.Len()),
+		"tcp.out":             t.Outbound.Load(),
+		"tcp.in":              t.Inbound.Load(),
+		"tcp.bytes-out":       own.BytesToHost + spliced.BytesToHost,
+		"tcp.bytes-in":        own.BytesToGuest + spliced.BytesToGuest,
+		CounterSplicedOut:     spliced.BytesToHost,
+		CounterSplicedIn:      spliced.BytesToGuest,
+		"tcp.dial-errors":     t.DialErrors.Load(),
+		"tcp.dial-limit":      t.OverShare.Load(),
+		"tcp.dial-retries":    t.Starved.Load(),
+		"tcp.accept-errors":   t.AcceptErrors.Load(),
+		"tcp.reinject-failed": spliced.ReinjectFailed,
+		"tcp.unmatched":       spliced.Unmatched,
 	})
-	c.group("policy.", t.Refused)
+	c.group("policy.", g.forwarder.Refused())
 }
 
 func (g *Gateway) loopbackStats(c counters) {
 	lo := g.forwards.stats()
-	if lo == (forwarder.LoopbackStats{}) {
+	if lo == (loopback.Stats{}) {
 		return
 	}
 	maps.Copy(c, counters{
@@ -82,7 +86,7 @@ func (g *Gateway) loopbackStats(c counters) {
 }
 
 func (g *Gateway) datagramStats(c counters) {
-	u := g.grams.Stats()
+	u := g.udp.Stats()
 	maps.Copy(c, counters{
 		"now.udp.flows":   uint64(u.Flows),
 		"now.udp.sockets": uint64(u.Sockets),
@@ -93,7 +97,6 @@ func (g *Gateway) datagramStats(c counters) {
 		"udp.evicted":     u.Evicted,
 		"udp.icmp-errors": u.Errors,
 	})
-	c.group("policy.", u.Denied)
 	c.group("drop.udp.", u.Drops)
 }
 
@@ -110,7 +113,7 @@ func (g *Gateway) dnsStats(c counters) {
 		"dns.queries":         q.Queries,
 		"dns.answers":         q.Answers,
 		"dns.local":           q.Local,
-		"dns.unanswered":      q.Unanswered,
+		"dns.servfail":        q.Unanswered,
 		"dns.upstream-errors": q.UpstreamErrors,
 		"dns.dropped":         q.Malformed + q.InflightFull + q.ConnsRefused,
 	})
