@@ -11,6 +11,7 @@ import (
 
 	"rootlessnet/api"
 	"rootlessnet/forwarder"
+	"rootlessnet/internal/state"
 )
 
 // backend is what the control socket speaks for.
@@ -22,14 +23,16 @@ var errNoPorts = errors.New("only a sandbox in bridge mode has ports")
 
 func (b *backend) Inspect() api.Sandbox {
 	s := (*sandbox)(b)
-	r := api.Sandbox{Ports: b.Ports(), PublishAll: s.plan.publishAll, HostLoopback: s.plan.hostLoopback.text()}
+	var rec state.Record
 	if s.entry == nil {
-		s.describe(&r.Record)
-	} else if rec, err := s.entry.Record(); err == nil {
-		r.Record = rec
+		s.describe(&rec)
+	} else if stored, err := s.entry.Record(); err == nil {
+		rec = stored
 	} else {
-		r.ID, r.Name = s.entry.ID(), s.entry.Name()
+		rec.ID, rec.Name = s.entry.ID(), s.entry.Name()
 	}
+	r := api.SandboxFromRecord(rec)
+	r.Ports, r.PublishAll, r.HostLoopback = b.Ports(), s.plan.publishAll, s.plan.hostLoopback.text()
 	if s.entry != nil {
 		r.StateDir = s.entry.Path()
 	}

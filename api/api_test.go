@@ -21,8 +21,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"rootlessnet/internal/state"
 )
 
 // TestMain lets the test binary be a peer in another user namespace, or of another user.
@@ -60,7 +58,7 @@ func newFake() *fakeBackend {
 func (b *fakeBackend) Inspect() Sandbox {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return Sandbox{Record: state.Record{ID: strings.Repeat("ab", 32), Name: "web", Ports: []string{"old"}}, Ports: b.ports, Members: b.leases[LeaseMember]}
+	return Sandbox{ID: strings.Repeat("ab", 32), Name: "web", Ports: b.ports, Members: b.leases[LeaseMember]}
 }
 
 func (b *fakeBackend) Stats() Stats {
@@ -271,7 +269,7 @@ func TestLeasesAreCapped(t *testing.T) {
 	var wire bytes.Buffer
 	done := make(chan struct{})
 	go func() { io.Copy(&wire, b); close(done) }()
-	writeRaw(a, e)
+	writeError(a, e)
 	a.Close()
 	<-done
 	if !strings.Contains(wire.String(), "429") || !strings.Contains(wire.String(), `{"message":"too many leases"}`) {
@@ -296,17 +294,19 @@ func TestStrictRequests(t *testing.T) {
 		method, path, body string
 		status             int
 	}{
-		{"POST", "/sandbox/ports", `{"spec":"1:1"}`, 201},
-		{"DELETE", "/sandbox/ports", `{"spec":"1:1"}`, 200},
-		{"POST", "/sandbox/ports", `{"spec":"1:1","x":1}`, 400},
-		{"POST", "/sandbox/ports", `{"spec":"1:1"}{}`, 400},
-		{"POST", "/sandbox/ports", `{"spec":1}`, 400},
-		{"POST", "/sandbox/ports", ``, 400},
-		{"POST", "/sandbox/ports", `{"spec":"` + strings.Repeat("a", maxRequest) + `"}`, 413},
-		{"POST", "/sandbox/ports", `{"spec":"a"}` + strings.Repeat(" ", maxRequest), 413},
+		{"POST", "/v1/sandbox/ports", `{"spec":"1:1"}`, 201},
+		{"DELETE", "/v1/sandbox/ports", `{"spec":"1:1"}`, 200},
+		{"POST", "/v1/sandbox/ports", `{"spec":"1:1","x":1}`, 400},
+		{"POST", "/v1/sandbox/ports", `{"spec":"1:1"}{}`, 400},
+		{"POST", "/v1/sandbox/ports", `{"spec":1}`, 400},
+		{"POST", "/v1/sandbox/ports", ``, 400},
+		{"POST", "/v1/sandbox/ports", `{"spec":"` + strings.Repeat("a", maxRequest) + `"}`, 413},
+		{"POST", "/v1/sandbox/ports", `{"spec":"a"}` + strings.Repeat(" ", maxRequest), 413},
 		{"GET", "/v2/info", ``, 404},
+		{"GET", "/sandbox", ``, 404},
+		{"GET", "/v1/sandbox/unknown", ``, 404},
 		{"GET", "/", ``, 404},
-		{"PUT", "/sandbox", ``, 405},
+		{"PUT", "/v1/sandbox", ``, 405},
 	} {
 		w := httptest.NewRecorder()
 		r := httptest.NewRequest(c.method, c.path, strings.NewReader(c.body))
@@ -316,7 +316,7 @@ func TestStrictRequests(t *testing.T) {
 		}
 	}
 	w := httptest.NewRecorder()
-	s.http.Handler.ServeHTTP(w, httptest.NewRequest("GET", "/sandbox", nil))
+	s.http.Handler.ServeHTTP(w, httptest.NewRequest("GET", "/v1/sandbox", nil))
 	if w.Code != http.StatusForbidden {
 		t.Error("a request without a peer:", w.Code)
 	}

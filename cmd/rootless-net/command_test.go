@@ -33,14 +33,14 @@ func (f *fakeSandbox) Inspect() api.Sandbox {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	prefix, addr := netip.MustParsePrefix, netip.MustParseAddr
-	return api.Sandbox{Ports: f.ports, Record: state.Record{
-		ID: f.entry.ID(), Name: f.entry.Name(), Status: state.Running, Network: "bridge", InitPID: 4711,
+	return api.Sandbox{
+		ID: f.entry.ID(), Name: f.entry.Name(), Status: api.StatusRunning, Network: "bridge", InitPID: 4711, Ports: f.ports,
 		Created: time.Now().Add(-90 * time.Second), Command: []string{"python3", "-m", "http.server", "80"},
 		MAC: "02:42:0a:00:02:64", MTU: 65520,
 		Subnets:   []netip.Prefix{prefix("10.0.2.0/24"), prefix("fd52:6e65:7400::/64")},
 		Gateways:  []netip.Addr{addr("10.0.2.2"), addr("fd52:6e65:7400::2")},
 		Addresses: []netip.Addr{addr("10.0.2.100"), addr("fd52:6e65:7400::100")},
-	}}
+	}
 }
 
 func (f *fakeSandbox) Stats() api.Stats {

@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"rootlessnet/api"
-	"rootlessnet/internal/state"
 )
 
 // network is what docker network inspect prints of a network (moby/api/types/network), and behind it what only we
@@ -153,7 +152,7 @@ func describe(box api.Sandbox, stats api.Stats) network {
 			n.EnableIPv6, end.IPv6Address = true, addr
 		}
 	}
-	if box.Status != state.Lingering {
+	if box.Status != api.StatusLingering {
 		n.Containers[box.ID] = end
 	}
 	for _, port := range box.Ports {

@@ -65,7 +65,7 @@ func (p *program) list(ctx context.Context) ([]api.Sandbox, error) {
 			defer client.Close()
 			box, err := client.Inspect(ctx)
 			if err != nil {
-				box = api.Sandbox{Record: r, Ports: []api.Port{}}
+				box = api.SandboxFromRecord(r)
 			}
 			boxes[i] = box
 		})

@@ -98,7 +98,7 @@ func parse(root, rel string) (file, error) {
 var mayImport = map[string][]string{
 	"cmd":       {".", "api"},
 	".":         {"api", "dns", "forwarder", "stack", "tap", "userns", "policy"},
-	"api":       {"stack"},
+	"api":       {},
 	"dns":       {"stack"},
 	"forwarder": {"stack", "policy", "splice"},
 	"stack":     {"tap"},
@@ -114,10 +114,11 @@ var mayImport = map[string][]string{
 
 // further are exceptions, each with its reason.
 var further = map[string][]string{
-	"internal/nettest":      {"tap"},              // the fake device implements tap.Device; only tests import it
-	"internal/flagvalue":    {"."},                // the flags of several commands; only commands import it
-	"internal/rootlessport": {"userns", "splice"}, // a program of its own: only its command imports it
-	"cmd/rootless-net":      {"userns"},           // exec joins a sandbox from the caller's own terminal
+	"internal/nettest":   {"tap"}, // the fake device implements tap.Device; only tests import it
+	"internal/flagvalue": {"."},   // the flags of several commands; only commands import it
+	// A program of its own: only its command imports it. It publishes ports over the control socket of another helper.
+	"internal/rootlessport": {"userns", "splice", "api"},
+	"cmd/rootless-net":      {"userns"}, // exec joins a sandbox from the caller's own terminal
 }
 
 func top(dir string) string {

@@ -66,7 +66,7 @@ func TestRootlessKitPorts(t *testing.T) {
 			`{"message":"childIP cannot be a loopback address: 127.0.0.1"}`},
 		{"POST", "/v1/ports", `{`, 400, `{"message":"invalid port spec: unexpected EOF"}`},
 		{"PUT", "/v1/ports", `{}`, 405, `{"message":"method not allowed"}`},
-		{"GET", "/v1/unknown", "", 404, `{"message":"page not found"}`},
+		{"GET", "/v1/unknown", "", 404, `{"message":"page not found: /v1/unknown (versions of this API: v1)","versions":["v1"]}`},
 	} {
 		status, body := v1(t, socket, c.method, c.path, c.body)
 		if status != c.status || body != c.want {
