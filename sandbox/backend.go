@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"rootlessnet/api"
+	"rootlessnet/internal/state"
 	"rootlessnet/plan"
 )
 
@@ -18,15 +19,18 @@ var _ api.Backend = (*backend)(nil)
 // Inspect is part of api.Backend.
 func (b *backend) Inspect() api.Sandbox {
 	s := b.s
-	r := api.Sandbox{Ports: b.Ports(), PublishAll: s.plan.PublishAll, HostLoopback: loopbackText(s.plan.HostLoopback)}
-	if entry := s.record.entry; entry == nil {
-		s.describe(&r.Record)
+	var rec state.Record
+	entry := s.record.entry
+	if entry == nil {
+		s.describe(&rec)
+	} else if stored, err := entry.Record(); err == nil {
+		rec = stored
 	} else {
-		if rec, err := entry.Record(); err == nil {
-			r.Record = rec
-		} else {
-			r.ID, r.Name = entry.ID(), entry.Name()
-		}
+		rec.ID, rec.Name = entry.ID(), entry.Name()
+	}
+	r := api.SandboxFromRecord(rec)
+	r.Ports, r.PublishAll, r.HostLoopback = b.Ports(), s.plan.PublishAll, loopbackText(s.plan.HostLoopback)
+	if entry != nil {
 		r.StateDir = entry.Path()
 	}
 	if s.network != nil {

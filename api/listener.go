@@ -5,11 +5,11 @@ import (
 	"sync"
 )
 
-// limitedListener accepts no more while maxConns connections are open: the others wait in the kernel's backlog.
+// limitedListener accepts no connection while maxConns are open: further ones wait in the kernel's backlog.
 type limitedListener struct {
 	*net.UnixListener
-	slots chan struct{}
-	done  chan struct{}
+	slots chan struct{} // holds one element for each open connection
+	done  chan struct{} // closed by Close
 	once  sync.Once
 }
 
@@ -17,6 +17,7 @@ func newLimitedListener(l *net.UnixListener) *limitedListener {
 	return &limitedListener{UnixListener: l, slots: make(chan struct{}, maxConns), done: make(chan struct{})}
 }
 
+// Accept waits for a slot and then for a connection.
 func (l *limitedListener) Accept() (net.Conn, error) {
 	select {
 	case l.slots <- struct{}{}:
@@ -31,12 +32,13 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 	return &limitedConn{UnixConn: c, release: sync.OnceFunc(func() { <-l.slots })}, nil
 }
 
+// Close makes Accept return, whether it waits for a slot or for a connection.
 func (l *limitedListener) Close() error {
 	l.once.Do(func() { close(l.done) })
 	return l.UnixListener.Close()
 }
 
-// limitedConn gives its slot back when it is closed.
+// limitedConn frees its slot when it is closed.
 type limitedConn struct {
 	*net.UnixConn
 	release func()

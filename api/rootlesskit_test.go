@@ -1,42 +1,13 @@
 package api
 
 import (
-	"bufio"
-	"context"
 	"encoding/json"
-	"io"
-	"net"
+	"errors"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
-	"syscall"
 	"testing"
 )
-
-// v1 asks as RootlessKit's own clients do, and returns the status and the body.
-func v1(t *testing.T, socket, method, path, body string) (int, string) {
-	t.Helper()
-	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", socket)
-	}}
-	defer tr.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(t.Context(), method, "http://rootlesskit"+path, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := (&http.Client{Transport: tr}).Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp.StatusCode, strings.TrimSpace(string(text))
-}
 
 func TestRootlessKitPorts(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "api.sock")
@@ -66,9 +37,9 @@ func TestRootlessKitPorts(t *testing.T) {
 			`{"message":"childIP cannot be a loopback address: 127.0.0.1"}`},
 		{"POST", "/v1/ports", `{`, 400, `{"message":"invalid port spec: unexpected EOF"}`},
 		{"PUT", "/v1/ports", `{}`, 405, `{"message":"method not allowed"}`},
-		{"GET", "/v1/unknown", "", 404, `{"message":"page not found"}`},
+		{"GET", "/v1/unknown", "", 404, `{"message":"page not found: /v1/unknown (versions of this API: v1)","versions":["v1"]}`},
 	} {
-		status, body := v1(t, socket, c.method, c.path, c.body)
+		status, body := roundTrip(t, socket, c.method, c.path, c.body)
 		if status != c.status || body != c.want {
 			t.Errorf("%s %s %s: %d %s, want %d %s", c.method, c.path, c.body, status, body, c.status, c.want)
 		}
@@ -78,7 +49,7 @@ func TestRootlessKitPorts(t *testing.T) {
 func TestRootlessKitInfo(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "api.sock")
 	serve(t, newFake(), socket, ServerOptions{})
-	status, body := v1(t, socket, "GET", "/v1/info", "")
+	status, body := roundTrip(t, socket, "GET", "/v1/info", "")
 	var info struct {
 		APIVersion string
 		PortDriver struct {
@@ -93,56 +64,32 @@ func TestRootlessKitInfo(t *testing.T) {
 	}
 }
 
-func TestSecondSocket(t *testing.T) {
-	s, _ := serve(t, newFake(), "", ServerOptions{})
-	path := filepath.Join(t.TempDir(), "more.sock")
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
+// TestRootlessKitClient uses the part of the client that rootlessport uses.
+func TestRootlessKitClient(t *testing.T) {
+	_, c := serve(t, newFake(), "", ServerOptions{})
+	ctx := t.Context()
+	if err := c.Reachable(ctx); err != nil {
+		t.Error(err)
 	}
-	l.SetUnlinkOnClose(false)
-	l.Close() // what a server that was killed leaves behind
-	if err := s.Listen(path, true); err != nil {
-		t.Fatal(err)
+	if info, err := c.RootlessKitInfo(ctx); err != nil || info.NetworkDriver.ChildIP.String() != "10.0.2.100" {
+		t.Errorf("%+v %v", info, err)
 	}
-	if status, _ := v1(t, path, "GET", "/v1/ports", ""); status != 200 {
-		t.Errorf("status %d", status)
+	spec := RootlessKitPortSpec{Proto: "tcp", ParentPort: 8080, ChildPort: 80}
+	added, err := c.AddRootlessKitPort(ctx, spec)
+	if err != nil || added != (RootlessKitPortStatus{1, spec}) {
+		t.Errorf("%+v %v", added, err)
 	}
-	s.Close()
-	if left, _ := filepath.Glob(path); len(left) > 0 {
-		t.Errorf("%v was left behind", left)
+	if ports, err := c.RootlessKitPorts(ctx); err != nil || len(ports) != 1 || ports[0] != added {
+		t.Errorf("%+v %v", ports, err)
 	}
-}
-
-// TestServerBelow: a helper that runs in a user namespace hears its user from outside.
-func TestServerBelow(t *testing.T) {
-	if text, err := os.ReadFile("/proc/self/uid_map"); err != nil || !mapsAll(text) {
-		t.Skip("not in the first user namespace")
+	if err := c.RemoveRootlessKitPort(ctx, added.ID); err != nil {
+		t.Error(err)
 	}
-	path := filepath.Join(t.TempDir(), "api.sock")
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), "API_TEST_SERVER="+path)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, Pdeathsig: syscall.SIGKILL,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}}
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
+	var e *Error
+	if err := c.RemoveRootlessKitPort(ctx, added.ID); !errors.As(err, &e) || e.Status != http.StatusNotFound || e.Message != "no such id" {
+		t.Errorf("%+v", err)
 	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Skip("cannot make a user namespace:", err)
-	}
-	defer func() { in.Close(); _ = cmd.Wait() }()
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "<nil>\n" {
-		t.Fatalf("the server said %q, %v", line, err)
-	}
-	c := NewClient(path)
-	defer c.Close()
-	if _, err := c.Inspect(t.Context()); err != nil {
+	if err := NewClient(filepath.Join(t.TempDir(), "none.sock")).Reachable(ctx); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
 	}
 }
