@@ -6,10 +6,10 @@ import (
 	"fmt"
 
 	"rootlessnet/forwarder"
+	"rootlessnet/netns"
 	"rootlessnet/plan"
 	"rootlessnet/policy"
 	"rootlessnet/stack"
-	"rootlessnet/userns"
 )
 
 // flows is the stack.Handler: TCP goes to one half of the forwarder, UDP and ICMP echo to the other.
@@ -66,8 +66,8 @@ func (g *Gateway) openSplicePath() error {
 	}
 	reason := errors.New("the namespace is not entered")
 	if g.ns != nil {
-		var redirect *userns.Diverted
-		redirect, reason = g.ns.Divert(context.Background(), userns.Diversion{Uplink: g.info.Name, IPv6: p.Addrs.Gateway6.IsValid()})
+		var redirect *netns.RedirectHandles
+		redirect, reason = g.ns.Redirect(context.Background(), netns.RedirectConfig{Uplink: g.info.Name, IPv6: p.Addrs.Gateway6.IsValid()})
 		if reason == nil {
 			return g.useRedirect(redirect)
 		}
@@ -80,10 +80,10 @@ func (g *Gateway) openSplicePath() error {
 }
 
 // useRedirect gives the sockets of a redirected namespace to the forwarder.
-func (g *Gateway) useRedirect(k *userns.Diverted) error {
+func (g *Gateway) useRedirect(k *netns.RedirectHandles) error {
 	err := g.streams.UseKernel(forwarder.Kernel{
-		Packets: k.Packets, Loopback: userns.LoopbackIndex, Listeners: k.Listeners, Mint: k.Mint, LinkPace: userns.KeptPace,
-		Forward: func() error { return g.ns.Forward(context.Background(), k) },
+		Packets: k.Packets, Loopback: netns.LoopbackIndex, Listeners: k.Listeners, Mint: k.Pool, LinkPace: netns.StackFlowRefresh,
+		Forward: func() error { return g.ns.RedirectForwarded(context.Background(), k) },
 	})
 	if err != nil {
 		_ = k.Rules.Close()

@@ -102,7 +102,7 @@ func (g *Gateway) Connect(ns Namespace, link Link) error {
 		g.dev.Close()
 		return err
 	}
-	return g.stack.AddPort(g.dev, g.info.MAC, func(err error) {
+	return g.stack.AddPort(0, g.dev, g.info.MAC, func(err error) {
 		g.log.Debug("link ended", "err", err)
 		if g.cfg.OnLinkEnd != nil {
 			g.cfg.OnLinkEnd(err)
@@ -137,8 +137,8 @@ func (g *Gateway) openDevice(link Link) error {
 		}
 	}
 	g.dev = dev
-	if d, ok := dev.(tap.Spinner); ok {
-		d.Spin(g.spin)
+	if d, ok := dev.(tap.BusyPoller); ok {
+		d.SetBusyPollGroup(g.spin)
 	}
 	return nil
 }

@@ -6,10 +6,10 @@ import (
 	"net/netip"
 
 	"rootlessnet/forwarder"
+	"rootlessnet/netns"
 	"rootlessnet/plan"
 	"rootlessnet/policy"
 	"rootlessnet/stack"
-	"rootlessnet/userns"
 )
 
 // This file translates a plan into the configuration of each package below.
@@ -45,8 +45,8 @@ func guestAddrs(p *plan.Plan) (list []netip.Addr) {
 
 // targets translates the meanings of special addresses.
 var targets = map[plan.SpecialTarget]policy.Target{
-	plan.ToRefuse: policy.ToNothing, plan.ToLoopback: policy.ToLoopback, plan.ToHost: policy.ToHost, plan.ToNetwork: policy.ToNetwork,
-	plan.ToNoRoute: policy.ToNowhere, plan.ToDrop: policy.ToSilence,
+	plan.ToRefuse: policy.ToRefuse, plan.ToLoopback: policy.ToLoopback, plan.ToHost: policy.ToHost, plan.ToNetwork: policy.ToNetwork,
+	plan.ToNoRoute: policy.ToNoRoute, plan.ToDrop: policy.ToDrop,
 }
 
 func policyConfig(p *plan.Plan) policy.Config {
@@ -96,14 +96,14 @@ func onLink(p *plan.Plan) (list []netip.Prefix) {
 }
 
 // Uplink is the guest's interface as the agent process inside the namespace has to make it.
-func Uplink(p *plan.Plan) userns.Link {
-	l := userns.Link{Kind: p.Link, Name: p.IfName, MTU: p.MTU, MAC: p.MAC, GatewayMAC: p.GatewayMAC,
+func Uplink(p *plan.Plan) netns.Link {
+	l := netns.Link{Kind: p.Link, Name: p.IfName, MTU: p.MTU, MAC: p.MAC, GatewayMAC: p.GatewayMAC,
 		Addrs: p.GuestPrefixes, Gateways: p.Addrs.Gateways(), Bare: p.Unconfigured}
 	if p.Routes != nil {
-		l.Routes = []userns.Route{}
+		l.Routes = []netns.Route{}
 	}
 	for _, r := range p.Routes {
-		l.Routes = append(l.Routes, userns.Route(r))
+		l.Routes = append(l.Routes, netns.Route(r))
 	}
 	return l
 }

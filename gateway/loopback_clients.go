@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rootlessnet/forwarder"
+	"rootlessnet/netns"
 )
 
 // openLoopbackClients has clients of published ports that arrive by the host's loopback connected to the loopback inside the
@@ -21,12 +22,12 @@ func (g *Gateway) openLoopbackClients() error {
 	if g.ns == nil {
 		return errors.New("loopback to loopback: the namespace is not entered")
 	}
-	mint, err := g.ns.Mint(context.Background(), p.Addrs.Gateway6.IsValid())
+	pool, err := g.ns.SocketPool(context.Background(), netns.PoolOptions{IPv6: p.Addrs.Gateway6.IsValid(), UDP: true})
 	if err != nil {
 		return err
 	}
-	if g.loopbackClients, err = forwarder.NewLoopback(mint, g.spin, g.log); err != nil {
-		mint.Close()
+	if g.loopbackClients, err = forwarder.NewLoopback(pool, g.spin, g.log); err != nil {
+		pool.Close()
 	}
 	return err
 }

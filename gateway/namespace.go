@@ -4,37 +4,36 @@ import (
 	"context"
 	"os"
 
+	"rootlessnet/netns"
 	"rootlessnet/plan"
 	"rootlessnet/tap"
-	"rootlessnet/userns"
 )
 
-// Namespace is what the gateway has the agent process do inside the sandbox's network namespace. *userns.Sandbox implements
-// it. A gateway whose link was handed over as an open TAP (AdoptTAP) has none, because that namespace is not entered.
+// Namespace is what the gateway has the agent process do inside the sandbox's network namespace. A gateway whose link was handed over as an open TAP (AdoptTAP) has none, because that namespace is not entered.
 type Namespace interface {
 	// InitPID is the pid of the agent process; /proc/PID/net shows the namespace.
 	InitPID() int
 	// LinkFD is the device that was created at the start, for its new owner.
-	LinkFD() (file *os.File, kind string, result userns.LinkResult)
+	LinkFD() (file *os.File, kind string, result netns.LinkResult)
 	// Relink replaces the addresses and routes of the uplink.
-	Relink(context.Context, userns.Link) error
-	// UpdateFiles replaces the name-service files that the command sees.
-	UpdateFiles(userns.Files) error
+	Relink(context.Context, netns.Link) error
+	// UpdateResolvConf replaces the resolv.conf that the command sees.
+	UpdateResolvConf(text []byte) error
 	// Listen opens sockets on the namespace's loopback interface; files and errs have an element for each port.
 	Listen(ctx context.Context, proto string, ports []uint16) (files []*os.File, errs []error, err error)
-	// Mint opens a pool of transparent sockets.
-	Mint(ctx context.Context, ipv6 bool) (*userns.Minter, error)
-	// Divert redirects the guest's TCP connections to listeners inside the namespace (TPROXY).
-	Divert(context.Context, userns.Diversion) (*userns.Diverted, error)
-	// Forward has a redirected namespace route packets that are not its own.
-	Forward(context.Context, *userns.Diverted) error
+	// SocketPool opens a pool of transparent sockets.
+	SocketPool(context.Context, netns.PoolOptions) (*netns.Pool, error)
+	// Redirect redirects the guest's TCP connections to listeners inside the namespace (TPROXY).
+	Redirect(context.Context, netns.RedirectConfig) (*netns.RedirectHandles, error)
+	// RedirectForwarded extends a redirect to the traffic that the namespace forwards for others, such as containers on a bridge.
+	RedirectForwarded(context.Context, *netns.RedirectHandles) error
 }
 
 // Link is an open link device and what it can do.
 type Link struct {
 	file    *os.File
 	info    tap.Info // Name and MTU are not set by NamespaceLink
-	refused []userns.Refusal
+	refused []netns.Refusal
 }
 
 // NamespaceLink is the device that was created inside the namespace.

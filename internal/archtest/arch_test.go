@@ -99,14 +99,15 @@ var mayImport = map[string][]string{
 	"cmd":       {".", "api"},
 	".":         {"plan", "sandbox"},
 	"sandbox":   {"api", "dns", "gateway", "plan", "userns"},
-	"gateway":   {"dns", "forwarder", "plan", "policy", "stack", "tap", "userns"},
+	"gateway":   {"dns", "forwarder", "netns", "plan", "policy", "stack", "tap"},
 	"plan":      {},
 	"api":       {"stack"},
 	"dns":       {"stack"},
 	"forwarder": {"stack", "policy", "splice"},
 	"stack":     {"tap"},
 	"tap":       {},
-	"userns":    {},
+	"userns":    {"netns"},
+	"netns":     {},
 	"policy":    {},
 	"splice":    {},
 	"internal":  {},
@@ -117,10 +118,10 @@ var mayImport = map[string][]string{
 
 // further are exceptions, each with its reason.
 var further = map[string][]string{
-	"internal/nettest":      {"tap"},              // the fake device implements tap.Device; only tests import it
-	"internal/flagvalue":    {"."},                // the flags of several commands; only commands import it
-	"internal/rootlessport": {"userns", "splice"}, // a program of its own: only its command imports it
-	"cmd/rootless-net":      {"userns"},           // exec joins a sandbox from the caller's own terminal
+	"internal/nettest":      {"tap"},             // the fake device implements tap.Device; only tests import it
+	"internal/flagvalue":    {"."},               // the flags of several commands; only commands import it
+	"internal/rootlessport": {"netns", "splice"}, // a program of its own: only its command imports it
+	"cmd/rootless-net":      {"userns"},          // exec joins a sandbox from the caller's own terminal
 }
 
 // mayImportInternal says which internal packages the rooms of a sandbox may import. Other directories are not listed yet and may
@@ -193,7 +194,7 @@ func TestStackNeverImportsForwarder(t *testing.T) {
 
 func TestNoGVisorBelowStack(t *testing.T) {
 	for _, f := range sources(t) {
-		if !slices.Contains([]string{"tap", "userns", "policy", "internal", "dns", "api", "plan"}, top(f.dir)) {
+		if !slices.Contains([]string{"tap", "userns", "netns", "policy", "internal", "dns", "api", "plan"}, top(f.dir)) {
 			continue
 		}
 		for _, imported := range f.imports {

@@ -38,6 +38,27 @@ func ConnectState(fd int, dst netip.AddrPort) (done bool, err error) {
 	}
 }
 
+// ConnectFrom binds fd to src, unless src is invalid, and starts to connect it to dst: done, or ConnectState says how it
+// goes on. A server on this machine has answered before the first call of connect returns, which says nevertheless that
+// the connect is under way: the second call finds out.
+func ConnectFrom(fd int, src, dst netip.AddrPort) (done bool, err error) {
+	if src.IsValid() {
+		if err := Bind(fd, src); err != nil {
+			return false, err
+		}
+	}
+	for range 2 {
+		if done, err = ConnectState(fd, dst); done || err != nil {
+			break
+		}
+	}
+	return done, err
+}
+
+// IsSelf says whether a socket that was connected to dst is connected to itself, which TCP allows: a port on which nothing
+// listens may be the one that the kernel chose for the socket (RFC 9293 3.5, simultaneous open).
+func IsSelf(fd int, dst netip.AddrPort) bool { return LocalAddr(fd) == dst }
+
 func giveAddress(call uintptr, fd int, a netip.AddrPort) error {
 	var raw Addr
 	n := raw.Set(a, !a.Addr().Is4(), 0)

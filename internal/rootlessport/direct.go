@@ -17,27 +17,26 @@ import (
 
 	"rootlessnet/internal/rawsock"
 	"rootlessnet/internal/spin"
+	"rootlessnet/netns"
 	"rootlessnet/splice"
-	"rootlessnet/userns"
 )
 
 const (
-	// plainFor is how long a port whose server only plain sockets reach is served by those. It is one after plainRow
-	// clients in a row: a server that is merely busy answers transparent sockets in between.
-	plainFor = 10 * time.Minute
+	// plainRow clients in a row that only a plain socket could connect switch a port to plain sockets for plainFor: a server
+	// that is merely busy answers some transparent socket in between.
 	plainRow = 3
+	plainFor = 10 * time.Minute
 )
 
-// direct is the way in by the kernel, for TCP: a socket of the container's namespace that has the client's own address
-// connects to the server there, and what the two sockets say is moved from one to the other by splice(2). Neither a
-// helper nor a bridge is on the way.
+// direct is the datapath for TCP by sockets of the container's namespace: one that is bound to the client's address connects to
+// the server, and splice(2) moves the data between it and the client's socket.
 type direct struct {
 	log    *slog.Logger
 	ctx    context.Context
 	cancel context.CancelFunc
 	get    getSocket
 	routes *netlink.Handle // of the namespace; nil in tests
-	mint   *userns.Minter  // nil in tests
+	pool   *netns.Pool     // nil in tests
 	loop   *splice.Loop
 	group  *spin.Group
 	wg     sync.WaitGroup // accept loops
@@ -49,36 +48,36 @@ type direct struct {
 	dials   map[*dialling]struct{} // guarded by mu; nil when closed
 }
 
-// getSocket takes a socket of the namespace out of stock, a transparent or a plain one. The error may be
-// userns.ErrNoSocket, for the moment.
+// getSocket takes a socket of the namespace out of the pool, a transparent or a plain one. The error may be
+// netns.ErrPoolEmpty, for the moment.
 type getSocket func(ipv6, plain bool) (fd int, err error)
 
 func newDirect(path string, child netip.Addr, log *slog.Logger) (*direct, error) {
 	var routes *netlink.Handle
-	err := inNamespace(path, func() (err error) {
+	err := netns.RunAt(path, func() (err error) {
 		routes, err = netlink.NewHandle(unix.NETLINK_ROUTE)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("ask the network namespace %s for its routes: %w", path, err)
 	}
-	mint, err := userns.MintAt(path)
+	pool, err := netns.OpenPoolAt(path, 0)
 	if err != nil {
 		routes.Close()
 		return nil, err
 	}
 	d, err := startDirect(func(ipv6, plain bool) (int, error) {
 		if plain {
-			return mint.GetPlain(ipv6)
+			return pool.GetPlain(ipv6)
 		}
-		return mint.Get(ipv6, false)
+		return pool.Get(ipv6, false)
 	}, child, log)
 	if err != nil {
-		mint.Close()
+		pool.Close()
 		routes.Close()
 		return nil, err
 	}
-	d.routes, d.mint = routes, mint
+	d.routes, d.pool = routes, pool
 	d.findGateways()
 	return d, nil
 }
@@ -94,8 +93,8 @@ func startDirect(get getSocket, child netip.Addr, log *slog.Logger) (*direct, er
 	return d, nil
 }
 
-// findGateways asks for whom clients are shown as that cannot be shown as themselves. It is called with mu held, or before
-// there is another goroutine.
+// findGateways looks up the gateways of the namespace's default routes, which stand for clients whose own address the server
+// cannot see. It is called with mu held, or before another goroutine has d.
 func (d *direct) findGateways() {
 	d.gateway = map[bool]netip.Addr{}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
@@ -123,7 +122,8 @@ func (d *direct) setChild(a netip.Addr) error {
 	return nil
 }
 
-// ends are a connection's inside: whose address the server sees, and where it is. A zero source is for the kernel to choose.
+// ends returns the addresses of a connection inside: src, which the server sees as its client, and the server's. With an invalid
+// src the kernel chooses.
 func (d *direct) ends(client netip.AddrPort, port uint16) (src, dst netip.AddrPort) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -153,8 +153,8 @@ func (d *direct) close() {
 	}
 	d.loop.Close()
 	d.group.Close()
-	if d.mint != nil {
-		d.mint.Close()
+	if d.pool != nil {
+		d.pool.Close()
 		d.routes.Close()
 	}
 }
@@ -167,7 +167,7 @@ type listener struct {
 
 	member *spin.Member
 
-	row        atomic.Int32 // clients whom plain sockets served, since the last one who was by a transparent one
+	row        atomic.Int32 // clients connected by plain sockets since the last one connected by a transparent socket
 	plainUntil time.Time    // guarded by d.mu
 }
 
@@ -178,11 +178,11 @@ func (d *direct) listen(p Port, addr netip.AddrPort) error {
 	}
 	defer tcp.Close()
 	l := &listener{d: d, port: p}
-	// A listener of package net gives each connection a keep-alive pace of its own. The copy shares the socket.
+	// Not by package net, which would set the keep-alive interval of each connection. The copy shares the socket.
 	if l.f, err = tcp.File(); err != nil {
 		return err
 	}
-	if l.member, err = d.group.Alone(l.f, l.turn); err == nil { // it may wait for a socket
+	if l.member, err = d.group.NewBlockingMember(l.f, l.turn); err == nil { // it may wait for a socket
 		rawsock.NoDelay(l.member.FD()) // what it accepts inherits that
 	}
 	d.mu.Lock()
@@ -204,18 +204,18 @@ func (l *listener) close() {
 func (l *listener) run() { _ = l.member.Run() }
 
 // turn takes one client.
-func (l *listener) turn() spin.Did {
+func (l *listener) turn() spin.Result {
 	fd, client, err := rawsock.Accept(l.member.FD())
 	switch {
 	case err == unix.EAGAIN:
-		return spin.Nothing
+		return spin.Idle
 	case err != nil:
 		l.d.log.Warn("connection not accepted", "port", l.port.HostPort, "err", err)
 		l.d.pause(acceptPause)
 	default:
 		l.serve(fd, client)
 	}
-	return spin.Some
+	return spin.Progress
 }
 
 func (d *direct) pause(t time.Duration) {

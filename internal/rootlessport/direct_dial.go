@@ -11,17 +11,17 @@ import (
 )
 
 const (
-	// stockPause is how long a client waits for a socket when all in stock are used up, again and again up to
-	// stockPatience; a batch takes a fraction of it.
-	stockPause    = time.Millisecond
-	stockPatience = 500 * time.Millisecond
-	// plainAfter is how long a transparent socket may go without an answer before a plain one tries as well: a little more
-	// than a kernel waits before it sends its SYN again, so that a server which is busy for a moment sees its client.
+	// poolPause is the time between two attempts to take a socket from an empty pool, for poolPatience in all; a batch of
+	// sockets arrives in a fraction of it.
+	poolPause    = time.Millisecond
+	poolPatience = 500 * time.Millisecond
+	// plainAfter is how long a transparent socket waits for an answer before a plain socket is tried as well: a little more than
+	// the kernel waits before it sends the SYN again (1 s), so that a server that is busy for a moment sees its client's address.
 	plainAfter = 1200 * time.Millisecond
 )
 
-// dialling is a client whose connection inside did not come about at once. States: one attempt; from plainAfter on two,
-// unless the first was plain already; then one has succeeded and is joined with the client, or the client is reset.
+// dialling is a client whose connection inside is not established at once. States: one attempt; after plainAfter two, unless the
+// first is by a plain socket; then either one has succeeded and is joined with the client, or the client is reset.
 type dialling struct {
 	l     *listener
 	host  int // the client's socket
@@ -30,7 +30,7 @@ type dialling struct {
 	timer *time.Timer
 }
 
-// attempt is one connect.
+// attempt is one connect under way.
 type attempt struct {
 	q     *dialling
 	fd    int
@@ -38,7 +38,7 @@ type attempt struct {
 	plain bool
 }
 
-// serve connects a client, whose socket is host, to the server inside. Refused inside is a reset outside.
+// serve connects a client, by its socket host, to the server inside. If that refuses, the client is reset.
 func (l *listener) serve(host int, client netip.AddrPort) {
 	d := l.d
 	src, dst := d.ends(client, l.port.ChildPort)
@@ -47,12 +47,12 @@ func (l *listener) serve(host int, client netip.AddrPort) {
 	d.mu.Unlock()
 	fd, done, err := d.connect(src, dst, plain)
 	if (err == unix.EADDRNOTAVAIL || err == unix.EADDRINUSE) && src.IsValid() {
-		// A client may use one port for two that are published, and two that are shown as the gateway the same one.
+		// One client may use one source port for two published ports, and two clients with the gateway's address the same port.
 		fd, done, err = d.connect(netip.AddrPortFrom(src.Addr(), 0), dst, plain)
 	}
 	switch {
 	case err != nil:
-		d.log.Debug("the container did not accept", "port", l.port.HostPort, "err", err)
+		d.log.Debug("the connection to the container failed", "port", l.port.HostPort, "err", err)
 		rawsock.Reset(host)
 	case done:
 		if !plain {
@@ -64,10 +64,10 @@ func (l *listener) serve(host int, client netip.AddrPort) {
 	}
 }
 
-// connect starts a connection inside: from src, or from wherever the kernel likes if that is invalid or the socket plain.
-// Nearly always it ends at once.
+// connect starts a connection inside: from src, or from an address that the kernel chooses if src is invalid or the socket plain.
+// done says that it is established already, which is nearly always so.
 func (d *direct) connect(src, dst netip.AddrPort, plain bool) (fd int, done bool, err error) {
-	for end := time.Now().Add(stockPatience); ; d.pause(stockPause) {
+	for end := time.Now().Add(poolPatience); ; d.pause(poolPause) {
 		fd, err = d.get(dst.Addr().Is6(), plain)
 		if err == nil {
 			break
@@ -87,7 +87,7 @@ func (d *direct) connect(src, dst netip.AddrPort, plain bool) (fd int, done bool
 		}
 	}
 	if err == nil && done && (plain || !src.IsValid() || src.Addr() == dst.Addr()) && rawsock.LocalAddr(fd) == dst {
-		err = unix.ECONNREFUSED // connected to itself, as nobody listens (RFC 9293 3.5)
+		err = unix.ECONNREFUSED // it connected to itself, by simultaneous open (RFC 9293 3.5), since there is no server
 	}
 	if err != nil {
 		rawsock.Reset(fd)
@@ -114,13 +114,13 @@ func (l *listener) wait(host, fd int, dst netip.AddrPort, plain bool) {
 	}
 	d.dials[q] = struct{}{}
 	if plain {
-		q.timer = time.AfterFunc(dialTimeout, q.late)
+		q.timer = time.AfterFunc(dialTimeout, q.timeOut)
 	} else {
-		q.timer = time.AfterFunc(plainAfter, q.second)
+		q.timer = time.AfterFunc(plainAfter, q.retryPlain)
 	}
 }
 
-// try watches an attempt, or closes it. d.mu is held.
+// try waits for fd to connect; if it cannot, it closes fd. d.mu is held.
 func (q *dialling) try(fd int, plain bool) bool {
 	a := &attempt{q: q, fd: fd, plain: plain}
 	err := error(net.ErrClosed)
@@ -135,9 +135,10 @@ func (q *dialling) try(fd int, plain bool) bool {
 	return true
 }
 
-// second is called when the transparent socket has had no answer: rules of the container's (its own DNAT, marks) may lead
-// what has our mark astray, or its address has gone. A plain socket goes the way that any of the container's does.
-func (q *dialling) second() {
+// retryPlain is called when the transparent socket has no answer. Rules in the container (its own DNAT, marks) may route the
+// answers with our mark elsewhere, or the client's address is unreachable from it. A plain socket is routed like any of the
+// container's.
+func (q *dialling) retryPlain() {
 	d := q.l.d
 	fd, done, err := d.connect(netip.AddrPort{}, q.dst, true)
 	d.mu.Lock()
@@ -152,15 +153,15 @@ func (q *dialling) second() {
 		q.end(nil)
 		rawsock.Reset(q.host)
 	case done:
-		q.won(fd)
+		q.joinPlain(fd)
 	default:
-		q.timer = time.AfterFunc(dialTimeout, q.late)
+		q.timer = time.AfterFunc(dialTimeout, q.timeOut)
 		q.try(fd, true)
 	}
 }
 
-// late is called when nothing has come of it.
-func (q *dialling) late() {
+// timeOut is called after dialTimeout.
+func (q *dialling) timeOut() {
 	d := q.l.d
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -170,7 +171,7 @@ func (q *dialling) late() {
 	}
 }
 
-// Ready is called when the connect has ended.
+// Ready is called by the splice loop when the connect has ended.
 func (a *attempt) Ready(uint32) {
 	q := a.q
 	d := q.l.d
@@ -187,7 +188,7 @@ func (a *attempt) Ready(uint32) {
 		rawsock.Reset(q.host)
 	case a.plain:
 		q.end(a)
-		q.won(a.fd)
+		q.joinPlain(a.fd)
 	default:
 		q.end(a)
 		q.l.row.Store(0)
@@ -195,18 +196,18 @@ func (a *attempt) Ready(uint32) {
 	}
 }
 
-// won joins the client with a plain socket that was heard where a transparent one was not. d.mu is held.
-func (q *dialling) won(fd int) {
+// joinPlain joins the client with a plain socket, which connected where a transparent one did not. d.mu is held.
+func (q *dialling) joinPlain(fd int) {
 	q.end(nil)
 	if q.l.row.Add(1) >= plainRow {
-		q.l.row.Store(plainRow - 1) // one that tries again decides for the next time
+		q.l.row.Store(plainRow - 1) // after plainFor, one more such client suffices
 		q.l.plainUntil = time.Now().Add(plainFor)
-		q.l.d.log.Info("a published port is served without the addresses of its clients: rules in the container are in the way", "port", q.l.port.HostPort)
+		q.l.d.log.Info("the server of a published port does not see the addresses of its clients: rules in the container keep its answers from transparent sockets", "port", q.l.port.HostPort)
 	}
 	q.l.d.join(q.host, fd)
 }
 
-// end forgets the client, and every attempt but one. d.mu is held.
+// end removes the client from the dials and closes every attempt but one. d.mu is held.
 func (q *dialling) end(but *attempt) {
 	delete(q.l.d.dials, q)
 	q.drop(but)
