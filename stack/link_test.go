@@ -64,7 +64,7 @@ func TestLinkAddressChange(t *testing.T) {
 	s := new(Stack)
 	s.cfg.Store(&Config{Subnet4: netip.MustParsePrefix("10.0.2.0/24")})
 	s.ports.Store(&[]*port{})
-	p := newPort(s, nettest.NewFakeDevice(noOffload()), guestMAC)
+	p := newPort(s, 0, nettest.NewFakeDevice(noOffload()), guestMAC)
 	other := net.HardwareAddr{2, 1, 1, 1, 1, 1}
 	p.learn(guest4, guestMAC)
 	p.learn(guest4, other)

@@ -235,7 +235,7 @@ func TestBatchesDoNotAllocate(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	p := newPort(s, sink{}, guestMAC)
+	p := newPort(s, 0, sink{}, guestMAC)
 	s.ports.Store(&[]*port{p})
 	defer s.ports.Store(&[]*port{})
 	payload := pattern(1400)

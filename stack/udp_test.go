@@ -356,7 +356,7 @@ func TestDatagramsCostNoAllocation(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	p := newPort(s, sink{}, guestMAC)
+	p := newPort(s, 0, sink{}, guestMAC)
 	s.ports.Store(&[]*port{p})
 	defer s.ports.Store(&[]*port{})
 	for _, a := range families {
