@@ -12,12 +12,12 @@
 // resolv.conf, and of what listens inside (Plan.PublishAll).
 //
 // What has to be done inside the namespace (creating the redirect, opening transparent sockets, listening on lo, replacing
-// files and addresses) goes through the interface [Namespace], which userns.Sandbox implements.
+// files and addresses) goes through the interface [Namespace].
 //
 // # What it may touch
 //
-// It imports plan, dns, policy, tap, stack, forwarder and userns, and does not know the lifecycle (package sandbox), the control
-// socket or the state directory. All uses of the forwarder are in dataplane.go (assembly, splice path), ports_connect.go
+// It imports plan, dns, policy, tap, stack, forwarder and netns (for the types of Namespace). It knows nothing of the lifecycle
+// (package sandbox), of processes and user namespaces (package userns), of the control socket, or of the state directory. All uses of the forwarder are in dataplane.go (assembly, splice path), ports_connect.go
 // (published ports), loopback_clients.go and loopback_forwards.go (loopback), readdress.go, layers.go (addresses) and
 // stats.go.
 //

@@ -4,7 +4,6 @@ import (
 	"context"
 
 	"rootlessnet/plan"
-	"rootlessnet/userns"
 )
 
 // Follow starts the goroutines that keep the command's resolv.conf up to date with the host's and, with Plan.PublishAll, the
@@ -29,7 +28,7 @@ func (g *Gateway) followResolver(ctx context.Context) {
 	for {
 		select {
 		case <-g.resolver.Changed():
-			if err := g.ns.UpdateFiles(userns.Files{ResolvConf: g.ResolvConf()}); err != nil {
+			if err := g.ns.UpdateResolvConf(g.ResolvConf()); err != nil {
 				g.log.Debug("resolv.conf not updated", "err", err)
 			}
 		case <-ctx.Done():

@@ -7,11 +7,9 @@ import (
 	"rootlessnet/netns"
 	"rootlessnet/plan"
 	"rootlessnet/tap"
-	"rootlessnet/userns"
 )
 
-// Namespace is what the gateway has the agent process do inside the sandbox's network namespace. *userns.Sandbox implements
-// it. A gateway whose link was handed over as an open TAP (AdoptTAP) has none, because that namespace is not entered.
+// Namespace is what the gateway has the agent process do inside the sandbox's network namespace. A gateway whose link was handed over as an open TAP (AdoptTAP) has none, because that namespace is not entered.
 type Namespace interface {
 	// InitPID is the pid of the agent process; /proc/PID/net shows the namespace.
 	InitPID() int
@@ -19,15 +17,15 @@ type Namespace interface {
 	LinkFD() (file *os.File, kind string, result netns.LinkResult)
 	// Relink replaces the addresses and routes of the uplink.
 	Relink(context.Context, netns.Link) error
-	// UpdateFiles replaces the name-service files that the command sees.
-	UpdateFiles(userns.Files) error
+	// UpdateResolvConf replaces the resolv.conf that the command sees.
+	UpdateResolvConf(text []byte) error
 	// Listen opens sockets on the namespace's loopback interface; files and errs have an element for each port.
 	Listen(ctx context.Context, proto string, ports []uint16) (files []*os.File, errs []error, err error)
-	// SocketPool opens a pool of sockets of the namespace.
+	// SocketPool opens a pool of transparent sockets.
 	SocketPool(context.Context, netns.PoolOptions) (*netns.Pool, error)
 	// Redirect redirects the guest's TCP connections to listeners inside the namespace (TPROXY).
 	Redirect(context.Context, netns.RedirectConfig) (*netns.RedirectHandles, error)
-	// RedirectForwarded has a redirected namespace route packets that are not its own.
+	// RedirectForwarded extends a redirect to the traffic that the namespace forwards for others, such as containers on a bridge.
 	RedirectForwarded(context.Context, *netns.RedirectHandles) error
 }
 

@@ -126,7 +126,8 @@ func (s *sandbox) connect() error {
 	case s.network == nil:
 		return nil
 	case s.ns != nil:
-		return s.network.Connect(s.ns, gateway.NamespaceLink(s.ns))
+		ns := namespace{s.ns}
+		return s.network.Connect(ns, gateway.NamespaceLink(ns))
 	}
 	link, err := gateway.AdoptTAP(s.target.tap, s.plan)
 	if err != nil {

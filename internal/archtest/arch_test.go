@@ -97,7 +97,10 @@ func parse(root, rel string) (file, error) {
 // mayImport says which of our packages (first element of the path) each of them may import besides internal/*.
 var mayImport = map[string][]string{
 	"cmd":       {".", "api"},
-	".":         {"api", "dns", "forwarder", "stack", "tap", "userns", "netns", "policy"},
+	".":         {"plan", "sandbox"},
+	"sandbox":   {"api", "dns", "gateway", "plan", "userns"},
+	"gateway":   {"dns", "forwarder", "netns", "plan", "policy", "stack", "tap"},
+	"plan":      {},
 	"api":       {"stack"},
 	"dns":       {"stack"},
 	"forwarder": {"stack", "policy", "splice"},
@@ -191,7 +194,7 @@ func TestStackNeverImportsForwarder(t *testing.T) {
 
 func TestNoGVisorBelowStack(t *testing.T) {
 	for _, f := range sources(t) {
-		if !slices.Contains([]string{"tap", "userns", "netns", "policy", "internal", "dns", "api"}, top(f.dir)) {
+		if !slices.Contains([]string{"tap", "userns", "netns", "policy", "internal", "dns", "api", "plan"}, top(f.dir)) {
 			continue
 		}
 		for _, imported := range f.imports {

@@ -3,8 +3,8 @@
 //
 //	cmd -> rootlessnet -> sandbox -> {api, gateway -> {dns, forwarder -> stack -> tap}}
 //
-//	       rootlessnet -> userns -> netns
+//	       sandbox -> userns -> netns, gateway -> netns
 //
-// netns, policy and internal/* are leaves: they import nothing of ours but other internal packages. tap, userns and netns
+// plan, netns, policy and internal/* are leaves: they import nothing of ours but other internal packages. tap, userns and netns
 // import no gVisor; stack never imports forwarder; nothing imports cmd.
 package archtest
