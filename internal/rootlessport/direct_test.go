@@ -126,9 +126,7 @@ func TestDirectEndsWhileDialling(t *testing.T) {
 	}
 	defer c.Close()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		d.mu.Lock()
-		waiting := len(d.dials)
-		d.mu.Unlock()
+		waiting := d.waiting.Len()
 		if waiting == 1 {
 			break
 		}
