@@ -23,7 +23,7 @@ type Target struct {
 type ClientServer interface {
 	// Serve connects the client and takes it over. taken is false where this datapath cannot serve the client, who is
 	// then offered to the next; did says how the handler run went otherwise. It must not block.
-	Serve(c *Client) (did spin.Did, taken bool)
+	Serve(c *Client) (did spin.Result, taken bool)
 }
 
 // Client is an accepted connection to a published port.
@@ -36,7 +36,7 @@ type Client struct {
 }
 
 // PassOn hands the client to the datapaths after the one that has it. The last one of a port takes every client.
-func (c *Client) PassOn() spin.Did {
+func (c *Client) PassOn() spin.Result {
 	for c.next < len(c.Port.servers) {
 		s := c.Port.servers[c.next]
 		c.next++
@@ -44,7 +44,7 @@ func (c *Client) PassOn() spin.Did {
 			return did
 		}
 	}
-	return spin.Nothing
+	return spin.Idle
 }
 
 // PublishedTCP is one listener of the host whose clients are connected to a port of a guest.
@@ -90,7 +90,7 @@ func (p *publishedHandler) Ready() bool {
 
 func (p *publishedHandler) AcceptFailed(error) { p.f.TCP.AcceptErrors.Add(1) }
 
-func (p *publishedHandler) Serve(fd int, client netip.AddrPort) spin.Did {
+func (p *publishedHandler) Serve(fd int, client netip.AddrPort) spin.Result {
 	c := &Client{FD: fd, Addr: client, Port: (*PublishedTCP)(p)}
 	return c.PassOn()
 }

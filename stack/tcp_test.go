@@ -21,7 +21,7 @@ import (
 	"rootlessnet/tap"
 )
 
-// accept lets the stack take every connection and gives them to the test.
+// accept has the handler accept every connection and passes it to the test.
 func (b *bench) accept() <-chan *Conn {
 	ch := make(chan *Conn, 16)
 	b.h.tcp = func(q *TCPRequest) {
@@ -51,7 +51,7 @@ func writeAll(c *Conn, data []byte) error {
 	return nil
 }
 
-// readAll takes what the guest sends until its FIN.
+// readAll reads what the guest sends until its FIN.
 func readAll(c *Conn) ([]byte, error) {
 	var got bytes.Buffer
 	for {
@@ -100,7 +100,7 @@ func TestTCPBothWaysWithHalfClose(t *testing.T) {
 				t.Fatalf("%d bytes back, %v", len(got), err)
 			}
 			if c.Failed() {
-				t.Error("an orderly end is a failure")
+				t.Error("Failed after FINs in both directions")
 			}
 			c.Close()
 			g.Close()
@@ -111,7 +111,7 @@ func TestTCPBothWaysWithHalfClose(t *testing.T) {
 	})
 }
 
-// 64 KiB frames of the guest, as its kernel makes them when it leaves segmentation and checksum to the device.
+// TestLargeFramesOfTheGuest: frames of up to 64 KiB, as a kernel sends them with segmentation and checksum offload.
 func TestLargeFramesOfTheGuest(t *testing.T) {
 	b := newBench(t, offloads(), func(c *Config) { c.MTU = 65520 })
 	conns := b.accept()
@@ -126,7 +126,7 @@ func TestLargeFramesOfTheGuest(t *testing.T) {
 		b.dev.InjectBytes(tcpFrame(src, dst, 101, ack, header.TCPFlagAck, nil))
 		c := <-conns
 		var sent []byte
-		// Around what fits a view, to the largest there is.
+		// Sizes around that of a view, up to the largest possible.
 		limit := 65535 - 40
 		if a.guest.Is6() {
 			limit = 65535 - 20
@@ -162,8 +162,8 @@ func TestLargeFramesOfTheGuest(t *testing.T) {
 	}
 }
 
-// A reset that a write was told of is not an orderly end to the reader.
-func TestResetIsToldToBothDirections(t *testing.T) {
+// A reset that a write has reported is not an end of file for the reader.
+func TestResetIsReportedInBothDirections(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	conns := b.accept()
 	for _, a := range families {
@@ -194,7 +194,7 @@ func tcpFrame(src, dst netip.AddrPort, seq, ack uint32, flags header.TCPFlags, d
 	return ipFrame(src.Addr(), dst.Addr(), protoTCP, h)
 }
 
-func TestTCPRequestsEndAsPromised(t *testing.T) {
+func TestTCPRequestAnswers(t *testing.T) {
 	devices(t, func(t *testing.T, info tap.Info) {
 		b := newBench(t, info, nil)
 		for _, a := range families {
@@ -206,7 +206,7 @@ func TestTCPRequestsEndAsPromised(t *testing.T) {
 					t.Errorf("request %+v", q)
 				}
 				q.Reset()
-				q.Reset() // no more than once
+				q.Reset() // the second call has no effect
 			}
 			b.dev.InjectBytes(syn)
 			if h := header.TCP(b.next().payload); h.Flags() != header.TCPFlagRst|header.TCPFlagAck || h.AckNumber() != 0xdeadbef0 {
@@ -231,7 +231,7 @@ func TestTCPRequestsEndAsPromised(t *testing.T) {
 				return binary.BigEndian.Uint16(s) == 4000 && binary.BigEndian.Uint16(s[2:]) == 80 && binary.BigEndian.Uint32(s[4:]) == 0xdeadbeef
 			})
 
-			// Ignored: silence; the SYN that is sent again is a new request, one sent meanwhile is not.
+			// Ignored: no answer. A SYN retransmitted afterwards is a new request, one retransmitted meanwhile is not.
 			asked, release := make(chan bool, 4), make(chan bool)
 			b.h.tcp = func(q *TCPRequest) {
 				asked <- true
@@ -250,7 +250,7 @@ func TestTCPRequestsEndAsPromised(t *testing.T) {
 			release <- true
 			waitFor(t, "the slot", func() bool { return b.inFlight() == 0 })
 			if len(asked) != 0 {
-				t.Error("one SYN was two requests")
+				t.Error("a retransmitted SYN became a second request")
 			}
 
 			b.h.tcp = func(*TCPRequest) { panic("a bug in a handler") }
@@ -271,12 +271,12 @@ func waitFor(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("no sign of %s", what)
+			t.Fatalf("waited in vain for %s", what)
 		}
 	}
 }
 
-func TestSYNsThatCanHaveNoAnswer(t *testing.T) {
+func TestInvalidSYNsAreNotAnswered(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	b.h.tcp = func(q *TCPRequest) { t.Errorf("a request for %v", q.Dst); q.Ignore() }
 	for _, dst := range []string{"127.0.0.1", "0.0.0.0", "0.1.2.3", "224.0.0.1", "240.0.0.1", "255.255.255.255"} {
@@ -299,19 +299,19 @@ func TestSYNsThatCanHaveNoAnswer(t *testing.T) {
 			b.dev.InjectBytes(f)
 		}
 	}
-	b.quiet("a SYN to nowhere")
+	b.quiet("an invalid SYN")
 	if b.drops(DropDestination) != 17 || b.drops(DropSource) != 1 || b.drops(DropChecksum) != 1 || b.drops(DropTransport) != 15 {
 		t.Errorf("dropped: %v", b.s.Stats().Drops)
 	}
 }
 
-// The forwarder's slots come back after more attempts than there are slots.
-func TestAttemptsLeaveNothingBehind(t *testing.T) {
+// Requests in flight are released: more requests than maxInFlightSYN can be made.
+func TestRequestsInFlightAreReleased(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	b.h.tcp = func(q *TCPRequest) { q.Ignore() }
 	attempts := maxInFlightSYN + 500
 	if raceEnabled {
-		attempts = 1000 // races show early; the rest is slow
+		attempts = 1000 // races show early, and more would take long
 	}
 	for i := range attempts {
 		f := tcpFrame(ap(guest4, uint16(1024+i)), ap(far4, 80), 1, 0, header.TCPFlagSyn, nil)
@@ -367,7 +367,7 @@ func TestDialTCP(t *testing.T) {
 				c.Abort()
 			}
 			l := p.listen(ap(a.guest, 83))
-			for range 3 { // a 4-tuple is free again at once
+			for range 3 { // the 4-tuple can be used again at once
 				c, err := b.s.DialTCP(t.Context(), client, ap(a.guest, 83))
 				if err != nil {
 					t.Fatal(err)
@@ -386,11 +386,11 @@ func TestDialTCP(t *testing.T) {
 	})
 }
 
-func TestDialTCPGivesUp(t *testing.T) {
+func TestDialTCPTimeout(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	for range 2 { // the second finds the 4-tuple free
+	for range 2 { // for the second the 4-tuple is free again
 		if _, err := b.s.DialTCP(ctx, ap(far4, 5), ap(guest4, 80)); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("a silent guest: %v", err)
 		}
@@ -408,11 +408,11 @@ func TestDialTCPGivesUp(t *testing.T) {
 			t.Errorf("closed while dialling: %v", err)
 		}
 	case <-time.After(patience):
-		t.Error("Close leaves a dial behind")
+		t.Error("the dial did not end with Close")
 	}
 }
 
-func TestResetsCross(t *testing.T) {
+func TestResetReachesReaderAndWriter(t *testing.T) {
 	b := newBench(t, offloads(), nil)
 	conns := b.accept()
 	p := b.peer()
@@ -428,7 +428,7 @@ func TestResetsCross(t *testing.T) {
 	}
 	waitFor(t, "the bytes", func() bool { return b.s.ns.Stats().TCP.SegmentsSent.Value() >= 2 })
 	time.Sleep(silence)
-	g.Close() // with unread data: a reset
+	g.Close() // with unread data, so it sends a reset
 	select {
 	case <-failed:
 	case <-time.After(patience):
@@ -438,14 +438,14 @@ func TestResetsCross(t *testing.T) {
 		t.Errorf("read after a reset: %v", err)
 	}
 	if _, err := c.WriteFrom(bytes.NewReader([]byte("x")), 1); err == nil {
-		t.Error("a write after a reset")
+		t.Error("a write succeeded after a reset")
 	}
 	c.Detach()
 	c.Close()
 	waitFor(t, "the end", func() bool { return b.s.Stats().TCPCurrent == 0 })
 }
 
-// shortWriter takes so many bytes and no more.
+// shortWriter accepts the given number of bytes.
 type shortWriter struct{ room int }
 
 func (w *shortWriter) Write(b []byte) (int, error) {
@@ -457,7 +457,7 @@ func (w *shortWriter) Write(b []byte) (int, error) {
 	return n, nil
 }
 
-func TestReadToStopsWhereTheWriterDoes(t *testing.T) {
+func TestReadToStopsWithTheWriter(t *testing.T) {
 	b := newBench(t, offloads(), nil)
 	conns := b.accept()
 	g, err := b.peer().dial(ap(far4, 80), patience)
@@ -477,7 +477,7 @@ func TestReadToStopsWhereTheWriterDoes(t *testing.T) {
 		t.Errorf("a full writer: %d %v", n, err)
 	}
 	if n, err := c.ReadTo(&shortWriter{300}); n != 300 || err != nil {
-		t.Errorf("a writer with room for 300: %d %v", n, err)
+		t.Errorf("a writer that accepts 300 bytes: %d %v", n, err)
 	}
 	var rest bytes.Buffer
 	if n, err := c.ReadTo(&rest); n != 700 || err != nil || !bytes.Equal(rest.Bytes(), pattern(1000)[300:]) {
@@ -486,8 +486,8 @@ func TestReadToStopsWhereTheWriterDoes(t *testing.T) {
 	c.Abort()
 }
 
-// A reconnect from the same port right after an orderly end is not held up by the old connection.
-func TestSamePortAgainAtOnce(t *testing.T) {
+// A reconnect from the same port right after FINs in both directions is not delayed by the old connection.
+func TestPortReuseAfterClose(t *testing.T) {
 	b := newBench(t, offloads(), nil)
 	conns := b.accept()
 	p := b.peer()
@@ -514,8 +514,8 @@ func TestSamePortAgainAtOnce(t *testing.T) {
 	}
 }
 
-// Close with everything under way at once: it returns soon, resets the guest, and leaves nothing (newBench looks).
-func TestCloseWithConnectionsUnderWay(t *testing.T) {
+// Close with connections in all states: it returns soon, resets the guest's connections, and leaves no goroutine (newBench checks).
+func TestCloseWithConnectionsInAllStates(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	accepted := make(chan error, 64)
 	first := make(chan *Conn, 1)
@@ -529,7 +529,7 @@ func TestCloseWithConnectionsUnderWay(t *testing.T) {
 	b.dev.InjectBytes(tcpFrame(ap(guest4, 1), ap(far4, 80), 1, 0, header.TCPFlagSyn, nil))
 	sa := header.TCP(b.next().payload)
 	b.dev.InjectBytes(tcpFrame(ap(guest4, 1), ap(far4, 80), 2, sa.SequenceNumber()+1, header.TCPFlagAck, nil))
-	(<-first).Close() // a FIN that nobody will answer
+	(<-first).Close() // a FIN that the guest does not answer
 	b.next()
 	for i := range 20 {
 		b.dev.InjectBytes(tcpFrame(ap(guest4, uint16(100+i)), ap(far4, 80), 1, 0, header.TCPFlagSyn, nil))
@@ -544,7 +544,7 @@ func TestCloseWithConnectionsUnderWay(t *testing.T) {
 		select {
 		case <-accepted:
 		case <-time.After(patience):
-			t.Fatal("an Accept is left behind")
+			t.Fatal("a call of Accept has not returned")
 		}
 	}
 }

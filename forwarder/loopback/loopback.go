@@ -257,10 +257,10 @@ func (p *Port) pauseLocked() {
 
 // Serve implements forwarder.ClientServer: it takes the clients of published ports that come by the host's loopback, for
 // servers on the guest's own.
-func (l *Relay) Serve(c *forwarder.Client) (spin.Did, bool) {
+func (l *Relay) Serve(c *forwarder.Client) (spin.Result, bool) {
 	to := c.Port.Target()
 	if !c.Addr.Addr().IsLoopback() || to.Addr.Addr().IsValid() || to.Endpoint != l.ep {
-		return spin.Nothing, false
+		return spin.Idle, false
 	}
 	l.f.Budget.TakeAnyway(fdbudget.Relay, descriptors)
 	l.mu.Lock()
@@ -270,7 +270,7 @@ func (l *Relay) Serve(c *forwarder.Client) (spin.Did, bool) {
 	} else {
 		l.serveLocked(c.FD, c.Addr, to.Addr.Port(), poolTries)
 	}
-	return spin.Some, true
+	return spin.Progress, true
 }
 
 // loopbacks are a port's two addresses, the client's family first.

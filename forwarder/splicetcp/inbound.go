@@ -21,19 +21,19 @@ const stackAfter = 1200 * time.Millisecond
 // Serve connects a client of a published port to the port inside by a pooled socket that has the client's address. The
 // Path declines what the stack path does better: a port that is closed, or that is open only to what comes by the uplink;
 // a server of the other family; an empty pool. It passes on later a client that the guest does not answer.
-func (p *Path) Serve(c *forwarder.Client) (spin.Did, bool) {
+func (p *Path) Serve(c *forwarder.Client) (spin.Result, bool) {
 	to := c.Port.Target()
 	e := p.f.Endpoint(to.Endpoint)
 	if e == nil || to.Endpoint != p.in.Endpoint {
-		return spin.Nothing, false
+		return spin.Idle, false
 	}
 	server := e.Addresses().Guest(c.Addr.Addr())
 	if !server.IsValid() {
-		return spin.Nothing, false
+		return spin.Idle, false
 	}
 	behind := to.Addr.Addr().IsValid() && to.Addr.Addr() != server
 	if behind && to.Addr.Addr().Is4() != server.Is4() || c.Port.Splice.Open() || behind && !p.forwardsNow() || !p.take() {
-		return spin.Nothing, false
+		return spin.Idle, false
 	}
 	if behind {
 		server = to.Addr.Addr()
@@ -51,12 +51,12 @@ func (p *Path) Serve(c *forwarder.Client) (spin.Did, bool) {
 	switch {
 	case err != nil:
 		p.give()
-		return spin.Nothing, false
+		return spin.Idle, false
 	case done:
 		p.joinClient(c, fd, f)
-		return spin.Some, true
+		return spin.Progress, true
 	}
-	return spin.Some, p.wait(c, fd, f)
+	return spin.Progress, p.wait(c, fd, f)
 }
 
 // connect starts a connection to the guest, or to a server behind it, from f.Src. Nearly always it ends at once.

@@ -62,6 +62,8 @@ func (p *Path) HandleSYN(q *stack.SYN) (taken bool) {
 		d.Refusal.Answer(q)
 		return true
 	}
+	p.using.RLock()
+	defer p.using.RUnlock()
 	r, taken := p.admit(q, d)
 	if r != nil {
 		p.dial(r, d.Dst)
@@ -257,6 +259,8 @@ func (p *Path) dialFailed(r *request, dst netip.AddrPort, err error) {
 
 // dialAgain dials once more for a request that found no descriptor.
 func (p *Path) dialAgain(r *request) {
+	p.using.RLock()
+	defer p.using.RUnlock()
 	p.mu.Lock()
 	there := p.requests[r.flow] == r
 	p.mu.Unlock()

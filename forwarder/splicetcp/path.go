@@ -60,6 +60,10 @@ type Path struct {
 	listen  []listener
 	to      unix.RawSockaddrLinklayer // the guest's lo
 
+	// using is read-locked by those outside of the loop's handler runs who use the descriptors. Close takes it before it
+	// closes them.
+	using sync.RWMutex
+
 	own       breaker.Breaker // for the guest's own outbound connections
 	forwarded breaker.Breaker // for those that it forwards
 
@@ -127,7 +131,7 @@ func New(f *forwarder.Forwarder, in Inside) (p *Path, err error) {
 	return p, nil
 }
 
-// Close ends everything. HandleSYN and Serve must not be running any more.
+// Close ends everything. Serve must not be running any more; HandleSYN may, and takes nothing then.
 func (p *Path) Close() {
 	p.mu.Lock()
 	p.closed = true
@@ -142,6 +146,8 @@ func (p *Path) Close() {
 		p.give()
 	}
 	p.loop.Close()
+	p.using.Lock()
+	defer p.using.Unlock()
 	p.closeFiles()
 }
 

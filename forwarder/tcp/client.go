@@ -13,9 +13,9 @@ import (
 )
 
 // Serve connects a client of a published port over the link, on a goroutine of its own. It takes every client.
-func (p *Path) Serve(c *forwarder.Client) (spin.Did, bool) {
+func (p *Path) Serve(c *forwarder.Client) (spin.Result, bool) {
 	go p.serve(c.FD, c.Addr, c.Port.Target())
-	return spin.Handed, true
+	return spin.Yield, true
 }
 
 func (p *Path) serve(fd int, client netip.AddrPort, to forwarder.Target) {

@@ -199,7 +199,7 @@ func (p *Path) serveDNS(req *stack.TCPRequest, r forwarder.Resolver) {
 // keepOnLink applies SetKeepAlive to a connection.
 func (p *Path) keepOnLink(c *stack.Conn) {
 	if pace := time.Duration(p.keepAlive.Load()); pace > 0 {
-		c.ExpectDeath(pace)
+		c.EnableKeepAlive(pace)
 	}
 }
 

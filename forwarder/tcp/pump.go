@@ -181,7 +181,7 @@ func (f *connection) guestToHost() {
 func (f *connection) closeHostWrite() {
 	f.guestEOF.Store(true)
 	_ = f.h.rc.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_WR) })
-	f.c.ExpectDeath(halfClosedIdle * time.Second)
+	f.c.EnableKeepAlive(halfClosedIdle * time.Second)
 }
 
 // sockWriter writes to a non-blocking socket and never waits. RawSyscall: the call cannot block, so the scheduler need

@@ -84,7 +84,7 @@ func (x *Path) openPoll() error {
 	err = x.epoll.SetReadDeadline(time.Time{}) // where the poller did not take it
 	if err == nil {
 		x.receiver = newReceiver()
-		x.member, err = x.f.Spin.Member(x.epoll, x.turn)
+		x.member, err = x.f.Spin.NewMember(x.epoll, x.turn)
 	}
 	if err != nil {
 		_ = x.epoll.Close()
@@ -111,12 +111,12 @@ func (x *Path) readLoop() {
 }
 
 // turn reads from the sockets that are ready. It is the only one to use the receiver.
-func (x *Path) turn() spin.Did {
+func (x *Path) turn() spin.Result {
 	n := pollNow(uintptr(x.epfd), x.events[:])
 	if n <= 0 {
-		return spin.Nothing
+		return spin.Idle
 	}
-	did := spin.Some
+	did := spin.Progress
 	for i := range n {
 		e := &x.events[i]
 		x.mu.Lock()

@@ -97,13 +97,17 @@ func parse(root, rel string) (file, error) {
 // mayImport says which of our packages (first element of the path) each of them may import besides internal/*.
 var mayImport = map[string][]string{
 	"cmd":       {".", "api"},
-	".":         {"api", "dns", "forwarder", "stack", "tap", "userns", "policy"},
+	".":         {"plan", "sandbox"},
+	"sandbox":   {"api", "dns", "gateway", "plan", "userns"},
+	"gateway":   {"dns", "forwarder", "netns", "plan", "policy", "stack", "tap"},
+	"plan":      {},
 	"api":       {"stack"},
 	"dns":       {"stack"},
 	"forwarder": {"stack", "policy", "splice"},
 	"stack":     {"tap"},
 	"tap":       {},
-	"userns":    {},
+	"userns":    {"netns"},
+	"netns":     {},
 	"policy":    {},
 	"splice":    {},
 	"internal":  {},
@@ -114,10 +118,19 @@ var mayImport = map[string][]string{
 
 // further are exceptions, each with its reason.
 var further = map[string][]string{
-	"internal/nettest":      {"tap"},              // the fake device implements tap.Device; only tests import it
-	"internal/flagvalue":    {"."},                // the flags of several commands; only commands import it
-	"internal/rootlessport": {"userns", "splice"}, // a program of its own: only its command imports it
-	"cmd/rootless-net":      {"userns"},           // exec joins a sandbox from the caller's own terminal
+	"internal/nettest":      {"tap"},             // the fake device implements tap.Device; only tests import it
+	"internal/flagvalue":    {"."},               // the flags of several commands; only commands import it
+	"internal/rootlessport": {"netns", "splice"}, // a program of its own: only its command imports it
+	"cmd/rootless-net":      {"userns"},          // exec joins a sandbox from the caller's own terminal
+}
+
+// mayImportInternal says which internal packages the rooms of a sandbox may import. Other directories are not listed yet and may
+// import all of them.
+var mayImportInternal = map[string][]string{
+	".":       {},
+	"plan":    {},
+	"gateway": {"bindaddr", "listenwatch", "procnet", "spin"},
+	"sandbox": {"hostnet", "signals", "state", "watch"},
 }
 
 func top(dir string) string {
@@ -145,7 +158,13 @@ func TestImportsGoOneWay(t *testing.T) {
 		}
 		for _, imported := range f.imports {
 			dir, ok := ours(imported)
-			if !ok || dir == f.dir || top(dir) == "internal" {
+			if !ok || dir == f.dir {
+				continue
+			}
+			if name, internal := strings.CutPrefix(dir, "internal/"); internal {
+				if list, listed := mayImportInternal[f.dir]; listed && !slices.Contains(list, name) {
+					t.Errorf("%s imports %s", f.name, imported)
+				}
 				continue
 			}
 			if !slices.Contains(allowed, top(dir)) && !slices.Contains(further[f.dir], dir) {
@@ -175,7 +194,7 @@ func TestStackNeverImportsForwarder(t *testing.T) {
 
 func TestNoGVisorBelowStack(t *testing.T) {
 	for _, f := range sources(t) {
-		if !slices.Contains([]string{"tap", "userns", "policy", "internal", "dns", "api"}, top(f.dir)) {
+		if !slices.Contains([]string{"tap", "userns", "netns", "policy", "internal", "dns", "api", "plan"}, top(f.dir)) {
 			continue
 		}
 		for _, imported := range f.imports {
@@ -186,13 +205,16 @@ func TestNoGVisorBelowStack(t *testing.T) {
 	}
 }
 
+// testOnly is the library that compares the control socket with its schema.
+const testOnly = "github.com/getkin/kin-openapi"
+
 func TestOnlyTestsImportTestHelpers(t *testing.T) {
 	for _, f := range sources(t) {
 		if f.test || top(f.dir) == "bench" || strings.HasPrefix(f.dir, "internal/nettest") || f.dir == "examples/demo" {
 			continue
 		}
 		for _, imported := range f.imports {
-			if imported == "testing" || strings.HasPrefix(imported, module+"/internal/nettest") {
+			if imported == "testing" || strings.HasPrefix(imported, module+"/internal/nettest") || strings.HasPrefix(imported, testOnly) {
 				t.Errorf("%s imports %s", f.name, imported)
 			}
 		}

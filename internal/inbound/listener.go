@@ -23,7 +23,7 @@ type Handler interface {
 	// Ready says whether there is room for one more client. false has the listener rest for Pause.
 	Ready() bool
 	// Serve takes over a client's socket, which is non-blocking, and says how the handler run went (package spin).
-	Serve(fd int, client netip.AddrPort) spin.Did
+	Serve(fd int, client netip.AddrPort) spin.Result
 	// AcceptFailed is told of an accept that failed; the listener rests for Pause.
 	AcceptFailed(err error)
 }
@@ -48,9 +48,9 @@ func Listen(group *spin.Group, l *net.TCPListener, blocking bool, tune func(fd i
 		return nil, err
 	}
 	n := &Listener{f: f, h: h, done: make(chan struct{})}
-	member := group.Member
+	member := group.NewMember
 	if blocking {
-		member = group.Alone
+		member = group.NewBlockingMember
 	}
 	if n.member, err = member(f, n.takeOne); err != nil {
 		_ = f.Close()
@@ -74,9 +74,9 @@ func (n *Listener) Close() {
 }
 
 // takeOne accepts one client.
-func (n *Listener) takeOne() spin.Did {
+func (n *Listener) takeOne() spin.Result {
 	if n.resting.Load() {
-		return spin.Nothing
+		return spin.Idle
 	}
 	if !n.h.Ready() {
 		return n.rest()
@@ -84,7 +84,7 @@ func (n *Listener) takeOne() spin.Did {
 	fd, client, err := rawsock.Accept(n.member.FD())
 	switch {
 	case err == unix.EAGAIN:
-		return spin.Nothing
+		return spin.Idle
 	case err != nil:
 		n.h.AcceptFailed(err)
 		return n.rest()
@@ -93,11 +93,11 @@ func (n *Listener) takeOne() spin.Did {
 }
 
 // rest accepts nobody for a while.
-func (n *Listener) rest() spin.Did {
+func (n *Listener) rest() spin.Result {
 	n.resting.Store(true)
 	time.AfterFunc(Pause, func() {
 		n.resting.Store(false)
 		n.member.Wake()
 	})
-	return spin.Nothing
+	return spin.Idle
 }
