@@ -1,7 +1,6 @@
 package tcp
 
 import (
-	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -13,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/nettest/forwardlab"
 )
 
 // Each way of standing still must cost nothing: these are the waits in which a pump may spin.
@@ -88,7 +89,7 @@ func TestTCPThousandIdle(t *testing.T) {
 	go func() {
 		_ = l.SetDeadline(time.Now().Add(10 * time.Second))
 		for range conns {
-			h, err := l.Accept()
+			h, err := l.TCPListener.Accept()
 			if err != nil {
 				accepted <- err
 				return
@@ -115,14 +116,14 @@ func TestTCPThousandIdle(t *testing.T) {
 
 // Close ends what is under way in every state.
 func TestTCPCloseWithEverythingUnderWay(t *testing.T) {
-	w := newWorld(t, func(c *StreamsConfig) {
-		c.ServeDNS = func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }
+	w := newWorld(t, func(c *worldConfig) {
+		c.Resolver = resolver{func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }}
 	})
 	g, _ := w.pair()
 	forwardlab.Fill(t, g)
 	_, h := w.pair()
 	forwardlab.Fill(t, h)
-	w.guest.MustDial(netip.AddrPortFrom(forwardlab.Gateway4, dnsPort))
+	w.guest.MustDial(netip.AddrPortFrom(forwardlab.Gateway4, 53))
 	g2, h2 := w.pair()
 	go func() { _ = forwardlab.Transfer(g2, h2, 1<<30, 1) }()
 	w.guest.Listen(served(forwardlab.Guest4))
@@ -146,11 +147,11 @@ func TestTCPCloseWithEverythingUnderWay(t *testing.T) {
 }
 
 func TestTCPDNS(t *testing.T) {
-	w := newWorld(t, func(c *StreamsConfig) {
-		c.ServeDNS = func(c net.Conn) { _, _ = io.Copy(c, c) }
+	w := newWorld(t, func(c *worldConfig) {
+		c.Resolver = resolver{func(c net.Conn) { _, _ = io.Copy(c, c) }}
 	})
 	for _, gw := range []netip.Addr{forwardlab.Gateway4, forwardlab.Gateway6} {
-		g := w.guest.MustDial(netip.AddrPortFrom(gw, dnsPort))
+		g := w.guest.MustDial(netip.AddrPortFrom(gw, 53))
 		forwardlab.Say(t, g, "question")
 		forwardlab.Hear(t, g, "question")
 		_ = g.CloseWrite()

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/nettest/forwardlab"
 )
 
 // The tests of this file run in namespaces, see enterNetns: policy opens real addresses, not the loopback's.
@@ -129,14 +131,7 @@ func TestTCPPublishedRealClients(t *testing.T) {
 	var theirs netip.Addr
 	n.InRouter(t, func() error { theirs = forwardlab.LinkLocal(t, "lan0"); return nil })
 	l := w.guest.Listen(netip.AddrPortFrom(forwardlab.Guest6.Addr(), 81))
-	hl, err := net.Listen("tcp", "[::]:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := w.Publish(hl.(*net.TCPListener), 81)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := w.publishPort(forwardlab.Listen(t, "[::]:0"), 81)
 	at := netip.AddrPortFrom(forwardlab.LinkLocal(t, "lan0").WithZone("lan0"), p.Addr().Port())
 	h := n.Call(t, at)
 	if forwardlab.LocalAddr(h).Addr().WithZone("") != theirs {

@@ -2,10 +2,7 @@ package tcp
 
 import (
 	"errors"
-	"fmt"
-	"hash/crc32"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
@@ -14,6 +11,11 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/flow"
+	"rootlessnet/forwarder"
+	"rootlessnet/internal/nettest/forwardlab"
+	"rootlessnet/internal/rawsock"
 )
 
 func TestTCPBothDirections(t *testing.T) {
@@ -29,7 +31,7 @@ func TestTCPBothDirections(t *testing.T) {
 		if s := w.Stats(); s.Active != 1 || s.Outbound != 1 || s.Dialling != 0 {
 			t.Errorf("stats %+v", s)
 		}
-		if f := w.Flows(); len(f) != 1 || f[0].Flow.Dst != l.At || f[0].Direction != Outbound {
+		if f := w.f.Flows.List(); len(f) != 1 || f[0].Key.Dst != l.At || f[0].Direction != flow.Outbound {
 			t.Errorf("flows %+v", f)
 		}
 		_, _ = g.Close(), h.Close()
@@ -92,7 +94,7 @@ func TestTCPNoSelfConnect(t *testing.T) {
 	}
 	defer h.close()
 	port := local.(*unix.SockaddrInet4).Port
-	if !isSelf(fd, netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(port))) {
+	if !rawsock.IsSelf(fd, netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(port))) {
 		t.Error("not noticed")
 	}
 }
@@ -232,12 +234,12 @@ func TestTCPHostResets(t *testing.T) {
 func TestTCPResetIsNoFIN(t *testing.T) {
 	for _, c := range []struct {
 		name  string
-		do    func(h *hostConn, peer *net.TCPConn, f *flow)
+		do    func(h *hostConn, peer *net.TCPConn, f *connection)
 		reset bool
 	}{
-		{"reset", func(_ *hostConn, peer *net.TCPConn, _ *flow) { forwardlab.Reset(t, peer) }, true},
-		{"FIN", func(_ *hostConn, peer *net.TCPConn, _ *flow) { _ = peer.CloseWrite() }, false},
-		{"both FINs", func(h *hostConn, peer *net.TCPConn, f *flow) {
+		{"reset", func(_ *hostConn, peer *net.TCPConn, _ *connection) { forwardlab.Reset(t, peer) }, true},
+		{"FIN", func(_ *hostConn, peer *net.TCPConn, _ *connection) { _ = peer.CloseWrite() }, false},
+		{"both FINs", func(h *hostConn, peer *net.TCPConn, f *connection) {
 			f.guestEOF.Store(true)
 			_ = h.rc.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_WR) })
 			_ = peer.CloseWrite()
@@ -245,7 +247,7 @@ func TestTCPResetIsNoFIN(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := forwardlab.NewServer(t, "127.0.0.1:0")
-			fd, _, err := startDial(egress{}, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), l.At.Port()), 0)
+			fd, _, err := forwarder.StartDial(forwarder.Egress{}, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), l.At.Port()), 0)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -254,7 +256,7 @@ func TestTCPResetIsNoFIN(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer h.close()
-			f := &flow{h: h}
+			f := &connection{h: h}
 			c.do(h, l.Accept(t), f)
 			b := make([]byte, 1)
 			forwardlab.Eventually(t, "the connection has ended", func() (ended bool) {

@@ -1,7 +1,6 @@
 package tcp
 
 import (
-	"context"
 	"errors"
 	"io"
 	"net"
@@ -10,7 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"rootlessnet/forwarder"
+	"rootlessnet/internal/nettest/forwardlab"
 )
 
 const servedPort = 80
@@ -18,16 +18,19 @@ const servedPort = 80
 func served(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr(), servedPort) }
 
 // publish listens on the host for the guest's port 80.
-func (w *world) publish(addr string) *PublishedTCP {
+func (w *world) publish(addr string) *forwarder.PublishedTCP {
 	w.t.Helper()
-	l, err := net.Listen("tcp", addr)
+	return w.publishPort(forwardlab.Listen(w.t, addr), servedPort)
+}
+
+// publishPort serves l's clients from a port of the guest.
+func (w *world) publishPort(l *net.TCPListener, port uint16) *forwarder.PublishedTCP {
+	w.t.Helper()
+	p, err := w.f.PublishTCP(l, forwarder.Target{Addr: netip.AddrPortFrom(netip.Addr{}, port)}, w.Path)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	p, err := w.Publish(l.(*net.TCPListener), servedPort)
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	w.t.Cleanup(p.Close)
 	return p
 }
 
@@ -90,14 +93,7 @@ func TestTCPPublishedTwoPortsOneClient(t *testing.T) {
 	h := forwardlab.Call(t, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), fl.At.Port()), p.Addr())
 	_, c1 := forwardlab.Answer(t, l)
 	l2 := w.guest.Listen(netip.AddrPortFrom(forwardlab.Guest4.Addr(), 81))
-	hl, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p2, err := w.Publish(hl.(*net.TCPListener), 81)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p2 := w.publishPort(forwardlab.Listen(t, "127.0.0.1:0"), 81)
 	forwardlab.Call(t, forwardlab.LocalAddr(h), p2.Addr())
 	if _, c2 := forwardlab.Answer(t, l2); c1 != c2 {
 		t.Errorf("%v on one port, %v on the other", c1, c2)
@@ -122,9 +118,9 @@ func TestTCPPublishedClosedPort(t *testing.T) {
 // A server that listens on one family only is reached by clients of the other, as the gateway.
 func TestTCPPublishedOtherFamily(t *testing.T) {
 	for _, off := range []bool{false, true} {
-		w := newWorld(t, func(c *StreamsConfig) {
+		w := newWorld(t, func(c *worldConfig) {
 			if off {
-				c.Guest6, c.Gateway6 = netip.Addr{}, netip.Addr{}
+				c.Addresses.Guest6, c.Addresses.Gateway6 = netip.Addr{}, netip.Addr{}
 			}
 		})
 		l := w.guest.Listen(served(forwardlab.Guest4))
@@ -136,34 +132,6 @@ func TestTCPPublishedOtherFamily(t *testing.T) {
 		}
 		forwardlab.Say(t, h, "x")
 		forwardlab.Hear(t, g, "x")
-	}
-}
-
-// A client's address that the guest would look for on its own link, or that it has, is that of the gateway.
-func TestTCPSourceFor(t *testing.T) {
-	s := &Streams{cfg: StreamsConfig{Subnets: []netip.Prefix{forwardlab.Subnet4, forwardlab.Subnet6}}}
-	s.addrs.Store(&Addresses{Guests: []netip.Addr{netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("2001:db8::9")}})
-	for _, c := range []struct{ client, want string }{
-		{"198.51.100.7:5", "198.51.100.7:5"},
-		{"127.8.9.1:5", "10.0.2.2:5"},
-		{"10.0.2.9:5", "10.0.2.2:5"},
-		{"10.0.2.100:5", "10.0.2.2:5"},
-		{"169.254.3.4:5", "10.0.2.2:5"},
-		{"0.0.0.0:5", "10.0.2.2:5"},
-		{"203.0.113.9:5", "10.0.2.2:5"},
-		{"[2001:db8::9]:5", "[fd00::2]:5"},
-		{"[2001:db8::7]:5", "[2001:db8::7]:5"},
-		{"[::1]:5", "[fd00::2]:5"},
-		{"[fe80::7]:5", "[fd00::2]:5"},
-		{"[fd00::7]:5", "[fd00::2]:5"},
-	} {
-		guest, gw := forwardlab.Guest4.Addr(), forwardlab.Gateway4
-		if forwardlab.AP(c.client).Addr().Is6() {
-			guest, gw = forwardlab.Guest6.Addr(), forwardlab.Gateway6
-		}
-		if got := s.sourceFor(forwardlab.AP(c.client), guest, gw); got != forwardlab.AP(c.want) {
-			t.Errorf("%s appears as %v, want %s", c.client, got, c.want)
-		}
 	}
 }
 
@@ -204,23 +172,30 @@ func TestTCPPublishedClose(t *testing.T) {
 			t.Errorf("after the end of it all: %v", err)
 		}
 	}
-	nl, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.Publish(nl.(*net.TCPListener), servedPort); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("Publish after Close: %v", err)
+}
+
+// A client that is accepted when the Path has been closed is reset.
+func TestTCPPublishedAfterClose(t *testing.T) {
+	w := newWorld(t, nil)
+	p := w.publish("127.0.0.1:0")
+	w.stop()
+	h, err := net.Dial("tcp", p.Addr().String())
+	if err == nil { // or the reset came before connect returned
+		defer h.Close()
+		forwardlab.HearReset(t, h)
+	} else if !forwardlab.IsReset(err) {
+		t.Error(err)
 	}
 }
 
 // A guest that does not answer costs its client nothing but a wait, and Close does not wait for it.
-func TestTCPPublishedDeafGuest(t *testing.T) {
+func TestTCPPublishedUnresponsiveGuest(t *testing.T) {
 	w := newWorld(t, nil)
 	w.guest.Listen(served(forwardlab.Guest4))
 	p := w.publish("127.0.0.1:0")
 	w.wire.Deaf.Store(true)
 	h := forwardlab.Call(t, netip.AddrPort{}, p.Addr())
-	forwardlab.Eventually(t, "the client is taken", func() bool { return w.clients.Load() == 1 })
+	forwardlab.Eventually(t, "the client is taken", func() bool { return w.f.TCP.Waiting.Load() == 1 })
 	begin := time.Now()
 	w.stop()
 	if took := time.Since(begin); took > time.Second {

@@ -98,8 +98,8 @@ func (w *world) pair() (*forwardlab.GuestConn, *net.TCPConn) {
 	return g, h
 }
 
-// echoResolver is a resolver that answers each query with itself.
-type echoResolver struct{ serve func(net.Conn) }
+// resolver is a forwarder.Resolver for TCP.
+type resolver struct{ serve func(net.Conn) }
 
-func (r echoResolver) ServeTCP(c net.Conn)          { r.serve(c) }
-func (r echoResolver) ServeUDP([]byte, func([]byte)) {}
+func (r resolver) ServeTCP(c net.Conn)           { r.serve(c) }
+func (r resolver) ServeUDP([]byte, func([]byte)) {}
