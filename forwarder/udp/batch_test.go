@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/nettest/forwardlab"
 	"rootlessnet/stack"
 )
 

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"rootlessnet/internal/nettest/forwardlab"
 	"rootlessnet/stack"
 )
 

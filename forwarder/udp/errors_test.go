@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"rootlessnet/forwarder"
+	"rootlessnet/internal/nettest/forwardlab"
 	"rootlessnet/stack"
 )
 
@@ -215,7 +217,7 @@ func TestEchoWithoutPermission(t *testing.T) {
 	}
 	// A fresh network namespace lets nobody have ping sockets: the range is empty.
 	var log bytes.Buffer
-	w := newWorld(t, func(c *worldConfig) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	w := newWorld(t, func(c *worldConfig) { c.log = slog.New(slog.NewTextHandler(&log, nil)) })
 	for range 2 {
 		w.HandleEcho(&stack.Echo{Src: forwardlab.Guest4.Addr(), Dst: forwardlab.Router4, ID: 1, Seq: 2, Payload: []byte("x"), TTL: 64})
 		if e := forwardlab.Receive(t, w.g.EchoErr, "error"); e.E != (stack.ICMPError{Type: 3, Code: 13}) || e.Req.Seq != 2 {

@@ -1,8 +1,7 @@
 package udp
 
 import (
-	"bytes"
-	"net"
+	"log/slog"
 	"net/netip"
 	"os"
 	"runtime"
@@ -13,33 +12,53 @@ import (
 	"testing"
 	"time"
 
-	"rootlessnet/policy"
+	"rootlessnet/forwarder"
+	"rootlessnet/internal/fdbudget"
+	"rootlessnet/internal/nettest/forwardlab"
 	"rootlessnet/stack"
 )
 
-// world is a Datagrams on a fake guest, with a clock that stands still.
+// world is a Path on a fake guest, with a clock that stands still.
 type world struct {
-	*Datagrams
-	g     *forwardlab.FakeGuest
-	clock atomic.Int64
+	*Path
+	g      *forwardlab.FakeGuest
+	budget *fdbudget.Budget
+	clock  atomic.Int64
 }
 
 func (w *world) advance(d time.Duration) { w.clock.Add(int64(d)) }
 
-// newWorld also checks at the end that no goroutine and no descriptor is left.
-func newWorld(t testing.TB, change func(*DatagramsConfig)) *world {
+// worldConfig is what a test may change.
+type worldConfig struct {
+	forwarder.EndpointConfig
+	guest      guest // in the place of the FakeGuest
+	maxSockets int   // 0: the Path's own
+	limit      int64 // of descriptors
+	log        *slog.Logger
+}
+
+// newWorld also checks at the end that no goroutine and no descriptor is left, and that nothing is taken from the budget.
+func newWorld(t testing.TB, change func(*worldConfig)) *world {
 	t.Helper()
 	fds, routines := countFDs(t), runtime.NumGoroutine()
 	w := &world{g: forwardlab.NewFakeGuest()}
-	cfg := DatagramsConfig{Guest: w.g, Policy: forwardlab.JudgeFunc(nil), Gateway4: forwardlab.Gateway4, Gateway6: forwardlab.Gateway6}
+	cfg := worldConfig{guest: w.g, limit: forwardlab.Limit}
+	cfg.Policy = forwardlab.JudgeFunc(nil)
+	cfg.Addresses = forwarder.Addresses{Gateway4: forwardlab.Gateway4, Gateway6: forwardlab.Gateway6}
 	if change != nil {
 		change(&cfg)
 	}
-	x, err := newDatagrams(cfg, func() time.Duration { return time.Duration(w.clock.Load()) })
+	w.budget = forwardlab.Budget(t, cfg.limit)
+	f := forwardlab.NewForwarder(t, forwarder.Config{Budget: w.budget, Logger: cfg.log})
+	f.AddEndpoint(cfg.EndpointConfig)
+	x, err := newPath(f, cfg.guest, func() time.Duration { return time.Duration(w.clock.Load()) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.Datagrams = x
+	if cfg.maxSockets > 0 {
+		x.maxSockets = cfg.maxSockets
+	}
+	w.Path = x
 	t.Cleanup(func() {
 		if err := x.Close(); err != nil {
 			t.Error(err)
@@ -48,6 +67,9 @@ func newWorld(t testing.TB, change func(*DatagramsConfig)) *world {
 			t.Errorf("second Close: %v", err)
 		}
 		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: netip.MustParseAddrPort("127.0.0.1:9")}, TTL: 64}) // must not revive anything
+		if n := f.Flows.Len(); n > 0 {
+			t.Errorf("%d flows are still in the table", n)
+		}
 		if n := countFDs(t); n > fds {
 			t.Errorf("%d descriptors before, %d after", fds, n)
 		}
@@ -75,22 +97,22 @@ func (w *world) send(src, dst netip.AddrPort, s string) {
 	w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: src, Dst: dst}, Payload: []byte(s), TTL: 64})
 }
 
-// knock is a datagram to where nobody listens.
-type knock struct {
+// probe is a datagram to a port on which nothing listens.
+type probe struct {
 	src, dst netip.AddrPort
 	before   uint64 // ICMP errors of the kernel
 }
 
-func (w *world) knock(t testing.TB, src, dst netip.AddrPort) knock {
+func (w *world) probe(t testing.TB, src, dst netip.AddrPort) probe {
 	t.Helper()
-	k := knock{src, dst, unreachables(t, dst.Addr().Is4())}
-	w.send(src, dst, "knock")
+	k := probe{src, dst, unreachables(t, dst.Addr().Is4())}
+	w.send(src, dst, "probe")
 	return k
 }
 
-// refusal waits for the error about a knock. The kernel may lose a datagram: if it has sent no error, there is another
-// knock. One that it has sent must have been told.
-func (w *world) refusal(t testing.TB, k knock) forwardlab.UDPError {
+// refusal waits for the error about a probe. The kernel may lose a datagram: if it has sent no error, there is another
+// probe. One that it has sent must have reached the guest.
+func (w *world) refusal(t testing.TB, k probe) forwardlab.UDPError {
 	t.Helper()
 	for range 5 {
 		select {
@@ -102,7 +124,7 @@ func (w *world) refusal(t testing.TB, k knock) forwardlab.UDPError {
 			t.Fatalf("no ICMP error within %v, after %d of the kernel: %+v", forwardlab.Patience, n, w.Stats())
 		}
 		t.Logf("the kernel has sent no ICMP error: %+v", w.Stats())
-		k = w.knock(t, k.src, k.dst)
+		k = w.probe(t, k.src, k.dst)
 	}
 	t.Fatal("no ICMP error, ever")
 	panic("unreachable")

@@ -6,6 +6,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"rootlessnet/internal/nettest/forwardlab"
 	"rootlessnet/stack"
 )
 

@@ -10,6 +10,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/flow"
+	"rootlessnet/forwarder"
+	"rootlessnet/internal/nettest/forwardlab"
+	"rootlessnet/internal/procnet"
 	"rootlessnet/policy"
 	"rootlessnet/stack"
 )
@@ -39,9 +43,9 @@ func TestUDPRoundTrip(t *testing.T) {
 		if d := forwardlab.Receive(t, w.g.UDP, "empty answer"); len(d.Payload) != 0 {
 			t.Errorf("guest got %q", d.Payload)
 		}
-		f := w.Flows()
-		if len(f) != 1 || !f[0].Assured || f[0].Published || f[0].Guest != c.guest || f[0].Remote != h.At ||
-			f[0].OutPackets != 2 || f[0].OutBytes != 8 || f[0].InPackets != 2 || f[0].InBytes != 6 {
+		f := w.f.Flows.List()
+		if len(f) != 1 || f[0].State != flow.Established || f[0].Direction != flow.Outbound || f[0].Key.Src != c.guest || f[0].Key.Dst != h.At ||
+			f[0].PacketsToHost != 2 || f[0].BytesToHost != 8 || f[0].PacketsToGuest != 2 || f[0].BytesToGuest != 6 {
 			t.Errorf("flows %+v", f)
 		}
 	}
@@ -75,7 +79,7 @@ func TestUDPKeepsEphemeralPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	port := uint16(probe.LocalAddr().(*net.UDPAddr).Port)
-	w.localPorts = [2]uint16{port, port}
+	w.localPorts = procnet.PortRange{First: port, Last: port}
 	src := netip.AddrPortFrom(forwardlab.Guest4.Addr(), port)
 	w.send(src, h.At, "taken")
 	if _, from := h.Receive(t); from.Port() == port {
@@ -137,8 +141,8 @@ func TestUDPEvictsOldestSocket(t *testing.T) {
 	w.send(src(3), h.At, "x")
 	h.Receive(t)
 	seen := map[uint16]bool{}
-	for _, f := range w.Flows() {
-		seen[f.Guest.Port()] = true
+	for _, f := range w.f.Flows.List() {
+		seen[f.Key.Src.Port()] = true
 	}
 	if len(seen) != 3 || seen[5001] || w.Stats().Evicted != 1 || w.Stats().Sockets != 3 {
 		t.Errorf("left: %v, %+v", seen, w.Stats())
@@ -159,12 +163,12 @@ func TestUDPEvictsOldestFlows(t *testing.T) {
 		w.send(netip.AddrPortFrom(forwardlab.Guest4.Addr(), uint16(6000+i)), forwardlab.AP("127.0.0.1:20000"), "x")
 		w.advance(time.Second)
 	}
-	fl := w.Flows()
+	fl := w.f.Flows.List()
 	if len(fl) != 6 {
 		t.Errorf("%d flows, want 6", len(fl))
 	}
 	for _, f := range fl {
-		if f.Guest.Port() < 6004 {
+		if f.Key.Src.Port() < 6004 {
 			t.Errorf("an older flow stays: %+v", f)
 		}
 	}
@@ -203,17 +207,17 @@ func TestUDPRefused(t *testing.T) {
 		open := forwardlab.ListenUDP(t, netip.AddrPortFrom(closed.At.Addr(), 0).String())
 		w := newWorld(t, nil)
 		_ = closed.Close()
-		k := w.knock(t, guest, closed.At)
+		k := w.probe(t, guest, closed.At)
 		e := w.refusal(t, k)
 		if unreachables(t, guest.Addr().Is4()) == k.before {
 			t.Error("the kernel does not count its ICMP errors")
 		}
-		if e.Flow != (stack.Flow{Src: guest, Dst: closed.At}) || string(e.Payload) != "knock" || e.E != stack.PortUnreachable(guest.Addr().Is4()) {
+		if e.Flow != (stack.Flow{Src: guest, Dst: closed.At}) || string(e.Payload) != "probe" || e.E != stack.PortUnreachable(guest.Addr().Is4()) {
 			t.Errorf("got %+v", e)
 		}
 		// The error of one remote must not cost a datagram to another.
 		for i := range 50 {
-			k := w.knock(t, guest, closed.At)
+			k := w.probe(t, guest, closed.At)
 			w.send(guest, open.At, fmt.Sprint(i))
 			if s, _ := open.Receive(t); s != fmt.Sprint(i) {
 				t.Fatalf("got %q, want %d", s, i)
@@ -250,9 +254,9 @@ func TestUDPVerdicts(t *testing.T) {
 	w.send(forwardlab.Guest4, h.At, "x")
 	forwardlab.ReceiveNothing(t, w.g.UDPErr, "ICMP error")
 	h.ReceiveNothing(t)
-	st := w.Stats()
-	if st.Denied["loopback"] != 3 || st.Denied["multicast"] != 1 || st.Flows != 0 {
-		t.Errorf("stats %+v", st)
+	st, refused := w.Stats(), w.f.Refused()
+	if refused["loopback"] != 3 || refused["multicast"] != 1 || st.Flows != 0 {
+		t.Errorf("refused %v, stats %+v", refused, st)
 	}
 	asked, next = 0, policy.Verdict{Action: policy.Allow, Dst: h.At}
 	for range 5 {
@@ -415,14 +419,20 @@ func TestUDPTrains(t *testing.T) {
 	}
 }
 
+// resolver is a forwarder.Resolver for UDP.
+type resolver func(q []byte, reply func([]byte))
+
+func (r resolver) ServeTCP(net.Conn)                     {}
+func (r resolver) ServeUDP(q []byte, reply func([]byte)) { r(q, reply) }
+
 func TestUDPDNS(t *testing.T) {
 	var seen []string
 	w := newWorld(t, func(c *worldConfig) {
-		c.DNSAddrs = []netip.Addr{forwardlab.Gateway4, netip.MustParseAddr("10.0.2.3")}
-		c.DNS = func(q []byte, reply func([]byte)) {
+		c.ResolverAddrs = []netip.Addr{forwardlab.Gateway4, netip.MustParseAddr("10.0.2.3")}
+		c.Resolver = resolver(func(q []byte, reply func([]byte)) {
 			seen = append(seen, string(q))
 			go reply([]byte("answer to " + string(q)))
-		}
+		})
 	})
 	for _, dst := range []netip.AddrPort{netip.AddrPortFrom(forwardlab.Gateway4, 53), forwardlab.AP("10.0.2.3:53")} {
 		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: dst}, Payload: []byte("q1q2q"), GSOSize: 2, TTL: 1})
@@ -444,9 +454,9 @@ func TestUDPOutboundAllocatesNothing(t *testing.T) {
 	w := newWorld(t, nil)
 	payload := make([]byte, 1200)
 	for _, d := range []stack.Datagram{
-		{Src: forwardlab.Guest4, Dst: h.At, Payload: payload, TTL: 64},
-		{Src: forwardlab.Guest6, Dst: h6.At, Payload: payload, TTL: 64, DF: true},
-		{Src: forwardlab.Guest4, Dst: h.At, Payload: payload, TTL: 64, GSOSize: 300},
+		{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: h.At}, Payload: payload, TTL: 64},
+		{Flow: stack.Flow{Src: forwardlab.Guest6, Dst: h6.At}, Payload: payload, TTL: 64, DF: true},
+		{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: h.At}, Payload: payload, TTL: 64, GSOSize: 300},
 	} {
 		w.HandleUDP(&d)
 		if n := testing.AllocsPerRun(200, func() { w.HandleUDP(&d) }); n != 0 {

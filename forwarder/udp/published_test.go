@@ -9,6 +9,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/flow"
+	"rootlessnet/forwarder"
+	"rootlessnet/internal/nettest/forwardlab"
 	"rootlessnet/policy"
 	"rootlessnet/stack"
 )
@@ -32,7 +35,7 @@ func at(p *UDPPort, host string) netip.AddrPort {
 }
 
 // answer is what the server inside sends back on d.
-func (w *world) forwardlab.Answer(d stack.Datagram, s string) {
+func (w *world) answer(d stack.Datagram, s string) {
 	w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: d.Dst, Dst: d.Src}, Payload: []byte(s), TTL: 64})
 }
 
@@ -68,8 +71,8 @@ func TestPublishedLoopbackClients(t *testing.T) {
 			t.Errorf("client got %q from %v, want it from %v", s, from, at(p, c.to))
 		}
 	}
-	for _, f := range w.Flows() {
-		if !f.Published || !f.Assured {
+	for _, f := range w.f.Flows.List() {
+		if f.Direction != flow.Inbound || f.State != flow.Established {
 			t.Errorf("flow %+v", f)
 		}
 	}
@@ -134,23 +137,33 @@ func TestPublishedOtherFamily(t *testing.T) {
 // Without a gateway address of the family there is no name for a loopback client: it must not appear as 127.0.0.1.
 func TestPublishedNoAlias(t *testing.T) {
 	c := forwardlab.ListenUDP(t, "127.0.0.1:0")
-	w := newWorld(t, func(c *worldConfig) { c.Gateway4 = netip.Addr{} })
+	w := newWorld(t, func(c *worldConfig) { c.Addresses.Gateway4 = netip.Addr{} })
 	p := publish(t, w, UDPListen{Addr: forwardlab.AP("127.0.0.1:0"), Guest4: server4})
 	c.Send(t, p.Addr(), "x")
 	w.waitDrop(t, DropNoPort, 1)
 	forwardlab.ReceiveNothing(t, w.g.UDP, "datagram")
 }
 
-// TestPublishedOwnAddress: a client with an address of the guest's, which need not be the one it is led to, appears as the gateway.
+// TestPublishedOwnAddress: a client with an address of the guest's, which need not be the one it is forwarded to, appears as the gateway.
 func TestPublishedOwnAddress(t *testing.T) {
 	w := newWorld(t, nil)
 	own := netip.MustParseAddr("203.0.113.9")
-	if w.needsAlias(forwardlab.Guest4.Addr(), own) {
-		t.Error("before the guest has the address")
+	p := &UDPPort{x: w.Path, cfg: UDPListen{Guest4: server4}, next: aliasFirst}
+	appears := func() netip.AddrPort {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		key, ok := w.clientKey(p, server4, netip.AddrPortFrom(own, 5))
+		if !ok {
+			t.Error("the client has no name")
+		}
+		return key.remote
 	}
-	w.SetAddresses(Addresses{Gateway4: forwardlab.Gateway4, Gateway6: forwardlab.Gateway6, Guests: []netip.Addr{own}})
-	if !w.needsAlias(forwardlab.Guest4.Addr(), own) {
-		t.Error("when it has it")
+	if got := appears(); got != netip.AddrPortFrom(own, 5) {
+		t.Errorf("before the guest has the address: %v", got)
+	}
+	w.f.Endpoint(0).SetAddresses(forwarder.Addresses{Gateway4: forwardlab.Gateway4, Gateway6: forwardlab.Gateway6, Guests: []netip.Addr{own}})
+	if got := appears(); got != netip.AddrPortFrom(forwardlab.Gateway4, 5) {
+		t.Errorf("when the guest has it: %v", got)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/nettest/forwardlab"
 	"rootlessnet/stack"
 )
 
@@ -39,7 +40,7 @@ func TestUDPConcurrent(t *testing.T) {
 	loop(func(i int) {
 		w.advance(time.Second)
 		w.sweep()
-		_ = w.Flows()
+		_ = w.f.Flows.List()
 		_ = w.Stats()
 		time.Sleep(time.Millisecond)
 	})

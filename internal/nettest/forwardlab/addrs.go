@@ -3,6 +3,7 @@ package forwardlab
 import (
 	"net"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -35,3 +36,6 @@ func AP(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
 
 // LocalAddr is the address of c on this side. c is a connection of TCP.
 func LocalAddr(c net.Conn) netip.AddrPort { return c.LocalAddr().(*net.TCPAddr).AddrPort() }
+
+// Repeat is n times the letter x.
+func Repeat(n int) string { return strings.Repeat("x", n) }
