@@ -1,10 +1,12 @@
 package udp
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"rootlessnet/internal/nettest/forwardlab"
 	"rootlessnet/stack"
@@ -110,5 +112,22 @@ func TestInterfaceMTU(t *testing.T) {
 	}
 	if got := interfaceMTU(1 << 30); got != 0 {
 		t.Errorf("the MTU of no interface is %d", got)
+	}
+}
+
+// An interface by which a datagram shall leave is in its control message.
+func TestUDPControlNamesTheInterface(t *testing.T) {
+	const absent = 1 << 20
+	var c controlBuffer
+	c.addLocal(netip.Addr{}, absent, false)
+	c.addLocal(netip.Addr{}, absent, true)
+	msgs, err := unix.ParseSocketControlMessage(c.buf[:c.n])
+	if err != nil || len(msgs) != 2 {
+		t.Fatal(msgs, err)
+	}
+	for i, at := range []int{0, 16} { // ipi_ifindex, ipi6_ifindex
+		if got := binary.NativeEndian.Uint32(msgs[i].Data[at:]); got != absent {
+			t.Errorf("message %d: interface %d", i, got)
+		}
 	}
 }
