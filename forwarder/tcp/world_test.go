@@ -20,6 +20,7 @@ type world struct {
 	t      testing.TB
 	budget *fdbudget.Budget
 	policy *policy.Live
+	rules  policy.Config // those in force
 	wire   *forwardlab.Wire
 	gw     *stack.Stack
 	guest  *forwardlab.Guest
@@ -54,7 +55,7 @@ func newWorld(t testing.TB, change func(*worldConfig)) *world {
 	if change != nil {
 		change(&cfg)
 	}
-	w := &world{t: t, wire: forwardlab.NewWire(), policy: policy.NewLive(cfg.rules), budget: forwardlab.Budget(t, cfg.limit)}
+	w := &world{t: t, wire: forwardlab.NewWire(), policy: policy.NewLive(cfg.rules), rules: cfg.rules, budget: forwardlab.Budget(t, cfg.limit)}
 	cfg.Policy = w.policy
 	var err error
 	w.gw, err = stack.New(stack.Config{Gateway4: gw4, Gateway6: gw6, Subnet4: forwardlab.Subnet4, Subnet6: forwardlab.Subnet6,
