@@ -45,13 +45,13 @@ type world struct {
 
 // newRelay forwards to a port of this host, TCP and UDP, from a socket for both families each; tcp and udp are their
 // addresses.
-func newRelay(t *testing.T, pool Pool, to uint16) (w *world, tcp, udp netip.AddrPort) {
+func newRelay(t testing.TB, pool Pool, to uint16) (w *world, tcp, udp netip.AddrPort) {
 	t.Helper()
 	return newLimitedRelay(t, pool, to, forwardlab.Limit)
 }
 
 // newLimitedRelay is newRelay with a limit of descriptors.
-func newLimitedRelay(t *testing.T, pool Pool, to uint16, limit int64) (w *world, tcp, udp netip.AddrPort) {
+func newLimitedRelay(t testing.TB, pool Pool, to uint16, limit int64) (w *world, tcp, udp netip.AddrPort) {
 	t.Helper()
 	nettest.CheckLeaks(t)
 	w = &world{budget: forwardlab.Budget(t, limit)}

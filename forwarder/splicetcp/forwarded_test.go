@@ -126,7 +126,7 @@ func TestSpliceForwardClosed(t *testing.T) {
 	}
 	_, ready := w.waitForReady()
 	w.syn(w.freePort(), guestTTL-1)
-	w.Path.Close()
+	w.stop()
 	ready <- nil
 	forwardlab.Eventually(t, "noted", func() bool {
 		w.mu.Lock()

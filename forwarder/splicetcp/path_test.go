@@ -140,7 +140,7 @@ func TestSpliceCloseWithARequestUnderWay(t *testing.T) {
 	}
 	defer h.Close()
 	w.pause()
-	w.Path.Close()
+	w.stop()
 	forwardlab.HearReset(t, h)
 	if !w.syn(20001, guestTTL) {
 		t.Error("a request after Close goes on to the stack path")

@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -22,13 +23,15 @@ import (
 // test itself is the guest's kernel. The guest has the address Here4 and connects to the listener, on Other4, which stands
 // for every remote address; the policy has the host connect to hostAddr, with the same port, instead.
 type world struct {
-	*testing.T
+	testing.TB
 	*Path
-	budget   *fdbudget.Budget
-	policy   *policy.Live
-	rules    policy.Config
-	listener netip.AddrPort
-	remote   *net.TCPListener // of the host, with the port of listener
+	budget    *fdbudget.Budget
+	policy    *policy.Live
+	rules     policy.Config // those in force
+	stopped   sync.Once
+	listener  netip.AddrPort
+	remote    *net.TCPListener // of the host, with the port of listener
+	listeners []netip.AddrPort // further ones, for those who want several destinations
 }
 
 // hostAddr is where the host's servers listen.
@@ -59,15 +62,29 @@ func newLimitedWorld(t *testing.T, limit int64) *world {
 	if forwardlab.EnterNetns(t) == nil {
 		return nil
 	}
+	return newWorldInside(t, limit, 0)
+}
+
+// newWorldInside is for tests that are in the namespace already. further is the number of world.listeners.
+func newWorldInside(t testing.TB, limit int64, further int) *world {
+	t.Helper()
 	nettest.CheckLeaks(t)
-	w := &world{T: t, budget: forwardlab.Budget(t, limit)}
-	l := forwardlab.Listen(t, netip.AddrPortFrom(forwardlab.Other4, 0).String())
-	w.listener = l.Addr().(*net.TCPAddr).AddrPort()
-	w.remote = forwardlab.Listen(t, netip.AddrPortFrom(hostAddr, w.listener.Port()).String())
-	lf, err := l.File()
-	if err != nil {
-		t.Fatal(err)
+	w := &world{TB: t, budget: forwardlab.Budget(t, limit)}
+	var files []*os.File
+	listen := func() netip.AddrPort {
+		l := forwardlab.Listen(t, netip.AddrPortFrom(forwardlab.Other4, 0).String())
+		f, err := l.File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, f)
+		return l.Addr().(*net.TCPAddr).AddrPort()
 	}
+	w.listener = listen()
+	for range further {
+		w.listeners = append(w.listeners, listen())
+	}
+	w.remote = forwardlab.Listen(t, netip.AddrPortFrom(hostAddr, w.listener.Port()).String())
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -78,13 +95,16 @@ func newLimitedWorld(t *testing.T, limit int64) *world {
 	w.policy = policy.NewLive(w.rules)
 	f := forwardlab.NewForwarder(t, forwarder.Config{Budget: w.budget})
 	f.AddEndpoint(forwarder.EndpointConfig{Policy: w.policy, Addresses: forwarder.Addresses{Gateway4: forwardlab.Other4, Guest4: forwardlab.Here4}})
-	w.Path, err = New(f, Inside{Packets: os.NewFile(uintptr(fds[1]), "packets"), Listeners: []*os.File{lf}, Pool: plainPool{}})
+	w.Path, err = New(f, Inside{Packets: os.NewFile(uintptr(fds[1]), "packets"), Listeners: files, Pool: plainPool{}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(w.Path.Close)
+	t.Cleanup(w.stop)
 	return w
 }
+
+// stop closes the Path, once.
+func (w *world) stop() { w.stopped.Do(w.Path.Close) }
 
 // stats are the counters of the Path and those of the forwarder.
 type stats struct {
@@ -107,7 +127,7 @@ func (w *world) syn(port uint16, ttl uint8) (taken bool) {
 // connect connects to the listener from a port, as the guest's kernel does when the SYN was re-injected.
 func (w *world) connect(port uint16) *net.TCPConn {
 	w.Helper()
-	return forwardlab.Call(w.T, netip.AddrPortFrom(forwardlab.Here4, port), w.listener)
+	return forwardlab.Call(w.TB, netip.AddrPortFrom(forwardlab.Here4, port), w.listener)
 }
 
 // pair is one connection from the guest to the remote.
@@ -118,7 +138,7 @@ func (w *world) pair() (guest, host *net.TCPConn) {
 		w.Fatal("the request was left to the stack path")
 	}
 	guest = w.connect(port)
-	host = forwardlab.Accept(w.T, w.remote)
+	host = forwardlab.Accept(w.TB, w.remote)
 	w.waitFor("the flow is in the table", func(stats) bool { return w.find(w.flow(port).Key(flow.TCP)) })
 	return guest, host
 }
@@ -135,7 +155,7 @@ func (w *world) find(k flow.Key) bool {
 
 func (w *world) waitFor(what string, ok func(s stats) bool) {
 	w.Helper()
-	forwardlab.Eventually(w.T, what, func() bool { return ok(w.Stats()) })
+	forwardlab.Eventually(w.TB, what, func() bool { return ok(w.Stats()) })
 }
 
 // freePort is one that the guest may connect from.
@@ -151,7 +171,7 @@ func (w *world) freePort() uint16 {
 // publish publishes a port of the guest. What the Path declines, fallback takes.
 func (w *world) publish(port uint16, fallback forwarder.ClientServer) *forwarder.PublishedTCP {
 	w.Helper()
-	p, err := w.f.PublishTCP(forwardlab.Listen(w.T, "127.0.0.1:0"), forwarder.Target{Addr: netip.AddrPortFrom(netip.Addr{}, port)}, w.Path, fallback)
+	p, err := w.f.PublishTCP(forwardlab.Listen(w.TB, "127.0.0.1:0"), forwarder.Target{Addr: netip.AddrPortFrom(netip.Addr{}, port)}, w.Path, fallback)
 	if err != nil {
 		w.Fatal(err)
 	}
