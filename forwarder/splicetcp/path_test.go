@@ -188,7 +188,7 @@ func TestSpliceOutOfDescriptors(t *testing.T) {
 	if w == nil {
 		return
 	}
-	c, err := plainPool{}.Get(false, false)
+	c, err := new(plainPool).Get(false, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -410,16 +410,11 @@ func TestSpliceBudgetIsUsedUp(t *testing.T) {
 	w.budget.Give(fdbudget.Stack, 1)
 	_, _ = forwardlab.Accept(t, inside).Close(), h.Close()
 	w.waitFor("it has ended", func(s stats) bool { return s.Active == (total-room)/descriptors })
-	// A pool without sockets, and a port that is closed.
-	w.in.Pool = emptyPool{}
+	// A pool without sockets.
+	w.pool.empty.Store(true)
 	forwardlab.Call(t, netip.AddrPort{}, p.Addr())
 	forwardlab.Receive(t, next.clients, "client that is passed on")
 	if n := forwardlab.Taken(w.budget); n != total-room {
 		t.Errorf("%d descriptors taken", n)
 	}
 }
-
-// emptyPool has no socket.
-type emptyPool struct{ plainPool }
-
-func (emptyPool) Get(bool, bool) (int, error) { return -1, unix.EAGAIN }
