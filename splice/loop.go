@@ -86,7 +86,7 @@ func NewLoop(log *slog.Logger, group *spin.Group) (*Loop, error) {
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
 	l := &Loop{log: log, ep: ep, f: os.NewFile(uintptr(ep), "epoll"), pairs: map[*Pair]struct{}{},
-		scratch: make([]byte, scratchSize), pipes: newPipePool(), halfClosed: map[*Pair]struct{}{}, done: make(chan struct{})}
+		scratch: make([]byte, scratchSize), halfClosed: map[*Pair]struct{}{}, done: make(chan struct{})}
 	l.moderation = moderator{loop: l, fd: -1}
 	if l.member, err = group.NewMember(l.f, l.handleReady); err != nil {
 		l.f.Close()

@@ -94,45 +94,6 @@ func parse(root, rel string) (file, error) {
 	return f, nil
 }
 
-// mayImport says which of our packages (first element of the path) each of them may import besides internal/*.
-var mayImport = map[string][]string{
-	"cmd":       {".", "api"},
-	".":         {"plan", "sandbox"},
-	"sandbox":   {"api", "dns", "gateway", "plan", "userns"},
-	"gateway":   {"dns", "forwarder", "netns", "plan", "policy", "stack", "tap"},
-	"plan":      {},
-	"api":       {"stack"},
-	"dns":       {"stack"},
-	"forwarder": {"stack", "policy", "splice"},
-	"stack":     {"tap"},
-	"tap":       {},
-	"userns":    {"netns"},
-	"netns":     {},
-	"policy":    {},
-	"splice":    {},
-	"internal":  {},
-	"bench":     {},
-	"e2e":       {},
-	"examples":  {"."},
-}
-
-// further are exceptions, each with its reason.
-var further = map[string][]string{
-	"internal/nettest":      {"tap"},             // the fake device implements tap.Device; only tests import it
-	"internal/flagvalue":    {"."},               // the flags of several commands; only commands import it
-	"internal/rootlessport": {"netns", "splice"}, // a program of its own: only its command imports it
-	"cmd/rootless-net":      {"userns"},          // exec joins a sandbox from the caller's own terminal
-}
-
-// mayImportInternal says which internal packages the rooms of a sandbox may import. Other directories are not listed yet and may
-// import all of them.
-var mayImportInternal = map[string][]string{
-	".":       {},
-	"plan":    {},
-	"gateway": {"bindaddr", "listenwatch", "procnet", "spin"},
-	"sandbox": {"hostnet", "signals", "state", "watch"},
-}
-
 func top(dir string) string {
 	first, _, _ := strings.Cut(dir, "/")
 	return first
@@ -144,65 +105,6 @@ func ours(imported string) (dir string, ok bool) {
 		return ".", true
 	}
 	return strings.CutPrefix(imported, module+"/")
-}
-
-func TestImportsGoOneWay(t *testing.T) {
-	for _, f := range sources(t) {
-		if f.test {
-			continue // tests may build what they need from above; their packages still compile into no product
-		}
-		allowed, known := mayImport[top(f.dir)]
-		if !known {
-			t.Errorf("%s: the directory %s has no place in the architecture", f.name, top(f.dir))
-			continue
-		}
-		for _, imported := range f.imports {
-			dir, ok := ours(imported)
-			if !ok || dir == f.dir {
-				continue
-			}
-			if name, internal := strings.CutPrefix(dir, "internal/"); internal {
-				if list, listed := mayImportInternal[f.dir]; listed && !slices.Contains(list, name) {
-					t.Errorf("%s imports %s", f.name, imported)
-				}
-				continue
-			}
-			if !slices.Contains(allowed, top(dir)) && !slices.Contains(further[f.dir], dir) {
-				t.Errorf("%s imports %s", f.name, imported)
-			}
-		}
-	}
-}
-
-func TestNothingImportsCommands(t *testing.T) {
-	for _, f := range sources(t) {
-		for _, imported := range f.imports {
-			if dir, ok := ours(imported); ok && top(dir) == "cmd" {
-				t.Errorf("%s imports %s", f.name, imported)
-			}
-		}
-	}
-}
-
-func TestStackNeverImportsForwarder(t *testing.T) {
-	for _, f := range sources(t) {
-		if f.dir == "stack" && slices.Contains(f.imports, module+"/forwarder") {
-			t.Errorf("%s imports forwarder", f.name)
-		}
-	}
-}
-
-func TestNoGVisorBelowStack(t *testing.T) {
-	for _, f := range sources(t) {
-		if !slices.Contains([]string{"tap", "userns", "netns", "policy", "internal", "dns", "api", "plan"}, top(f.dir)) {
-			continue
-		}
-		for _, imported := range f.imports {
-			if strings.HasPrefix(imported, "gvisor.dev/") {
-				t.Errorf("%s imports %s", f.name, imported)
-			}
-		}
-	}
 }
 
 // testOnly is the library that compares the control socket with its schema.
