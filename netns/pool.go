@@ -40,8 +40,8 @@ type PoolOptions struct {
 	IPv6 bool
 	// UDP has UDP sockets opened from the beginning; otherwise the first GetUDP finds none.
 	UDP bool
-	// MaxBatch is the most sockets to open at once for each kind, at least 1 and at most maxBatch; up to one and a half times
-	// as many are open and unused. 0 means defaultMaxBatch.
+	// MaxBatch is how many sockets of a kind are opened at once at most; more than 240 is cut to that. Up to one and a half
+	// times as many of a kind are open and unused. 0 means 1/64 of RLIMIT_NOFILE.
 	MaxBatch int
 }
 

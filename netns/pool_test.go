@@ -2,9 +2,7 @@ package netns
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
-	"os"
 	"testing"
 	"time"
 
@@ -124,7 +122,7 @@ func TestPoolAt(t *testing.T) {
 	}
 	setUp(t, testLink(t))
 	before := redirectState(t)
-	path := fmt.Sprintf("/proc/%d/ns/net", os.Getpid())
+	const path = "/proc/thread-self/ns/net" // not /proc/self: openPacket may have moved the first thread
 	p, err := OpenPoolAt(path, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -159,6 +157,9 @@ func TestPoolAt(t *testing.T) {
 			t.Fatal(err)
 		}
 		waitFD(t, fd, unix.POLLIN)
+	}
+	if _, err := NewRedirect(&RedirectConfig{Uplink: "eth0"}, false); !errors.Is(err, unix.EADDRINUSE) {
+		t.Errorf("a redirect beside a pool: %v", err)
 	}
 	// The next one waits for this one's end.
 	next := make(chan *Pool)
