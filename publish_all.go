@@ -56,7 +56,7 @@ func (f *listenFollower) look() {
 	now := map[guestPort]bool{}
 	for _, proto := range []string{"tcp", "udp"} {
 		for _, a := range procnet.Listeners(f.procNet, proto) {
-			if !a.Addr().IsLoopback() && !procnet.Nobody(a.Addr()) && !(proto == "udp" && a.Port() >= ephemeralStart) {
+			if !a.Addr().IsLoopback() && !procnet.Internal(a.Addr()) && !(proto == "udp" && a.Port() >= ephemeralStart) {
 				now[guestPort{proto, a.Port()}] = true
 			}
 		}

@@ -427,7 +427,7 @@ func (s *sandbox) linger(ctx context.Context, code int) {
 		case <-ctx.Done():
 			return
 		case sig := <-s.cfg.Signals:
-			if signals.Ends(sig) {
+			if signals.Terminates(sig) {
 				return
 			}
 		}

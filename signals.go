@@ -19,7 +19,7 @@ func (s *sandbox) early(cancel context.CancelFunc) (stop func()) {
 		for {
 			select {
 			case sig := <-s.cfg.Signals:
-				if signals.Ends(sig) {
+				if signals.Terminates(sig) {
 					cancel()
 				} else if !slices.Contains(s.kept, sig) {
 					s.kept = append(s.kept, sig)

@@ -356,13 +356,13 @@ func (f *flow) waitGuest() bool {
 // After our FIN nobody writes any more.
 func (f *flow) hostReset() bool {
 	reset := false
-	_ = f.h.rc.Control(func(fd uintptr) { reset = rawsock.Dead(fd) && !f.guestEOF.Load() })
+	_ = f.h.rc.Control(func(fd uintptr) { reset = rawsock.Closed(fd) && !f.guestEOF.Load() })
 	return reset
 }
 
 // hostClosed waits until the host's socket is dead; false means that somebody ended the wait.
 func (f *flow) hostClosed() bool {
-	err := f.h.rc.Read(rawsock.Dead)
+	err := f.h.rc.Read(rawsock.Closed)
 	return !errors.Is(err, os.ErrDeadlineExceeded)
 }
 

@@ -163,5 +163,5 @@ func (f *follower) reached(a netip.Addr, fromNS bool) bool {
 	if a.IsLoopback() && f.o.HostLoToNSLo && !f.o.NoSplice {
 		return true
 	}
-	return a.IsUnspecified() || a.IsLoopback() == fromNS && !procnet.Nobody(a)
+	return a.IsUnspecified() || a.IsLoopback() == fromNS && !procnet.Internal(a)
 }

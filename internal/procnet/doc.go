@@ -1,2 +1,4 @@
-// Package procnet reads what listens in a network namespace from /proc/PID/net, as one who follows it needs it.
+// Package procnet reads the listening sockets of a network namespace from /proc/PID/net, for the automatic forwarding of their ports.
+//
+// It reads files only, keeps no state, and imports the standard library only.
 package procnet
