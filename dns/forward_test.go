@@ -20,7 +20,7 @@ func TestForwardsUnchanged(t *testing.T) {
 		sawIt <- append([]byte(nil), q...)
 		a := append([]byte(nil), q...)
 		a[2] |= 0x80
-		return [][]byte{append(a, "what nobody knows"...)}
+		return [][]byte{append(a, "unknown trailing data"...)}
 	})
 	r := start(t, Config{}, up.addr)
 	m := question("mIxEd.Example", 65280)
@@ -34,7 +34,7 @@ func TestForwardsUnchanged(t *testing.T) {
 	if !bytes.Equal(seen[2:], sent[2:]) {
 		t.Errorf("the upstream got\n% x, sent was\n% x", seen, sent)
 	}
-	want := append(append([]byte(nil), sent...), "what nobody knows"...)
+	want := append(append([]byte(nil), sent...), "unknown trailing data"...)
 	want[2] |= 0x80
 	if !bytes.Equal(got, want) {
 		t.Errorf("the client got\n% x, want\n% x", got, want)
@@ -151,7 +151,7 @@ func TestFailover(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nobody := pc.LocalAddr().(*net.UDPAddr).AddrPort()
+	closed := pc.LocalAddr().(*net.UDPAddr).AddrPort()
 	pc.Close()
 	good := newUpstream(t, says("192.0.2.9"))
 	for _, c := range []struct {
@@ -161,7 +161,7 @@ func TestFailover(t *testing.T) {
 		sticks bool // the next query goes first to the upstream that answered
 	}{
 		{"silent", newUpstream(t, silent).addr, 3 * time.Second, true},
-		{"nobody there", nobody, 500 * time.Millisecond, true},
+		{"closed port", closed, 500 * time.Millisecond, true},
 		{"no route", netip.MustParseAddrPort("[fe80::1%nosuchlink]:53"), 500 * time.Millisecond, true},
 		{"SERVFAIL", newUpstream(t, fails(mdns.RcodeServerFailure)).addr, 500 * time.Millisecond, false},
 		{"REFUSED", newUpstream(t, fails(mdns.RcodeRefused)).addr, 500 * time.Millisecond, false},
@@ -346,7 +346,7 @@ func TestRejected(t *testing.T) {
 		{"a loop", with(func(b []byte) []byte { return append(b[:12], 0xc0, 0x0c, 0, 1, 0, 1) }), mdns.RcodeFormatError},
 		{"a long label", with(func(b []byte) []byte { b[12] = 64; return append(b, make([]byte, 300)...) }), mdns.RcodeFormatError},
 		{"a long name", with(func(b []byte) []byte { return append(b[:12], bytes.Repeat([]byte{1, 'a'}, 200)...) }), mdns.RcodeFormatError},
-		{"a record's length lies", with(func(b []byte) []byte {
+		{"a record's length is wrong", with(func(b []byte) []byte {
 			b[11] = 1
 			return append(b, 0, 0, 41, 16, 0, 0, 0, 0, 0, 255, 255)
 		}), mdns.RcodeFormatError},
