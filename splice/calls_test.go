@@ -64,10 +64,10 @@ func tracedMain() int {
 
 // traced is the traced child process.
 type traced struct {
-	control int // our end of its descriptor 3
+	control int // the test's end of the child's descriptor 3
 	on      atomic.Bool
 	mu      sync.Mutex
-	calls   map[uint64]int // by number, while on; guarded by mu
+	calls   map[uint64]int // by system call number, counted while on is set; guarded by mu
 }
 
 // trace starts the child. One thread starts, traces and awaits it, as ptrace(2) demands.

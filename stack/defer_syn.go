@@ -49,7 +49,7 @@ func (p *port) deferSYN(k *packet, n tcpip.NetworkProtocolNumber) (deferred bool
 		defer ip.Release()
 		defer func() {
 			if e := recover(); e != nil {
-				s.panicked(e)
+				s.panicked(frameLost, e)
 			}
 		}()
 		for range deferSteps {

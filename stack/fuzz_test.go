@@ -47,7 +47,7 @@ func newFuzzBench(f *testing.F, info tap.Info) *fuzzBench {
 	b.f.Bufs = [][]byte{nil, b.r.tail[:]}
 	s.ports.Store(&[]*port{b.p})
 	f.Cleanup(func() {
-		s.ports.Store(&[]*port{}) // sink cannot be closed
+		s.ports.Store(&[]*port{}) // the sink has no working Close
 		s.Close()
 	})
 	return b

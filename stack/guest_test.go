@@ -40,7 +40,7 @@ type recorder struct {
 	udp    []Datagram
 	echoes []Echo
 	errs   []ICMPError
-	flows  []Flow // of errs
+	flows  []Flow // that errs are about
 	tcp    func(*TCPRequest)
 }
 

@@ -117,10 +117,11 @@ func (s *Stack) deliverReassembledICMP(id gstack.TransportEndpointID, pkt *gstac
 	}
 	k.payload = whole[off:]
 	echo := k.payload[0] == icmp4Echo && checksum.Checksum(k.payload, 0) == 0xffff
+	k.ttl, k.tos = ttlTOS(ip)
 	if k.dst.Is4() {
-		k.proto, k.ttl, k.tos = protoICMP, ip[8], ip[1]
+		k.proto = protoICMP
 	} else {
-		k.proto, k.ttl, k.tos = protoICMPv6, ip[7], ip[0]<<4|ip[1]>>4
+		k.proto = protoICMPv6
 		echo = k.payload[0] == icmp6Echo && k.checksumOK()
 	}
 	if !echo {

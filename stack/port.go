@@ -230,11 +230,13 @@ func (r *receiver) handleReady() spin.Result {
 	return spin.Idle
 }
 
-// panicked counts and logs a frame that was lost by a panic.
-func (s *Stack) panicked(e any) {
+// panicked counts and logs a recovered panic. attrs are further attributes of the log record.
+func (s *Stack) panicked(msg string, e any, attrs ...any) {
 	s.stats.drop(DropPanic)
-	s.log.Error("panic while handling a frame; the frame is dropped", "panic", fmt.Sprint(e), "stack", string(debug.Stack()))
+	s.log.Error(msg, append(attrs, "panic", fmt.Sprint(e), "stack", string(debug.Stack()))...)
 }
+
+const frameLost = "panic while handling a frame; the frame is dropped"
 
 // receive handles one frame. It returns true if it has passed on the slot's view, so that the slot needs a new one.
 func (p *port) receive(f *tap.Frame, r *rx) (taken bool) {
@@ -242,7 +244,7 @@ func (p *port) receive(f *tap.Frame, r *rx) (taken bool) {
 		// A bug in netstack must lose one frame and not stop the data plane. Netstack may still have a reference to the view, so it is
 		// not used again.
 		if e := recover(); e != nil {
-			p.s.panicked(e)
+			p.s.panicked(frameLost, e)
 			taken = true
 		}
 	}()

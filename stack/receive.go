@@ -148,10 +148,7 @@ func (p *port) dispatch(k *packet, r *rx) (taken bool) {
 		if p.interceptSYN(k, r) {
 			return false
 		}
-		n := header.IPv4ProtocolNumber
-		if k.dst.Is6() {
-			n = header.IPv6ProtocolNumber
-		}
+		n := netProto(k.dst)
 		if p.deferSYN(k, n) {
 			return false
 		}
@@ -180,6 +177,22 @@ func (p *port) dispatch(k *packet, r *rx) (taken bool) {
 		}
 	}
 	return false
+}
+
+// ttlTOS returns TTL and TOS, or hop limit and traffic class, of an IP header.
+func ttlTOS(ip []byte) (ttl, tos uint8) {
+	if ip[0]>>4 == 4 {
+		return ip[8], ip[1]
+	}
+	return ip[7], ip[0]<<4 | ip[1]>>4
+}
+
+// netProto returns netstack's number of the network protocol of a.
+func netProto(a netip.Addr) tcpip.NetworkProtocolNumber {
+	if a.Is6() {
+		return header.IPv6ProtocolNumber
+	}
+	return header.IPv4ProtocolNumber
 }
 
 // answerable reports whether an ICMP error may be sent about the packet: not if it was multicast or broadcast, or if its source does not

@@ -137,7 +137,7 @@ func TestLargeFramesOfTheGuest(t *testing.T) {
 			}
 			f := tcpFrame(src, dst, 101+uint32(len(sent)), ack, header.TCPFlagAck|header.TCPFlagPsh, pattern(n))
 			at := len(f) - n - 20
-			f[at+16] ^= 0x55 // the checksum field holds something partial
+			f[at+16] ^= 0x55 // as with a partial checksum
 			b.dev.Inject(tap.Frame{Header: tap.Header{Flags: tap.FlagNeedsCsum, GSOType: tap.GSOTCPv4, GSOSize: 1460, HdrLen: uint16(len(f) - n), CsumStart: uint16(at), CsumOffset: 16}, Bufs: [][]byte{f}})
 			sent = append(sent, pattern(n)...)
 		}
@@ -446,11 +446,11 @@ func TestResetReachesReaderAndWriter(t *testing.T) {
 }
 
 // shortWriter accepts the given number of bytes.
-type shortWriter struct{ room int }
+type shortWriter struct{ left int }
 
 func (w *shortWriter) Write(b []byte) (int, error) {
-	n := min(len(b), w.room)
-	w.room -= n
+	n := min(len(b), w.left)
+	w.left -= n
 	if n < len(b) {
 		return n, io.ErrShortWrite
 	}

@@ -126,11 +126,7 @@ func (s *Stack) deliverReassembledUDP(id gstack.TransportEndpointID, pkt *gstack
 		return true
 	}
 	k := packet{frame: &tap.Frame{}, payload: whole[off:], proto: protoUDP, src: toNetip(id.RemoteAddress), dst: toNetip(id.LocalAddress)}
-	if k.dst.Is4() {
-		k.ttl, k.tos = ip[8], ip[1]
-	} else {
-		k.ttl, k.tos = ip[7], ip[0]<<4|ip[1]>>4
-	}
+	k.ttl, k.tos = ttlTOS(ip)
 	p := s.portFor(k.src)
 	if p == nil {
 		p = ports[0]

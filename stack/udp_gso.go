@@ -1,10 +1,6 @@
 package stack
 
-import (
-	"fmt"
-	"net/netip"
-	"runtime/debug"
-)
+import "net/netip"
 
 // A guest program that sends one datagram per system call produces one frame per datagram. The frames of one flow that are ready at
 // the same time are combined into one GSO batch, as the kernel's UDP GRO does, so that the handler can send all of them to the
@@ -137,8 +133,7 @@ func (p *port) flush() {
 func (p *port) deliverFirst() {
 	defer func() {
 		if e := recover(); e != nil {
-			p.s.stats.drop(DropPanic)
-			p.s.log.Error("panic while handling UDP datagrams; they are dropped", "panic", fmt.Sprint(e), "stack", string(debug.Stack()))
+			p.s.panicked("panic while handling UDP datagrams; they are dropped", e)
 		}
 	}()
 	p.deliverBatch(0)

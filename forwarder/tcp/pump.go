@@ -385,13 +385,13 @@ func (f *connection) waitGuest() bool {
 // After our FIN nobody writes any more.
 func (f *connection) hostReset() bool {
 	reset := false
-	_ = f.h.rc.Control(func(fd uintptr) { reset = rawsock.Dead(fd) && !f.guestEOF.Load() })
+	_ = f.h.rc.Control(func(fd uintptr) { reset = rawsock.Closed(fd) && !f.guestEOF.Load() })
 	return reset
 }
 
 // hostClosed waits until the host's socket is dead; false means that somebody ended the wait.
 func (f *connection) hostClosed() bool {
-	err := f.h.rc.Read(rawsock.Dead)
+	err := f.h.rc.Read(rawsock.Closed)
 	return !errors.Is(err, os.ErrDeadlineExceeded)
 }
 

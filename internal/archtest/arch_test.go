@@ -94,19 +94,6 @@ func parse(root, rel string) (file, error) {
 	return f, nil
 }
 
-func top(dir string) string {
-	first, _, _ := strings.Cut(dir, "/")
-	return first
-}
-
-// ours returns the directory of an imported package of ours.
-func ours(imported string) (dir string, ok bool) {
-	if imported == "." {
-		return ".", true
-	}
-	return strings.CutPrefix(imported, module+"/")
-}
-
 // testOnly is the library that compares the control socket with its schema.
 const testOnly = "github.com/getkin/kin-openapi"
 
