@@ -59,7 +59,6 @@ var mayImport = []struct {
 	{"bench", []string{"internal/nettest/topo"}},
 	{"e2e", nil},
 	{"e2e/asroot", nil},
-	{"e2e/callers", nil},
 	{"internal/nettest", []string{"tap", "internal/spin"}}, // a fake tap.Device
 	{"internal/nettest/guest", nil},
 	{"internal/nettest/topo", nil},
