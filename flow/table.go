@@ -94,7 +94,7 @@ func (t *Table) Add(e *Entry, c Carrier) {
 	}
 }
 
-// Remove takes e out. last are its final counters, for those who watch. An entry that is in no table is left alone.
+// Remove takes e out. last are its final counters, for the watchers. An entry that is in no table is left alone.
 func (t *Table) Remove(e *Entry, last Counters) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

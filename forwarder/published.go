@@ -21,8 +21,8 @@ type Target struct {
 
 // ClientServer is a datapath that connects the clients of published ports with the guest.
 type ClientServer interface {
-	// Serve connects the client and takes it over. taken is false where this datapath cannot serve the client, who is
-	// then offered to the next; did says how the handler run went otherwise. It must not block.
+	// Serve connects the client and takes it over. taken is false where this datapath cannot serve the client; the
+	// next datapath is then asked. Otherwise did says how the handler run went. It must not block.
 	Serve(c *Client) (did spin.Result, taken bool)
 }
 

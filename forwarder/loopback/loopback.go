@@ -61,7 +61,7 @@ type Port struct {
 	fd    int
 	to    uint16
 	udp   bool
-	ipv6  bool // the socket's family; both are heard by such a one
+	ipv6  bool // AF_INET6; unless IPV6_V6ONLY is set it receives IPv4 as well
 	token int32
 
 	paused bool                   // guarded by l.mu

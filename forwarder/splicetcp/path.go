@@ -19,7 +19,7 @@ import (
 
 // Inside is what the splice path needs of the guest's namespace. The Path takes all of it over.
 type Inside struct {
-	// Endpoint is whose namespace it is.
+	// Endpoint is the endpoint whose guest has the namespace.
 	Endpoint flow.Endpoint
 	// Packets is an AF_PACKET socket: an Ethernet frame written to it, without addresses, arrives on the namespace's
 	// loopback interface, and TPROXY redirects it to a listener.
@@ -60,7 +60,7 @@ type Path struct {
 	listen  []listener
 	to      unix.RawSockaddrLinklayer // the guest's lo
 
-	// using is read-locked by those outside of the loop's handler runs who use the descriptors. Close takes it before it
+	// using is read-locked while code outside of the loop's handler runs uses the descriptors. Close takes it before it
 	// closes them.
 	using sync.RWMutex
 

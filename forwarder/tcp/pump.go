@@ -24,8 +24,8 @@ const (
 	// bulkMax is what is moved at once in bulk: one frame, which stays in the cache between the two copies.
 	bulkMax = stack.MaxSegment
 
-	// stallWatch: a connection whose guest has not read for this long gets somebody to look at the host's side,
-	// where a reset would otherwise go unnoticed.
+	// stallWatch: when the guest has not read for this long, a goroutine watches the host's socket, where a reset would
+	// otherwise go unnoticed.
 	stallWatch = 20 * time.Millisecond
 )
 
@@ -184,8 +184,8 @@ func (f *connection) closeHostWrite() {
 	f.c.EnableKeepAlive(halfClosedIdle * time.Second)
 }
 
-// sockWriter writes to a non-blocking socket and never waits. RawSyscall: the call cannot block, so the scheduler need
-// not hear of it.
+// sockWriter writes to a non-blocking socket and never waits. RawSyscall: the call cannot block, so the Go scheduler need
+// not be informed.
 type sockWriter struct {
 	fd      uintptr
 	blocked bool
@@ -344,8 +344,8 @@ func (r *byteReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// waitGuest waits until the guest has room. While it waits nobody reads the host's socket, so after a moment somebody
-// is set to watch it for a reset; false means that one came.
+// waitGuest waits until the guest has room. Nothing reads the host's socket meanwhile, so after stallWatch a goroutine watches
+// it for a reset; false means that one came.
 func (f *connection) waitGuest() bool {
 	if f.stall == nil {
 		f.stall = time.NewTimer(stallWatch)
@@ -374,29 +374,29 @@ func (f *connection) waitGuest() bool {
 	case <-dead:
 		ok = false
 	}
-	// Only then may the deadline go: a waiter that has not run yet would take its removal for a false alarm.
+	// The deadline is removed only then: a waiter that has not run yet would otherwise wait on.
 	f.h.wakeReader()
 	<-gone
 	f.h.settleReader()
 	return ok && !f.c.Failed()
 }
 
-// hostReset tells the reset from the FIN where a read says "end": the other direction's write may have been told of it.
-// After our FIN nobody writes any more.
+// hostReset says whether the end of stream that a read has returned is in fact a reset: the socket reports its error once, and
+// the other direction's write may have got it. After our FIN there are no more writes.
 func (f *connection) hostReset() bool {
 	reset := false
 	_ = f.h.rc.Control(func(fd uintptr) { reset = rawsock.Closed(fd) && !f.guestEOF.Load() })
 	return reset
 }
 
-// hostClosed waits until the host's socket is dead; false means that somebody ended the wait.
+// hostClosed waits until the host's socket is closed; false means that wakeReader ended the wait.
 func (f *connection) hostClosed() bool {
 	err := f.h.rc.Read(rawsock.Closed)
 	return !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// watchHost waits, after the host's FIN, for the end of the other direction. Nobody reads the host's socket any more,
-// but its reset must still be seen.
+// watchHost waits, after the host's FIN, for the end of the other direction. Nothing reads the host's socket any more,
+// but its reset must still be noticed.
 func (f *connection) watchHost() {
 	f.hostEOF.Store(true)
 	select {

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	// socketBuffer is asked for in both directions (the kernel grants at most net.core.[rw]mem_max): sixteen trains
+	// socketBuffer is asked for in both directions (the kernel grants at most net.core.[rw]mem_max): sixteen GSO batches
 	// of 64 KiB. It is a bound, not memory set aside.
 	socketBuffer = 1 << 20
 	// sendTries: another error may become pending between two of them.
@@ -34,7 +34,7 @@ var errSocketClosed = errors.New("forwarder: socket closed")
 type socket struct {
 	fd   int
 	v6   bool      // AF_INET6
-	dual bool      // AF_INET6 that carries IPv4 too: passed in by somebody else
+	dual bool      // AF_INET6 that carries IPv4 too: passed in by the caller
 	key  socketKey // zero for a published port
 	pub  *UDPPort  // nil for an outbound socket
 	elem *list.Element
@@ -95,7 +95,7 @@ func (x *Path) newSocket(k socketKey) (*socket, error) {
 }
 
 // prepare sets the options every socket of ours has. Only the error queue is necessary: without it a failure could
-// not be told from silence.
+// not be distinguished from silence.
 func (s *socket) prepare() error {
 	var err error
 	if s.v6 {
@@ -189,7 +189,7 @@ func (s *socket) send(t *target, head, body []byte, gso uint16, o sendOptions) e
 	return err
 }
 
-// sendmsg is a raw system call: it cannot block, and one that outlasts the scheduler's patience of 20 µs, as fragments do,
+// sendmsg is a raw system call: it cannot block, and one that outlasts the 20 µs after which the Go scheduler takes the processor away, as fragments do,
 // must not cost a change of threads. sendMu is held.
 func (s *socket) sendmsg(m *unix.Msghdr) unix.Errno {
 	for {

@@ -13,7 +13,7 @@ import (
 	"rootlessnet/internal/fdbudget"
 )
 
-// protoUDP and protoEcho tell the flows apart; protoEcho stands for ICMP and ICMPv6, the addresses say which.
+// protoUDP and protoEcho are the kinds of flows; protoEcho stands for ICMP and ICMPv6, the addresses say which.
 const (
 	protoUDP  = unix.IPPROTO_UDP
 	protoEcho = unix.IPPROTO_ICMP
@@ -48,10 +48,10 @@ type target struct {
 	scope   uint32     // interface of a link-local peer, or by which packets shall leave; 0: any
 	gateway bool       // the destination is ours: no hop lies between
 	link    int        // MTU of the host's link towards peer; 0: not known
-	single  bool       // the host's link takes no trains
+	single  bool       // the host's link takes no GSO batches
 }
 
-// conversation is one conversation; all of it is guarded by table.mu.
+// conversation is the state of one flow; all of it is guarded by table.mu.
 type conversation struct {
 	flow.Entry
 	x *Path
@@ -293,7 +293,7 @@ func (x *Path) removeSocket(s *socket) {
 	}
 	delete(x.byFD, int32(s.fd))
 	if s.pub != nil {
-		// Closing would not do: whoever passed the socket in may still hold it, and epoll goes by what it holds.
+		// Closing would not do: the caller that passed the socket in may still have it open, and epoll watches the open file.
 		_ = unix.EpollCtl(x.epfd, unix.EPOLL_CTL_DEL, s.fd, nil)
 	}
 	if s.elem != nil {

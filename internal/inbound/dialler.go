@@ -37,7 +37,7 @@ type Client struct {
 	attempts []*attempt  // guarded by Dialler.mu
 }
 
-// attempt is one connect under way.
+// attempt is one connect that has not ended.
 type attempt struct {
 	d     *Dialler
 	c     *Client
