@@ -52,7 +52,8 @@
 //
 // # Lock order
 //
-//	spin.Member.mu (held while the receiver runs) → locks of the Handler → netstack's locks → synTable.mu → port.mu → capture.mu in tap
+//	spin.Member.mu (held while the receiver runs) → locks of the Handler → netstack's receive path → synTable.mu
+//	    → netstack's tcp.Forwarder and send path → port.mu → capture.mu in tap
 //	Stack.mu → capture.mu in tap
 //
 // link.mu is taken with any of these held, and nothing is locked under it. The locks of two ports are never held together. A Writer
