@@ -11,9 +11,9 @@ const (
 	// maxIdlePipes is how many unused pipes are kept. A direction needs a pipe only while it is in bulk transfer.
 	maxIdlePipes = 16
 
-	// maxPipes and pipeShare bound the pipes in use. A direction whose destination is full keeps its pipe, with up to pipeSize bytes
-	// in it: maxPipes bounds that memory. RLIMIT_NOFILE/pipeShare + 1 bounds the pipes by the descriptor limit; each has two
-	// descriptors. Directions that get no pipe copy.
+	// maxPipes and pipeShare bound the pipes in use. A direction whose destination is full keeps its pipe, with up to pipeSize
+	// bytes in it: maxPipes bounds that memory. RLIMIT_NOFILE/pipeShare + 1 bounds the pipes by the descriptor limit; each has
+	// two descriptors. Directions that get no pipe copy.
 	maxPipes  = 256
 	pipeShare = 16
 )

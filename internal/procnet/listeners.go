@@ -17,8 +17,9 @@ const (
 	udpBoundState  = "07"
 )
 
-// Listeners returns the local addresses of listening TCP sockets (proto "tcp"), or of bound UDP sockets without a peer (proto "udp"), in
-// the network namespace of dir, which is a /proc/PID/net. If the namespace or the files no longer exist, there are none.
+// Listeners returns the local addresses of listening TCP sockets (proto "tcp"), or of bound UDP sockets without a peer (proto
+// "udp"), in the network namespace of dir, which is a /proc/PID/net. If the namespace or the files no longer exist, there are
+// none.
 func Listeners(dir, proto string) (list []netip.AddrPort) {
 	for _, name := range []string{proto, proto + "6"} {
 		file, err := os.Open(filepath.Join(dir, name))
@@ -35,8 +36,8 @@ func Listeners(dir, proto string) (list []netip.AddrPort) {
 	return list
 }
 
-// Internal reports whether a listener on a serves the namespace's own network setup, such as the listeners of the TPROXY redirect, and
-// is not a server that clients could reach.
+// Internal reports whether a listener on a serves the namespace's own network setup, such as the listeners of the TPROXY
+// redirect, and is not a server that clients could reach.
 func Internal(a netip.Addr) bool { return internal4.Contains(a) || internal6.Contains(a) }
 
 // Prefixes without hosts, from which the network setup takes the addresses of its listeners.
