@@ -72,7 +72,8 @@ func TestReadyDatagramsAreOneBatch(t *testing.T) {
 	}
 }
 
-// TestBatchesWithoutPoller: on a device that is not a tap.Poller, batches are delivered before the next read, which may block forever.
+// TestBatchesWithoutPoller: on a device that is not a tap.Poller, batches are delivered before the next read, which may block
+// forever.
 func TestBatchesWithoutPoller(t *testing.T) {
 	for n := rxBatch - 1; n <= 2*rxBatch; n++ {
 		h := &recorder{}

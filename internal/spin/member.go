@@ -131,8 +131,8 @@ func (m *Member) Leave() {
 	}
 }
 
-// Run waits for f and runs the handler whenever f is ready, until the handler returns Done, for which Run returns nil, or until f is
-// closed or fails, for which it returns the error. One goroutine may be in Run at a time. When Run has returned, other
+// Run waits for f and runs the handler whenever f is ready, until the handler returns Done, for which Run returns nil, or until
+// f is closed or fails, for which it returns the error. One goroutine may be in Run at a time. When Run has returned, other
 // goroutines of the group may still run the handler until Leave.
 func (m *Member) Run() error {
 	if err := m.join(); err != nil {
