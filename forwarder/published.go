@@ -57,14 +57,14 @@ type PublishedTCP struct {
 
 	// Splice is the splice path's circuit breaker for this port: a server that the splice path does not reach, while
 	// the stack path does, should cost each client no second attempt.
-	Splice breaker.Breaker
+	Splice *breaker.Breaker
 }
 
 // PublishTCP serves l's clients from the target by the first of the given datapaths that takes them, and takes l over. The
 // last of servers must take every client.
 func (f *Forwarder) PublishTCP(l *net.TCPListener, to Target, servers ...ClientServer) (*PublishedTCP, error) {
 	p := &PublishedTCP{f: f, addr: l.Addr().(*net.TCPAddr).AddrPort(), to: to, servers: servers,
-		Splice: breaker.Breaker{Failures: SpliceFailures, Pause: SplicePause}}
+		Splice: breaker.New(SpliceFailures, SplicePause)}
 	var err error
 	if p.l, err = inbound.Listen(f.Spin, l, false, TuneHost, (*publishedHandler)(p)); err != nil {
 		return nil, err

@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,6 +13,7 @@ import (
 	"rootlessnet/forwarder"
 	"rootlessnet/internal/fdbudget"
 	"rootlessnet/internal/inbound"
+	"rootlessnet/internal/lockrank"
 	"rootlessnet/internal/rawsock"
 	"rootlessnet/internal/spin"
 	"rootlessnet/splice"
@@ -36,7 +36,7 @@ type Relay struct {
 
 	buf [maxDatagram]byte // of the handler run
 
-	mu      sync.Mutex
+	mu      lockrank.Mutex
 	closed  bool                // guarded by mu
 	ports   map[*Port]struct{}  // guarded by mu
 	waits   map[*wait]struct{}  // guarded by mu
@@ -100,8 +100,10 @@ func New(f *forwarder.Forwarder, ep flow.Endpoint, pool Pool) (*Relay, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Relay{f: f, ep: ep, loop: loop, clients: inbound.NewDialler(loop), pool: pool, ports: map[*Port]struct{}{},
-		waits: map[*wait]struct{}{}, joined: map[*joint]struct{}{}}, nil
+	l := &Relay{f: f, ep: ep, loop: loop, clients: inbound.NewDialler(loop), pool: pool, ports: map[*Port]struct{}{},
+		waits: map[*wait]struct{}{}, joined: map[*joint]struct{}{}}
+	l.mu.SetRank(lockrank.LoopbackRelay)
+	return l, nil
 }
 
 // Listen forwards the clients of f, which it takes over, to a port of the loopback where the servers are. f is a listening

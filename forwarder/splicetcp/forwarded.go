@@ -42,9 +42,9 @@ func wasForwarded(ttl uint8) bool {
 // own.
 func (p *Path) breakerOf(q *stack.SYN) *breaker.Breaker {
 	if q.TTL == guestTTL {
-		return &p.own
+		return p.own
 	}
-	return &p.forwarded
+	return p.forwarded
 }
 
 // forwardsNow is forwardsLocked without mu held.

@@ -12,6 +12,7 @@ import (
 	"rootlessnet/internal/breaker"
 	"rootlessnet/internal/fdbudget"
 	"rootlessnet/internal/inbound"
+	"rootlessnet/internal/lockrank"
 	"rootlessnet/internal/rawsock"
 	"rootlessnet/splice"
 	"rootlessnet/stack"
@@ -64,10 +65,10 @@ type Path struct {
 	// closes them.
 	using sync.RWMutex
 
-	own       breaker.Breaker // for the guest's own outbound connections
-	forwarded breaker.Breaker // for those that it forwards
+	own       *breaker.Breaker // for the guest's own outbound connections
+	forwarded *breaker.Breaker // for those that it forwards
 
-	mu         sync.Mutex
+	mu         lockrank.Mutex
 	closed     bool                    // guarded by mu
 	requests   map[stack.Flow]*request // guarded by mu
 	reinjected int                     // of the requests; guarded by mu
@@ -96,9 +97,10 @@ const sweepPace = 5 * time.Second
 // New opens the splice path. On an error nothing of in is left open.
 func New(f *forwarder.Forwarder, in Inside) (p *Path, err error) {
 	p = &Path{f: f, in: in, packets: -1, requests: map[stack.Flow]*request{}, waiting: map[stack.Flow]*stack.SYN{}, joined: map[*joint]struct{}{},
-		own:       breaker.Breaker{Failures: forwarder.SpliceFailures, Pause: forwarder.SplicePause},
-		forwarded: breaker.Breaker{Failures: forwarder.SpliceFailures, Pause: forwarder.SplicePause},
+		own:       breaker.New(forwarder.SpliceFailures, forwarder.SplicePause),
+		forwarded: breaker.New(forwarder.SpliceFailures, forwarder.SplicePause),
 		to:        unix.RawSockaddrLinklayer{Family: unix.AF_PACKET, Ifindex: int32(in.Loopback)}}
+	p.mu.SetRank(lockrank.SplicePath)
 	defer func() {
 		if err != nil {
 			if p.loop != nil {

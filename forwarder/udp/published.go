@@ -99,7 +99,7 @@ func (x *Path) listenUDP(l UDPListen) (*UDPPort, error) {
 		!l.Guest4.IsValid() && !l.Guest6.IsValid() {
 		return nil, unix.EINVAL
 	}
-	s := &socket{opts: [2]sendOptions{unknownOptions, unknownOptions}}
+	s := newSocket()
 	var err error
 	if l.File != nil {
 		err = s.adopt(l.File)

@@ -5,11 +5,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
-	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/lockrank"
 	"rootlessnet/internal/rawsock"
 )
 
@@ -42,13 +42,13 @@ type socket struct {
 	flows list.List
 
 	// sendMu orders the options and the packets that need them.
-	sendMu     sync.Mutex
+	sendMu     lockrank.Mutex
 	sendClosed bool
 	opts       [2]sendOptions // as the kernel has them, IPv4 and IPv6
 	sends      int            // calls of sendmsg and sendmmsg
 
 	// recvMu keeps the descriptor open while it is read.
-	recvMu     sync.Mutex
+	recvMu     lockrank.Mutex
 	recvClosed bool
 }
 
@@ -57,8 +57,16 @@ type sendOptions struct{ ttl, tos, pmtu int }
 
 var unknownOptions = sendOptions{-1, -1, -1}
 
-// newSocket makes the outbound socket for k and gives it the guest's port where that is free, see doc.go.
-func (x *Path) newSocket(k socketKey) (*socket, error) {
+// newSocket returns a socket without a descriptor.
+func newSocket() *socket {
+	s := &socket{opts: [2]sendOptions{unknownOptions, unknownOptions}}
+	s.sendMu.SetRank(lockrank.UDPSend)
+	s.recvMu.SetRank(lockrank.UDPReceive)
+	return s
+}
+
+// openSocket makes the outbound socket for k and gives it the guest's port where that is free, see doc.go.
+func (x *Path) openSocket(k socketKey) (*socket, error) {
 	family, proto := unix.AF_INET, unix.IPPROTO_UDP
 	if k.v6 {
 		family = unix.AF_INET6
@@ -73,7 +81,8 @@ func (x *Path) newSocket(k socketKey) (*socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &socket{fd: fd, v6: k.v6, key: k, opts: [2]sendOptions{unknownOptions, unknownOptions}}
+	s := newSocket()
+	s.fd, s.v6, s.key = fd, k.v6, k
 	if k.v6 {
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
 	}

@@ -3,7 +3,6 @@ package udp
 import (
 	"container/list"
 	"net/netip"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -11,6 +10,7 @@ import (
 	"rootlessnet/flow"
 	"rootlessnet/forwarder"
 	"rootlessnet/internal/fdbudget"
+	"rootlessnet/internal/lockrank"
 )
 
 // protoUDP and protoEcho are the kinds of flows; protoEcho stands for ICMP and ICMPv6, the addresses say which.
@@ -83,7 +83,7 @@ func (f *conversation) timeout() time.Duration {
 
 // table holds every flow and socket.
 type table struct {
-	mu      sync.Mutex
+	mu      lockrank.Mutex
 	closed  bool
 	flows   map[flowKey]*conversation
 	peers   map[peerKey]*conversation
@@ -94,6 +94,7 @@ type table struct {
 }
 
 func (t *table) init() {
+	t.mu.SetRank(lockrank.UDPTable)
 	t.flows = map[flowKey]*conversation{}
 	t.peers = map[peerKey]*conversation{}
 	t.sockets = map[socketKey]*socket{}
@@ -200,12 +201,12 @@ func (x *Path) outbound(k socketKey) (*socket, error) {
 // held, but not while the socket is made.
 func (x *Path) addSocket(k socketKey) (s *socket, added bool, err error) {
 	x.unlock()
-	s, err = x.newSocket(k)
+	s, err = x.openSocket(k)
 	if err == unix.EMFILE || err == unix.ENFILE {
 		x.mu.Lock()
 		x.evictSocket()
 		x.unlock()
-		s, err = x.newSocket(k)
+		s, err = x.openSocket(k)
 	}
 	x.mu.Lock()
 	if err != nil {

@@ -32,16 +32,16 @@ var mayImport = []struct {
 
 	// The network of a sandbox.
 	{"gateway", []string{"dns", "flow", "forwarder", "forwarder/loopback", "forwarder/splicetcp", "forwarder/tcp", "forwarder/udp",
-		"netns", "plan", "policy", "stack", "tap", "internal/bindaddr", "internal/fdbudget", "internal/listenwatch", "internal/procnet", "internal/spin"}},
-	{"forwarder/tcp", []string{"flow", "forwarder", "stack", "internal/fdbudget", "internal/rawsock", "internal/spin"}},
-	{"forwarder/splicetcp", []string{"flow", "forwarder", "splice", "stack", "internal/breaker", "internal/fdbudget", "internal/inbound", "internal/rawsock", "internal/spin"}},
-	{"forwarder/udp", []string{"flow", "forwarder", "stack", "internal/fdbudget", "internal/procnet", "internal/rawsock", "internal/spin"}},
-	{"forwarder/loopback", []string{"flow", "forwarder", "splice", "internal/fdbudget", "internal/inbound", "internal/rawsock", "internal/spin"}},
-	{"forwarder", []string{"flow", "policy", "stack", "internal/breaker", "internal/clientaddr", "internal/fdbudget", "internal/inbound", "internal/procnet", "internal/rawsock", "internal/spin"}},
+		"netns", "plan", "policy", "stack", "tap", "internal/bindaddr", "internal/fdbudget", "internal/listenwatch", "internal/procnet", "internal/spin", "internal/lockrank"}},
+	{"forwarder/tcp", []string{"flow", "forwarder", "stack", "internal/fdbudget", "internal/rawsock", "internal/spin", "internal/lockrank"}},
+	{"forwarder/splicetcp", []string{"flow", "forwarder", "splice", "stack", "internal/breaker", "internal/fdbudget", "internal/inbound", "internal/rawsock", "internal/spin", "internal/lockrank"}},
+	{"forwarder/udp", []string{"flow", "forwarder", "stack", "internal/fdbudget", "internal/procnet", "internal/rawsock", "internal/spin", "internal/lockrank"}},
+	{"forwarder/loopback", []string{"flow", "forwarder", "splice", "internal/fdbudget", "internal/inbound", "internal/rawsock", "internal/spin", "internal/lockrank"}},
+	{"forwarder", []string{"flow", "policy", "stack", "internal/breaker", "internal/clientaddr", "internal/fdbudget", "internal/inbound", "internal/procnet", "internal/rawsock", "internal/spin", "internal/lockrank"}},
 	{"stack", []string{"flow", "tap", "internal/spin"}},
 	{"tap", []string{"internal/spin"}},
 	{"policy", []string{"flow"}},
-	{"flow", nil},
+	{"flow", []string{"internal/lockrank"}},
 	{"dns", nil},
 	{"plan", nil},
 
@@ -52,8 +52,8 @@ var mayImport = []struct {
 	// Podman's port helper: a small program, without a TCP/IP stack.
 	{"internal/rootlessport", []string{"api", "netns", "splice", "internal/bindaddr", "internal/breaker", "internal/clientaddr", "internal/inbound", "internal/rawsock", "internal/spin"}},
 	{"api", []string{"internal/state"}},
-	{"internal/inbound", []string{"splice", "internal/rawsock", "internal/spin"}},
-	{"splice", []string{"internal/fdbudget", "internal/rawsock", "internal/spin"}},
+	{"internal/inbound", []string{"splice", "internal/rawsock", "internal/spin", "internal/lockrank"}},
+	{"splice", []string{"internal/fdbudget", "internal/lockrank", "internal/rawsock", "internal/spin"}},
 
 	// Tests and measurements.
 	{"bench", []string{"internal/nettest/topo"}},
@@ -66,10 +66,11 @@ var mayImport = []struct {
 	{"internal/archtest", nil},
 
 	// Leaves: each has one small subject and imports nothing of ours.
+	{"internal/lockrank", nil},
 	{"internal/pasta", []string{"internal/getopt"}},
 	{"internal/slirp", []string{"internal/getopt"}},
 	{"internal/bindaddr", nil},
-	{"internal/breaker", nil},
+	{"internal/breaker", []string{"internal/lockrank"}},
 	{"internal/clientaddr", nil},
 	{"internal/doctor", nil},
 	{"internal/fdbudget", nil},
@@ -80,7 +81,7 @@ var mayImport = []struct {
 	{"internal/procnet", nil},
 	{"internal/rawsock", nil},
 	{"internal/signals", nil},
-	{"internal/spin", nil},
+	{"internal/spin", []string{"internal/lockrank"}},
 	{"internal/state", nil},
 	{"internal/systemd", nil},
 	{"internal/textlog", nil},
