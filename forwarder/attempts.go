@@ -33,7 +33,7 @@ func newAttempts(most int) *Attempts {
 func (a *Attempts) Begin(dest netip.Addr) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.n >= a.most || a.byDest[dest] >= max(min(minShare, a.most/2), (a.most-a.n)/2) {
+	if a.n >= a.most || a.byDest[dest] >= max(1, min(minShare, a.most/2), (a.most-a.n)/2) {
 		return false
 	}
 	a.byDest[dest]++

@@ -11,6 +11,10 @@ import (
 	"rootlessnet/internal/spin"
 )
 
+// clientDescriptors is what a datapath may take for a client at most: both sockets. A port accepts only while so many are
+// free, because the client's own is open already when a datapath is asked.
+const clientDescriptors = 2
+
 // Target is where the clients of a published port are forwarded to: a port of an endpoint's guest.
 type Target struct {
 	Endpoint flow.Endpoint
@@ -85,7 +89,7 @@ func (p *PublishedTCP) Close() { p.l.Close() }
 type publishedHandler PublishedTCP
 
 func (p *publishedHandler) Ready() bool {
-	return p.f.TCP.Waiting.Load() < MaxAttempts && p.f.Budget.Free(fdbudget.Stack) > 0
+	return p.f.TCP.Waiting.Load() < MaxAttempts && p.f.Budget.Free(fdbudget.Stack) >= clientDescriptors
 }
 
 func (p *publishedHandler) AcceptFailed(error) { p.f.TCP.AcceptErrors.Add(1) }
