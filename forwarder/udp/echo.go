@@ -35,7 +35,10 @@ func (x *Path) HandleEcho(e *stack.Echo) {
 		v.Dst = netip.AddrPortFrom(v.Dst.Addr(), 0)
 		v.Alt = netip.AddrPort{}
 		var err error
-		if t, err = x.open(key, &v, 1, len(e.Payload)); err != nil {
+		if t, err = x.open(key, &v, 1, len(e.Payload)); err == errRulesChanged {
+			x.HandleEcho(e)
+			return
+		} else if err != nil {
 			if pingDenied(err) {
 				x.refuseEcho(e)
 			}

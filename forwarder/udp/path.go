@@ -141,7 +141,10 @@ func (x *Path) HandleUDP(d *stack.Datagram) {
 			return
 		}
 		var err error
-		if t, err = x.open(key, &v, segments(d), len(d.Payload)); err != nil {
+		if t, err = x.open(key, &v, segments(d), len(d.Payload)); err == errRulesChanged {
+			x.HandleUDP(d)
+			return
+		} else if err != nil {
 			return // counted; the guest may try again
 		}
 	}

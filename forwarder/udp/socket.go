@@ -28,7 +28,11 @@ const (
 	icmp6EchoRequest, icmp6EchoReply = 128, 129
 )
 
-var errSocketClosed = errors.New("forwarder: socket closed")
+var (
+	errSocketClosed = errors.New("forwarder: socket closed")
+	// errRulesChanged says that a flow which was allowed is not allowed any more, now that it is in the table.
+	errRulesChanged = errors.New("forwarder: the rules have changed")
+)
 
 // socket is a host socket. Its flows and elem are guarded by table.mu.
 type socket struct {

@@ -140,7 +140,7 @@ func (x *Path) touch(key flowKey, pkts, bytes int) (target, bool) {
 }
 
 // open makes the flow of the guest's first packet to an allowed destination, and its socket where there is none.
-// When it fails, that has been counted.
+// When it fails, that has been counted; errRulesChanged asks the caller to decide again.
 func (x *Path) open(key flowKey, v *forwarder.Decision, pkts, bytes int) (target, error) {
 	now := x.now()
 	x.mu.Lock()
@@ -162,7 +162,7 @@ func (x *Path) open(key flowKey, v *forwarder.Decision, pkts, bytes int) (target
 	x.insert(f, now)
 	if !x.f.StillAllowed(v, f.Entry.Key) {
 		x.removeFlow(f)
-		return target{}, errSocketClosed
+		return target{}, errRulesChanged
 	}
 	return f.target, nil
 }
