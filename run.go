@@ -16,6 +16,7 @@ import (
 
 	"rootlessnet/api"
 	"rootlessnet/dns"
+	"rootlessnet/internal/race"
 	"rootlessnet/internal/signals"
 	"rootlessnet/internal/state"
 	"rootlessnet/userns"
@@ -158,7 +159,7 @@ func (s *sandbox) prepare(ctx context.Context) (err error) {
 // dropped. Whoever starts it as root of a namespace, as Podman does, is to be able to test it; nobody is to ship it.
 func (s *sandbox) confine() error {
 	err := userns.Confine()
-	if raceBuild && errors.Is(err, syscall.ENOTSUP) {
+	if race.Enabled && errors.Is(err, syscall.ENOTSUP) {
 		s.log.Warn("THIS BUILD IS FOR TESTS ONLY, it keeps its capabilities: it has the race detector", "err", err)
 		return nil
 	}

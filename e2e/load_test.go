@@ -16,6 +16,7 @@ import (
 
 	"rootlessnet/internal/nettest/guest"
 	"rootlessnet/internal/nettest/topo"
+	"rootlessnet/internal/race"
 )
 
 // needFiles fails where this process may not open as many files as a test needs.
@@ -43,7 +44,7 @@ func idleConnections(t *testing.T, l *lab, n int) {
 	s.want(fmt.Sprint(n), "hold-echo")
 	t.Logf("%d connections: %d KiB each", n, (s.rss()-before)/n>>10)
 	// 600 MB for 10,000, and what a small number costs at least.
-	if grown, most := s.rss()-before, 60_000*n+16<<20; !slow && grown > most {
+	if grown, most := s.rss()-before, 60_000*n+16<<20; !race.Enabled && grown > most {
 		t.Errorf("%d idle connections take %d bytes, more than %d", n, grown, most)
 	}
 }
@@ -57,7 +58,7 @@ func TestScorecard24ThousandIdleConnections(t *testing.T) {
 
 func TestScorecard25TenThousandIdleConnections(t *testing.T) {
 	n := 10000
-	if slow {
+	if race.Enabled {
 		n = 3000
 	}
 	needFiles(t, uint64(n)+200)
@@ -138,7 +139,7 @@ func TestScorecard30BlackHole(t *testing.T) {
 		s := l.start()
 		s.want("200", "dial-many", at(topo.Blackhole4, 80), 200)
 		most := 100
-		if slow {
+		if race.Enabled {
 			most = 400
 		}
 		result, ms, _ := strings.Cut(s.do("connect", srv), " ")
@@ -158,7 +159,7 @@ func TestScorecard31HalfOpens(t *testing.T) {
 			t.Errorf("beside 10,000 half-opens: %q", got)
 		}
 		const most = 100 << 20
-		if grown := s.rss() - before; !slow && grown > most {
+		if grown := s.rss() - before; !race.Enabled && grown > most {
 			t.Errorf("10,000 half-opens took %d bytes, more than %d", grown, most)
 		}
 	})

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/race"
 )
 
 func reuse(_, _ string, c syscall.RawConn) error {
@@ -101,7 +103,7 @@ func TestTCPMemoryIsBounded(t *testing.T) {
 
 func TestTCPThousandIdle(t *testing.T) {
 	conns := 1000
-	if raceSlack > 0 {
+	if race.Enabled {
 		conns = 300
 	}
 	w := newTCPWorld(t, nil)

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/race"
 )
 
 // resetSoon is how fast a reset must cross.
@@ -28,6 +30,9 @@ var (
 	_ deadliner = (*guestConn)(nil)
 	_ deadliner = (*net.TCPConn)(nil)
 )
+
+// raceSlack is what the race detector may add to a time limit.
+var raceSlack = race.Extra(400 * time.Millisecond)
 
 // say writes and hear reads, each all of it.
 func say(t testing.TB, c net.Conn, s string) {
@@ -454,7 +459,7 @@ func TestTCPGuestResets(t *testing.T) {
 
 func TestTCPBulk(t *testing.T) {
 	size := int64(100 << 20)
-	if raceSlack > 0 || testing.Short() {
+	if race.Enabled || testing.Short() {
 		size = 20 << 20
 	}
 	t.Run("out", func(t *testing.T) {

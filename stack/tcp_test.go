@@ -18,6 +18,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
+	"rootlessnet/internal/race"
 	"rootlessnet/tap"
 )
 
@@ -310,7 +311,7 @@ func TestAttemptsLeaveNothingBehind(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	b.h.tcp = func(q *TCPRequest) { q.Ignore() }
 	attempts := maxInFlightSYN + 500
-	if raceEnabled {
+	if race.Enabled {
 		attempts = 1000 // races show early; the rest is slow
 	}
 	for i := range attempts {
