@@ -13,7 +13,7 @@ import (
 	"rootlessnet/internal/nettest/topo"
 )
 
-// namespace is a user and a network namespace that somebody else made, with an agent inside that is root there.
+// namespace is a user and a network namespace that another program than ours made, with an agent inside that is root there.
 type namespace struct {
 	*sandbox
 	pid int
@@ -22,7 +22,7 @@ type namespace struct {
 // holder makes one: below "here", as unshare(1) does it.
 func (l *lab) holder() *namespace {
 	l.Helper()
-	s := l.agent("holder", l.Here.Command(append([]string{"unshare", "--user", "--map-root-user", "--net", "--"}, op("agent")...)...))
+	s := l.agent("holder", l.Here.Command(append([]string{"unshare", "--user", "--map-root-user", "--net", "--"}, agentProgram()...)...))
 	return &namespace{s, s.cmd.Process.Pid}
 }
 
@@ -80,7 +80,7 @@ func (l *lab) attach(args ...string) *attached {
 	return l.attachBy(nil, args...)
 }
 
-// attachBy puts words before the program's, those of another that executes it.
+// attachBy is attach with words before the command line: those of a program that executes it.
 func (l *lab) attachBy(by []string, args ...string) *attached {
 	l.Helper()
 	args = append(append([]string{"attach", "--ready-fd", "3", "--exit-fd", "4"}, l.flags...), args...)
@@ -119,7 +119,7 @@ func (l *lab) attachBy(by []string, args ...string) *attached {
 	})
 	_ = ready.SetReadDeadline(time.Now().Add(opPatience))
 	if word, err := io.ReadAll(ready); err != nil || string(word) != "1" {
-		l.Fatalf("%v: ready descriptor: %q, %v; stderr:\n%s", cmd.Args, word, err, a.stderr)
+		l.Fatalf("%v: the ready descriptor: %q, %v; stderr:\n%s", cmd.Args, word, err, a.stderr)
 	}
 	return a
 }

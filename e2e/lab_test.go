@@ -24,21 +24,30 @@ import (
 )
 
 // Addresses of the default sandbox.
-const (
-	gateway4 = "10.0.2.2"
-	guest4   = "10.0.2.100"
+var (
+	gateway4 = netip.MustParseAddr("10.0.2.2")
+	gateway6 = netip.MustParseAddr("fd52:6e65:7400::2")
+	guest4   = netip.MustParseAddr("10.0.2.100")
+	guest6   = netip.MustParseAddr("fd52:6e65:7400::100")
+)
+
+var (
+	loopback4 = netip.MustParseAddr("127.0.0.1")
+	loopback6 = netip.MustParseAddr("::1")
+	any4      = netip.IPv4Unspecified()
+	any6      = netip.IPv6Unspecified()
 )
 
 // opPatience bounds one operation of the agent; the long ones have bounds of their own inside.
 const opPatience = 90 * time.Second
 
-// lab is one test's ground.
+// lab is the surroundings of one test: the namespaces "here" and "there", a runtime directory, and what was started.
 type lab struct {
 	*testing.T
 	*topo.Topo
 	runtime string   // XDG_RUNTIME_DIR; short, because paths of unix sockets are
 	flags   []string // further flags of every sandbox
-	// The link and the data path that flags ask for; "" for the default.
+	// The link and the datapath that flags ask for; "" for the default.
 	kind, datapath string
 	started        []*topo.Cmd
 }
@@ -112,9 +121,7 @@ func (l *lab) once(flags []string, argv ...string) result {
 	return l.finish(l.command("rootless-run", append(append(append(append([]string{}, l.flags...), flags...), "--"), argv...)...))
 }
 
-// op is the command line of a guest operation.
-func op(words ...string) []string { return append([]string{self(), "guest"}, words...) }
-
+// self is the path of the test binary, which is the guest program as well.
 func self() string {
 	path, err := os.Executable()
 	if err != nil {
@@ -157,10 +164,10 @@ func (l *lab) start(flags ...string) *sandbox {
 	name := fmt.Sprintf("box%d", sandboxes.n)
 	sandboxes.Unlock()
 	args := append(append([]string{"--name", name}, l.flags...), flags...)
-	return l.agent(name, l.command("rootless-run", append(append(args, "--"), op("agent")...)...))
+	return l.agent(name, l.command("rootless-run", append(append(args, "--"), agentProgram()...)...))
 }
 
-// agent starts cmd, which runs an agent, and waits for its first word.
+// agent starts cmd, which runs an agent, and waits for the agent's first line.
 func (l *lab) agent(name string, cmd *topo.Cmd) *sandbox {
 	l.Helper()
 	s := &sandbox{lab: l, cmd: cmd, name: name, lines: make(chan string, 1), stderr: &buffer{}}
@@ -183,8 +190,8 @@ func (l *lab) agent(name string, cmd *topo.Cmd) *sandbox {
 		}
 	}()
 	l.Cleanup(s.stop)
-	if line := s.line(); line != "ok agent" {
-		l.Fatalf("%v: the agent said %q; stderr:\n%s", cmd.Args, line, s.stderr)
+	if err := guest.DecodeReady(s.line()); err != nil {
+		l.Fatalf("%v: the agent does not run: %v; stderr:\n%s", cmd.Args, err, s.stderr)
 	}
 	return s
 }
@@ -202,12 +209,12 @@ func (s *sandbox) stop() {
 		}
 		_ = s.cmd.Wait()
 		if text := s.stderr.String(); strings.Contains(text, "panic:") || strings.Contains(text, "DATA RACE") {
-			s.Errorf("%s said:\n%s", s.name, text)
+			s.Errorf("%s printed:\n%s", s.name, text)
 		}
 	})
 }
 
-// dumpAndKill makes a supervisor that hangs say where, on stderr.
+// dumpAndKill makes a supervisor that hangs print its stacks on stderr, and kills it.
 func (s *sandbox) dumpAndKill() {
 	// Of the signals that make the Go runtime print all stacks, one that is not forwarded to the command.
 	_ = s.cmd.Process.Signal(syscall.SIGSEGV)
@@ -216,6 +223,7 @@ func (s *sandbox) dumpAndKill() {
 	s.Logf("%s was in:\n%s", s.name, s.stderr)
 }
 
+// line is the agent's next line.
 func (s *sandbox) line() string {
 	s.Helper()
 	select {
@@ -226,39 +234,9 @@ func (s *sandbox) line() string {
 		}
 		return line
 	case <-time.After(opPatience):
-		s.Fatalf("%s says nothing; stderr:\n%s", s.name, s.stderr)
+		s.Fatalf("the agent of %s does not answer; stderr:\n%s", s.name, s.stderr)
 	}
 	return ""
-}
-
-// do runs one operation inside and returns its result.
-func (s *sandbox) do(words ...any) string {
-	s.Helper()
-	line := strings.TrimSuffix(fmt.Sprintln(words...), "\n")
-	if _, err := fmt.Fprintln(s.in, line); err != nil {
-		s.Fatalf("%s: %v; stderr:\n%s", s.name, err, s.stderr)
-	}
-	answer, ok := strings.CutPrefix(s.line(), "ok ")
-	if !ok {
-		s.Fatalf("inside, %q: %q", line, answer)
-	}
-	return answer
-}
-
-// want runs one operation inside and compares its result.
-func (s *sandbox) want(result string, words ...any) {
-	s.Helper()
-	if got := s.do(words...); got != result {
-		s.Errorf("inside, %v: got %q, want %q", words, got, result)
-	}
-}
-
-// wantFirst compares only the first word of the result: connect and reset add how long it took.
-func (s *sandbox) wantFirst(result string, words ...any) {
-	s.Helper()
-	if got, _, _ := strings.Cut(s.do(words...), " "); got != result {
-		s.Errorf("inside, %v: got %q, want %q", words, got, result)
-	}
 }
 
 // counters are the live counters of the sandbox.
@@ -317,10 +295,16 @@ func (b *buffer) String() string {
 	return b.b.String()
 }
 
-// serve listens in a namespace and runs handle for each connection. It returns the address and a counter of accepts.
-func (l *lab) serve(ns *topo.NS, addr string, handle func(*net.TCPConn)) (netip.AddrPort, *accepts) {
+// serve runs a server in a namespace. It returns the address and a counter of the clients.
+func (l *lab) serve(ns *topo.NS, addr netip.AddrPort, server guest.Server) (netip.AddrPort, *accepts) {
 	l.Helper()
-	listener, err := ns.Listen("tcp", addr)
+	return l.serveFunc(ns, addr, server.Handle)
+}
+
+// serveFunc is serve with a function that handles each connection.
+func (l *lab) serveFunc(ns *topo.NS, addr netip.AddrPort, handle func(*net.TCPConn)) (netip.AddrPort, *accepts) {
+	l.Helper()
+	listener, err := ns.Listen("tcp", addr.String())
 	if err != nil {
 		l.Fatal(err)
 	}
@@ -333,10 +317,10 @@ func (l *lab) serve(ns *topo.NS, addr string, handle func(*net.TCPConn)) (netip.
 	return listener.Addr().(*net.TCPAddr).AddrPort(), a
 }
 
-// serveUDP is the same for datagrams, answered by guest.EchoUDP.
-func (l *lab) serveUDP(ns *topo.NS, addr string) (netip.AddrPort, *accepts) {
+// serveUDP answers datagrams in a namespace as guest.EchoUDP. It returns the address and a counter of the datagrams.
+func (l *lab) serveUDP(ns *topo.NS, addr netip.AddrPort) (netip.AddrPort, *accepts) {
 	l.Helper()
-	c, err := ns.ListenPacket("udp", addr)
+	c, err := ns.ListenPacket("udp", addr.String())
 	if err != nil {
 		l.Fatal(err)
 	}
@@ -377,14 +361,8 @@ func (c countingConn) ReadFrom(b []byte) (int, net.Addr, error) {
 	return n, from, err
 }
 
-// at is an address with a port, as text.
-func at(a netip.Addr, port any) string {
-	p, err := strconv.ParseUint(fmt.Sprint(port), 10, 16)
-	if err != nil {
-		panic(err)
-	}
-	return netip.AddrPortFrom(a, uint16(p)).String()
-}
+// at is an address with a port.
+func at(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
 
 // families are the addresses of "here" and "there" to try.
 func (l *lab) families() []family {

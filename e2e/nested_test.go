@@ -44,7 +44,7 @@ func TestNames(t *testing.T) {
 	if strings.Count(hosts, "host.docker.internal") != 1 || !strings.Contains(hosts, "192.0.2.7\thost.docker.internal") {
 		t.Errorf("a name of the host that was given another address:\n%s", hosts)
 	}
-	if strings.Count(hosts, gateway4+"\thost.containers.internal") != 1 {
+	if strings.Count(hosts, gateway4.String()+"\thost.containers.internal") != 1 {
 		t.Errorf("a name of the host that was given its own address:\n%s", hosts)
 	}
 	if got := l.once([]string{"--dns-search", "."}, "cat", "/etc/resolv.conf").stdout; strings.Contains(got, "search") || !strings.Contains(got, "nameserver") {

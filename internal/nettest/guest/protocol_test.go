@@ -1,0 +1,92 @@
+package guest
+
+import (
+	"bufio"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"io/fs"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestEveryOperationIsInTheTable: each type with a method run can be asked for.
+func TestEveryOperationIsInTheTable(t *testing.T) {
+	notTests := func(f fs.FileInfo) bool { return !strings.HasSuffix(f.Name(), "_test.go") }
+	packages, err := parser.ParseDir(token.NewFileSet(), ".", notTests, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for _, file := range packages["guest"].Files {
+		for _, d := range file.Decls {
+			f, ok := d.(*ast.FuncDecl)
+			if !ok || f.Recv == nil || f.Name.Name != "run" {
+				continue
+			}
+			found++
+			if name := f.Recv.List[0].Type.(*ast.Ident).Name; operations[name] == nil {
+				t.Errorf("the operation %s is missing from operations.go", name)
+			}
+		}
+	}
+	if found != len(operations) {
+		t.Errorf("%d operations are defined, %d are in the table", found, len(operations))
+	}
+}
+
+// TestAgent runs operations through the agent, with arguments and results that are not trivial.
+func TestAgent(t *testing.T) {
+	in, requests := io.Pipe()
+	replies, out := io.Pipe()
+	go func() {
+		agent(in, out)
+		out.Close()
+	}()
+	lines := bufio.NewScanner(replies)
+	next := func() string {
+		if !lines.Scan() {
+			t.Fatal("the agent ended")
+		}
+		return lines.Text()
+	}
+	send := func(line string) string {
+		if _, err := io.WriteString(requests, line+"\n"); err != nil {
+			t.Fatal(err)
+		}
+		return next()
+	}
+	if err := DecodeReady(next()); err != nil {
+		t.Fatal(err)
+	}
+	serve := ServeTCP{Server: Echo, Addr: netip.MustParseAddr("127.0.0.1")}
+	addr, err := Decode(serve, send(Request(serve)))
+	if err != nil || addr.Addr() != serve.Addr || addr.Port() == 0 {
+		t.Fatalf("ServeTCP: %v, %v", addr, err)
+	}
+	exchange := Exchange{To: To(addr), Text: "several words\nand lines", Socket: Socket{Timeout: time.Second}}
+	got, err := Decode(exchange, send(Request(exchange)))
+	if err != nil || got.Outcome != OK || got.Client.Addr() != serve.Addr || got.Text != exchange.Text {
+		t.Errorf("Exchange: %+v, %v", got, err)
+	}
+	read := ReadFile{Path: "/nonexistent"}
+	if got, err := Decode(read, send(Request(read))); err != nil || got.Outcome != NotFound {
+		t.Errorf("ReadFile: %+v, %v", got, err)
+	}
+	for line, want := range map[string]string{
+		`{"Operation":"Nonsense"}`:                      "no operation called",
+		`{"Operation":"Connect","Arguments":{"Too":1}}`: "unknown field",
+		`not JSON`: "invalid character",
+	} {
+		if _, err := Decode(Sleep{}, send(line)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", line, err, want)
+		}
+	}
+	requests.Close()
+	if lines.Scan() {
+		t.Errorf("after the end of the input: %q", lines.Text())
+	}
+}
