@@ -1,11 +1,8 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"net/netip"
 	"path/filepath"
 	"strconv"
@@ -149,21 +146,11 @@ func TestForwarded(t *testing.T) {
 // publish forwards a port of the host to a container, as rootlessport has it done.
 func (e *engine) publish(port uint16, to netip.AddrPort) {
 	e.Helper()
-	client := http.Client{Timeout: opPatience, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) {
-		return net.Dial("unix", e.socket)
-	}}}
-	body := fmt.Sprintf(`{"proto":"tcp","parentIP":%q,"parentPort":%d,"childIP":%q,"childPort":%d}`, e.families()[0].here, port, to.Addr(), to.Port())
+	parent := topo.Here4
 	if to.Addr().Is6() {
-		body = fmt.Sprintf(`{"proto":"tcp","parentIP":%q,"parentPort":%d,"childIP":%q,"childPort":%d}`, topo.Here6, port, to.Addr(), to.Port())
+		parent = topo.Here6
 	}
-	resp, err := client.Post("http://engine/v1/ports", "application/json", strings.NewReader(body))
-	if err != nil {
-		e.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if text, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusCreated {
-		e.Fatalf("publish %s: %s %s", body, resp.Status, text)
-	}
+	restPorts{e.lab, e.socket}.add(portSpec{Proto: "tcp", ParentIP: parent.String(), ParentPort: port, ChildIP: to.Addr().String(), ChildPort: to.Port()})
 }
 
 // TestForwardedOptions: options of sockets in containers. A TTL that hides the hop makes a connection look like one of the

@@ -45,7 +45,8 @@ func (g target) rootlessport(child string, mappings ...map[string]any) (end func
 	}
 }
 
-// TestRootlessportAlone: no helper of ours connects the namespace, and a server in it still sees who its clients are.
+// TestRootlessportAlone: no helper of ours connects the namespace, and a server in it still sees its clients' addresses.
+// What clients get is tested by TestPublish in e2e; here it is how one helper follows another, and what they leave.
 func TestRootlessportAlone(t *testing.T) {
 	g := newTarget(t)
 	g.in("sh", "-c", "ip link set lo up; ip link add d0 type bridge; ip link set d0 up; ip addr add 10.9.9.2/24 dev d0; ip addr add fd99::2/64 dev d0 nodad; ip route add default via 10.9.9.1; ip -6 route add default via fd99::1")
@@ -64,11 +65,6 @@ func TestRootlessportAlone(t *testing.T) {
 		}
 		return ""
 	})
-	expect(t, "from the host's loopback", get("http://127.0.0.1:18080/"), "you are 10.9.9.1:")
-	expect(t, "over IPv6", get("http://["+host6+"]:18080/"), "you are 10.9.9.1:")
-	expect(t, "a port that is closed", get("http://"+host4+":18081/"), "connection reset by peer")
-	expect(t, "UDP", ask(host4+":18080"), "hello, you are ")
-	expect(t, "much", bulk("http://"+host4+":18080/bulk"), "bulk 16777216 bytes, <nil>; 16777216 bytes, <nil>")
 	if err := end(); err != nil {
 		t.Errorf("exit status: %v", err)
 	}

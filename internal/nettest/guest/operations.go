@@ -23,6 +23,7 @@ func init() {
 	add[Connect]()
 	add[Exchange]()
 	add[HalfClose]()
+	add[Download]()
 	add[AwaitReset]()
 	add[CloseTogether]()
 	add[Abort]()

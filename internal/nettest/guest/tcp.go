@@ -158,10 +158,7 @@ func (op HalfClose) On(c net.Conn) Outcome {
 	if err := c.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		return OutcomeOf(err)
 	}
-	data := make([]byte, op.Bytes)
-	for i := range data {
-		data[i] = byte(i * 7 >> 3)
-	}
+	data := pattern(op.Bytes)
 	if _, err := c.Write(data); err != nil {
 		return OutcomeOf(err)
 	}
@@ -174,6 +171,50 @@ func (op HalfClose) On(c net.Conn) Outcome {
 	}
 	if want := fmt.Sprintf("%d %x", op.Bytes, sha256.Sum256(data)); string(answer) != want {
 		return Outcome(fmt.Sprintf("the server got %q, want %q", answer, want))
+	}
+	return OK
+}
+
+// pattern is n bytes in which a piece that is lost, repeated or moved shows.
+func pattern(n int) []byte {
+	data := make([]byte, n)
+	for i := range data {
+		data[i] = byte(i*7>>3) ^ byte(i>>16)
+	}
+	return data
+}
+
+// DownloadSize is how many bytes a Produce server sends.
+const DownloadSize = 16 << 20
+
+func produce(c *net.TCPConn) {
+	defer c.Close()
+	_, _ = c.Write(pattern(DownloadSize))
+}
+
+// Download reads from a Produce server: OK when every byte came, and the end after them.
+type Download struct{ To Target }
+
+func (op Download) run() (Outcome, error) {
+	c, err := op.To.dial(patience)
+	if err != nil {
+		return OutcomeOf(err), nil
+	}
+	defer c.Close()
+	return op.On(c), nil
+}
+
+// On reads from an open connection.
+func (Download) On(c net.Conn) Outcome {
+	if err := c.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		return OutcomeOf(err)
+	}
+	got, err := io.ReadAll(c)
+	if err != nil {
+		return OutcomeOf(err)
+	}
+	if sha256.Sum256(got) != sha256.Sum256(pattern(DownloadSize)) {
+		return Outcome(fmt.Sprintf("%d bytes came, which are not the %d that were sent", len(got), DownloadSize))
 	}
 	return OK
 }

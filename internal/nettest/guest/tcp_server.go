@@ -21,6 +21,8 @@ const (
 	ResetAfterByte Server = "reset after a byte"
 	// SumAfterEnd reads until the client's end, and only then answers with the length and the hash of what came.
 	SumAfterEnd Server = "sum after the end"
+	// Produce sends the data that Download expects, and closes.
+	Produce Server = "produce"
 	// Silent keeps the connection and never reads.
 	Silent Server = "silent"
 	// ClosingTogether is the other end of CloseTogether.
@@ -40,6 +42,8 @@ func (s Server) Handle(c *net.TCPConn) {
 		resetAfterByte(c)
 	case SumAfterEnd:
 		sumAfterEnd(c)
+	case Produce:
+		produce(c)
 	case Silent:
 		kept <- c
 	case ClosingTogether:
