@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"fmt"
 	"net"
 	"net/netip"
 	"strings"
@@ -11,28 +10,24 @@ import (
 	"rootlessnet/internal/nettest/topo"
 )
 
-// inside is what runs an agent: a sandbox, a namespace to attach to, a container.
-type inside interface{ box() *sandbox }
+// hasAgent is what runs an agent: a sandbox, a namespace to attach to, a container.
+type hasAgent interface{ box() *sandbox }
 
 func (s *sandbox) box() *sandbox { return s }
 
 // do runs one operation inside and returns its result.
-func do[R any](in inside, op guest.Operation[R]) R {
+func do[R any](in hasAgent, op guest.Operation[R]) R {
 	s := in.box()
 	s.Helper()
-	request := guest.Request(op)
-	if _, err := fmt.Fprintln(s.in, request); err != nil {
-		s.Fatalf("%s: %v; stderr:\n%s", s.name, err, s.stderr)
-	}
-	result, err := guest.Decode(op, s.line())
+	result, err := guest.Do(s.inside, op)
 	if err != nil {
-		s.Fatalf("inside, %.200s: %v", request, err)
+		s.Fatalf("inside %s, %.200s: %v; stderr:\n%s", s.name, guest.Request(op), s.explain(err), s.stderr)
 	}
 	return result
 }
 
 // want runs one operation inside and compares its result.
-func want[R comparable](in inside, result R, op guest.Operation[R]) {
+func want[R comparable](in hasAgent, result R, op guest.Operation[R]) {
 	s := in.box()
 	s.Helper()
 	if got := do(s, op); got != result {

@@ -1,12 +1,10 @@
 package e2e
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -38,8 +36,8 @@ var (
 	any6      = netip.IPv6Unspecified()
 )
 
-// opPatience bounds one operation of the agent; the long ones have bounds of their own inside.
-const opPatience = 90 * time.Second
+// opPatience bounds one operation.
+const opPatience = guest.Patience
 
 // lab is the surroundings of one test: the namespaces "here" and "there", a runtime directory, and what was started.
 type lab struct {
@@ -145,8 +143,7 @@ type sandbox struct {
 	*lab
 	cmd    *topo.Cmd
 	name   string
-	in     io.WriteCloser
-	lines  chan string
+	inside *guest.Agent
 	stderr *buffer
 	once   sync.Once
 }
@@ -170,9 +167,9 @@ func (l *lab) start(flags ...string) *sandbox {
 // agent starts cmd, which runs an agent, and waits for the agent's first line.
 func (l *lab) agent(name string, cmd *topo.Cmd) *sandbox {
 	l.Helper()
-	s := &sandbox{lab: l, cmd: cmd, name: name, lines: make(chan string, 1), stderr: &buffer{}}
-	var err error
-	if s.in, err = cmd.StdinPipe(); err != nil {
+	s := &sandbox{lab: l, cmd: cmd, name: name, stderr: &buffer{}}
+	in, err := cmd.StdinPipe()
+	if err != nil {
 		l.Fatal(err)
 	}
 	out, err := cmd.StdoutPipe()
@@ -181,17 +178,10 @@ func (l *lab) agent(name string, cmd *topo.Cmd) *sandbox {
 	}
 	cmd.Stderr = s.stderr
 	l.launch(cmd)
-	go func() {
-		defer close(s.lines)
-		scan := bufio.NewScanner(out)
-		scan.Buffer(nil, 1<<20)
-		for scan.Scan() {
-			s.lines <- scan.Text()
-		}
-	}()
+	s.inside = guest.NewAgent(in, out)
 	l.Cleanup(s.stop)
-	if err := guest.DecodeReady(s.line()); err != nil {
-		l.Fatalf("%v: the agent does not run: %v; stderr:\n%s", cmd.Args, err, s.stderr)
+	if err := s.inside.AwaitReady(); err != nil {
+		l.Fatalf("%v: %v; stderr:\n%s", cmd.Args, s.explain(err), s.stderr)
 	}
 	return s
 }
@@ -199,14 +189,13 @@ func (l *lab) agent(name string, cmd *topo.Cmd) *sandbox {
 // stop lets the command end, and waits for the supervisor.
 func (s *sandbox) stop() {
 	s.once.Do(func() {
-		s.in.Close()
+		s.inside.CloseInput()
 		timer := time.AfterFunc(5*time.Second, func() {
 			s.Errorf("%s did not end within 5 s of its command's end of input", s.name)
 			s.dumpAndKill()
 		})
 		defer timer.Stop()
-		for range s.lines { // Wait closes the pipe, so it is read first
-		}
+		s.inside.Drain()
 		_ = s.cmd.Wait()
 		if text := s.stderr.String(); strings.Contains(text, "panic:") || strings.Contains(text, "DATA RACE") {
 			s.Errorf("%s printed:\n%s", s.name, text)
@@ -223,20 +212,13 @@ func (s *sandbox) dumpAndKill() {
 	s.Logf("%s was in:\n%s", s.name, s.stderr)
 }
 
-// line is the agent's next line.
-func (s *sandbox) line() string {
-	s.Helper()
-	select {
-	case line, ok := <-s.lines:
-		if !ok {
-			_ = s.cmd.Wait()
-			s.Fatalf("%s ended: %v; stderr:\n%s", s.name, s.cmd.ProcessState, s.stderr)
-		}
-		return line
-	case <-time.After(opPatience):
-		s.Fatalf("the agent of %s does not answer; stderr:\n%s", s.name, s.stderr)
+// explain adds to an error of the agent how its program ended.
+func (s *sandbox) explain(err error) error {
+	if errors.Is(err, guest.ErrAgentEnded) {
+		_ = s.cmd.Wait()
+		return fmt.Errorf("%w: %v", err, s.cmd.ProcessState)
 	}
-	return ""
+	return err
 }
 
 // counters are the live counters of the sandbox.

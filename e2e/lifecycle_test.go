@@ -204,9 +204,8 @@ func TestScorecard38NothingLeft(t *testing.T) {
 		mounts := mountsBelow(t, l.runtime)
 		s := l.start("-p", "8080:80")
 		do(s, guest.StartDaemon{})
-		s.in.Close()
-		for range s.lines {
-		}
+		s.inside.CloseInput()
+		s.inside.Drain()
 		// The end of the command's output is its end, or nearly.
 		l.nothingLeft(500 * time.Millisecond)
 		_ = s.cmd.Wait()
@@ -262,7 +261,7 @@ func containerOutlivesItsFirst(t *testing.T, l *lab) {
 	srv, _ := l.serve(l.There, at(topo.There4, 0), guest.Echo)
 	first := l.start("-p", "8080:80")
 	second := l.start("--network", "container:"+first.name)
-	first.in.Close()
+	first.inside.CloseInput()
 	time.Sleep(300 * time.Millisecond)
 	second.wantEcho(srv, "after the first is gone")
 	if r := l.once([]string{"--network", "container:" + first.name}, "true"); r.code != 125 || !strings.Contains(r.stderr, "cannot join network namespace of a non running container: "+first.name) {

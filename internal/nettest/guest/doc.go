@@ -8,8 +8,8 @@
 //
 // An operation is a Go type of this package with a method run, such as Connect: its exported fields are the arguments, and
 // the result of run is the result. Both cross the process boundary as JSON; protocol.go holds the encoding and the decoding
-// for both sides. Tests build a command line with Command, or a request line with Request, and read the answer with
-// Decode, which has the result's type. A test that names an operation which does not exist does not compile; one that is
+// for both sides. Tests build a command line with Command and read the answer with Decode, or
+// speak to an agent with Do; either returns the result's type. A test that names an operation which does not exist does not compile; one that is
 // missing from the table in operations.go fails at its first use.
 //
 // The agent prints one reply for each request, and one before the first request when it runs. Servers go on in the

@@ -74,12 +74,6 @@ func Decode[R any](_ Operation[R], line string) (result R, err error) {
 	return result, err
 }
 
-// DecodeReady checks the agent's first line, which says that it runs.
-func DecodeReady(line string) error {
-	_, err := decodeReply(line)
-	return err
-}
-
 func decodeReply(line string) (json.RawMessage, error) {
 	var r reply
 	if err := strict([]byte(line), &r); err != nil {

@@ -1,7 +1,6 @@
 package guest
 
 import (
-	"bufio"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -46,34 +45,22 @@ func TestAgent(t *testing.T) {
 		agent(in, out)
 		out.Close()
 	}()
-	lines := bufio.NewScanner(replies)
-	next := func() string {
-		if !lines.Scan() {
-			t.Fatal("the agent ended")
-		}
-		return lines.Text()
-	}
-	send := func(line string) string {
-		if _, err := io.WriteString(requests, line+"\n"); err != nil {
-			t.Fatal(err)
-		}
-		return next()
-	}
-	if err := DecodeReady(next()); err != nil {
+	a := NewAgent(requests, replies)
+	if err := a.AwaitReady(); err != nil {
 		t.Fatal(err)
 	}
 	serve := ServeTCP{Server: Echo, Addr: netip.MustParseAddr("127.0.0.1")}
-	addr, err := Decode(serve, send(Request(serve)))
+	addr, err := Do(a, serve)
 	if err != nil || addr.Addr() != serve.Addr || addr.Port() == 0 {
 		t.Fatalf("ServeTCP: %v, %v", addr, err)
 	}
 	exchange := Exchange{To: To(addr), Text: "several words\nand lines", Socket: Socket{Timeout: time.Second}}
-	got, err := Decode(exchange, send(Request(exchange)))
+	got, err := Do(a, exchange)
 	if err != nil || got.Outcome != OK || got.Client.Addr() != serve.Addr || got.Text != exchange.Text {
 		t.Errorf("Exchange: %+v, %v", got, err)
 	}
 	read := ReadFile{Path: "/nonexistent"}
-	if got, err := Decode(read, send(Request(read))); err != nil || got.Outcome != NotFound {
+	if got, err := Do(a, read); err != nil || got.Outcome != NotFound {
 		t.Errorf("ReadFile: %+v, %v", got, err)
 	}
 	for line, want := range map[string]string{
@@ -81,12 +68,20 @@ func TestAgent(t *testing.T) {
 		`{"Operation":"Connect","Arguments":{"Too":1}}`: "unknown field",
 		`not JSON`: "invalid character",
 	} {
-		if _, err := Decode(Sleep{}, send(line)); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := io.WriteString(requests, line+"\n"); err != nil {
+			t.Fatal(err)
+		}
+		reply, err := a.line()
+		if err == nil {
+			_, err = Decode(Sleep{}, reply)
+		}
+		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", line, err, want)
 		}
 	}
-	requests.Close()
-	if lines.Scan() {
-		t.Errorf("after the end of the input: %q", lines.Text())
+	a.CloseInput()
+	a.Drain()
+	if _, err := Do(a, Sleep{}); err == nil {
+		t.Error("an operation after the end of the agent")
 	}
 }
