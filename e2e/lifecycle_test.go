@@ -280,7 +280,7 @@ func containerOutlivesItsFirst(t *testing.T, l *lab) {
 func TestUserNamespaces(t *testing.T) {
 	l := newLab(t)
 	const capNetAdmin = 1 << unix.CAP_NET_ADMIN
-	if got, r := once(l, guest.ReadIdentity{}, "--userns", "root"); r.code != 0 || got.UID != 0 || got.GID != 0 || got.Capabilities>>32 != 1 || got.Capabilities&capNetAdmin == 0 {
+	if got, r := once(l, guest.ReadIdentity{}, "--userns", "root"); r.code != 0 || got.UID != 0 || got.GID != 0 || got.Capabilities>>40 != 1 || got.Capabilities&capNetAdmin == 0 {
 		t.Errorf("root: exit %d, %+v; %s", r.code, got, r.stderr)
 	}
 	want := guest.Identity{UID: os.Getuid(), GID: os.Getgid()}

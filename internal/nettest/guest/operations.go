@@ -16,6 +16,7 @@ func init() {
 	add[StartDaemon]()
 	addServer[CatchSignal]()
 	addServer[Sleep]()
+	add[RunShell]()
 
 	// tcp_server.go, tcp.go, tcp_end.go, urgent.go
 	addServer[ServeTCP]()
@@ -45,6 +46,11 @@ func init() {
 	add[Ping]()
 	add[QueryDNS]()
 	add[RequestLease]()
+
+	// http.go
+	addServer[ServeHTTP]()
+	add[GetHTTP]()
+	add[MoveBulk]()
 
 	// raw.go, malformed.go
 	add[SendSYN]()

@@ -1,9 +1,11 @@
 package guest
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"os/signal"
 	"slices"
 	"strconv"
@@ -164,5 +166,25 @@ func (StartDaemon) run() (pid int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	return p.Pid, p.Release()
+	pid = p.Pid // Release forgets it
+	return pid, p.Release()
+}
+
+// RunShell runs a script with sh(1).
+type RunShell struct{ Script string }
+
+// Ran is what a script left.
+type Ran struct {
+	Code   int    // the exit status, -1 after a signal
+	Output string // both of its outputs
+}
+
+func (op RunShell) run() (Ran, error) {
+	cmd := exec.Command("sh", "-c", op.Script)
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		return Ran{}, err
+	}
+	return Ran{cmd.ProcessState.ExitCode(), string(out)}, nil
 }
