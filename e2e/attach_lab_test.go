@@ -29,7 +29,7 @@ func (l *lab) holder() *namespace {
 // file is the path of one of its namespaces.
 func (n *namespace) file(ns string) string { return fmt.Sprintf("/proc/%d/ns/%s", n.pid, ns) }
 
-// enter runs a program as root inside, and fails the test when that fails.
+// enter runs a program as root of the namespace, and fails the test when it fails.
 func (n *namespace) enter(argv ...string) string {
 	n.Helper()
 	r := n.finish(n.Here.Command(append([]string{"nsenter", "--target", strconv.Itoa(n.pid), "--user", "--net", "--preserve-credentials", "--"}, argv...)...))

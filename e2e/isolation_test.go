@@ -318,7 +318,7 @@ func TestScorecard16Modes(t *testing.T) {
 	l.T = t
 }
 
-// malformed sends broken frames from inside and then expects the sandbox to work, and not to have grown.
+// malformed sends broken frames from inside and then expects that the sandbox works and that its memory has not grown.
 func malformed(t *testing.T, frames guest.Operation[int]) {
 	const grown = 5 << 20
 	onEveryLink(t, func(t *testing.T, l *lab) {
@@ -348,7 +348,8 @@ func TestScorecard20UrgentSweep(t *testing.T) {
 	malformed(t, guest.SendUrgentFlags{To: at(topo.There4, 9)})
 }
 
-// TestLinkForcedWithoutPermission: where /dev/net/tun is closed, a forced TAP says what to do and auto takes packet.
+// TestLinkForcedWithoutPermission: where users may not open /dev/net/tun, the error of a forced TAP names the
+// doctor, and the link "auto" is the packet link.
 func TestLinkForcedWithoutPermission(t *testing.T) {
 	if f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0); err == nil {
 		f.Close()

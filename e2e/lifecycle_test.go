@@ -45,7 +45,7 @@ func (l *lab) processes() (pids []int) {
 	return pids
 }
 
-// nothingLeft expects no process and no file of the lab's after a while.
+// nothingLeft expects that no process of the lab is left within that time.
 func (l *lab) nothingLeft(within time.Duration) {
 	l.Helper()
 	eventually(l.T, within, func() string {
@@ -57,7 +57,7 @@ func (l *lab) nothingLeft(within time.Duration) {
 	})
 }
 
-// portFree expects that a TCP port of the host can be bound after a while.
+// portFree expects that a TCP port of the host can be bound within that time.
 func (l *lab) portFree(port uint16, within time.Duration) {
 	l.Helper()
 	eventually(l.T, within, func() string {
@@ -230,7 +230,7 @@ func mountsBelow(t *testing.T, dir string) int {
 	return strings.Count(string(text), " "+dir+"/")
 }
 
-// TestFailedStartLeavesNothing: a port that is taken is found before the command starts.
+// TestFailedStartLeavesNothing: a port that is in use is an error before the command starts.
 func TestFailedStartLeavesNothing(t *testing.T) {
 	l := newLab(t)
 	_, _ = l.serve(l.Here, at(any4, 8081), guest.Silent)
@@ -252,7 +252,7 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 	}
 }
 
-// TestContainerOutlivesItsFirst: the network lives until its last member is gone.
+// TestContainerOutlivesItsFirst: a network stays until its last member has ended.
 func TestContainerOutlivesItsFirst(t *testing.T) {
 	onEveryDatapath(t, containerOutlivesItsFirst)
 }

@@ -201,7 +201,7 @@ func churnFor(t *testing.T, l *lab, lasts time.Duration) {
 	srv, _ := l.serve(l.There, at(topo.There4, 0), guest.Echo)
 	s := l.start("-p", "8080:80")
 	s.listenTCP(guest.Echo, 80)
-	// A client that says first that it has ended keeps its port for a minute: there are not enough of them.
+	// The end that closes first keeps its port in TIME_WAIT for a minute, and there are not enough ports for that.
 	if err := l.There.Sysctl("ipv4/tcp_tw_reuse", "1"); err != nil {
 		t.Fatal(err)
 	}

@@ -21,7 +21,7 @@ import (
 	"rootlessnet/internal/nettest/topo"
 )
 
-// serveDNS answers example.test. in "there", with the client's address in a TXT record of who.test.
+// serveDNS runs a DNS server in "there" that knows example.test. and large.test.
 func (l *lab) serveDNS() {
 	l.Helper()
 	handler := dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
@@ -79,7 +79,7 @@ func TestDNS(t *testing.T) {
 			}
 			wantAnswer("NOERROR", "example.test", dns.TypeA, "192.0.2.80")
 			wantAnswer("NOERROR", "example.test", dns.TypeAAAA)
-			wantAnswer("NXDOMAIN", "nobody.test", dns.TypeA)
+			wantAnswer("NXDOMAIN", "missing.test", dns.TypeA)
 			wantAnswer("NOERROR", "db.test", dns.TypeA, "192.0.2.5")
 			wantAnswer("NOERROR", "host.docker.internal", dns.TypeA, gateway4.String())
 			wantAnswer("NOERROR", "host.docker.internal", dns.TypeMX)
@@ -150,7 +150,7 @@ func TestManage(t *testing.T) {
 	}
 	for _, c := range list[0].Containers {
 		if c.IPv4Address != guest4.String()+"/24" {
-			t.Errorf("inspect says the address is %q", c.IPv4Address)
+			t.Errorf("inspect names the address %q", c.IPv4Address)
 		}
 	}
 	kept := l.connectTo(l.There, at(topo.Here4, 8080))
@@ -316,7 +316,7 @@ func TestResolverFollowsTheHost(t *testing.T) {
 	})
 }
 
-// TestPCAP: the file holds the frames of a connection, and reads as a capture.
+// TestPCAP: the capture file holds the frames of a connection.
 func TestPCAP(t *testing.T) {
 	l := newLab(t)
 	file := l.runtime + "/frames.pcap"

@@ -81,7 +81,8 @@ var (
 	slirpGuest   = netip.MustParseAddr("10.0.2.100")
 )
 
-// forwarders is the table of all that publish ports: each datapath, each program, and each program's way to be told.
+// forwarders is the table of all that publish ports: each datapath, each program, and each interface by which a program is
+// asked to.
 func forwarders(t *testing.T) (list []*forwarder) {
 	t.Helper()
 	lateByGateway := [2]netip.Addr{gateway6, gateway4}

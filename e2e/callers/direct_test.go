@@ -75,7 +75,7 @@ func (g target) ask(host string, port uint16) guest.Echoed {
 	return once(g.user, guest.AskUDP{To: guest.Target{Host: host, Port: port}, Text: "hello", Timeout: 3 * time.Second}, g.program()...)
 }
 
-// helper starts cmd with an exit and a ready descriptor, 3 and 4, and returns the other end of each, and what it says.
+// helper starts cmd with an exit and a ready descriptor, 3 and 4, and returns the other end of each, and its output.
 func (g target) helper(cmd *exec.Cmd) (exitW, readyR *os.File, text *bytes.Buffer) {
 	g.Helper()
 	exitR, exitW, err := os.Pipe()
@@ -97,7 +97,7 @@ func (g target) helper(cmd *exec.Cmd) (exitW, readyR *os.File, text *bytes.Buffe
 	return exitW, readyR, text
 }
 
-// slirp starts slirp4netns and returns when it says that it is ready; end closes its exit descriptor and returns the
+// slirp starts slirp4netns and returns when it has sent its ready byte; end closes its exit descriptor and returns the
 // exit status.
 func (g target) slirp(args ...string) (end func() error) {
 	g.Helper()
@@ -115,7 +115,7 @@ func (g target) slirp(args ...string) (end func() error) {
 	return end
 }
 
-// TestSlirp4netns: what the original's users see in the namespace, and the end by the exit descriptor.
+// TestSlirp4netns: the namespace looks as with the original, and the helper ends by the exit descriptor.
 func TestSlirp4netns(t *testing.T) {
 	g := newTarget(t)
 	port := serveHost(t)
@@ -192,8 +192,8 @@ func TestPastaProcess(t *testing.T) {
 	wantUDPSeen(t, "UDP", ask(host4, 18082), "")
 }
 
-// TestPastaForPodman: the arguments of Podman 5, in the namespaces it makes: root of a user namespace, whose mounts hold the
-// network namespace. Addresses are there when the first process ends; the second ends when the path is detached and removed.
+// TestPastaForPodman: the arguments of Podman 5, in the namespaces it makes: root of a user namespace with mounts of its own,
+// one of which is the network namespace. Addresses are there when the first process ends; the second ends when the path is detached and removed.
 func TestPastaForPodman(t *testing.T) {
 	need(t, "unshare", "nsenter", "ip")
 	const gateway = "198.51.100.254"
@@ -268,7 +268,7 @@ func TestPastaCommand(t *testing.T) {
 	gone(t, "pasta")
 }
 
-// TestPastaPortInUse: the first process says so and fails.
+// TestPastaPortInUse: the first process prints the error and fails.
 func TestPastaPortInUse(t *testing.T) {
 	g := newTarget(t)
 	port := serveHost(t)

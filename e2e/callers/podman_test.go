@@ -11,7 +11,7 @@ import (
 	"rootlessnet/internal/nettest/guest"
 )
 
-// pod is a user with Podman set up as the drop-in's installer says.
+// pod is a user with Podman configured as the drop-in's installer prints it.
 type pod struct{ *user }
 
 func newPodman(t *testing.T) pod {

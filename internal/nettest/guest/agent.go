@@ -20,7 +20,7 @@ type Agent struct {
 	lines chan string // closed at the end of the output
 }
 
-// NewAgent speaks to the agent whose standard input and output are in and out.
+// NewAgent returns the test's side of the agent with the standard input and output in and out.
 func NewAgent(in io.WriteCloser, out io.Reader) *Agent {
 	a := &Agent{in, make(chan string, 1)}
 	go func() {
@@ -34,7 +34,7 @@ func NewAgent(in io.WriteCloser, out io.Reader) *Agent {
 	return a
 }
 
-// AwaitReady waits for the agent's first line, which says that it runs.
+// AwaitReady waits for the agent's first line, which it prints when it runs.
 func (a *Agent) AwaitReady() error {
 	line, err := a.line()
 	if err == nil {
