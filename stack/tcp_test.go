@@ -13,6 +13,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
+	"rootlessnet/internal/race"
 	"rootlessnet/tap"
 )
 
@@ -305,7 +306,7 @@ func TestRequestsInFlightAreReleased(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	b.h.tcp = func(q *TCPRequest) { q.Ignore() }
 	attempts := maxInFlightSYN + 500
-	if raceEnabled {
+	if race.Enabled {
 		attempts = 1000 // races show early, and more would take long
 	}
 	for i := range attempts {

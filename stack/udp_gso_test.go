@@ -12,6 +12,7 @@ import (
 	"gvisor.dev/gvisor/pkg/buffer"
 
 	"rootlessnet/internal/nettest"
+	"rootlessnet/internal/race"
 	"rootlessnet/tap"
 )
 
@@ -251,14 +252,14 @@ func TestBatchesDoNotAllocate(t *testing.T) {
 		}
 		p.detachBatches()
 		p.flush()
-	}); n >= 1 && !raceEnabled {
+	}); n >= 1 && !race.Enabled {
 		t.Errorf("%v allocations for 100 datagrams of the guest", n)
 	}
 	d := &Datagram{Flow: Flow{Src: ap(far4, 53), Dst: ap(guest4, 4000)}, Payload: payload, GSOSize: 1400}
 	for range 40 {
 		d.More = append(d.More, payload)
 	}
-	if n := testing.AllocsPerRun(100, func() { _ = s.WriteUDP(d) }); n >= 1 && !raceEnabled {
+	if n := testing.AllocsPerRun(100, func() { _ = s.WriteUDP(d) }); n >= 1 && !race.Enabled {
 		t.Errorf("%v allocations for a GSO batch to the guest", n)
 	}
 }

@@ -28,7 +28,7 @@ var mayImport = []struct {
 
 	// The library, and the life of a sandbox.
 	{".", []string{"plan", "sandbox"}},
-	{"sandbox", []string{"api", "dns", "gateway", "plan", "userns", "internal/hostnet", "internal/signals", "internal/state", "internal/watch"}},
+	{"sandbox", []string{"api", "dns", "gateway", "plan", "userns", "internal/hostnet", "internal/race", "internal/signals", "internal/state", "internal/watch"}},
 
 	// The network of a sandbox.
 	{"gateway", []string{"dns", "flow", "forwarder", "forwarder/loopback", "forwarder/splicetcp", "forwarder/tcp", "forwarder/udp",
@@ -60,6 +60,8 @@ var mayImport = []struct {
 	{"e2e", nil},
 	{"e2e/asroot", nil},
 	{"internal/nettest", []string{"tap", "internal/spin"}}, // a fake tap.Device
+	{"internal/nettest/forwardlab", []string{"flow", "forwarder", "policy", "stack", "tap", "internal/fdbudget", "internal/race"}},
+	{"internal/nettest/cmdtest", nil},
 	{"internal/nettest/guest", nil},
 	{"internal/nettest/topo", nil},
 	{"internal/testuser", nil},
@@ -79,6 +81,7 @@ var mayImport = []struct {
 	{"internal/hostnet", nil},
 	{"internal/listenwatch", nil},
 	{"internal/procnet", nil},
+	{"internal/race", nil},
 	{"internal/rawsock", nil},
 	{"internal/signals", nil},
 	{"internal/spin", []string{"internal/lockrank"}},
