@@ -2,7 +2,8 @@ package forwarder
 
 import (
 	"net/netip"
-	"sync"
+
+	"rootlessnet/internal/lockrank"
 )
 
 const (
@@ -17,13 +18,15 @@ const (
 type Attempts struct {
 	most int
 
-	mu     sync.Mutex
+	mu     lockrank.Mutex
 	byDest map[netip.Addr]int // guarded by mu
 	n      int                // guarded by mu
 }
 
 func newAttempts(most int) *Attempts {
-	return &Attempts{most: max(1, most), byDest: map[netip.Addr]int{}}
+	a := &Attempts{most: max(1, most), byDest: map[netip.Addr]int{}}
+	a.mu.SetRank(lockrank.Attempts)
+	return a
 }
 
 // Begin counts an attempt at dest. false: there are too many, and the guest is left to send its SYN again.

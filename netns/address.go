@@ -10,6 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// setLoopbackUp sets up lo of the calling thread's namespace.
+func setLoopbackUp() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(lo)
+}
+
 // configureLink gives the interface l.Name, which exists, its MTU, MAC and IP addresses and routes, and sets it up.
 func configureLink(nl *netlink.Handle, l *Link, kind string, warn Warn) error {
 	link, err := nl.LinkByName(l.Name)

@@ -42,7 +42,13 @@ func Attach(l *Link, warn Warn) (dev *Device, restore func(), err error) {
 		}
 	}
 	if !l.Bare {
-		if err := configureAttached(nl, l, dev.Kind, warn); err != nil {
+		err := setLoopbackUp()
+		if err != nil {
+			err = &Error{Op: "bring lo up", Err: err, Hint: HintOwner}
+		} else {
+			err = configureLink(nl, l, dev.Kind, warn)
+		}
+		if err != nil {
 			restore()
 			return nil, nil, err
 		}
@@ -51,17 +57,6 @@ func Attach(l *Link, warn Warn) (dev *Device, restore func(), err error) {
 		dev.Result.MAC = link.Attrs().HardwareAddr
 	}
 	return dev, restore, nil
-}
-
-func configureAttached(nl *netlink.Handle, l *Link, kind string, warn Warn) error {
-	lo, err := nl.LinkByName("lo")
-	if err == nil {
-		err = nl.LinkSetUp(lo)
-	}
-	if err != nil {
-		return &Error{Op: "bring lo up", Err: err, Hint: HintOwner}
-	}
-	return configureLink(nl, l, kind, warn)
 }
 
 // describeLink returns the interface of that name, nil for none, and whether it is a persistent TAP.

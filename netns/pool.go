@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/fdbudget"
 )
 
 // A Pool keeps open sockets of another network namespace at hand, most of them transparent TCP sockets. A process or thread
@@ -40,8 +42,9 @@ type PoolOptions struct {
 	IPv6 bool
 	// UDP has UDP sockets opened from the beginning; otherwise the first GetUDP finds none.
 	UDP bool
-	// MaxBatch is the most sockets to open at once for each kind, at least 1 and at most maxBatch; up to one and a half times
-	// as many are open and unused. 0 means defaultMaxBatch.
+	// MaxBatch is how many sockets of a kind are opened at once at most; more than 240 is cut to that. Up to one and a half
+	// times as many of a kind are open and unused. 0 means a part
+	// of the budget of descriptors.
 	MaxBatch int
 }
 
@@ -51,9 +54,9 @@ const (
 	firstBatch = 32
 	// maxBatch keeps a batch within one message (SCM_MAX_FD is 253).
 	maxBatch = 240
-	// nofileShare is the share of RLIMIT_NOFILE that a batch may take by default, 1/64: unused descriptors should not crowd
-	// out those of connections.
-	nofileShare = 64
+	// batchShare is the part of the pools' share of descriptors that a batch may take by default, a quarter: there are several
+	// kinds, and unused descriptors should not crowd out those of connections.
+	batchShare = 4
 )
 
 // The kinds of sockets, as in a request.
@@ -68,15 +71,6 @@ const (
 // uses another datapath, or tries again.
 var ErrPoolEmpty = errors.New("no open socket in the pool")
 
-// defaultMaxBatch is the limit where none is given: a share of the limit of open files.
-func defaultMaxBatch() int {
-	var lim unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) != nil {
-		return maxBatch
-	}
-	return int(min(maxBatch, lim.Cur/nofileShare+1))
-}
-
 // NewPool takes over f, the file that ServePool returned inside, and asks for the first sockets. f is closed in any case.
 func NewPool(f *os.File, o PoolOptions) (*Pool, error) {
 	c, err := net.FileConn(f)
@@ -86,7 +80,7 @@ func NewPool(f *os.File, o PoolOptions) (*Pool, error) {
 	}
 	p := &Pool{maxBatch: min(maxBatch, o.MaxBatch), conn: c.(*net.UnixConn), idle: map[byte]*poolKind{}, ipv6: o.IPv6}
 	if o.MaxBatch <= 0 {
-		p.maxBatch = defaultMaxBatch()
+		p.maxBatch = min(maxBatch, fdbudget.Process().Share(fdbudget.Pool)/batchShare+1)
 	}
 	p.fill(kindTransparent4, kindTransparent6)
 	if o.UDP {
@@ -148,6 +142,7 @@ func (p *Pool) get(kind byte) (fd int, err error) {
 	}
 	fd = k.fds[n-1]
 	k.fds = k.fds[:n-1]
+	fdbudget.Process().Give(fdbudget.Pool, 1)
 	return fd, nil
 }
 
@@ -162,14 +157,17 @@ func (p *Pool) orderLocked(kind byte) *poolKind {
 		return k
 	}
 	k.ordered = true
-	n := k.batch
+	budget := fdbudget.Process()
+	n := min(k.batch, max(1, budget.Free(fdbudget.Pool)))
+	budget.TakeAnyway(fdbudget.Pool, n)
 	p.wg.Go(func() {
 		fds := p.request(kind, n)
+		budget.Give(fdbudget.Pool, n-len(fds))
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		k.ordered = false
 		if p.closed {
-			closeFDs(fds)
+			closeIdle(fds)
 			return
 		}
 		k.fds = append(k.fds, fds...)
@@ -214,10 +212,16 @@ func (p *Pool) Close() {
 	}
 	p.closed = true
 	for _, k := range p.idle {
-		closeFDs(k.fds)
+		closeIdle(k.fds)
 		k.fds = nil
 	}
 	p.mu.Unlock()
 	_ = p.conn.Close() // ends an exchange under way
 	p.wg.Wait()
+}
+
+// closeIdle closes sockets that were not taken.
+func closeIdle(fds []int) {
+	closeFDs(fds)
+	fdbudget.Process().Give(fdbudget.Pool, len(fds))
 }

@@ -8,14 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func setLoopbackUp() error {
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return err
-	}
-	return netlink.LinkSetUp(lo)
-}
-
 // redirectSysctls: accept_local, because a re-injected SYN arrives on lo from an address of the namespace itself;
 // tcp_fwmark_accept, so that an accepted connection has the mark of its SYN; fwmark_reflect, so that a reset or an ICMP
 // error has the mark of the packet that it answers.

@@ -47,8 +47,8 @@ import (
 // (inet_ehash_insert, net/ipv4/inet_hashtables.c), and a reset would end a connection that has only just begun: one in
 // 40,000 measured. So the first is dropped and its 4-tuple noted in nosocket4; the sender sends it again.
 //
-// The table has an owner, because flushed by a process inside it would leave requests without an answer. It lives as long as
-// the descriptor that is returned or, with persist, as loadTable says.
+// The table has an owner, so that no process inside can flush it: connection requests would be without an answer then. It lives
+// as long as the descriptor that is returned or, with persist, as the namespace (see loadTable).
 func redirectRules(uplink uint32, ipv6, persist bool) (*os.File, error) {
 	return loadTable(redirectName, persist, func(b *tableBuilder) error { return b.redirect(uplink, ipv6) })
 }

@@ -24,11 +24,7 @@ func SetUp(l *Link, gids GIDRange, warn Warn) (dev *Device, err error) {
 		return nil, &Error{Op: "open netlink", Err: err, Hint: HintDoctor}
 	}
 	defer nl.Close()
-	lo, err := nl.LinkByName("lo")
-	if err == nil {
-		err = nl.LinkSetUp(lo)
-	}
-	if err != nil {
+	if err := setLoopbackUp(); err != nil {
 		return nil, &Error{Op: "bring lo up", Err: err, Hint: HintDoctor}
 	}
 	setSysctls(gids, warn)

@@ -27,7 +27,7 @@ func (c *commandSignals) keep(cancel context.CancelFunc) (stop func()) {
 		for {
 			select {
 			case sig := <-c.in:
-				if signals.Ends(sig) {
+				if signals.Terminates(sig) {
 					cancel()
 				} else if !slices.Contains(c.kept, sig) {
 					c.kept = append(c.kept, sig)
@@ -72,7 +72,7 @@ func (c *commandSignals) waitEnd(ctx context.Context, idle <-chan struct{}) {
 		case <-ctx.Done():
 			return
 		case sig := <-c.in:
-			if signals.Ends(sig) {
+			if signals.Terminates(sig) {
 				return
 			}
 		}

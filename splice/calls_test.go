@@ -22,7 +22,8 @@ import (
 // These tests bound the number of system calls for a connection and for a round trip. They count by ptrace(2) in a child process
 // that runs a Loop and nothing else; the calls of Go's own poller are included.
 
-// callsEnv makes the test binary that child: it joins each pair of sockets it receives on descriptor 3 and acknowledges with a byte.
+// callsEnv makes the test binary that child: it joins each pair of sockets it receives on descriptor 3 and acknowledges with a
+// byte.
 const callsEnv = "SPLICE_TEST_CALLS"
 
 func TestMain(m *testing.M) {
@@ -64,10 +65,10 @@ func tracedMain() int {
 
 // traced is the traced child process.
 type traced struct {
-	control int // our end of its descriptor 3
+	control int // the test's end of the child's descriptor 3
 	on      atomic.Bool
 	mu      sync.Mutex
-	calls   map[uint64]int // by number, while on; guarded by mu
+	calls   map[uint64]int // by system call number, counted while on is set; guarded by mu
 }
 
 // trace starts the child. One thread starts, traces and awaits it, as ptrace(2) demands.

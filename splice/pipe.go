@@ -1,6 +1,10 @@
 package splice
 
-import "golang.org/x/sys/unix"
+import (
+	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/fdbudget"
+)
 
 const (
 	// pipeSize is the capacity in bytes that is asked for, and the most that one splice moves. It is the default of
@@ -11,11 +15,12 @@ const (
 	// maxIdlePipes is how many unused pipes are kept. A direction needs a pipe only while it is in bulk transfer.
 	maxIdlePipes = 16
 
-	// maxPipes and pipeShare bound the pipes in use. A direction whose destination is full keeps its pipe, with up to pipeSize bytes
-	// in it: maxPipes bounds that memory. RLIMIT_NOFILE/pipeShare + 1 bounds the pipes by the descriptor limit; each has two
-	// descriptors. Directions that get no pipe copy.
-	maxPipes  = 256
-	pipeShare = 16
+	// maxPipes bounds the pipes in use. A direction whose destination is full keeps its pipe, with up to pipeSize bytes in it:
+	// maxPipes bounds that memory. Directions that get no pipe, also because the budget of descriptors has none, copy.
+	maxPipes = 256
+
+	// descriptors of a pipe.
+	descriptors = 2
 )
 
 // pipe is the pipe that splice(2) moves data through. held is the number of bytes in it.
@@ -28,21 +33,11 @@ type pipe struct {
 type pipePool struct {
 	idle []*pipe
 	used int // pipes given out
-	most int // limit of used
-}
-
-func newPipePool() pipePool {
-	l := pipePool{most: maxPipes}
-	var lim unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) == nil {
-		l.most = int(min(maxPipes, lim.Cur/pipeShare+1))
-	}
-	return l
 }
 
 // get returns an empty pipe, or nil if too many are in use or none can be made; the caller copies instead.
 func (l *pipePool) get() *pipe {
-	if l.used >= l.most {
+	if l.used >= maxPipes {
 		return nil
 	}
 	if n := len(l.idle); n > 0 {
@@ -51,8 +46,12 @@ func (l *pipePool) get() *pipe {
 		l.used++
 		return p
 	}
+	if !fdbudget.Process().Take(fdbudget.Pipes, descriptors) {
+		return nil
+	}
 	var fds [2]int
 	if unix.Pipe2(fds[:], unix.O_NONBLOCK|unix.O_CLOEXEC) != nil {
+		fdbudget.Process().Give(fdbudget.Pipes, descriptors)
 		return nil
 	}
 	p := &pipe{r: fds[0], w: fds[1]}
@@ -75,6 +74,7 @@ func (l *pipePool) put(p *pipe) {
 func (p *pipe) close() {
 	unix.Close(p.r)
 	unix.Close(p.w)
+	fdbudget.Process().Give(fdbudget.Pipes, descriptors)
 }
 
 func (l *pipePool) close() {

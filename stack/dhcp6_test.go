@@ -23,7 +23,7 @@ func newHostBench(t *testing.T, change func(*Config)) *bench {
 	t.Helper()
 	return newBench(t, offloads(), func(c *Config) {
 		c.Gateway6, c.Subnet6, c.Guest6 = netip.MustParseAddr("fe80::99"), netip.PrefixFrom(hostGuest, 64), hostGuest
-		c.Local = []netip.Addr{gw4} // whose answer settle waits for
+		c.Local = []netip.Addr{gw4} // settle waits for its echo reply
 		c.HostAddresses, c.DHCPv6, c.FQDN = true, true, "box.example.org"
 		c.Guests, c.DNS = []netip.Addr{guest4, hostGuest}, []netip.Addr{netip.MustParseAddr("2001:db8::53"), gw4}
 		if change != nil {
@@ -101,7 +101,7 @@ func TestDHCPv6(t *testing.T) {
 	if err := b.s.SetAddresses(c); err != nil {
 		t.Fatal(err)
 	}
-	b.settle() // the advertisement
+	b.settle() // skips the router advertisement
 	if got := confirm(); got != iana.StatusNotOnLink {
 		t.Errorf("confirm of an address that is no longer valid: %v", got)
 	}
@@ -127,9 +127,9 @@ func TestDHCPv6IgnoresInvalidRequests(t *testing.T) {
 	if r := b.dhcp6(other); r != nil {
 		t.Errorf("a request for another server was answered: %v", r)
 	}
-	nobody := *solicit
-	nobody.Options = dhcpv6.MessageOptions{}
-	if r := b.dhcp6(&nobody); r != nil {
+	anonymous := *solicit
+	anonymous.Options = dhcpv6.MessageOptions{}
+	if r := b.dhcp6(&anonymous); r != nil {
 		t.Errorf("a client without an identifier was answered: %v", r)
 	}
 	b.dev.InjectBytes(udpFrame(ap(guestLL, 546), ap(dhcp6Servers, 547), []byte("no DHCPv6")))

@@ -174,17 +174,17 @@ func TestErrorsOfTheGuestReachTheHandler(t *testing.T) {
 			t.Errorf("%v: %+v %+v", a.far, b.h.flows, b.h.errs)
 		}
 		b.h.errs, b.h.flows = nil, nil
-		for n := range 60 { // quotes of all lengths; an answer to none
+		for n := range 60 { // quotes of all lengths, none of which is answered
 			if q := sent[:n]; n < 28 || a.guest.Is6() && n < 48 {
 				b.dev.InjectBytes(icmpError(a.guest, a.far, typ, code, 0, q))
 			}
 		}
-		liar := append([]byte(nil), sent[:60]...)
-		liar[0] |= 0x0f // 60 bytes of IPv4 header and none of UDP; no version of IPv6 has options there
+		wrong := append([]byte(nil), sent[:60]...)
+		wrong[0] |= 0x0f // IPv4: a header of 60 bytes without UDP behind it; in IPv6 these bits have another meaning
 		if a.guest.Is6() {
-			liar[0] = 0x45
+			wrong[0] = 0x45
 		}
-		b.dev.InjectBytes(icmpError(a.guest, a.far, typ, code, 0, liar))
+		b.dev.InjectBytes(icmpError(a.guest, a.far, typ, code, 0, wrong))
 		if a.guest.Is4() {
 			later := append([]byte(nil), sent[:60]...)
 			later[7] = 9 // a fragment without ports

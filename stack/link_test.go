@@ -71,7 +71,7 @@ func TestLinkAddressChange(t *testing.T) {
 	if p.mac.Load() != macBits(guestMAC) {
 		t.Fatal("another link address was accepted at once")
 	}
-	p.silentSince = time.Now().Add(-2 * macSilence) // what waiting would do
+	p.silentSince = time.Now().Add(-2 * macSilence) // instead of waiting
 	p.learn(guest4, other)
 	if p.mac.Load() != macBits(other) {
 		t.Fatal("another link address was not accepted after macSilence")
@@ -137,7 +137,7 @@ func TestRouterAdvertisement(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	ll := netip.MustParseAddr("fe80::15")
 	for _, from := range []netip.Addr{ll, netip.IPv6Unspecified()} {
-		b.dev.InjectBytes(icmp6Frame(from, netip.MustParseAddr("ff02::2"), make([]byte, 8))) // type 0 is nothing
+		b.dev.InjectBytes(icmp6Frame(from, netip.MustParseAddr("ff02::2"), make([]byte, 8))) // type 0 is undefined
 		m := make([]byte, 8)
 		m[0] = ndpRouterSolicit
 		b.dev.InjectBytes(icmp6Frame(from, netip.MustParseAddr("ff02::2"), m))
@@ -288,12 +288,12 @@ func TestStackContinuesAfterPortEnds(t *testing.T) {
 	f := udpFrame(ap(g2, 5), ap(far4, 5), nil)
 	copy(f[6:12], second.Info().MAC)
 	second.InjectBytes(f)
-	stolen := udpFrame(ap(g2, 5), ap(far4, 5), nil) // from the first port, in the name of the second guest
+	forged := udpFrame(ap(g2, 5), ap(far4, 5), nil) // arrives at the first port with the second guest's address
 	b.settle()
 	for len(b.h.takeUDP()) == 0 {
 		time.Sleep(time.Millisecond)
 	}
-	b.dev.InjectBytes(stolen)
+	b.dev.InjectBytes(forged)
 	b.settle()
 	second.Written()
 	if err := b.s.WriteUDP(&Datagram{Flow: Flow{Src: ap(far4, 5), Dst: ap(g2, 5)}}); err != nil {

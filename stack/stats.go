@@ -32,7 +32,7 @@ const (
 
 var dropNames = [numDropReasons]string{"short", "other-mac", "ethertype", "ip-header", "ip-options", "checksum",
 	"transport-header", "destination", "protocol", "arp", "ndp", "dhcp", "icmp", "tx-malformed", "no-port", "panic", "gso",
-	"source", "fragment", "tx-foreign"}
+	"source", "fragment", "tx-not-tcp"}
 
 func (r DropReason) String() string { return dropNames[r] }
 

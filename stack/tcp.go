@@ -2,9 +2,7 @@ package stack
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -12,8 +10,6 @@ import (
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
 	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
@@ -45,11 +41,7 @@ func (s *Stack) deliverSYN(id gstack.TransportEndpointID, pkt *gstack.PacketBuff
 	if p := s.portFor(toNetip(id.RemoteAddress)); p != nil {
 		info.endpoint = p.endpoint
 	}
-	if ip := pkt.NetworkHeader().Slice(); ip[0]>>4 == 4 {
-		info.ttl, info.tos = ip[8], ip[1]
-	} else {
-		info.ttl, info.tos = ip[7], ip[0]<<4|ip[1]>>4
-	}
+	info.ttl, info.tos = ttlTOS(pkt.NetworkHeader().Slice())
 	s.syns.mu.Lock()
 	defer s.syns.mu.Unlock()
 	if _, known := s.syns.m[id]; known {
@@ -83,8 +75,7 @@ func (s *Stack) handleTCP(r *tcp.ForwarderRequest) {
 	req.Endpoint, req.TTL, req.TOS = i.endpoint, i.ttl, i.tos
 	defer func() {
 		if e := recover(); e != nil {
-			s.stats.drop(DropPanic)
-			s.log.Error("panic while handling a connection; the connection is dropped", "flow", req.Flow, "panic", fmt.Sprint(e), "stack", string(debug.Stack()))
+			s.panicked("panic while handling a connection; the connection is dropped", e, "flow", req.Flow)
 		}
 		req.finish(false)
 	}()
@@ -107,8 +98,8 @@ type TCPRequest struct {
 	accepted atomic.Bool // Accept has returned
 }
 
-// finish removes the request from the synTable and from netstack's forwarder. Without it netstack would count the request as in flight
-// forever.
+// finish removes the request from the synTable and from netstack's forwarder. Without it netstack would count the request as in
+// flight forever.
 func (q *TCPRequest) finish(reset bool) {
 	if q.done {
 		return
@@ -156,15 +147,11 @@ func (q *TCPRequest) Accept() (*Conn, error) {
 	return c, nil
 }
 
-// Cancel makes a call of Accept fail that is in progress or about to start; by itself netstack would wait two minutes for the guest's
-// ACK. It may be called from any goroutine, and blocks until Accept's endpoint is aborted or Accept has returned.
+// Cancel makes a call of Accept fail that is in progress or about to start; by itself netstack would wait two minutes for the
+// guest's ACK. It may be called from any goroutine, and blocks until Accept's endpoint is aborted or Accept has returned.
 func (q *TCPRequest) Cancel() {
-	proto := ipv4.ProtocolNumber
-	if q.Dst.Addr().Is6() {
-		proto = ipv6.ProtocolNumber
-	}
 	for !q.accepted.Load() {
-		if ep := q.s.ns.FindTransportEndpoint(proto, tcp.ProtocolNumber, q.id, nicID); ep != nil {
+		if ep := q.s.ns.FindTransportEndpoint(netProto(q.Dst.Addr()), tcp.ProtocolNumber, q.id, nicID); ep != nil {
 			ep.Abort()
 			return
 		}
@@ -172,23 +159,19 @@ func (q *TCPRequest) Cancel() {
 	}
 }
 
-// DialTCP connects to the guest at dst from src, which may be any address, such as that of a client of a published port. Port 0 in src
-// selects a free one. It fails with the error of ctx or with a syscall.Errno: ECONNREFUSED if the guest answers with a reset,
-// ETIMEDOUT, EHOSTUNREACH, EADDRINUSE if the 4-tuple is in use, ENETDOWN if the stack is closed.
+// DialTCP connects to the guest at dst from src, which may be any address, such as that of a client of a published port. Port 0
+// in src selects a free one. It fails with the error of ctx or with a syscall.Errno: ECONNREFUSED if the guest answers with a
+// reset, ETIMEDOUT, EHOSTUNREACH, EADDRINUSE if the 4-tuple is in use, ENETDOWN if the stack is closed.
 func (s *Stack) DialTCP(ctx context.Context, src, dst netip.AddrPort) (*Conn, error) {
 	if !s.enter() {
 		return nil, syscall.ENETDOWN
 	}
 	defer s.wg.Done()
-	proto := ipv4.ProtocolNumber
-	if dst.Addr().Is6() {
-		proto = ipv6.ProtocolNumber
-	}
 	c := &Conn{Flow: Flow{Src: src, Dst: dst}}
 	if p := s.portFor(dst.Addr()); p != nil {
 		c.Endpoint = p.endpoint
 	}
-	ep, terr := s.ns.NewEndpoint(tcp.ProtocolNumber, proto, &c.wq)
+	ep, terr := s.ns.NewEndpoint(tcp.ProtocolNumber, netProto(dst.Addr()), &c.wq)
 	if terr != nil {
 		return nil, Errno(terr)
 	}

@@ -1,10 +1,6 @@
 package stack
 
-import (
-	"fmt"
-	"net/netip"
-	"runtime/debug"
-)
+import "net/netip"
 
 // A guest program that sends one datagram per system call produces one frame per datagram. The frames of one flow that are ready at
 // the same time are combined into one GSO batch, as the kernel's UDP GRO does, so that the handler can send all of them to the
@@ -13,11 +9,11 @@ import (
 const (
 	// maxBatches is how many flows are combined at the same time; a further flow ends the oldest batch.
 	maxBatches = 4
-	// batchDatagrams is UDP_MAX_SEGMENTS before Linux 6.9 (include/linux/udp.h): the host's kernel refuses a longer batch, which would
-	// have to be sent in parts.
+	// batchDatagrams is UDP_MAX_SEGMENTS before Linux 6.9 (include/linux/udp.h): the host's kernel refuses a longer batch,
+	// which would have to be sent in parts.
 	batchDatagrams = 64
-	// maxPollRounds is how many times the receiver reads up to rxBatch frames before it delivers the batches, so that a flood of one
-	// flow does not delay the others.
+	// maxPollRounds is how many times the receiver reads up to rxBatch frames before it delivers the batches, so that a flood
+	// of one flow does not delay the others.
 	maxPollRounds = 8
 )
 
@@ -137,8 +133,7 @@ func (p *port) flush() {
 func (p *port) deliverFirst() {
 	defer func() {
 		if e := recover(); e != nil {
-			p.s.stats.drop(DropPanic)
-			p.s.log.Error("panic while handling UDP datagrams; they are dropped", "panic", fmt.Sprint(e), "stack", string(debug.Stack()))
+			p.s.panicked("panic while handling UDP datagrams; they are dropped", e)
 		}
 	}()
 	p.deliverBatch(0)

@@ -12,6 +12,7 @@ import (
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 
+	"rootlessnet/internal/race"
 	"rootlessnet/tap"
 )
 
@@ -140,7 +141,7 @@ func TestWriteUDPChecksumIsNeverZero(t *testing.T) {
 	for _, a := range families {
 		src, dst := ap(a.far, 53), ap(a.guest, 4000)
 		u := udpBytes(src, dst, []byte{0, 0})
-		fix := binary.BigEndian.Uint16(u[6:]) // this as data makes the sum all ones
+		fix := binary.BigEndian.Uint16(u[6:]) // with this as payload the sum is all ones
 		if err := b.s.WriteUDP(&Datagram{Flow: Flow{Src: src, Dst: dst}, Payload: []byte{byte(fix >> 8), byte(fix)}}); err != nil {
 			t.Fatal(err)
 		}
@@ -234,7 +235,7 @@ func TestFragmentFlood(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	before := heap()
 	rounds := 20000
-	if raceEnabled {
+	if race.Enabled {
 		rounds = 5000 // still more than the 4 MiB of each family
 	}
 	for i := range rounds {
@@ -245,7 +246,7 @@ func TestFragmentFlood(t *testing.T) {
 			b.dev.InjectBytes(fs[1]) // never complete
 		default:
 			fs[0][ethLen+20+8] ^= 1
-			b.dev.InjectBytes(fs[0], fs[0], fs[0]) // again and again
+			b.dev.InjectBytes(fs[0], fs[0], fs[0]) // overlapping
 		}
 		if i%1000 == 0 {
 			b.settle()
@@ -339,7 +340,7 @@ func TestWriteBatchWithoutChecksumOffload(t *testing.T) {
 	}
 }
 
-// sink is a device that takes what it is given and keeps nothing.
+// sink is a device that accepts and discards all frames.
 type sink struct{ tap.Device }
 
 func (sink) WriteFrames(f []tap.Frame) (int, error) { return len(f), nil }
@@ -350,7 +351,7 @@ type ignore struct{ Handler }
 func (ignore) HandleUDP(*Datagram) {}
 
 func TestDatagramsCostNoAllocation(t *testing.T) {
-	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // a collection empties the pools
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // garbage collection empties the pools
 	s, err := New(Config{Gateway4: gw4, Gateway6: gw6, Subnet4: netip.MustParsePrefix("10.0.2.0/24"), Subnet6: netip.MustParsePrefix("fd00::/64"), MTU: 1500, CSum: true, Handler: ignore{}})
 	if err != nil {
 		t.Fatal(err)
@@ -361,14 +362,14 @@ func TestDatagramsCostNoAllocation(t *testing.T) {
 	defer s.ports.Store(&[]*port{})
 	for _, a := range families {
 		d := &Datagram{Flow: Flow{Src: ap(a.far, 53), Dst: ap(a.guest, 4000)}, Payload: pattern(1000)}
-		if n := testing.AllocsPerRun(100, func() { _ = s.WriteUDP(d) }); n >= 1 && !raceEnabled {
+		if n := testing.AllocsPerRun(100, func() { _ = s.WriteUDP(d) }); n >= 1 && !race.Enabled {
 			t.Errorf("WriteUDP to %v: %v allocations", a.guest, n)
 		}
 		frame := udpFrame(ap(a.guest, 4000), ap(a.far, 53), pattern(1000))
 		r := &rx{view: buffer.NewViewSize(rxViewSize)}
 		copy(r.view.AsSlice(), frame)
 		f := &tap.Frame{Len: len(frame)}
-		if n := testing.AllocsPerRun(100, func() { p.receive(f, r) }); n >= 1 && !raceEnabled {
+		if n := testing.AllocsPerRun(100, func() { p.receive(f, r) }); n >= 1 && !race.Enabled {
 			t.Errorf("a datagram from %v: %v allocations", a.guest, n)
 		}
 	}

@@ -46,7 +46,7 @@ func (p *Path) serve(fd int, client netip.AddrPort, to forwarder.Target) {
 }
 
 // dialGuest tries the client's own family first and then the other, as the gateway: an IPv6 client reaches a server that
-// listens on IPv4 only, and the other way round. Where the target has an address there is only that to try.
+// listens on IPv4 only, and vice versa. Where the target has an address, only that is tried.
 func (p *Path) dialGuest(client netip.AddrPort, to forwarder.Target) (*stack.Conn, error) {
 	p.f.TCP.Waiting.Add(1)
 	defer p.f.TCP.Waiting.Add(-1)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rootlessnet/internal/nettest/forwardlab"
+	"rootlessnet/internal/race"
 )
 
 // Each way of standing still must cost nothing: these are the waits in which a pump may spin.
@@ -74,7 +75,7 @@ func TestTCPMemoryIsBounded(t *testing.T) {
 
 func TestTCPThousandIdle(t *testing.T) {
 	conns := 1000
-	if forwardlab.RaceSlack > 0 {
+	if race.Enabled {
 		conns = 300
 	}
 	w := newWorld(t, nil)

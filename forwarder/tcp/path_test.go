@@ -15,6 +15,7 @@ import (
 	"rootlessnet/flow"
 	"rootlessnet/forwarder"
 	"rootlessnet/internal/nettest/forwardlab"
+	"rootlessnet/internal/race"
 	"rootlessnet/internal/rawsock"
 )
 
@@ -348,7 +349,7 @@ func TestTCPGuestResets(t *testing.T) {
 
 func TestTCPBulk(t *testing.T) {
 	size := int64(100 << 20)
-	if forwardlab.RaceSlack > 0 || testing.Short() {
+	if race.Enabled || testing.Short() {
 		size = 20 << 20
 	}
 	t.Run("out", func(t *testing.T) {

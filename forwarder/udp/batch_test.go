@@ -49,7 +49,7 @@ func TestUDPBatchesToTheGuest(t *testing.T) {
 				n++
 				continue
 			}
-			if trains++; len(p) > maxTrainBytes || len(p) <= int(d.GSOSize) {
+			if trains++; len(p) > maxBatchBytes || len(p) <= int(d.GSOSize) {
 				t.Errorf("a train of %d bytes, %d each", len(p), d.GSOSize)
 			}
 			for len(p) > 0 {

@@ -22,6 +22,10 @@ const (
 	Relay
 	// Listeners: ports of one loopback that are forwarded to another; one each.
 	Listeners
+	// Pipes: what splice(2) moves bulk data through; two each.
+	Pipes
+	// Pool: sockets of the guest's namespace that are open and not used yet; one each.
+	Pool
 
 	numUses
 )
@@ -30,7 +34,7 @@ const (
 	// parts is what the limit is divided into; shares are in these.
 	parts = 16
 	// reservedParts of the limit are never given out, and not fewer descriptors than minReserve: the control socket's
-	// connections, the resolver's upstreams, published ports and pipes live on them.
+	// connections, the resolver's upstreams and published ports live on them.
 	reservedParts = 2
 	minReserve    = 32
 )
@@ -41,6 +45,8 @@ var shares = [numUses]int64{
 	Splice:    8,
 	UDP:       4, // many sockets that say nothing must leave the most for TCP
 	Relay:     8,
+	Pipes:     2, // only connections in bulk need one, and without it they are copied
+	Pool:      1, // they save time and are of no other use
 	Listeners: 8, // "all ports" of a namespace is 65,535: connections need descriptors too
 }
 

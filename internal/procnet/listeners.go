@@ -40,13 +40,14 @@ func Listeners(dir, proto string) (list []netip.AddrPort) {
 // routed. The listeners of the splice path have such addresses.
 func Unreachable(a netip.Addr) bool { return unrouted4.Contains(a) || unrouted6.Contains(a) }
 
+// Prefixes without hosts, from which the network setup takes the addresses of its listeners.
 var (
 	unrouted4 = netip.MustParsePrefix("192.0.0.0/24") // IETF protocol assignments, RFC 6890 section 2.2.2
 	unrouted6 = netip.MustParsePrefix("100::/64")     // discard-only prefix, RFC 6666
 )
 
-// parse reads one line: "sl local_address rem_address st …", where an address is in hexadecimal, each 32-bit word
-// in the host's byte order (net/ipv4/tcp_ipv4.c, get_tcp4_sock).
+// parse parses one line, "sl local_address rem_address st …". Addresses are in hexadecimal, each 32-bit word in host byte order
+// (get_tcp4_sock in net/ipv4/tcp_ipv4.c). ok is false for lines that describe no listener.
 func parse(line, proto string) (addr netip.AddrPort, ok bool) {
 	words := strings.Fields(line)
 	if len(words) < 4 {

@@ -178,7 +178,7 @@ func pump(to, from *net.TCPConn, passed, back *atomic.Bool) {
 func dead(c *net.TCPConn) (is bool) {
 	rc, err := c.SyscallConn()
 	if err == nil {
-		err = rc.Control(func(fd uintptr) { is = rawsock.Dead(fd) })
+		err = rc.Control(func(fd uintptr) { is = rawsock.Closed(fd) })
 	}
 	return is || err != nil
 }

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/race"
 )
 
 // Eventually waits, for Patience, for what happens on another goroutine.
@@ -59,3 +61,6 @@ func Quietly(t testing.TB, what string) {
 		t.Errorf("%s: %v of processor time in %v", what, used, watch)
 	}
 }
+
+// RaceSlack is what the race detector may add to a time limit.
+var RaceSlack = race.Extra(400 * time.Millisecond)
