@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rootlessnet/forwarder"
-	"rootlessnet/internal/fdbudget"
 	"rootlessnet/internal/inbound"
 	"rootlessnet/internal/nettest/forwardlab"
 	"rootlessnet/internal/rawsock"
@@ -66,38 +65,7 @@ func TestSpliceDeclinesForwarded(t *testing.T) {
 	}
 }
 
-// TestSpliceRequestsAreBounded: requests that the guest's kernel does not answer hold the descriptors of a connection each.
-func TestSpliceRequestsAreBounded(t *testing.T) {
-	w := newLimitedWorld(t, 16)
-	if w == nil {
-		return
-	}
-	const most = 3
-	others := w.budget.Share(fdbudget.Splice) - most*descriptors
-	if !w.budget.Take(fdbudget.Splice, others) {
-		t.Fatal("the budget is too small")
-	}
-	defer w.budget.Give(fdbudget.Splice, others)
-	for i := range uint16(5) {
-		if taken := w.syn(20000+i, guestTTL); taken != (i < most) {
-			t.Errorf("request %d: taken %v", i, taken)
-		}
-	}
-	if s := w.Stats(); s.Dialling != 0 {
-		t.Errorf("%d dials are still counted", s.Dialling)
-	}
-	w.mu.Lock()
-	for _, q := range w.requests {
-		q.since = q.since.Add(-time.Hour)
-	}
-	w.mu.Unlock()
-	w.sweep()
-	if s := w.Stats(); s.ReinjectFailed != most || w.reinjected != 0 || len(w.requests) != 0 {
-		t.Errorf("after the sweep: %+v, %d re-injected", s, w.reinjected)
-	}
-}
-
-// TestSpliceCircuitBreaker: a guest whose rules are in the way pays for three connections, not for each.
+// TestSpliceCircuitBreaker: a guest with packet-filter rules in the way pays for three connections, not for each.
 func TestSpliceCircuitBreaker(t *testing.T) {
 	w := newWorld(t)
 	if w == nil {

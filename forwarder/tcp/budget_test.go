@@ -108,7 +108,7 @@ func TestTCPBudgetAfterFailures(t *testing.T) {
 	w.pair()
 	w.guest.Listen(served(forwardlab.Guest4))
 	l := forwardlab.NewServer(t, "127.0.0.1:0")
-	w.wire.Deaf.Store(true) // from here on no handshake is completed
+	w.wire.OnlySYNs.Store(true) // from here on no handshake is completed
 	forwardlab.Call(t, netip.AddrPort{}, p.Addr())
 	_, _ = w.guest.Dial(l.At, 50*time.Millisecond)
 	l.Accept(t)

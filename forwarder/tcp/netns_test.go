@@ -55,7 +55,7 @@ func TestTCPDialErrors(t *testing.T) {
 	forwardlab.Eventually(t, "nothing under way", func() bool { s := w.Stats(); return s.Outbound == 0 && s.Dialling == 0 })
 }
 
-// Two hundred attempts at a black hole do not hold up anybody, and Close does not wait for them.
+// Two hundred attempts at a black hole do not delay connections to other destinations, and Close does not wait for them.
 func TestTCPBlackHole(t *testing.T) {
 	n := forwardlab.EnterNetns(t)
 	if n == nil {
