@@ -56,6 +56,7 @@ func TestSpliceForwarded(t *testing.T) {
 		t.Errorf("before the namespace is ready: %+v", s)
 	}
 	ready <- nil
+	w.waitReinjected(port)
 	c := w.connect(port)
 	defer c.Close()
 	w.waitFor("joined", func(s stats) bool { return s.Active == 1 })
