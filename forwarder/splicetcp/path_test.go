@@ -13,6 +13,7 @@ import (
 	"rootlessnet/internal/inbound"
 	"rootlessnet/internal/nettest/forwardlab"
 	"rootlessnet/internal/rawsock"
+	"rootlessnet/stack"
 )
 
 func TestSpliceOutbound(t *testing.T) {
@@ -189,4 +190,30 @@ func TestSpliceOutOfDescriptors(t *testing.T) {
 		t.Errorf("accept was tried %d times in %v", n, while)
 	}
 	w.waitFor("joined", func(s stats) bool { return s.Active == 1 })
+}
+
+// TestSpliceAlternative: what the guest is answered where both destinations of a decision fail. The SYNs are those of a
+// second netstack.
+func TestSpliceAlternative(t *testing.T) {
+	w := newWorld(t)
+	if w == nil {
+		return
+	}
+	gw, err := stack.New(stack.Config{Gateway4: forwardlab.Gateway4, Gateway6: forwardlab.Gateway6, Subnet4: forwardlab.Subnet4,
+		Subnet6: forwardlab.Subnet6, MAC: forwardlab.GatewayMAC, MTU: forwardlab.WireMTU, CSum: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gw.SetSYNHandler(w.Path)
+	wire := forwardlab.NewWire()
+	if err := gw.AddPort(0, wire, forwardlab.GuestMAC, nil); err != nil {
+		t.Fatal(err)
+	}
+	guest := forwardlab.NewGuest(t, wire)
+	forwardlab.TestAlternative(t, w.f, guest, wire)
+	gw.Close()
+	guest.Close()
+	if s := w.Stats(); s.DialErrors != 5 || s.Dialling != 0 || forwardlab.Taken(w.budget) != 0 {
+		t.Errorf("%+v, %d taken", s, forwardlab.Taken(w.budget))
+	}
 }

@@ -141,3 +141,13 @@ func TestTCPPublishedRealClients(t *testing.T) {
 		t.Errorf("a link-local client appears as %v", seen)
 	}
 }
+
+// What the guest is answered where both destinations of a decision fail.
+func TestTCPAlternative(t *testing.T) {
+	n := forwardlab.EnterNetns(t)
+	if n == nil {
+		return
+	}
+	w := newWorld(t, nil)
+	forwardlab.TestAlternative(t, w.f, w.guest, w.wire)
+}
