@@ -68,7 +68,7 @@ func TestSpliceBudgetShareIsUsedUp(t *testing.T) {
 	w.pair()
 }
 
-// Where nothing is left, clients wait in the backlog. Those whom the Path cannot serve are passed on.
+// Where nothing is left, clients wait in the backlog. Clients that the Path cannot serve are passed on.
 func TestSpliceBudgetIsUsedUp(t *testing.T) {
 	w := newLimitedWorld(t, 16)
 	if w == nil {

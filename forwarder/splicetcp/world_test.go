@@ -33,7 +33,7 @@ type world struct {
 	pool      plainPool
 	listener  netip.AddrPort
 	remote    *net.TCPListener // of the host, with the port of listener
-	listeners []netip.AddrPort // further ones, for those who want several destinations
+	listeners []netip.AddrPort // further ones, for tests that need several destinations
 }
 
 // hostAddr is where the host's servers listen.

@@ -97,7 +97,7 @@ func TestTCPBlackHole(t *testing.T) {
 	}
 }
 
-// The guest sees who calls, and can call itself by the host's address.
+// The guest sees a client under its own address, and can connect to itself by the host's address.
 func TestTCPPublishedRealClients(t *testing.T) {
 	n := forwardlab.EnterNetns(t)
 	if n == nil {
