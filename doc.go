@@ -1,8 +1,8 @@
 // Package rootlessnet gives a command its own network without any privilege.
 //
-// An ordinary user's Run makes a user and a network namespace, attaches a link device inside, and is the command's
-// gateway on the other end of it by a userspace TCP/IP stack: it translates what goes out and forwards what comes in
-// to published ports.
+// Run, called by an ordinary user, makes a user and a network namespace with a link device in it. The calling process holds
+// the other end of the link and is the command's gateway: a userspace TCP/IP stack translates outgoing connections into
+// sockets of the host, and forwards the host's published ports to the command.
 //
 //	code, err := rootlessnet.Run(ctx, rootlessnet.Config{
 //		Argv:    []string{"python3", "-m", "http.server", "80"},
@@ -10,30 +10,33 @@
 //		Stdout:  os.Stdout, Stderr: os.Stderr,
 //	})
 //
-// # What stands where
+// # Packages
 //
-// Config says what is wanted; its zero value is the default of the rootless-run command. It is resolved into a plan
-// (defaults filled in, contradictions found, addresses chosen that collide with nothing on the host) before anything
-// is made. Port specs are read by Docker's own parser, and where Docker has words for a mistake, they are ours.
+// This package is the public API and nothing else: its types are aliases, its functions call the packages that do the work.
+// Package plan turns a Config into a plan: it fills in defaults, finds contradictions, and chooses addresses that collide
+// with nothing on the host, before anything is created. Package gateway assembles the network of one sandbox. Package
+// sandbox runs it. Port specs are read by Docker's own parser, and where Docker has words for a mistake, the error has the
+// same text.
 //
 // # States
 //
-// A sandbox is created (state directory, listeners bound), configured (namespaces, link), running, lingering (its
-// command is gone, others that joined its network are not), gone. A failure before running undoes what was made.
+// A sandbox is created (state directory, listeners bound), configured (namespaces, link), running, lingering (its command
+// has ended, sandboxes that joined its network have not), closed. A failure before running undoes what was made.
 //
 // # Attaching
 //
-// Attach does the same for a network namespace that somebody else made, and returns a Sandbox to publish ports on and to
-// close. It ends by itself with the namespace.
+// Attach does the same for a network namespace that another program made. It returns a Sandbox, on which ports can be
+// published and which can be closed. The Sandbox ends by itself with the namespace.
 //
 // # Embedding
 //
-// Run and Attach start the program it is part of a second time, inside the new namespaces. The package's initialisation
-// recognises that and never returns there, so a program that embeds it needs to do nothing; it must only not do
-// visible work in init functions of packages that are initialised earlier.
+// Run and Attach start the calling program a second time, inside the new namespaces. The initialisation of package sandbox,
+// which this package imports, recognises the second start and never returns there. A program that embeds this package
+// needs to do nothing for that, except that init functions of packages that are initialised earlier must not have visible
+// effects.
 //
 // # Limits
 //
-// Linux only. TCP, UDP and ICMP echo; no SCTP. A published port below net.ipv4.ip_unprivileged_port_start cannot be
-// bound by an ordinary user.
+// Linux only. TCP, UDP and ICMP echo; no SCTP. An ordinary user cannot bind a published port below
+// net.ipv4.ip_unprivileged_port_start.
 package rootlessnet

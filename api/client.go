@@ -10,101 +10,62 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"sync"
 )
 
-// Client asks the server on one control socket. Its methods may be called concurrently. A failure the server
-// reported is an *Error; any other is that of the connection.
+// Client sends requests to the server on one control socket. Its methods may be called concurrently. A failure that the
+// server reports is an *Error; every other error is one of the connection. A request takes as long as its context allows.
 type Client struct {
+	path string // of the socket
 	http *http.Client
 }
 
-// NewClient returns a client for the socket at path. Nothing is dialled yet.
+// NewClient returns a client for the socket at path. It connects with the first request.
 func NewClient(path string) *Client {
-	return &Client{&http.Client{Transport: &http.Transport{
+	return &Client{path, &http.Client{Transport: &http.Transport{
 		DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, path) },
 		DisableCompression: true,
 	}}}
 }
 
-// Close closes idle connections; leases stay.
+// Close closes idle connections. Leases stay open, and the client may still be used.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Reachable returns nil if a server accepts connections on the socket. It sends no request.
+func (c *Client) Reachable(ctx context.Context) error {
+	conn, err := dial(ctx, c.path)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
+}
 
 // Inspect describes the sandbox.
 func (c *Client) Inspect(ctx context.Context) (Sandbox, error) {
-	return ask[Sandbox](ctx, c, http.MethodGet, "/sandbox", nil)
+	return request[Sandbox](ctx, c, http.MethodGet, pathSandbox, nil)
 }
 
 // Stats reads the counters.
 func (c *Client) Stats(ctx context.Context) (Stats, error) {
-	return ask[Stats](ctx, c, http.MethodGet, "/sandbox/stats", nil)
+	return request[Stats](ctx, c, http.MethodGet, pathStats, nil)
 }
 
-// Ports lists what is published.
+// Ports lists the sockets of all published ports.
 func (c *Client) Ports(ctx context.Context) ([]Port, error) {
-	return ask[[]Port](ctx, c, http.MethodGet, "/sandbox/ports", nil)
+	return request[[]Port](ctx, c, http.MethodGet, pathPorts, nil)
 }
 
-// AddPorts publishes the ports of a spec, all or none.
+// AddPorts publishes all ports of a spec or none, and returns the sockets that were bound.
 func (c *Client) AddPorts(ctx context.Context, spec string) ([]Port, error) {
-	return ask[[]Port](ctx, c, http.MethodPost, "/sandbox/ports", PortRequest{spec})
+	return request[[]Port](ctx, c, http.MethodPost, pathPorts, PortRequest{spec})
 }
 
-// RemovePorts closes the published ports that a spec names.
+// RemovePorts closes the published ports that match a spec, and returns them.
 func (c *Client) RemovePorts(ctx context.Context, spec string) ([]Port, error) {
-	return ask[[]Port](ctx, c, http.MethodDelete, "/sandbox/ports", PortRequest{spec})
+	return request[[]Port](ctx, c, http.MethodDelete, pathPorts, PortRequest{spec})
 }
 
-// Lease is a hold on a sandbox.
-type Lease struct {
-	conn io.ReadWriteCloser
-	done chan struct{}
-	once sync.Once
-}
-
-// Lease takes a lease. It lasts until Close, or until the sandbox ends; ctx is for the asking only.
-func (c *Client) Lease(ctx context.Context, kind LeaseKind) (*Lease, error) {
-	// The transport ties a connection that was upgraded to the context of its request.
-	held, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(ctx, cancel)
-	resp, err := c.send(held, http.MethodPost, "/sandbox/lease", LeaseRequest{kind})
-	if err == nil && !stop() {
-		resp.Body.Close()
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		cancel()
-		return nil, err
-	}
-	conn, ok := resp.Body.(io.ReadWriteCloser)
-	if resp.StatusCode != http.StatusSwitchingProtocols || !ok {
-		resp.Body.Close()
-		cancel()
-		return nil, fmt.Errorf("lease: unexpected status %s", resp.Status)
-	}
-	l := &Lease{conn: conn, done: make(chan struct{})}
-	go func() {
-		defer cancel()
-		defer close(l.done)
-		var b [1]byte
-		conn.Read(b[:]) // nothing is ever said: this is the end
-	}()
-	return l, nil
-}
-
-// Done is closed when the lease is over, by Close or by the sandbox's end.
-func (l *Lease) Done() <-chan struct{} { return l.done }
-
-// Close gives the lease back. It may be called more than once.
-func (l *Lease) Close() error {
-	var err error
-	l.once.Do(func() { err = l.conn.Close() })
-	<-l.done
-	return err
-}
-
-// ask sends a request and reads the answer of a success.
-func ask[T any](ctx context.Context, c *Client, method, path string, body any) (T, error) {
+// request sends a request and decodes the body of a success.
+func request[T any](ctx context.Context, c *Client, method, path string, body any) (T, error) {
 	var v T
 	resp, err := c.send(ctx, method, path, body)
 	if err != nil {
@@ -117,7 +78,7 @@ func ask[T any](ctx context.Context, c *Client, method, path string, body any) (
 	return v, nil
 }
 
-// send returns the response of a success, with its body open.
+// send sends a request and returns the response of a success, whose body the caller must close.
 func (c *Client) send(ctx context.Context, method, path string, body any) (*http.Response, error) {
 	var content io.Reader
 	if body != nil {
@@ -127,7 +88,7 @@ func (c *Client) send(ctx context.Context, method, path string, body any) (*http
 		}
 		content = bytes.NewReader(text)
 	}
-	// The host is of no meaning on a unix socket, and must not be empty.
+	// A unix socket needs no host name, but net/http refuses an empty one.
 	req, err := http.NewRequestWithContext(ctx, method, "http://sandbox"+path, content)
 	if err != nil {
 		return nil, err
@@ -135,7 +96,7 @@ func (c *Client) send(ctx context.Context, method, path string, body any) (*http
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	if path == "/sandbox/lease" {
+	if path == pathLease {
 		req.Header.Set("Connection", "Upgrade")
 		req.Header.Set("Upgrade", leaseProtocol)
 	}
@@ -143,7 +104,7 @@ func (c *Client) send(ctx context.Context, method, path string, body any) (*http
 	if err != nil {
 		var u *url.Error
 		if errors.As(err, &u) {
-			err = u.Err // the address in it is made up
+			err = u.Err // without the URL, whose host name means nothing
 		}
 		return nil, err
 	}

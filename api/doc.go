@@ -1,36 +1,54 @@
-// Package api is the control socket of a running sandbox: HTTP and JSON over a unix socket in the sandbox's state
-// directory.
+// Package api is the control socket of a running sandbox: HTTP and JSON over a unix socket. It holds the wire types, the
+// Server, which belongs to the sandbox's supervisor, and the Client.
 //
-//	GET    /sandbox         Sandbox
-//	GET    /sandbox/stats   Stats
-//	GET    /sandbox/ports   []Port
-//	POST   /sandbox/ports   PortRequest -> 201 []Port, what was opened
-//	DELETE /sandbox/ports   PortRequest -> 200 []Port, what was closed
-//	POST   /sandbox/lease   LeaseRequest -> 101, then the connection itself is the lease
-//	GET    /v1/info         what RootlessKit answers there
-//	GET    /v1/ports        likewise: [{id, spec}]
-//	POST   /v1/ports        {proto, parentIP, parentPort, childIP, childPort} -> 201 {id, spec}
-//	DELETE /v1/ports/{id}
+// # Paths
 //
-// A failure is a status of 400 and above with {"message": TEXT}. The paths that begin with /v1/ are the API 1.1.1 of
-// RootlessKit, for rootlessctl and for Docker's proxy of published ports, which look for a socket api.sock in a directory.
+//	GET    /v1/sandbox         Sandbox
+//	GET    /v1/sandbox/stats   Stats
+//	GET    /v1/sandbox/ports   []Port
+//	POST   /v1/sandbox/ports   PortRequest -> 201 []Port: the sockets that were bound
+//	DELETE /v1/sandbox/ports   PortRequest -> 200 []Port: the sockets that were closed
+//	POST   /v1/sandbox/lease   LeaseRequest -> 101, then the connection is the lease
+//
+//	GET    /v1/info            RootlessKitInfo
+//	GET    /v1/ports           []RootlessKitPortStatus
+//	POST   /v1/ports           RootlessKitPortSpec -> 201 RootlessKitPortStatus
+//	DELETE /v1/ports/{id}      200 without a body
+//
+// Every path begins with the version of the API. The first group is the sandbox's own part: all its paths begin with
+// /v1/sandbox, so they cannot collide with those of the second group. The second group is version 1.1.1 of RootlessKit's REST
+// API, whose paths and JSON RootlessKit defines: rootlessctl uses it, and so does Docker's proxy of published ports. A change
+// that would break clients of the first group becomes /v2/sandbox; fields are added without a new version, so a client must
+// ignore those it does not know.
+//
+// A failure has a status of 400 or above and the body {"message": TEXT}. An unknown path or version is answered with 404 and
+// {"message": TEXT, "versions": ["v1"]}; another method of a known path with 405. openapi.yaml is the schema of all this
+// (OpenAPI 3.1). It is not served; a test compares it with the routes, the wire types and the answers, in both directions.
 //
 // # Theory of operation
 //
-// A Server belongs to the supervisor and asks a Backend. A lease keeps the sandbox's network and namespaces alive
-// after its own command is gone: it lasts as long as its connection, so it cannot outlive its holder in whatever way
-// that ends. When the server closes the connection, the sandbox has ended and what joined it must end too.
+// The Server passes each request to a Backend, which the supervisor implements. A lease keeps the sandbox's network and
+// namespaces after its command has exited. It lasts as long as its connection, so the kernel ends it when the process that
+// holds it ends in any way. The server closes the connection when the sandbox ends; the holder must then end, too.
 //
-// # Who may speak
+// # Who may use it
 //
-// The command inside runs as the same user of the host, so neither file modes nor a uid tell it from its master.
-// A peer is heard if its uid is ours (SO_PEERCRED) and its user namespace is ours: the link /proc/PID/ns/user leads
-// where our own does or, where the kernel does not show it, the uid maps are the same. A server that runs in a namespace
-// below the first one also hears its user from there. SO_PEERPIDFD, where the kernel
-// has it (6.5), proves that the pid was not reused between the two looks.
+// The command inside the sandbox runs as the same user of the host as the supervisor, so neither file modes nor the uid
+// exclude it. A peer may use the API if its uid is that of the server (SO_PEERCRED) and its user namespace is that of the
+// server: the link /proc/PID/ns/user is the same or, where the kernel does not show that link, the uid maps are the same. A
+// server that runs below the initial user namespace also admits its user from the initial one. SO_PEERPIDFD, where the kernel
+// has it (6.5), proves that the pid was not reused between the check and its end. Every other peer gets status 403.
 //
-// # Limits
+// # Dependencies
 //
-// Bodies, headers, connections and leases are bounded by named constants. There is no encryption, no remote access,
-// and no event stream.
+// The package imports the standard library, golang.org/x/sys/unix and, in record.go only, internal/state. The wire types are
+// separate from the record on disk, so that either can change without the other: SandboxFromRecord converts the one into the
+// other, and a test compares their fields. Counters are plain numbers by name; the package knows no datapath.
+//
+// # Limits and failures
+//
+// The size of requests and responses, the number of connections and leases, and the time for a request are bounded by named
+// constants (limits.go). A request that is too large gets status 413, a lease beyond the limit 429, a request while the server
+// closes 503. Connections beyond the limit wait in the backlog of the listener. There is no encryption, no remote access and no
+// event stream.
 package api

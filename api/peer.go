@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// checkPeer says why the other end of a connection is not to be heard, or returns nil.
+// checkPeer returns nil if the process at the other end of a connection may use the API, and otherwise the reason why not.
+// The package documentation says who may.
 func checkPeer(c *net.UnixConn) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -28,22 +29,22 @@ func checkPeer(c *net.UnixConn) error {
 func checkPeerFD(fd int) error {
 	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil {
-		return fmt.Errorf("who are you: %w", err)
+		return fmt.Errorf("cannot read the peer's credentials: %w", err)
 	}
 	if int(cred.Uid) != os.Geteuid() {
-		return fmt.Errorf("uid %d is not the owner", cred.Uid)
+		return fmt.Errorf("uid %d is not the owner of the sandbox", cred.Uid)
 	}
-	// A pid of 0 is a peer that our pid namespace does not contain.
+	// The kernel reports pid 0 for a peer that our pid namespace does not contain.
 	if cred.Pid <= 0 {
 		return errors.New("peer is in another pid namespace")
 	}
 	proc := "/proc/" + strconv.Itoa(int(cred.Pid))
 	same, err := sameUserNS(proc)
 	if err == nil && !same {
-		same, err = aboveUs(proc)
+		same, err = inInitialUserNS(proc)
 	}
 	if err != nil {
-		return fmt.Errorf("cannot tell the peer's user namespace: %w", err)
+		return fmt.Errorf("cannot determine the peer's user namespace: %w", err)
 	}
 	if !same {
 		return errors.New("peer is in another user namespace")
@@ -51,12 +52,13 @@ func checkPeerFD(fd int) error {
 	return stillAlive(fd)
 }
 
-// sameUserNS says whether the process with that directory in /proc is in our user namespace.
+// sameUserNS reports whether the process with that directory in /proc is in our user namespace.
 //
-// The kernel shows the namespaces of an undumpable process, or of one with more capabilities than ours, to nobody but
-// the privileged (ptrace(2), access mode checking). Its uid map can always be read, and answers as well: the map of our
-// own namespace is shown in ids of the parent of our namespace, and that of any other in ids of our own. A map equal to ours
-// would be one of all ids onto themselves, which only root can make (user_namespaces(7)).
+// The kernel lets only privileged processes read the namespaces of a process that is not dumpable or that has more
+// capabilities than the reader (ptrace(2), access mode checking). The uid map of such a process can always be read, and is
+// sufficient: the kernel shows the map of the reader's own namespace in ids of the parent namespace, and every other map in
+// ids of the reader's namespace. Another namespace whose map reads the same as ours would have to map all ids onto themselves,
+// which only root can set up (user_namespaces(7)).
 func sameUserNS(proc string) (bool, error) {
 	ours, err := os.Readlink("/proc/self/ns/user")
 	if err != nil {
@@ -72,6 +74,7 @@ func sameUserNS(proc string) (bool, error) {
 	return sameUIDMap(proc)
 }
 
+// sameUIDMap reports whether the uid map of the process with that directory in /proc reads the same as ours.
 func sameUIDMap(proc string) (bool, error) {
 	ours, err := os.ReadFile("/proc/self/uid_map")
 	if err != nil {
@@ -84,11 +87,11 @@ func sameUIDMap(proc string) (bool, error) {
 	return len(ours) > 0 && bytes.Equal(ours, theirs), nil
 }
 
-// aboveUs says whether the process is in the first user namespace and we are not, as when the helper of a rootless
-// container runs in the container's: the user outside is its master. All ids are mapped in the first one, count 2^32-1,
-// and a namespace maps no more than its parent does: ours does not map all of them, so none below or beside it can, unless
-// real root made it.
-func aboveUs(proc string) (bool, error) {
+// inInitialUserNS reports whether the process is in the initial user namespace and we are not. That is the case of a helper
+// that runs in the user namespace of a rootless container and serves the user outside of it. The initial namespace maps all
+// ids, that is 2^32-1 of them, and a namespace maps no more ids than its parent: as ours does not map all ids, no namespace
+// below or beside it can, unless real root made it.
+func inInitialUserNS(proc string) (bool, error) {
 	ours, err := os.ReadFile("/proc/self/uid_map")
 	if err != nil {
 		return false, err
@@ -100,25 +103,25 @@ func aboveUs(proc string) (bool, error) {
 	return mapsAll(theirs) && !mapsAll(ours), nil
 }
 
-// mapsAll reads a uid_map (user_namespaces(7)): first id inside, first id outside, count.
+// mapsAll reports whether a uid_map maps all ids in one line (user_namespaces(7)): first id inside, first id outside, count.
 func mapsAll(text []byte) bool {
 	words := bytes.Fields(text)
 	return len(words) == 3 && string(words[0]) == "0" && string(words[2]) == "4294967295"
 }
 
-// stillAlive makes sure that the pid looked at was that of the peer: it was if the peer has not ended by now. Kernels
-// before 6.5 cannot tell.
+// stillAlive makes sure that the /proc directory that was read belongs to the peer: if the peer still runs now, its pid
+// cannot have been reused before. Kernels before 6.5 have no SO_PEERPIDFD, and the check is omitted.
 func stillAlive(fd int) error {
 	pidfd, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
 	switch {
 	case errors.Is(err, unix.ENOPROTOOPT), errors.Is(err, unix.EINVAL):
 		return nil
 	case err != nil:
-		return fmt.Errorf("peer is gone: %w", err)
+		return fmt.Errorf("peer has ended: %w", err)
 	}
 	defer unix.Close(pidfd)
 	if err := unix.PidfdSendSignal(pidfd, 0, nil, 0); err != nil {
-		return fmt.Errorf("peer is gone: %w", err)
+		return fmt.Errorf("peer has ended: %w", err)
 	}
 	return nil
 }

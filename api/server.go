@@ -1,55 +1,37 @@
 package api
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"sync"
-	"time"
 )
 
-// Deadlines and caps of a server. Its callers are programs on the same machine that send one small request.
-const (
-	headerTimeout = 5 * time.Second
-	readTimeout   = 10 * time.Second
-	// writeTimeout bounds the backend too: publishing a range of thousands of ports takes a while.
-	writeTimeout = 60 * time.Second
-	idleTimeout  = 30 * time.Second
-	maxHeader    = 16 << 10
-	// maxLeases bounds the fds that leases take; thousands of members in one network are not expected.
-	maxLeases = 1024
-	// maxConns bounds all connections: every lease is one, and some must be left to ask with.
-	maxConns = maxLeases + 64
-)
-
-// ServerOptions tune a Server; the zero value is the default.
+// ServerOptions configure a Server. The zero value has the defaults.
 type ServerOptions struct {
-	Logger *slog.Logger // nil means discard
+	Logger *slog.Logger // nil discards log lines
 
-	// checkPeer replaces the check of that name in tests.
+	// checkPeer replaces the function of that name in tests.
 	checkPeer func(*net.UnixConn) error
 }
 
-// Server answers on a control socket until it is closed.
+// Server answers on control sockets until it is closed. Its methods may be called concurrently.
 type Server struct {
 	backend Backend
 	log     *slog.Logger
 	http    *http.Server
-	serving sync.WaitGroup // Serve, handlers and leases
+	serving sync.WaitGroup // accept loops and handlers, those of leases included
 
 	mu     sync.Mutex
-	closed bool
-	unlink []string // paths that go with the server
-	leases map[net.Conn]struct{}
+	closed bool                  // guarded by mu
+	unlink []string              // sockets that Close removes; guarded by mu
+	leases map[net.Conn]struct{} // guarded by mu
 }
 
-// NewServer makes a server for backend that listens nowhere yet.
+// NewServer returns a server for backend that does not listen yet. The caller must Close it.
 func NewServer(backend Backend, opts ServerOptions) *Server {
 	s := &Server{backend: backend, log: opts.Logger, leases: make(map[net.Conn]struct{})}
 	if s.log == nil {
@@ -74,7 +56,7 @@ func NewServer(backend Backend, opts ServerOptions) *Server {
 	return s
 }
 
-// Serve answers on l too, which it owns from now on.
+// Serve answers on l until Close, which closes l. The call returns at once; it may be repeated for other listeners.
 func (s *Server) Serve(l *net.UnixListener) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -84,13 +66,13 @@ func (s *Server) Serve(l *net.UnixListener) {
 	}
 	s.serving.Go(func() {
 		if err := s.http.Serve(newLimitedListener(l)); !errors.Is(err, http.ErrServerClosed) {
-			s.log.Error("control socket closed", "err", err)
+			s.log.Error("control socket: no more connections are accepted; restart the sandbox to manage it", "socket", l.Addr(), "err", err)
 		}
 	})
 }
 
-// Listen makes a socket at path, for our user only, and answers there. With replace the path is the server's own: a
-// socket that was left there gives way, and Close removes it.
+// Listen makes a socket at path that only our user can connect to, and answers there. With replace, a socket that is left
+// over at path is removed first, and Close removes the new one.
 func (s *Server) Listen(path string, replace bool) error {
 	if replace {
 		if st, err := os.Lstat(path); err == nil && st.Mode()&os.ModeSocket != 0 {
@@ -112,15 +94,17 @@ func (s *Server) Listen(path string, replace bool) error {
 	return nil
 }
 
-// Close ends all leases and connections and waits until nothing of the server runs any more.
+// Close closes all listeners, leases and connections, and waits until the last handler has returned.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	s.closed = true
+	unlink := s.unlink
+	s.unlink = nil
 	for c := range s.leases {
 		c.Close()
 	}
 	s.mu.Unlock()
-	for _, path := range s.unlink {
+	for _, path := range unlink {
 		_ = os.Remove(path)
 	}
 	err := s.http.Close()
@@ -128,27 +112,15 @@ func (s *Server) Close() error {
 	return err
 }
 
-// peer is the verdict on a connection, made once when it is accepted.
+// peer is the result of checkPeer, which is called once for each connection.
 type peer struct{ err error }
 
+// peerKey is the key of a connection's peer in the contexts of its requests.
 type peerKey struct{}
 
+// handler checks the peer and limits the body before it passes a request to its route.
 func (s *Server) handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /sandbox", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, s.backend.Inspect()) })
-	mux.HandleFunc("GET /sandbox/stats", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, s.backend.Stats()) })
-	mux.HandleFunc("GET /sandbox/ports", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, list(s.backend.Ports())) })
-	mux.HandleFunc("POST /sandbox/ports", s.changePorts(http.StatusCreated, s.backend.AddPorts))
-	mux.HandleFunc("DELETE /sandbox/ports", s.changePorts(http.StatusOK, s.backend.RemovePorts))
-	mux.HandleFunc("POST /sandbox/lease", s.lease)
-	for _, path := range []string{"/sandbox", "/sandbox/stats", "/sandbox/ports", "/sandbox/lease"} {
-		mux.HandleFunc(path, notAllowed)
-	}
-	s.addV1(mux)
-	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
-		fail(w, &Error{http.StatusNotFound, "page not found", nil})
-	})
-
+	mux := newMux(s.routes())
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !s.enter() {
 			fail(w, errEnded)
@@ -156,9 +128,12 @@ func (s *Server) handler() http.Handler {
 		}
 		defer s.serving.Done()
 		if p, ok := r.Context().Value(peerKey{}).(peer); !ok || p.err != nil {
-			s.log.Warn("control socket: peer refused", "err", p.err)
+			if !ok {
+				p.err = errors.New("unknown peer")
+			}
+			s.log.Warn("control socket: request refused", "err", p.err)
 			w.Header().Set("Connection", "close")
-			fail(w, &Error{http.StatusForbidden, "permission denied: " + errText(p.err), p.err})
+			fail(w, &Error{http.StatusForbidden, "permission denied: " + p.err.Error(), p.err})
 			return
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxRequest)
@@ -166,14 +141,7 @@ func (s *Server) handler() http.Handler {
 	})
 }
 
-func errText(err error) string {
-	if err == nil {
-		return "unknown peer"
-	}
-	return err.Error()
-}
-
-// enter counts a handler in, unless the server is closing.
+// enter adds a handler to those that Close waits for. It returns false once Close was called.
 func (s *Server) enter() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -182,144 +150,4 @@ func (s *Server) enter() bool {
 	}
 	s.serving.Add(1)
 	return true
-}
-
-var errEnded = &Error{http.StatusServiceUnavailable, "the sandbox has ended", nil}
-
-func (s *Server) changePorts(status int, change func(context.Context, string) ([]Port, error)) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		var req PortRequest
-		if err := decode(r.Body, &req); err != nil {
-			fail(w, err)
-			return
-		}
-		ports, err := change(r.Context(), req.Spec)
-		if err != nil {
-			fail(w, err)
-			return
-		}
-		answer(w, status, list(ports))
-	}
-}
-
-// lease takes the connection over and holds it until either side closes it.
-func (s *Server) lease(w http.ResponseWriter, r *http.Request) {
-	var req LeaseRequest
-	if err := decode(r.Body, &req); err != nil {
-		fail(w, err)
-		return
-	}
-	if req.Kind != LeaseMember && req.Kind != LeaseExec {
-		fail(w, &Error{http.StatusBadRequest, "invalid lease kind: " + string(req.Kind), nil})
-		return
-	}
-	release, err := s.backend.Lease(req.Kind)
-	if err != nil {
-		fail(w, err)
-		return
-	}
-	defer release()
-	conn, _, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		fail(w, err)
-		return
-	}
-	defer conn.Close()
-	if err := s.addLease(conn); err != nil {
-		conn.SetDeadline(time.Now().Add(headerTimeout))
-		writeRaw(conn, err)
-		return
-	}
-	defer s.dropLease(conn)
-	conn.SetDeadline(time.Time{})
-	_, err = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+leaseProtocol+"\r\n\r\n")
-	if err != nil {
-		return
-	}
-	// Nothing is ever said on a lease: whatever the read returns is its end.
-	var b [1]byte
-	conn.Read(b[:])
-}
-
-func (s *Server) addLease(c net.Conn) *Error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.closed:
-		return errEnded
-	case len(s.leases) >= maxLeases:
-		return &Error{http.StatusTooManyRequests, "too many leases", nil}
-	}
-	s.leases[c] = struct{}{}
-	return nil
-}
-
-func (s *Server) dropLease(c net.Conn) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.leases, c)
-}
-
-// writeRaw answers on a connection that net/http has let go of.
-func writeRaw(c net.Conn, e *Error) {
-	rec := &http.Response{StatusCode: e.Status, ProtoMajor: 1, ProtoMinor: 1, Close: true, Header: http.Header{"Content-Type": {"application/json"}}}
-	text, _ := json.Marshal(errorBody{e.Message})
-	rec.Body, rec.ContentLength = io.NopCloser(bytes.NewReader(text)), int64(len(text))
-	rec.Write(c)
-}
-
-// decode reads one JSON value with known fields only and nothing behind it.
-func decode(body io.Reader, into any) error {
-	d := json.NewDecoder(body)
-	d.DisallowUnknownFields()
-	err := d.Decode(into)
-	if err == nil {
-		if _, end := d.Token(); end != io.EOF {
-			err = errors.New("data after the value")
-			if tooLarge(end) {
-				err = end
-			}
-		}
-	}
-	switch {
-	case err == nil:
-		return nil
-	case tooLarge(err):
-		return &Error{http.StatusRequestEntityTooLarge, "request too large", err}
-	default:
-		return &Error{http.StatusBadRequest, "invalid request: " + err.Error(), err}
-	}
-}
-
-func tooLarge(err error) bool {
-	var e *http.MaxBytesError
-	return errors.As(err, &e)
-}
-
-func answer(w http.ResponseWriter, status int, v any) {
-	text, err := json.Marshal(v)
-	if err != nil {
-		fail(w, err)
-		return
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	w.Write(append(text, '\n'))
-}
-
-func fail(w http.ResponseWriter, err error) {
-	status := http.StatusInternalServerError
-	var e *Error
-	if errors.As(err, &e) {
-		status = e.Status
-	}
-	answer(w, status, errorBody{err.Error()})
-}
-
-// list makes no ports an empty list rather than null.
-func list(ports []Port) []Port {
-	if ports == nil {
-		return []Port{}
-	}
-	return ports
 }

@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxSunPath is the longest path a unix socket address takes: sun_path less its final zero (unix(7)).
+// maxSunPath is the longest path of a unix socket address, in bytes: the size of sun_path less its final zero (unix(7)).
 const maxSunPath = 107
 
-// Listen makes the control socket at path, for our user only. The file stays when the listener is closed: it goes
-// with its directory.
+// Listen makes a socket at path that only our user can connect to. Closing the listener leaves the file in place: the owner
+// of the directory removes it together with the directory.
 func Listen(path string) (*net.UnixListener, error) {
 	short, done, err := shorten(path)
 	if err != nil {
@@ -33,6 +33,7 @@ func Listen(path string) (*net.UnixListener, error) {
 	return l, nil
 }
 
+// dial connects to the socket at path.
 func dial(ctx context.Context, path string) (net.Conn, error) {
 	short, done, err := shorten(path)
 	if err != nil {
@@ -43,8 +44,8 @@ func dial(ctx context.Context, path string) (net.Conn, error) {
 	return d.DialContext(ctx, "unix", short)
 }
 
-// shorten returns another name for a path that is too long for a socket address, by way of its open directory. The
-// name is good until done is called.
+// shorten returns a path that fits into a socket address: path itself, or else a path through /proc/self/fd that names the
+// same file by way of a descriptor of its directory. It is valid until done is called.
 func shorten(path string) (short string, done func(), err error) {
 	if len(path) <= maxSunPath {
 		return path, func() {}, nil

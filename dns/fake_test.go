@@ -18,7 +18,7 @@ import (
 	mdns "github.com/miekg/dns"
 )
 
-// TestMain fails when the tests left goroutines of the resolver or sockets behind.
+// TestMain fails if goroutines of the resolver or sockets remain after the tests.
 func TestMain(m *testing.M) {
 	sockets := countSockets()
 	code := m.Run()
@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// ourGoroutines returns the stacks that pass through the resolver or a session.
+// ourGoroutines returns the stacks of goroutines that run code of the resolver or a session.
 func ourGoroutines() (out []string) {
 	buf := make([]byte, 1<<20)
 	for stack := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
@@ -72,8 +72,8 @@ var fast = timing{
 	poll:       20 * time.Millisecond,
 }
 
-// upstream is a resolver on loopback, on the same port over UDP and TCP. answer gets each message as it came and returns
-// the messages to send back.
+// upstream is a DNS server on the loopback, on the same port for UDP and TCP. Its answerFunc gets each received message and
+// returns the messages to send back.
 type upstream struct {
 	addr     netip.AddrPort
 	udp, tcp atomic.Int64 // queries
@@ -92,7 +92,7 @@ func newUpstream(t testing.TB, answer answerFunc) *upstream {
 		l, err := net.Listen("tcp", pc.LocalAddr().String())
 		if err != nil {
 			pc.Close()
-			continue // the port is taken over TCP
+			continue // the port is in use for TCP
 		}
 		u := &upstream{addr: pc.LocalAddr().(*net.UDPAddr).AddrPort(), ports: make(chan netip.AddrPort, 1000)}
 		go u.serveUDP(pc, answer)
@@ -100,7 +100,7 @@ func newUpstream(t testing.TB, answer answerFunc) *upstream {
 		t.Cleanup(func() { pc.Close(); l.Close() })
 		return u
 	}
-	t.Fatal("no port free over both UDP and TCP")
+	t.Fatal("no port is free for both UDP and TCP")
 	return nil
 }
 
@@ -157,7 +157,7 @@ func readMessage(c net.Conn) ([]byte, error) {
 	return msg, err
 }
 
-// says answers every A query with addr.
+// says returns an answerFunc that answers every A query with addr.
 func says(addr string) answerFunc {
 	return func(q []byte, _ bool) [][]byte {
 		m := reply(q)
@@ -193,7 +193,7 @@ func pack(m *mdns.Msg) []byte {
 	return b
 }
 
-// start returns a resolver with the upstreams; the host's file is an empty one of the test's own.
+// start returns a resolver with the given upstreams and an empty file in place of the host's.
 func start(t testing.TB, cfg Config, ups ...netip.AddrPort) *Resolver {
 	t.Helper()
 	if cfg.ResolvConf == "" {
@@ -212,7 +212,7 @@ func question(name string, qtype uint16) *mdns.Msg {
 	return new(mdns.Msg).SetQuestion(mdns.Fqdn(name), qtype)
 }
 
-// ask sends raw over UDP and returns the raw answer, nil if there was none in time.
+// ask passes raw to ServeUDP and returns the answer, or nil if there was none in time.
 func ask(r *Resolver, raw []byte) []byte {
 	got := make(chan []byte, 1)
 	r.ServeUDP(raw, func(a []byte) { got <- a })
@@ -254,7 +254,7 @@ func firstA(m *mdns.Msg) string {
 	return "rcode " + mdns.RcodeToString[m.Rcode]
 }
 
-// connect returns the client's end of a connection that r serves; ended is closed when ServeTCP returned.
+// connect returns the client's end of a connection that r serves; ended is closed when ServeTCP has returned.
 func connect(t testing.TB, r *Resolver) (c net.Conn, ended chan struct{}) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -281,7 +281,7 @@ func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
 	for end := time.Now().Add(3 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("never happened: " + what)
+			t.Fatal("waited in vain for: " + what)
 		}
 	}
 }

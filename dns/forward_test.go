@@ -14,13 +14,13 @@ import (
 	mdns "github.com/miekg/dns"
 )
 
-func TestForwardsUntouched(t *testing.T) {
+func TestForwardsUnchanged(t *testing.T) {
 	sawIt := make(chan []byte, 1)
 	up := newUpstream(t, func(q []byte, _ bool) [][]byte {
 		sawIt <- append([]byte(nil), q...)
 		a := append([]byte(nil), q...)
 		a[2] |= 0x80
-		return [][]byte{append(a, "what nobody knows"...)}
+		return [][]byte{append(a, "unknown trailing data"...)}
 	})
 	r := start(t, Config{}, up.addr)
 	m := question("mIxEd.Example", 65280)
@@ -34,7 +34,7 @@ func TestForwardsUntouched(t *testing.T) {
 	if !bytes.Equal(seen[2:], sent[2:]) {
 		t.Errorf("the upstream got\n% x, sent was\n% x", seen, sent)
 	}
-	want := append(append([]byte(nil), sent...), "what nobody knows"...)
+	want := append(append([]byte(nil), sent...), "unknown trailing data"...)
 	want[2] |= 0x80
 	if !bytes.Equal(got, want) {
 		t.Errorf("the client got\n% x, want\n% x", got, want)
@@ -77,7 +77,7 @@ func TestRandomIDAndPort(t *testing.T) {
 	}
 }
 
-// big answers with n TXT records of 100 bytes over TCP, and with TC over UDP.
+// big returns an answerFunc that answers with n TXT records of 100 bytes over TCP, and with the TC bit over UDP.
 func big(n int) answerFunc {
 	return func(q []byte, tcp bool) [][]byte {
 		m := reply(q)
@@ -130,8 +130,8 @@ func TestTruncation(t *testing.T) {
 	}
 }
 
-// An upstream that ignores the client's size, as some do.
-func TestTruncatesItself(t *testing.T) {
+// The resolver truncates answers of an upstream that ignores the client's UDP payload size.
+func TestTruncatesOversizedAnswer(t *testing.T) {
 	up := newUpstream(t, func(q []byte, _ bool) [][]byte { return big(10)(q, true) })
 	r := start(t, Config{}, up.addr)
 	m := question("big.example", mdns.TypeTXT)
@@ -142,7 +142,7 @@ func TestTruncatesItself(t *testing.T) {
 	m.SetEdns0(1000, true)
 	a = askMsg(t, r, m)
 	if !a.Truncated || a.IsEdns0() == nil || !a.IsEdns0().Do() {
-		t.Errorf("EDNS was not answered in EDNS: %v", a)
+		t.Errorf("the answer to a query with EDNS has no OPT record: %v", a)
 	}
 }
 
@@ -151,24 +151,24 @@ func TestFailover(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nobody := pc.LocalAddr().(*net.UDPAddr).AddrPort()
+	closed := pc.LocalAddr().(*net.UDPAddr).AddrPort()
 	pc.Close()
 	good := newUpstream(t, says("192.0.2.9"))
 	for _, c := range []struct {
 		name   string
 		first  netip.AddrPort
 		within time.Duration
-		sticks bool // the next query goes to the one that answered
+		sticks bool // the next query goes first to the upstream that answered
 	}{
 		{"silent", newUpstream(t, silent).addr, 3 * time.Second, true},
-		{"nobody there", nobody, 500 * time.Millisecond, true},
+		{"closed port", closed, 500 * time.Millisecond, true},
 		{"no route", netip.MustParseAddrPort("[fe80::1%nosuchlink]:53"), 500 * time.Millisecond, true},
 		{"SERVFAIL", newUpstream(t, fails(mdns.RcodeServerFailure)).addr, 500 * time.Millisecond, false},
 		{"REFUSED", newUpstream(t, fails(mdns.RcodeRefused)).addr, 500 * time.Millisecond, false},
 		{"NOTIMP", newUpstream(t, fails(mdns.RcodeNotImplemented)).addr, 500 * time.Millisecond, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			// With the durations users have.
+			// With the durations used in production.
 			r, err := newResolver(Config{ResolvConf: t.TempDir() + "/none", Upstreams: []netip.AddrPort{c.first, good.addr}}, defaultTiming)
 			if err != nil {
 				t.Fatal(err)
@@ -182,7 +182,7 @@ func TestFailover(t *testing.T) {
 				t.Errorf("took %v, want at most %v", d, c.within)
 			}
 			if sticks := r.order()[0] == good.addr; sticks != c.sticks {
-				t.Errorf("the second is asked first from now on: %v, want %v", sticks, c.sticks)
+				t.Errorf("the second upstream is queried first afterwards: %v, want %v", sticks, c.sticks)
 			}
 		})
 	}
@@ -192,7 +192,7 @@ func TestNXDOMAINIsAnAnswer(t *testing.T) {
 	first, second := newUpstream(t, fails(mdns.RcodeNameError)), newUpstream(t, says("192.0.2.9"))
 	r := start(t, Config{}, first.addr, second.addr)
 	if a := askMsg(t, r, question("no.example", mdns.TypeA)); a.Rcode != mdns.RcodeNameError || second.udp.Load() != 0 {
-		t.Errorf("got %v; the second upstream was asked %d times", firstA(a), second.udp.Load())
+		t.Errorf("got %v; the second upstream was queried %d times", firstA(a), second.udp.Load())
 	}
 }
 
@@ -203,12 +203,12 @@ func TestPreferenceEnds(t *testing.T) {
 	askMsg(t, r, question("a.example", mdns.TypeA))
 	askMsg(t, r, question("b.example", mdns.TypeA))
 	if n := first.udp.Load(); n != 1 {
-		t.Errorf("the silent upstream was asked %d times, want once", n)
+		t.Errorf("the silent upstream was queried %d times, want once", n)
 	}
 	time.Sleep(60 * time.Millisecond)
 	askMsg(t, r, question("c.example", mdns.TypeA))
 	if n := first.udp.Load(); n < 2 {
-		t.Error("the first upstream is never tried again")
+		t.Error("the first upstream is not queried again")
 	}
 }
 
@@ -234,8 +234,8 @@ func TestAllFail(t *testing.T) {
 	}
 }
 
-// With no server named and none on the host, the answer is SERVFAIL at once. Something may listen on this machine's
-// port 53, so the socket is led elsewhere.
+// Without any server in the file and on the host's loopback, the answer is SERVFAIL at once. A program may listen on this machine's
+// port 53, so the test dials another address instead.
 func TestNoServers(t *testing.T) {
 	var asked string
 	r := start(t, Config{Dial: func(_ context.Context, _, address string) (net.Conn, error) {
@@ -249,7 +249,7 @@ func TestNoServers(t *testing.T) {
 	}
 }
 
-func TestLostDatagramIsSentAgain(t *testing.T) {
+func TestLostDatagramIsRetransmitted(t *testing.T) {
 	var n atomic.Int64
 	up := newUpstream(t, func(q []byte, tcp bool) [][]byte {
 		if n.Add(1) == 1 {
@@ -262,7 +262,7 @@ func TestLostDatagramIsSentAgain(t *testing.T) {
 	}
 }
 
-func TestLies(t *testing.T) {
+func TestForgedAnswersAreIgnored(t *testing.T) {
 	truth := func(q []byte) []byte { return says("192.0.2.1")(q, false)[0] }
 	lie := func(q []byte) *mdns.Msg {
 		m := new(mdns.Msg)
@@ -288,17 +288,17 @@ func TestLies(t *testing.T) {
 		up := newUpstream(t, func(q []byte, _ bool) [][]byte { return [][]byte{f(lie(q)), truth(q)} })
 		r := start(t, Config{}, up.addr)
 		if a := askMsg(t, r, question("a.example", mdns.TypeA)); firstA(a) != "192.0.2.1" || r.Stats().Mismatched != 1 {
-			t.Errorf("%s: got %s, %d answers counted as wrong", name, firstA(a), r.Stats().Mismatched)
+			t.Errorf("%s: got %s, %d answers counted as mismatched", name, firstA(a), r.Stats().Mismatched)
 		}
 	}
-	// A server that folds the name is believed; a flood of lies ends the attempt before its time.
+	// A server that changes the case of the name is accepted. Many forged answers end the attempt before its timeout.
 	up := newUpstream(t, func(q []byte, _ bool) [][]byte {
 		b := truth(q)
 		copy(b[minMessage:], foldName(b[minMessage:questionEnd(b)-4]))
 		return [][]byte{b}
 	})
 	if a := askMsg(t, start(t, Config{}, up.addr), question("A.eXample", mdns.TypeA)); firstA(a) != "192.0.2.1" {
-		t.Errorf("a server that folds the name was not believed: %s", firstA(a))
+		t.Errorf("the answer of a server that changes the case of the name was ignored: %s", firstA(a))
 	}
 	up = newUpstream(t, func(q []byte, _ bool) (out [][]byte) {
 		for range 2 * maxMismatched {
@@ -311,7 +311,7 @@ func TestLies(t *testing.T) {
 	begin := time.Now()
 	a := askMsg(t, start(t, Config{}, up.addr), question("a.example", mdns.TypeA))
 	if a.Rcode != mdns.RcodeServerFailure || time.Since(begin) > fast.total/2 {
-		t.Errorf("flood of lies: %s after %v", firstA(a), time.Since(begin))
+		t.Errorf("many forged answers: %s after %v", firstA(a), time.Since(begin))
 	}
 }
 
@@ -346,7 +346,7 @@ func TestRejected(t *testing.T) {
 		{"a loop", with(func(b []byte) []byte { return append(b[:12], 0xc0, 0x0c, 0, 1, 0, 1) }), mdns.RcodeFormatError},
 		{"a long label", with(func(b []byte) []byte { b[12] = 64; return append(b, make([]byte, 300)...) }), mdns.RcodeFormatError},
 		{"a long name", with(func(b []byte) []byte { return append(b[:12], bytes.Repeat([]byte{1, 'a'}, 200)...) }), mdns.RcodeFormatError},
-		{"a record's length lies", with(func(b []byte) []byte {
+		{"a record's length is wrong", with(func(b []byte) []byte {
 			b[11] = 1
 			return append(b, 0, 0, 41, 16, 0, 0, 0, 0, 0, 255, 255)
 		}), mdns.RcodeFormatError},
@@ -369,13 +369,13 @@ func TestRejected(t *testing.T) {
 			t.Errorf("%s: answered % x, want rcode %d", c.name, a, c.want)
 		}
 		if err := new(mdns.Msg).Unpack(a); err != nil {
-			t.Errorf("%s: the answer cannot be read: %v", c.name, err)
+			t.Errorf("%s: the answer cannot be parsed: %v", c.name, err)
 		}
 	}
 	if n := up.udp.Load() + up.tcp.Load(); n != 0 {
-		t.Errorf("%d of these went to the upstream", n)
+		t.Errorf("%d rejected queries were forwarded", n)
 	}
-	askMsg(t, r, question("a.example", mdns.TypeA)) // and it still works
+	askMsg(t, r, question("a.example", mdns.TypeA)) // the resolver still works
 }
 
 func TestInflightIsBounded(t *testing.T) {
@@ -387,7 +387,7 @@ func TestInflightIsBounded(t *testing.T) {
 		r.ServeUDP(raw, func([]byte) {})
 	}
 	if d := time.Since(begin); d > fast.total {
-		t.Errorf("the caller was held up for %v", d)
+		t.Errorf("ServeUDP blocked for %v", d)
 	}
 	if s := r.Stats(); s.Inflight != maxInflight || s.InflightFull != 50 {
 		t.Errorf("%d in flight, %d dropped; want %d and 50", s.Inflight, s.InflightFull, maxInflight)

@@ -13,8 +13,8 @@ import (
 	mdns "github.com/miekg/dns"
 )
 
-// fuzzResolver forwards to an upstream that answers every query with what *answer says behind the right ID, over pipes:
-// no sockets, so that a run is quick. Over TCP it has no upstream, so that everything goes by the one path.
+// fuzzResolver returns a resolver whose upstream answers every query with *answer after the right ID. The upstream is connected
+// by pipes instead of sockets, for speed. Dialling TCP fails, so that every query takes the same path.
 func fuzzResolver(f *testing.F, answer *[]byte) *Resolver {
 	dial := func(_ context.Context, network, _ string) (net.Conn, error) {
 		if network == "tcp" {
@@ -51,7 +51,7 @@ func seeds(f *testing.F, add func([]byte)) {
 	add([]byte{0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xc0, 0x0c, 0, 1, 0, 1})
 }
 
-// FuzzServeUDP: any datagram is dropped and counted, or has exactly one answer with its ID, within the client's size.
+// FuzzServeUDP: any datagram is dropped and counted, or gets exactly one answer, with its ID and within the client's limit.
 func FuzzServeUDP(f *testing.F) {
 	seeds(f, func(b []byte) { f.Add(b) })
 	r := fuzzResolver(f, new([]byte))
@@ -76,7 +76,7 @@ func FuzzServeUDP(f *testing.F) {
 	})
 }
 
-// FuzzUpstream: whatever an upstream sends, the client has one answer to its own question or an error.
+// FuzzUpstream: whatever an upstream sends, the client gets one answer to its own question, or an error.
 func FuzzUpstream(f *testing.F) {
 	seeds(f, func(b []byte) { f.Add(b[2:]) })
 	q := pack(question("a.example", mdns.TypeA))
@@ -97,12 +97,12 @@ func FuzzUpstream(f *testing.F) {
 			t.Fatalf("upstream's % x became % x", b, a)
 		}
 		if binary.BigEndian.Uint16(a[4:]) == 1 && !bytes.EqualFold(a[minMessage:len(q)], q[minMessage:]) {
-			t.Fatalf("another question came back: % x", a)
+			t.Fatalf("the answer has another question: % x", a)
 		}
 	})
 }
 
-// FuzzServeTCP: any stream comes to an end, and leaves nothing in flight.
+// FuzzServeTCP: ServeTCP returns for any input and leaves no query in flight.
 func FuzzServeTCP(f *testing.F) {
 	seeds(f, func(b []byte) {
 		f.Add(append([]byte{0, byte(len(b))}, b...))

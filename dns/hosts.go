@@ -12,10 +12,10 @@ type Host struct {
 	Name string
 }
 
-// HostsFile returns the guest's /etc/hosts, in the shape Docker gives it: the localhost block, the extra lines in their
-// order (--add-host, host.docker.internal and the like), then the guest's own addresses with its name. A hostname with
-// a dot is followed by its first label. Without IPv6 among addrs the localhost block has none either, so that nothing
-// tries ::1 where it is off. Lines whose name or address cannot stand in the file are left out.
+// HostsFile returns the content of the guest's /etc/hosts in the format of Docker's: the localhost block, the extra lines in
+// their order (--add-host, host.docker.internal and so on), then the guest's addresses with its hostname. A hostname with a dot
+// is followed by its first label. If addrs has no IPv6 address, the localhost block has none either, so that no program tries
+// ::1 while IPv6 is off. Lines with an invalid name or address are omitted.
 func HostsFile(hostname string, addrs []netip.Addr, extra []Host) []byte {
 	var b bytes.Buffer
 	b.WriteString("127.0.0.1\tlocalhost\n")
@@ -47,7 +47,7 @@ func HostsFile(hostname string, addrs []netip.Addr, extra []Host) []byte {
 	return b.Bytes()
 }
 
-// validWord reports whether s can stand in a line of a hosts file or of a resolv.conf: printable ASCII, no comment.
+// validWord reports whether s can be a word in a hosts file or a resolv.conf: printable ASCII without comment characters.
 func validWord(s string) bool {
 	return s != "" && len(s) <= 255 && !strings.ContainsFunc(s, func(c rune) bool { return c <= ' ' || c >= 0x7f || c == '#' || c == ';' })
 }

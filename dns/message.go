@@ -18,15 +18,15 @@ const (
 	maskRcode  = 0x000f
 )
 
-// query is what we have to know of a message from a client.
+// query is a parsed message of a client.
 type query struct {
 	raw      []byte // the whole message
-	question []byte // in raw: name, type, class; empty when there is not exactly one
+	question []byte // part of raw: name, type, class; empty if there is not exactly one question
 	qtype    uint16
 	qclass   uint16
 
 	edns    bool
-	size    int // the client's UDP payload size; minUDPSize without EDNS
+	size    int // the client's UDP payload size in bytes; minUDPSize without EDNS
 	version uint8
 	do      bool
 }
@@ -34,12 +34,12 @@ type query struct {
 func (q *query) id() uint16    { return binary.BigEndian.Uint16(q.raw) }
 func (q *query) flags() uint16 { return binary.BigEndian.Uint16(q.raw[2:]) }
 
-// name is the wire form of the name asked for.
+// name returns the name in the question, in wire format.
 func (q *query) name() []byte { return q.question[:len(q.question)-4] }
 
-// parseQuery reads raw, which q keeps. ok is false when nothing can be answered: too short for a header, or itself an
-// answer (answering those would let two resolvers talk for ever). Otherwise rcode says whether to go on (success) or
-// with what error to answer.
+// parseQuery parses raw, to which q keeps a reference. ok is false if the message must not be answered: it is shorter than a
+// header, or is an answer itself (two resolvers could otherwise answer each other forever). Otherwise rcode is success or the
+// error to answer with.
 func parseQuery(raw []byte) (q *query, rcode int, ok bool) {
 	if len(raw) < minMessage {
 		return nil, 0, false
@@ -70,7 +70,7 @@ func parseQuery(raw []byte) (q *query, rcode int, ok bool) {
 	return q, mdns.RcodeSuccess, true
 }
 
-// readRecords walks the records after the question, looking for the OPT record (RFC 6891, 6.1.1).
+// readRecords parses the records after the question for the OPT record (RFC 6891, 6.1.1). It returns false if they are malformed.
 func (q *query) readRecords(off int) bool {
 	n := 0
 	for i := 6; i < minMessage; i += 2 {
@@ -99,8 +99,8 @@ func (q *query) readRecords(off int) bool {
 	return true
 }
 
-// questionEnd returns the offset after the first question, or -1. A question's name has nothing before it that a
-// compression pointer could mean, so one is an error.
+// questionEnd returns the offset after the first question, or -1. There is no name before the question that a compression
+// pointer could refer to, so a pointer is an error.
 func questionEnd(msg []byte) int {
 	off := minMessage
 	for {
@@ -122,7 +122,7 @@ func questionEnd(msg []byte) int {
 	return off
 }
 
-// skipName returns the offset after the name at off, or -1. A pointer ends a name and is not followed.
+// skipName returns the offset after the name at off, or -1. A compression pointer ends the name and is not followed.
 func skipName(msg []byte, off int) int {
 	for off < len(msg) {
 		switch l := msg[off]; {
@@ -142,8 +142,8 @@ func skipName(msg []byte, off int) int {
 	return -1
 }
 
-// answers reports whether msg is an answer to q as it was sent with id. The name is compared without case, since some
-// servers fold it. An error may come without the question.
+// answers reports whether msg is an answer to q, which was sent with the given ID. The comparison of names ignores case, as
+// some servers change it. An error may lack the question.
 func answers(msg []byte, id uint16, q *query) bool {
 	if len(msg) < minMessage || binary.BigEndian.Uint16(msg) != id {
 		return false
@@ -168,7 +168,7 @@ func answers(msg []byte, id uint16, q *query) bool {
 	return false
 }
 
-// foldName returns a wire-form name with ASCII letters in lower case (RFC 4343). Length bytes are at most 63, below 'A'.
+// foldName returns a name in wire format with ASCII letters in lower case (RFC 4343). Length bytes are at most 63, less than 'A'.
 func foldName(name []byte) []byte {
 	out := make([]byte, len(name))
 	for i, c := range name {
@@ -183,14 +183,14 @@ func foldName(name []byte) []byte {
 func rcodeOf(msg []byte) int      { return int(msg[3] & maskRcode) }
 func isTruncated(msg []byte) bool { return msg[2]&(bitTC>>8) != 0 }
 
-// withID returns a copy of msg with another ID.
+// withID returns a copy of msg with the given ID.
 func withID(msg []byte, id uint16) []byte {
 	out := append([]byte(nil), msg...)
 	binary.BigEndian.PutUint16(out, id)
 	return out
 }
 
-// header starts an answer to q made here: the question is repeated if there was one.
+// header returns the beginning of an answer to q: the header, and the question if there was one.
 func (q *query) header(flags uint16, rcode int) []byte {
 	out := make([]byte, minMessage, minMessage+len(q.question)+64)
 	binary.BigEndian.PutUint16(out, q.id())
@@ -203,7 +203,7 @@ func (q *query) header(flags uint16, rcode int) []byte {
 	return out
 }
 
-// addOPT ends an answer made here: a client that speaks EDNS is answered in EDNS (RFC 6891, 6.1.1).
+// addOPT appends an OPT record to an answer if the query had one (RFC 6891, 6.1.1).
 func (q *query) addOPT(msg []byte, rcode int) []byte {
 	if !q.edns {
 		return msg
@@ -224,13 +224,13 @@ func addCount(msg []byte, at, n int) {
 	binary.BigEndian.PutUint16(msg[at:], binary.BigEndian.Uint16(msg[at:])+uint16(n))
 }
 
-// errorAnswer answers q with rcode and nothing else.
+// errorAnswer returns an answer to q that has only rcode.
 func (q *query) errorAnswer(rcode int) []byte {
 	return q.addOPT(q.header(0, rcode), rcode)
 }
 
-// fit returns msg, or when it has more than limit bytes an empty answer that says so: half of a record set is worth
-// nothing to a client (RFC 2181, 9).
+// fit returns msg or, if it has more than limit bytes, an empty answer with the TC bit: a client cannot use a part of a record set
+// (RFC 2181, 9).
 func (q *query) fit(msg []byte, limit int) (out []byte, truncated bool) {
 	if len(msg) <= limit {
 		return msg, false

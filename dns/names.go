@@ -8,11 +8,11 @@ import (
 	mdns "github.com/miekg/dns"
 )
 
-// names is the table of what we answer ourselves. It never changes. Keys are wire-form names in lower case, so that no
-// escaping can make two of one.
+// names is the immutable table of local names. Its keys are names in wire format and lower case, in which each name has one
+// representation.
 type names struct {
 	addrs map[string][]netip.Addr
-	ptrs  map[string][]string // of the arpa name, the wire-form names
+	ptrs  map[string][]string // from names under in-addr.arpa and ip6.arpa to names in wire format
 }
 
 var localhostAddrs = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
@@ -26,7 +26,7 @@ func newNames(in map[string][]netip.Addr) (*names, error) {
 		if err != nil {
 			return nil, err
 		}
-		// An empty list is kept: the name is ours, and has no address.
+		// An empty list is stored too: the name is local and has no address.
 		list := n.addrs[wire]
 		for _, a := range addrs {
 			if !a.IsValid() {
@@ -64,7 +64,7 @@ func (n *names) addPTR(a netip.Addr, wire string) error {
 	return nil
 }
 
-// wireName returns the wire form of a name, in lower case; the trailing dot may be there or not.
+// wireName returns the wire format of a name, in lower case. A trailing dot is optional.
 func wireName(s string) (string, error) {
 	var buf [256]byte
 	end, err := mdns.PackDomainName(mdns.Fqdn(s), buf[:], 0, nil, false)
@@ -74,8 +74,8 @@ func wireName(s string) (string, error) {
 	return string(foldName(buf[:end])), nil
 }
 
-// answer returns the answer to q when its name is ours.
-func (n *names) answer(q *query) (msg []byte, ours bool) {
+// answer returns the answer to q if its name is local.
+func (n *names) answer(q *query) (msg []byte, local bool) {
 	key := string(foldName(q.name()))
 	addrs, isName := n.addrs[key]
 	ptrs, isPtr := n.ptrs[key]
@@ -106,8 +106,8 @@ func (n *names) answer(q *query) (msg []byte, ours bool) {
 		}
 	}
 	if binary.BigEndian.Uint16(msg[6:]) == 0 {
-		// NODATA is an SOA in the authority section (RFC 2308, 2.2), which also says for how long.
-		soa := []byte{0, 0} // mname and rname are the root: there is no server behind this
+		// A NODATA answer has an SOA record in the authority section, with the time for which it may be cached (RFC 2308, 2.2).
+		soa := []byte{0, 0} // mname and rname are the root, as no server is authoritative
 		for _, v := range [...]uint32{1, localTTL, localTTL, localTTL, localTTL} {
 			soa = binary.BigEndian.AppendUint32(soa, v)
 		}
@@ -116,7 +116,7 @@ func (n *names) answer(q *query) (msg []byte, ours bool) {
 	return q.addOPT(msg, mdns.RcodeSuccess), true
 }
 
-// isUnder reports whether the wire-form name has zone as its last labels, at a label's border.
+// isUnder reports whether name equals zone or is a subdomain of it; both are in wire format.
 func isUnder(name, zone string) bool {
 	for len(name) > len(zone) {
 		name = name[1+int(name[0]):]
@@ -124,7 +124,7 @@ func isUnder(name, zone string) bool {
 	return name == zone
 }
 
-// addRecord appends a record owned by the question's name and counts it at offset at of the header.
+// addRecord appends a record for the question's name and increments the record count at offset at of the header.
 func addRecord(msg []byte, at int, rrtype uint16, rdata []byte) []byte {
 	addCount(msg, at, 1)
 	msg = append(msg, 0xc0, minMessage)

@@ -20,7 +20,7 @@ func testNames() map[string][]netip.Addr {
 	}
 }
 
-func TestOwnNames(t *testing.T) {
+func TestLocalNames(t *testing.T) {
 	up := newUpstream(t, says("203.0.113.66"))
 	r := start(t, Config{Names: testNames()}, up.addr)
 	for _, c := range []struct {
@@ -78,16 +78,16 @@ func TestOwnNames(t *testing.T) {
 		}
 	}
 	if n := up.udp.Load() + up.tcp.Load(); n != 0 {
-		t.Errorf("%d queries for names of ours were forwarded", n)
+		t.Errorf("%d queries for local names were forwarded", n)
 	}
 	for _, name := range []string{"docker.internal", "x.host.docker.internal", "notlocalhost", "localhost.example", "1.0.0.10.in-addr.arpa"} {
 		if a := askMsg(t, r, question(name, mdns.TypeA)); firstA(a) != "203.0.113.66" {
-			t.Errorf("%s is not ours, and was not forwarded: %s", name, firstA(a))
+			t.Errorf("%s is not local and was not forwarded: %s", name, firstA(a))
 		}
 	}
 }
 
-func TestOwnNamesEDNS(t *testing.T) {
+func TestLocalNamesEDNS(t *testing.T) {
 	r := start(t, Config{Names: testNames()})
 	m := question("db", mdns.TypeA)
 	m.SetEdns0(1400, true)
@@ -110,7 +110,7 @@ func TestSetNames(t *testing.T) {
 		t.Errorf("new name: %s", firstA(a))
 	}
 	if a := askMsg(t, r, question("db", mdns.TypeA)); firstA(a) != "203.0.113.66" {
-		t.Errorf("name given up: %s", firstA(a))
+		t.Errorf("removed name: %s", firstA(a))
 	}
 }
 
@@ -134,7 +134,7 @@ func TestBadConfig(t *testing.T) {
 	}
 }
 
-// A set too large for UDP is had over TCP, and TCP's own limit is kept.
+// A record set too large for UDP is returned over TCP, within the limit of a message.
 func TestManyAddresses(t *testing.T) {
 	names := map[string][]netip.Addr{}
 	for i := range 5000 {

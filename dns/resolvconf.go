@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// hostConfig is what a resolv.conf says; see resolv.conf(5).
+// hostConfig is the content of a resolv.conf; see resolv.conf(5).
 type hostConfig struct {
 	servers []netip.AddrPort // at most maxNameservers
 	search  []string
@@ -20,11 +20,11 @@ func (c *hostConfig) equal(o *hostConfig) bool {
 
 const dnsPort = 53
 
-// localServer is what glibc asks when no server is named (res_init.c).
+// localServer is the server that glibc uses if none is listed (res_init.c).
 var localServer = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), dnsPort)
 
-// parseResolvConf reads a file as glibc does: a keyword counts at the start of a line only, the last search or domain
-// wins, what cannot be understood is passed over. servers is empty when none was named.
+// parseResolvConf parses a file as glibc does: a keyword is recognised at the start of a line only, the last search or domain
+// wins, and invalid lines are ignored. servers is empty if the file lists none.
 func parseResolvConf(file []byte) *hostConfig {
 	c := &hostConfig{}
 	for line := range bytes.Lines(file) {
@@ -55,7 +55,7 @@ func parseResolvConf(file []byte) *hostConfig {
 	return c
 }
 
-// Servers are the addresses of the upstreams in their order.
+// Servers returns the addresses of the upstreams in their order.
 func (r *Resolver) Servers() []netip.Addr {
 	var list []netip.Addr
 	for _, s := range r.current.Load().servers {
@@ -64,7 +64,7 @@ func (r *Resolver) Servers() []netip.Addr {
 	return list
 }
 
-// GuestConfig returns the resolv.conf of a guest whose resolvers are the addresses given, in their order.
+// GuestConfig returns the content of the resolv.conf of a guest whose resolvers are the given addresses, in their order.
 func (r *Resolver) GuestConfig(gateways ...netip.Addr) []byte {
 	c := r.current.Load()
 	var b bytes.Buffer
@@ -74,7 +74,7 @@ func (r *Resolver) GuestConfig(gateways ...netip.Addr) []byte {
 		}
 	}
 	list := func(keyword string, words []string) {
-		// "search ." is how Docker, and systemd-resolved, spell "none".
+		// Docker and systemd-resolved write "search ." for no search domain.
 		words = slices.DeleteFunc(slices.Clone(words), func(s string) bool { return s == "." || !validWord(s) })
 		if len(words) > 0 {
 			b.WriteString(keyword + " " + strings.Join(words, " ") + "\n")

@@ -86,8 +86,8 @@ func write(t testing.TB, path, text string) {
 	}
 }
 
-// The host's file is followed, in each of the ways it is changed in real life, without a query in flight being lost.
-func TestFollowsTheHost(t *testing.T) {
+// Changes of the host's file are noticed, whatever way the file is changed.
+func TestWatchesHostFile(t *testing.T) {
 	dir := t.TempDir()
 	path, other := filepath.Join(dir, "resolv.conf"), filepath.Join(dir, "other")
 	write(t, path, "nameserver 192.0.2.1\nsearch zero.example\n")
@@ -96,7 +96,7 @@ func TestFollowsTheHost(t *testing.T) {
 	for _, step := range []struct {
 		name string
 		do   func()
-		want string // in the guest's file; empty: no change may be told
+		want string // in the guest's file; empty: Changed must not report a change
 	}{
 		{"written in place", func() { write(t, path, "nameserver 192.0.2.1\nsearch one.example\n") }, "one.example"},
 		{"written again, the same size", func() { write(t, path, "nameserver 192.0.2.1\nsearch two.example\n") }, "two.example"},
@@ -133,11 +133,11 @@ func TestFollowsTheHost(t *testing.T) {
 		select {
 		case <-r.Changed():
 			if step.want == "" {
-				t.Errorf("%s: told as a change", step.name)
+				t.Errorf("%s: reported as a change", step.name)
 			}
 		case <-time.After(10 * fast.poll):
 			if step.want != "" {
-				t.Errorf("%s: never told", step.name)
+				t.Errorf("%s: not reported as a change", step.name)
 			}
 		}
 		if !strings.Contains(guest(), step.want) || strings.HasPrefix(step.want, "nameserver") && guest() != step.want {
@@ -159,7 +159,7 @@ func TestReloadKeepsQueriesInFlight(t *testing.T) {
 	write(t, path, "nameserver 127.0.0.1\n")
 	r := start(t, Config{ResolvConf: path})
 	r.time.retransmit = time.Second
-	// The file cannot name a port, so the upstreams are put in its place.
+	// The file cannot contain a port, so the test installs the upstreams directly.
 	r.install(&hostConfig{servers: []netip.AddrPort{old.addr}})
 	got := make(chan []byte, 1)
 	m := question("a.example", mdns.TypeA)
@@ -170,11 +170,11 @@ func TestReloadKeepsQueriesInFlight(t *testing.T) {
 		t.Errorf("after the change: %s", firstA(a))
 	}
 	if a := unpack(t, m, <-got); firstA(a) != "192.0.2.1" {
-		t.Errorf("in flight over the change: %s", firstA(a))
+		t.Errorf("query in flight during the change: %s", firstA(a))
 	}
 }
 
-// A file that is empty for a moment, while it is being written, is not taken at its word.
+// A file that is empty for a moment, while it is being written, does not count as a change.
 func TestHalfWrittenFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "resolv.conf")
 	write(t, path, "nameserver 192.0.2.1\n")
@@ -191,7 +191,7 @@ func TestHalfWrittenFile(t *testing.T) {
 	}
 	select {
 	case <-r.Changed():
-		t.Errorf("told as a change to %v", r.current.Load().servers)
+		t.Errorf("reported as a change to %v", r.current.Load().servers)
 	case <-time.After(150 * time.Millisecond):
 	}
 }

@@ -12,29 +12,29 @@ import (
 	mdns "github.com/miekg/dns"
 )
 
-// Config says whom to ask and what to answer. The zero value forwards to whom the host asks.
+// Config configures a Resolver. The zero value forwards to the host's upstreams.
 type Config struct {
-	// ResolvConf is the host's file; empty means /etc/resolv.conf. It may be missing.
+	// ResolvConf is the path of the host's file; empty means /etc/resolv.conf. The file need not exist.
 	ResolvConf string
-	// Upstreams are asked instead of the file's servers, when there are any (--dns). Port 0 means 53.
+	// Upstreams replace the file's servers, if not empty (--dns). Port 0 means 53.
 	Upstreams []netip.AddrPort
-	// Search and Options go to the guest instead of the file's, when there are any (--dns-search, --dns-opt). A search
+	// Search and Options replace the file's in the guest's resolv.conf, if not empty (--dns-search, --dns-opt). A search domain
 	// of "." means none.
 	Search, Options []string
-	// Names are answered here, with these addresses and for no other type, and never forwarded. Case and a trailing
-	// dot do not matter. A name without addresses exists and has none.
+	// Names are local names: queries for them are answered with these addresses (and the reverse queries with the names), have no
+	// records of other types, and are never forwarded. Case and a trailing dot do not matter. The list of addresses may be empty.
 	Names map[string][]netip.Addr
-	// MaxUDP is the most bytes an answer over UDP may have, below what the client announces; 0 means 4096, less than
-	// 512 means 512. Where the link does not fragment, its MTU less 48.
+	// MaxUDP is the largest answer over UDP in bytes, if the client accepts as much; 0 means 4096, less than 512 means 512. On a
+	// link without fragmentation it should be the MTU less 48.
 	MaxUDP int
-	// Logger; nil discards. Names asked for are never logged.
+	// Logger; nil discards. The names in queries are never logged.
 	Logger *slog.Logger
-	// Dial opens the sockets to the upstreams, network "udp" or "tcp"; a "udp" one must be connected and have a random
-	// port. nil means net.Dialer.
+	// Dial opens the sockets to the upstreams; network is "udp" or "tcp". A UDP socket must be connected and have a random port.
+	// nil means net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// Error is what New fails with.
+// Error is the error of New and SetNames.
 type Error struct {
 	Op  string // "names" or "upstreams"
 	Err error
@@ -56,19 +56,19 @@ type Resolver struct {
 	cancel context.CancelFunc
 
 	mu     sync.Mutex
-	closed bool
-	wg     sync.WaitGroup // every goroutine of ours; added to under mu, or by one that is counted already
+	closed bool           // guarded by mu
+	wg     sync.WaitGroup // all goroutines of the resolver; Add is called under mu, or by a goroutine that is counted already
 
 	current   atomic.Pointer[hostConfig]
 	names     atomic.Pointer[names]
 	preferred atomic.Pointer[preference]
 	changed   chan struct{}
-	inflight  chan struct{} // one element per query being worked on
+	inflight  chan struct{} // one element per query in flight
 	conns     chan struct{} // one element per connection
 	stats     counters
 }
 
-// New reads the host's file and starts following it. It fails only for a Config that makes no sense. The caller must
+// New reads the host's file and starts to watch it. The only errors, *Error, are invalid Upstreams or Names. The caller must
 // Close the resolver.
 func New(cfg Config) (*Resolver, error) { return newResolver(cfg, defaultTiming) }
 
@@ -109,14 +109,14 @@ func newResolver(cfg Config, t timing) (*Resolver, error) {
 		return nil, err
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
-	before := stat(r.path) // before it is read: a change in between is then seen
+	before := stat(r.path) // before reading, so that watch notices a change in between
 	r.install(r.load())
 	r.wg.Add(1)
 	go r.watch(before)
 	return r, nil
 }
 
-// SetNames replaces Config.Names while the resolver runs.
+// SetNames replaces Config.Names while the resolver runs. The error is an *Error, and then nothing changes.
 func (r *Resolver) SetNames(in map[string][]netip.Addr) error {
 	n, err := newNames(in)
 	if err != nil {
@@ -126,8 +126,8 @@ func (r *Resolver) SetNames(in map[string][]netip.Addr) error {
 	return nil
 }
 
-// Close ends every query and connection and returns when no goroutine of ours is left, so it must not be called from a
-// reply function. What comes later is dropped. It may be called more than once.
+// Close ends all queries and connections and waits for the resolver's goroutines, so it must not be called by a reply function.
+// Later queries are dropped. It may be called more than once and always returns nil.
 func (r *Resolver) Close() error {
 	r.mu.Lock()
 	r.closed = true
@@ -137,7 +137,7 @@ func (r *Resolver) Close() error {
 	return nil
 }
 
-// begin counts the caller as one of our goroutines, unless the resolver is closed.
+// begin adds the caller to r.wg and returns true, unless the resolver is closed.
 func (r *Resolver) begin() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -147,8 +147,8 @@ func (r *Resolver) begin() bool {
 	return !r.closed
 }
 
-// ServeUDP works on one datagram. It never blocks and does not keep msg. reply is called at most once, on another
-// goroutine, possibly after the client is gone; it owns its argument.
+// ServeUDP answers one datagram. It does not block, and does not keep msg. reply is called at most once, on another goroutine,
+// possibly after the client has gone; it may keep its argument.
 func (r *Resolver) ServeUDP(msg []byte, reply func(answer []byte)) {
 	r.stats.queries.Add(1)
 	if len(msg) < minMessage || len(msg) > maxMessage || msg[2]&(bitQR>>8) != 0 {
@@ -184,16 +184,16 @@ func (r *Resolver) serveUDP(q *query, rcode int, reply func([]byte)) {
 	reply(msg)
 }
 
-// udpLimit is the most bytes the client takes over UDP.
+// udpLimit returns the largest answer over UDP for the client, in bytes.
 func (r *Resolver) udpLimit(q *query) int { return max(minUDPSize, min(q.size, r.cfg.MaxUDP)) }
 
-// answer returns the answer to q, of any length, or nil when ctx is done. rcode is what parseQuery made of it.
+// answer returns the answer to q, of any length, or nil if ctx is done. rcode is the result of parseQuery.
 func (r *Resolver) answer(ctx context.Context, q *query, rcode int, viaTCP bool) []byte {
 	if rcode != mdns.RcodeSuccess {
 		r.stats.rejected.Add(1)
 		return q.errorAnswer(rcode)
 	}
-	if msg, ours := r.names.Load().answer(q); ours {
+	if msg, local := r.names.Load().answer(q); local {
 		r.stats.local.Add(1)
 		return msg
 	}

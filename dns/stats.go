@@ -2,23 +2,23 @@ package dns
 
 import "sync/atomic"
 
-// Stats counts since New; the last three are of this moment.
+// Stats are counters since New; the last three are current values.
 type Stats struct {
 	Queries        uint64 // messages from the guest
 	Answers        uint64 // messages to the guest
-	Local          uint64 // answered from the names we own
-	Rejected       uint64 // answered with FORMERR, NOTIMP or REFUSED by us
-	Unanswered     uint64 // answered with SERVFAIL because no upstream said anything
-	Truncated      uint64 // cut by us to the client's size
-	Malformed      uint64 // dropped: no header, or not a query
-	InflightFull   uint64 // dropped: too many in flight
-	ConnsRefused   uint64 // connections dropped: too many
+	Local          uint64 // answered from Config.Names or as localhost
+	Rejected       uint64 // answered by the resolver itself with FORMERR, NOTIMP or REFUSED
+	Unanswered     uint64 // answered with SERVFAIL because no upstream answered
+	Truncated      uint64 // truncated by the resolver because the client accepts no more
+	Malformed      uint64 // dropped: shorter than a header, or not a query
+	InflightFull   uint64 // dropped: maxInflight queries in flight
+	ConnsRefused   uint64 // connections closed at once: maxTCPConns were open
 	UpstreamErrors uint64 // attempts that failed without an answer
-	Mismatched     uint64 // answers ignored: wrong ID or question
-	Reloads        uint64 // changes of the host's file taken over
+	Mismatched     uint64 // answers of upstreams ignored: wrong ID or question
+	Reloads        uint64 // changes of the host's resolv.conf
 
-	Inflight int
-	Conns    int
+	Inflight int // queries in flight
+	Conns    int // TCP connections
 	Servers  int // upstreams
 }
 

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// ServeTCP has the whole conversation with a client and closes c at its end. It returns when the client is done, was
-// silent for too long, took too long over one message, or the resolver was closed. c must honour deadlines.
+// ServeTCP serves all queries on the connection c and closes it. It returns when the client has closed the connection and been
+// answered, was idle or took for one message longer than permitted, or the resolver was closed. c must support deadlines.
 func (r *Resolver) ServeTCP(c net.Conn) {
 	defer c.Close()
 	if !r.begin() {
@@ -27,13 +27,13 @@ func (r *Resolver) ServeTCP(c net.Conn) {
 	}
 	ctx, cancel := context.WithCancel(r.ctx)
 	defer cancel()
-	// Whatever ends the conversation ends the read it waits in.
+	// Closing c ends the read that blocks.
 	defer context.AfterFunc(ctx, func() { c.Close() })()
 	s := &session{r: r, conn: c, cancel: cancel}
 	if err := s.read(ctx); !errors.Is(err, io.EOF) {
-		r.log.Debug("client over TCP", "err", err)
+		r.log.Debug("DNS connection of a client ended", "err", err)
 		if !isTimeout(err) {
-			cancel() // reset, or nonsense: nobody waits for the answers
+			cancel() // the connection was reset or sent a malformed message: the answers are not needed
 		}
 	}
 	s.work.Wait()
@@ -44,12 +44,12 @@ type session struct {
 	r      *Resolver
 	conn   net.Conn
 	cancel context.CancelFunc
-	work   sync.WaitGroup // the queries being worked on; each is bounded in time
-	mu     sync.Mutex     // one answer is written at a time
+	work   sync.WaitGroup // queries in flight; each has a time limit
+	mu     sync.Mutex     // held while an answer is written
 }
 
-// read takes one query after the other, and works on up to maxPipelined at once (RFC 7766, 6.2.1.1 and 7: answers go
-// back in the order they are ready). It returns io.EOF when the client said it has no more.
+// read reads queries and has up to maxPipelined of them answered concurrently; answers are sent in the order in which they are
+// ready (RFC 7766, 6.2.1.1 and 7). It returns io.EOF if the client has closed its direction.
 func (s *session) read(ctx context.Context) error {
 	slots := make(chan struct{}, maxPipelined)
 	for {
@@ -85,7 +85,7 @@ func (s *session) read(ctx context.Context) error {
 		}
 		s.work.Go(func() {
 			answer := s.r.answer(ctx, q, rcode, true)
-			<-s.r.inflight // before the write: a client that does not read holds up itself alone
+			<-s.r.inflight // released before the write: a client that does not read must not occupy it
 			if answer != nil {
 				answer, _ = q.fit(answer, maxMessage)
 				s.write(answer)

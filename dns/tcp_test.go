@@ -19,7 +19,7 @@ func endsWithin(t *testing.T, what string, ended chan struct{}, d time.Duration)
 	}
 }
 
-// Queries on one connection are worked on at once and answered when they are ready; an answer of 60 KiB comes whole.
+// Queries on one connection are handled concurrently and answered when they are ready; an answer of 60 KiB arrives completely.
 func TestTCPPipelining(t *testing.T) {
 	up := newUpstream(t, func(q []byte, tcp bool) [][]byte {
 		if reply(q).Question[0].Name == "slow.example." {
@@ -36,7 +36,7 @@ func TestTCPPipelining(t *testing.T) {
 		both.Write([]byte{byte(len(b) >> 8), byte(len(b))})
 		both.Write(b)
 	}
-	// In pieces that respect no border, as a network may deliver them; then no more will come.
+	// In pieces that do not match message boundaries, as a network may deliver them; then the client closes its direction.
 	for b := both.Bytes(); len(b) > 0; {
 		n := min(len(b), 7)
 		if _, err := c.Write(b[:n]); err != nil {
@@ -60,7 +60,7 @@ func TestTCPPipelining(t *testing.T) {
 	}
 	endsWithin(t, "half-closed client", ended, time.Second)
 	if up.udp.Load() != 0 {
-		t.Error("what came over TCP was forwarded over UDP first")
+		t.Error("a query received over TCP was forwarded over UDP first")
 	}
 }
 
@@ -88,7 +88,7 @@ func TestTCPManyQueries(t *testing.T) {
 	}
 }
 
-// An upstream without TCP still serves a client that came by it.
+// An upstream without TCP still serves a client that uses TCP.
 func TestTCPUpstreamHasUDPOnly(t *testing.T) {
 	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
@@ -114,7 +114,7 @@ func TestTCPBadClients(t *testing.T) {
 	r := start(t, Config{}, up.addr)
 	valid := pack(question("a.example", mdns.TypeA))
 	framed := append([]byte{0, byte(len(valid))}, valid...)
-	t.Run("sends", func(t *testing.T) { // returns when all of them have
+	t.Run("sends", func(t *testing.T) { // returns when all clients have sent
 		for _, c := range []struct {
 			name   string
 			send   []byte
@@ -140,7 +140,7 @@ func TestTCPBadClients(t *testing.T) {
 			})
 		}
 	})
-	// A message one byte at a time does not live for ever by moving.
+	// A client that sends a message byte by byte is subject to the time limit for a message.
 	conn, ended := connect(t, r)
 	stop := make(chan struct{})
 	go func() {
@@ -156,11 +156,11 @@ func TestTCPBadClients(t *testing.T) {
 	endsWithin(t, "drips", ended, 3*fast.tcpMessage)
 	close(stop)
 	if s := r.Stats(); s.Conns != 0 || s.Inflight != 0 {
-		t.Errorf("left: %d connections, %d queries", s.Conns, s.Inflight)
+		t.Errorf("%d connections and %d queries remain", s.Conns, s.Inflight)
 	}
 }
 
-// A reset ends the work for that client at once.
+// A reset ends the client's queries at once.
 func TestTCPReset(t *testing.T) {
 	up := newUpstream(t, silent)
 	r := start(t, Config{}, up.addr)
@@ -173,7 +173,7 @@ func TestTCPReset(t *testing.T) {
 	endsWithin(t, "reset", ended, 300*time.Millisecond)
 }
 
-// A client that asks and never reads is given up.
+// A client that sends queries and never reads is disconnected.
 func TestTCPClientDoesNotRead(t *testing.T) {
 	up := newUpstream(t, big(500))
 	r := start(t, Config{}, up.addr)
@@ -182,7 +182,7 @@ func TestTCPClientDoesNotRead(t *testing.T) {
 	raw := pack(question("a.example", mdns.TypeTXT))
 	for range 200 {
 		if writeMessage(c, raw) != nil {
-			break // given up already
+			break // the resolver has closed the connection already
 		}
 	}
 	eventually(t, "more answers than the sockets hold", func() bool { return up.tcp.Load() > maxPipelined })
@@ -214,7 +214,7 @@ func TestTCPConnectionsAreBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	if raw, err := readMessage(first); err != nil || len(raw) == 0 {
-		t.Errorf("the first connection suffered: %v", err)
+		t.Errorf("the first connection does not work: %v", err)
 	}
 	for _, ended := range ends {
 		endsWithin(t, "idle", ended, 4*fast.tcpIdle)

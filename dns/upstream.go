@@ -16,17 +16,17 @@ import (
 )
 
 var (
-	errMismatched = errors.New("too many answers that fit no question")
-	errTruncated  = errors.New("truncated, and no answer over TCP")
+	errMismatched = errors.New("too many answers that do not match the query")
+	errTruncated  = errors.New("the answer is truncated and there is none over TCP")
 )
 
-// preference is the upstream to ask first, until a time.
+// preference is the upstream to query first, until a point in time.
 type preference struct {
 	server netip.AddrPort
 	until  time.Time
 }
 
-// order returns the upstreams in the order they are to be asked.
+// order returns the upstreams in the order in which they are queried.
 func (r *Resolver) order() []netip.AddrPort {
 	servers := r.current.Load().servers
 	p := r.preferred.Load()
@@ -53,12 +53,12 @@ type result struct {
 	err    error
 }
 
-// forward asks the upstreams and returns the answer, with whatever ID it came. It is nil when there is none.
+// forward queries the upstreams and returns the answer, with an arbitrary ID, or nil if there is none.
 func (r *Resolver) forward(ctx context.Context, q *query, viaTCP bool) []byte {
 	ctx, cancel := context.WithTimeout(ctx, r.time.total)
 	defer cancel() // ends the attempts that are still waiting
 	servers := r.order()
-	results := make(chan result, len(servers)) // so that a late attempt can leave
+	results := make(chan result, len(servers)) // buffered, so that an attempt can end after forward has returned
 	next, pending := 0, 0
 	start := func() {
 		server := servers[next]
@@ -73,7 +73,7 @@ func (r *Resolver) forward(ctx context.Context, q *query, viaTCP bool) []byte {
 	defer stagger.Stop()
 
 	var fallback []byte
-	firstSpoke := false // the upstream that was asked first sent something
+	firstAnswered := false // the upstream that was queried first sent an answer, perhaps an error
 	start()
 	for {
 		select {
@@ -81,14 +81,14 @@ func (r *Resolver) forward(ctx context.Context, q *query, viaTCP bool) []byte {
 			pending--
 			if res.err != nil {
 				r.stats.upstreamErrors.Add(1)
-				r.log.Debug("upstream failed", "server", res.server, "err", res.err)
+				r.log.Debug("a DNS upstream did not answer", "server", res.server, "err", res.err)
 			} else if rc := rcodeOf(res.msg); rc != mdns.RcodeServerFailure && rc != mdns.RcodeRefused && rc != mdns.RcodeNotImplemented {
-				if res.server != servers[0] && !firstSpoke {
+				if res.server != servers[0] && !firstAnswered {
 					r.preferred.Store(&preference{res.server, time.Now().Add(r.time.prefer)})
 				}
 				return res.msg
 			} else {
-				firstSpoke = firstSpoke || res.server == servers[0]
+				firstAnswered = firstAnswered || res.server == servers[0]
 				if fallback == nil {
 					fallback = res.msg
 				}
@@ -109,23 +109,23 @@ func (r *Resolver) forward(ctx context.Context, q *query, viaTCP bool) []byte {
 	}
 }
 
-// exchange asks one upstream: over TCP first when the client came by it or the query is long, over UDP otherwise, and
-// over the other one where that helps.
+// exchange queries one upstream: over TCP first if the client used TCP or the query is long, else over UDP first; then over the
+// other protocol if that may give a better result.
 func (r *Resolver) exchange(ctx context.Context, server netip.AddrPort, q *query, viaTCP bool) ([]byte, error) {
 	if viaTCP || len(q.raw) > maxUDPQuery {
 		msg, err := r.exchangeTCP(ctx, server, q)
 		if err == nil || ctx.Err() != nil {
 			return msg, err
 		}
-		// Some upstreams have no TCP.
+		// Some upstreams do not support TCP.
 		if msg, err = r.exchangeUDP(ctx, server, q); err == nil && viaTCP && isTruncated(msg) {
-			return nil, errTruncated // over TCP the client has nowhere else to go
+			return nil, errTruncated // a client that uses TCP has no other way to get the whole answer
 		}
 		return msg, err
 	}
 	msg, err := r.exchangeUDP(ctx, server, q)
 	if err == nil && isTruncated(msg) && r.udpLimit(q) > minUDPSize {
-		// The upstream stopped at a size of its own. A client that takes no more than the least has to come by TCP anyway.
+		// The upstream's limit may be lower than the client's. A client that accepts only the minimum has to retry by TCP anyway.
 		if whole, err := r.exchangeTCP(ctx, server, q); err == nil {
 			return whole, nil
 		}
@@ -133,7 +133,7 @@ func (r *Resolver) exchange(ctx context.Context, server netip.AddrPort, q *query
 	return msg, err
 }
 
-// dial connects, and makes the connection end with ctx; done must be called.
+// dial connects to an upstream. When ctx is done, I/O on the connection fails. The caller must call done.
 func (r *Resolver) dial(ctx context.Context, network string, server netip.AddrPort) (c net.Conn, done func(), err error) {
 	dctx, cancel := context.WithTimeout(ctx, r.time.tcpDial)
 	defer cancel()
@@ -170,12 +170,12 @@ func (r *Resolver) exchangeUDP(ctx context.Context, server netip.AddrPort, q *qu
 		}
 		c.SetReadDeadline(time.Now().Add(r.time.retransmit))
 		for {
-			if ctx.Err() != nil { // asked after the deadline was set: the one that ends us is not overwritten
+			if ctx.Err() != nil { // checked after SetReadDeadline, which may have overwritten the deadline set by dial
 				return nil, ctx.Err()
 			}
 			n, err := c.Read(buf[:])
 			if errors.Is(err, os.ErrDeadlineExceeded) {
-				break // send again, unless ctx is done
+				break // retransmit, unless ctx is done
 			}
 			if err != nil {
 				return nil, err
@@ -219,7 +219,7 @@ func (r *Resolver) exchangeTCP(ctx context.Context, server netip.AddrPort, q *qu
 	return msg, nil
 }
 
-// writeMessage writes a message as TCP wants it, behind its length (RFC 1035, 4.2.2), in one piece (RFC 7766, 8).
+// writeMessage writes a message preceded by its length (RFC 1035, 4.2.2) with one Write (RFC 7766, 8).
 func writeMessage(c net.Conn, msg []byte) error {
 	out := binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(msg)), uint16(len(msg)))
 	_, err := c.Write(append(out, msg...))

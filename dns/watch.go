@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// fileState tells one content of a path from the next: an edit in place changes ctime, a replacement (by rename, or of
-// the symlink's target) the inode. The zero value is "there is no such file".
+// fileState identifies the content of a file: an edit in place changes ctime, a replacement (by rename, or of a symlink's
+// target) the inode. The zero value means that the file does not exist.
 type fileState struct {
 	dev, ino, mode uint64
 	size           int64
@@ -27,7 +27,7 @@ func stat(path string) fileState {
 	return fileState{dev: uint64(st.Dev), ino: st.Ino, mode: uint64(st.Mode), size: st.Size, mtime: st.Mtim, ctime: st.Ctim}
 }
 
-// readFile reads a regular file; O_NONBLOCK, so that a FIFO put in its place holds up nobody.
+// readFile reads a regular file, at most maxResolvConf bytes. O_NONBLOCK keeps open from blocking if the path is a FIFO.
 func readFile(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
 	if err != nil {
@@ -44,11 +44,11 @@ func readFile(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, maxResolvConf))
 }
 
-// load reads the host's file and lays the Config's overrides over it. A file that is not there is an empty one.
+// load reads the host's file and applies the overrides of Config. A missing file counts as empty.
 func (r *Resolver) load() *hostConfig {
 	file, err := readFile(r.path)
 	if err != nil {
-		r.log.Warn("resolv.conf cannot be read", "path", r.path, "err", err)
+		r.log.Warn("the host's resolv.conf cannot be read; it is treated as empty", "path", r.path, "err", err)
 	}
 	c := parseResolvConf(file)
 	if len(r.cfg.Upstreams) > 0 {
@@ -63,9 +63,9 @@ func (r *Resolver) load() *hostConfig {
 	return c
 }
 
-// watch follows the host's file until the resolver is closed. It polls: a chain of symlinks that are replaced one by one
-// (systemd-resolved, NetworkManager, resolvconf) needs many inotify watches and still leaves gaps, and one stat a second
-// costs a microsecond.
+// watch reloads the host's file when it changes, until the resolver is closed. It polls with stat, which takes a microsecond a
+// second: inotify would need a watch for each link of a symlink chain (systemd-resolved, NetworkManager, resolvconf), and would
+// still miss changes.
 func (r *Resolver) watch(last fileState) {
 	defer r.wg.Done()
 	tick := time.NewTicker(r.time.poll)
@@ -84,7 +84,8 @@ func (r *Resolver) watch(last fileState) {
 		}
 		last = now
 		c := r.load()
-		// A file being written in place is empty for a moment. Believe one without servers when it stays so.
+		// A file that is being rewritten in place is empty for a moment. One without servers is accepted only if the next check
+		// finds it unchanged.
 		if empty = len(c.servers) == 0 && !same; empty {
 			continue
 		}
@@ -92,7 +93,7 @@ func (r *Resolver) watch(last fileState) {
 	}
 }
 
-// install makes c the configuration from now on, and tells if it is another than before.
+// install makes c the current configuration, and sends on r.changed if it differs from the previous one.
 func (r *Resolver) install(c *hostConfig) {
 	if len(c.servers) == 0 {
 		c.servers = append(c.servers, localServer)
@@ -101,13 +102,13 @@ func (r *Resolver) install(c *hostConfig) {
 		return
 	}
 	r.stats.reloads.Add(1)
-	r.log.Info("host's resolv.conf changed", "servers", c.servers, "search", c.search)
+	r.log.Info("the host's resolv.conf has changed; new queries use it", "servers", c.servers, "search", c.search)
 	select {
 	case r.changed <- struct{}{}:
-	default: // one is waiting already, and says the same
+	default: // a notification is pending already
 	}
 }
 
-// Changed has a value each time the host's configuration became another; several changes may make one value. It is
-// never closed.
+// Changed returns a channel that receives a value when the host's configuration has changed; one value may stand for several
+// changes. It is never closed.
 func (r *Resolver) Changed() <-chan struct{} { return r.changed }

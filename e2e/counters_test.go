@@ -15,7 +15,7 @@ const (
 	tcpBytesOut      counter = "tcp.bytes-out"
 	tcpBytesIn       counter = "tcp.bytes-in"
 	tcpSplicedOut    counter = "tcp.spliced-bytes-out"
-	tcpReinjectFails counter = "tcp.unanswered" // re-injected SYNs that the kernel inside did not answer
+	tcpReinjectFails counter = "tcp.reinject-failed" // re-injected SYNs that the kernel inside did not answer
 	udpFlows         counter = "now.udp.flows"
 )
 

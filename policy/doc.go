@@ -1,35 +1,39 @@
-// Package policy judges where the guest may send.
+// Package policy decides which destinations the guest may reach.
 //
 // # Theory of operation
 //
-// Whatever the guest wants to talk to is dialled by a process that lives in the host's network namespace, so an address
-// means there what it means to the host: 127.0.0.1 is the host's loopback, and on Linux connect(2) to 0.0.0.0 or to ::
-// reaches the host's loopback as well (net/ipv4/route.c, ip_route_output_key_hash_rcu: an unset destination becomes
-// INADDR_LOOPBACK; net/ipv6/tcp_ipv6.c and datagram.c do the same for ::). A guest with a raw socket can put any of
-// these on its wire. Therefore every flow passes [Policy.Judge] before anything is dialled, and what is dialled is
-// [Verdict.Dst], never the address from the wire.
+// Every flow of the guest is dialled by a process in the host's network namespace, so an address has the meaning it has on the
+// host: 127.0.0.1 is the host's loopback, and on Linux connect(2) to 0.0.0.0 or :: reaches the host's loopback as well
+// (net/ipv4/route.c, ip_route_output_key_hash_rcu: an unset destination becomes INADDR_LOOPBACK; net/ipv6/tcp_ipv6.c and
+// datagram.c do the same for ::). A guest with a raw socket can send packets to any of these addresses. Therefore
+// [Policy.Judge] decides about every flow before anything is dialled, and the address that is dialled is [Verdict.Dst], never
+// the one in the guest's packet.
 //
-// The order of the questions is: is the pair well-formed, is the family on, is the source the guest's, is the protocol
-// on, is the destination one that was given a meaning of its own ([Config.Special]), is it the gateway, is the destination of a closed kind (in any spelling), is it in the guest's own subnet.
-// What is left is allowed, the host's own addresses on its real links included: what listens on them or on 0.0.0.0
-// answers, as it does to a Docker container.
+// Judge checks in this order: the address pair is well-formed; the address family is on; the source is one of the guest's; the
+// protocol is on; the destination is special ([Config.Special]); it is a gateway; it is of a closed kind, in any notation; it is in
+// the guest's own subnet. Everything else is allowed, including the host's own addresses on its network interfaces: a service that
+// listens on them or on 0.0.0.0 is reachable, as it is from a Docker container.
 //
-// # Spellings
+// # IPv4 addresses inside IPv6 addresses
 //
-// An IPv6 address can carry an IPv4 one, and a translator or tunnel on the host (CLAT, Jool, sit0) would unwrap it.
-// IPv4-mapped (::ffff:0:0/96) and everything else in ::/8 but the two NAT64 prefixes is closed altogether: it is not for
-// the wire (RFC 4291, 2.5.5; RFC 4038, 4.2). The forms that are, NAT64 (RFC 6052, RFC 8215), 6to4 (RFC 3056),
-// Teredo (RFC 4380) and ISATAP (RFC 5214), are closed when an IPv4 address inside is.
+// An IPv6 address can contain an IPv4 address, and a translator or tunnel on the host (CLAT, Jool, sit0) would extract it.
+// IPv4-mapped addresses (::ffff:0:0/96) and the rest of ::/8 except the two NAT64 prefixes are closed, as they must not appear in
+// packets (RFC 4291, 2.5.5; RFC 4038, 4.2). NAT64 (RFC 6052, RFC 8215), 6to4 (RFC 3056), Teredo (RFC 4380) and ISATAP (RFC 5214)
+// addresses are closed if an IPv4 address in them is closed.
 //
-// # Answers
+// # Answers to the guest
 //
-// A destination that only a forged frame can carry, and every multicast or broadcast, is dropped silently (RFC 1122,
-// 3.2.2 forbids an answer). A destination the guest's kernel sends to in good faith gets an answer, so that the caller
-// fails at once instead of waiting for a timer: a reset, or an ICMP error.
+// Packets to destinations that a guest's kernel never sends to, and all multicast and broadcast, are dropped silently (RFC
+// 1122, 3.2.2 forbids an answer to the latter). For all other closed destinations the guest gets a reset or an ICMP error, so
+// that its program fails at once instead of waiting for a timeout.
 //
 // # Limits and non-goals
 //
-// A verdict depends on nothing but its arguments and the Config; there is no state, no lookup and no clock. DNS and
-// DHCP to the gateway, echo to the gateway and neighbour discovery are the stack's, and are taken before policy. Egress
-// rules by name or by CIDR are another layer, to be asked after this one.
+// A verdict depends on the arguments and the Config only: there are no lookups and no clock. DNS and DHCP to the gateway, echo
+// requests to the gateway, and neighbour discovery are handled by package stack and its callers before policy. Egress rules by
+// name or prefix are not part of this package.
+//
+// # Concurrency and imports
+//
+// A Policy is immutable, and a Live replaces it atomically; there are no locks. The package imports the standard library only.
 package policy

@@ -5,8 +5,9 @@ import "net/netip"
 var (
 	loopback4 = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 
-	// metadata: where clouds answer with the instance's credentials. 100.100.100.200 (Alibaba) and 168.63.129.16 (Azure)
-	// are left out: the first is an ordinary address of shared space (RFC 6598) elsewhere, the second hands out none.
+	// metadata are the addresses of cloud services that return the instance's credentials. 100.100.100.200 (Alibaba) is not listed
+	// because elsewhere it is an ordinary address of the shared address space (RFC 6598), and 168.63.129.16 (Azure) because it
+	// returns no credentials.
 	metadata = [...]netip.Addr{
 		netip.MustParseAddr("169.254.169.254"), // EC2, GCE, Azure, OpenStack and others
 		netip.MustParseAddr("169.254.170.2"),   // ECS task credentials
@@ -26,7 +27,7 @@ func isMetadata(a netip.Addr) bool {
 	return false
 }
 
-// kind is what an IPv4 address is by its number alone (the IANA special-purpose registry, RFC 6890).
+// kind is the class of an IPv4 address according to the IANA special-purpose address registry (RFC 6890).
 type kind uint8
 
 const (
@@ -39,7 +40,8 @@ const (
 	kindLinkLocal
 )
 
-// kind4 leaves documentation, benchmark and shared space ordinary: they are used on real networks.
+// kind4 returns the kind of an address. Documentation, benchmarking and shared address space count as ordinary, because they
+// are used on real networks.
 func kind4(b [4]byte) kind {
 	switch {
 	case b[0] == 127:
@@ -62,8 +64,8 @@ func (k kind) reason() Reason {
 	return [...]Reason{None, Loopback, Unspecified, Multicast, Broadcast, Reserved, LinkLocal}[k]
 }
 
-// action: an answer for what the guest's own kernel sends out, silence for the rest. Linux routes 240/4 and 169.254/16
-// like any other address.
+// action returns Prohibit for addresses that the guest's kernel may send to by itself, else Drop. Linux routes 240/4 and
+// 169.254/16 like any other address.
 func (k kind) action() Action {
 	if k == kindReserved || k == kindLinkLocal {
 		return Prohibit
@@ -71,10 +73,10 @@ func (k kind) action() Action {
 	return Drop
 }
 
-// reachesHost: these would end on the host's loopback if they were dialled.
+// reachesHost reports whether dialling such an address reaches the host's loopback.
 func (k kind) reachesHost() bool { return k == kindLoopback || k == kindThisHost }
 
-// closed6 judges an IPv6 address that is not one of the metadata services.
+// closed6 decides about an IPv6 address that is not one of a metadata service.
 func (p *Policy) closed6(a netip.Addr) (v Verdict, closed bool) {
 	b := a.As16()
 	switch {
@@ -97,7 +99,7 @@ func (p *Policy) closed6(a netip.Addr) (v Verdict, closed bool) {
 		return p.closedEmbedded(tail4(b, 12), NAT64Loopback)
 	case isNAT64Local(b):
 		return p.closedNAT64Local(b)
-	case b[0] == 0: // the rest of ::/8, IPv4-compatible and IPv4-translated addresses among it
+	case b[0] == 0: // the rest of ::/8, including IPv4-compatible and IPv4-translated addresses
 		if [8]byte(b[:8]) == [8]byte{} && kind4(tail4(b, 12)).reachesHost() {
 			return no(Drop, Loopback), true
 		}
@@ -118,15 +120,15 @@ func (p *Policy) closed6(a netip.Addr) (v Verdict, closed bool) {
 			return v, true
 		}
 	}
-	// ISATAP is an interface identifier, ::[02]00:5efe:a.b.c.d, under any prefix.
+	// An ISATAP address has the interface identifier [02]00:5efe:a.b.c.d under any prefix.
 	if b[8]&^0x02 == 0 && b[9] == 0 && b[10] == 0x5e && b[11] == 0xfe {
 		return p.closedEmbedded(tail4(b, 12), TunnelLoopback)
 	}
 	return Verdict{}, false
 }
 
-// closedEmbedded judges the IPv4 address inside an IPv6 one. A guest's kernel sends such packets in good faith, so it
-// is told; the metadata switch does not reach in here.
+// closedEmbedded decides about an IPv4 address inside an IPv6 one. A guest's kernel may send such packets, so it gets an answer.
+// AllowMetadata does not apply here.
 func (p *Policy) closedEmbedded(b [4]byte, loop Reason) (v Verdict, closed bool) {
 	k := kind4(b)
 	if k.reachesHost() {
@@ -139,21 +141,21 @@ func (p *Policy) closedEmbedded(b [4]byte, loop Reason) (v Verdict, closed bool)
 	return Verdict{}, false
 }
 
-// isNAT64WellKnown: 64:ff9b::/96 (RFC 6052, 2.1).
+// isNAT64WellKnown reports whether b is in 64:ff9b::/96 (RFC 6052, 2.1).
 func isNAT64WellKnown(b [16]byte) bool {
 	return [12]byte(b[:12]) == [12]byte{0, 0x64, 0xff, 0x9b}
 }
 
-// isNAT64Local: 64:ff9b:1::/48 (RFC 8215).
+// isNAT64Local reports whether b is in 64:ff9b:1::/48 (RFC 8215).
 func isNAT64Local(b [16]byte) bool {
 	return [6]byte(b[:6]) == [6]byte{0, 0x64, 0xff, 0x9b, 0, 1}
 }
 
-// closedNAT64Local: which prefix length the network uses under 64:ff9b:1::/48 cannot be seen from the address, so every
-// layout of RFC 6052, 2.2 is read. What was meant for another layout reads as noise in this one; to not close a part
-// of the network by noise, the shorter layouts close loopback and metadata only, and the /96 one is not read where
-// only a /64 one can be meant (prefix bytes 9-11 in use, last three bytes zero). Bytes after the IPv4 address are
-// ignored, since translators ignore them.
+// closedNAT64Local decides about an address in 64:ff9b:1::/48. The address does not show which prefix length the network uses,
+// so the IPv4 address is extracted according to every layout of RFC 6052, 2.2. With the wrong layout the result is arbitrary.
+// In order not to close parts of the network by accident, the layouts for /48, /56 and /64 close loopback and metadata
+// addresses only, and the layout for /96 is not applied if only /64 is possible (bytes 9 to 11 in use, last three bytes zero).
+// Bytes after the IPv4 address are ignored, as translators ignore them.
 func (p *Policy) closedNAT64Local(b [16]byte) (v Verdict, closed bool) {
 	for _, four := range [...][4]byte{
 		{b[6], b[7], b[9], b[10]},   // /48

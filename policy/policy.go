@@ -5,59 +5,58 @@ import (
 	"slices"
 )
 
-// HostLoopback names the services on the host's loopback that the guest may reach through the gateway. The zero value
-// names none.
+// HostLoopback lists the ports on the host's loopback that the guest may reach through the gateway. The zero value lists none.
 type HostLoopback struct {
 	All   bool
-	Ports []uint16 // TCP and UDP alike
+	Ports []uint16 // for both TCP and UDP
 }
 
-// Config describes the guest's network. Everything may be left out; an address or prefix that is not set matches
-// nothing.
+// Config describes the guest's network. All fields are optional; an address or prefix that is not set matches nothing.
 type Config struct {
-	// Gateway4 and Gateway6 are the addresses that stand for the host.
+	// Gateway4 and Gateway6 are the addresses that represent the host.
 	Gateway4, Gateway6 netip.Addr
 	// Guest4 and Guest6 are the guest's first addresses.
 	Guest4, Guest6 netip.Addr
-	// Subnet4 and Subnet6 are the link's prefixes: an address in them that is not the gateway's exists nowhere. Leave
-	// them out when the guest has an address of the host's own subnet, whose other addresses are real.
+	// Subnet4 and Subnet6 are the link's prefixes. Except for the gateway's, addresses in them are unreachable. Do not set them if
+	// the guest has an address of the host's own subnet, in which other hosts exist.
 	Subnet4, Subnet6 netip.Prefix
-	// Sources are the addresses the guest may send from. Empty means the subnets, or where there is no subnet the
-	// guest's address, and fe80::/10 when there is any IPv6.
+	// Sources are the addresses the guest may send from. Empty means, for each family, the subnet or else the guest's address; and
+	// fe80::/10 if there is any IPv6.
 	Sources []netip.Prefix
-	// Special are addresses with a meaning of their own, which comes before any other, also for a gateway's address.
+	// Special are addresses with a target of their own. It takes precedence over all later checks, and may be set for a gateway's
+	// address too.
 	Special []Special
-	// HostLoopback opens ports of the host's loopback on the gateway's addresses and on those of Special that say so.
+	// HostLoopback opens ports of the host's loopback on the gateway's addresses and on Special addresses with ToLoopback.
 	HostLoopback HostLoopback
-	// AllowMetadata opens the clouds' metadata services, which hand out the host's credentials to whoever asks.
+	// AllowMetadata opens the metadata services of clouds, which give the host's credentials to any client.
 	AllowMetadata bool
-	// IPv4Off and IPv6Off close a family altogether.
+	// IPv4Off and IPv6Off close an address family.
 	IPv4Off, IPv6Off bool
-	// Off are protocols that nothing is answered to.
+	// Off are protocols whose packets are dropped without an answer.
 	Off []Proto
 }
 
-// Special gives the meaning To to the address Addr.
+// Special sets the target of the address Addr.
 type Special struct {
 	Addr netip.Addr
 	To   Target
-	// Host is where ToHost leads.
+	// Host is the address that ToHost dials.
 	Host netip.Addr
 }
 
-// Target is what a Special address means.
+// Target is what happens to flows to a Special address.
 type Target uint8
 
 const (
-	ToNothing  Target = iota // it is there, and nothing listens on it
-	ToLoopback               // the host's loopback, as on a gateway's address
-	ToHost                   // Special.Host, on every port, whatever kind of address it is
-	ToNetwork                // itself, judged by its kind
-	ToNowhere                // there is no route to it
-	ToSilence                // nothing is answered
+	ToRefuse   Target = iota // refused, as by a host on which nothing listens
+	ToLoopback               // the host's loopback, on the ports of HostLoopback, as for a gateway's address
+	ToHost                   // Special.Host, on every port, even if it is of a closed kind
+	ToNetwork                // the address itself, subject to the checks for ordinary destinations
+	ToNoRoute                // answered with "no route to network"
+	ToDrop                   // dropped without an answer
 )
 
-// Policy is a Config made ready. It never changes; Judge is safe for concurrent use and allocates nothing.
+// Policy is a compiled Config. It is immutable; Judge is safe for concurrent use and does not allocate.
 type Policy struct {
 	gateway4, gateway6 netip.Addr
 	subnet4, subnet6   netip.Prefix
@@ -73,7 +72,7 @@ type Policy struct {
 
 var linkLocal6 = netip.MustParsePrefix("fe80::/10")
 
-// New copies what it needs from c.
+// New compiles c; it keeps no reference to c's slices.
 func New(c Config) *Policy {
 	p := &Policy{
 		gateway4:      clean(c.Gateway4),
@@ -129,9 +128,9 @@ func defaultSources(subnet4, subnet6 netip.Prefix, guest4, guest6 netip.Addr) (o
 	return out
 }
 
-// Judge says what becomes of a flow from src to dst as they stand on the guest's wire. The addresses should not have
-// been unmapped before, or an IPv4-mapped one is counted under another reason (it is closed all the same). For ICMP and
-// ICMPv6 the ports are ignored and handed through.
+// Judge decides about a flow from src to dst, which are the addresses in the guest's packets. They should not have been
+// unmapped: an IPv4-mapped address is closed either way, but the Reason would be a different one. For ICMP and ICMPv6 the ports
+// are ignored, and passed on in Verdict.Dst.
 func (p *Policy) Judge(proto Proto, src, dst netip.AddrPort) Verdict {
 	sa, da := src.Addr().WithZone(""), dst.Addr().WithZone("")
 	if !sa.IsValid() || !da.IsValid() || sa.Is4() != da.Is4() {
@@ -151,14 +150,14 @@ func (p *Policy) Judge(proto Proto, src, dst netip.AddrPort) Verdict {
 	} else if ok {
 		return p.judgeNetwork(proto, src.Port(), netip.AddrPortFrom(da, dst.Port()))
 	}
-	// The kind of address comes before the kind of protocol: to a multicast group nothing may ever be answered.
+	// The address is checked before the protocol, because packets to a multicast group must never be answered.
 	if da == p.gateway4 || da == p.gateway6 {
 		return p.judgeGateway(proto, src.Port(), dst.Port(), da.Is4())
 	}
 	return p.judgeNetwork(proto, src.Port(), netip.AddrPortFrom(da, dst.Port()))
 }
 
-// judgeNetwork judges a destination that means itself.
+// judgeNetwork decides about a destination that is neither special nor a gateway.
 func (p *Policy) judgeNetwork(proto Proto, sport uint16, dst netip.AddrPort) Verdict {
 	da := dst.Addr()
 	if v, closed := p.closed(da); closed {
@@ -177,9 +176,9 @@ func (p *Policy) judgeSpecial(s Special, proto Proto, sport, dport uint16) Verdi
 	switch s.To {
 	case ToLoopback:
 		return p.judgeGateway(proto, sport, dport, s.Addr.Is4())
-	case ToSilence:
+	case ToDrop:
 		return no(Drop, SpecialClosed)
-	case ToNowhere:
+	case ToNoRoute:
 		return no(NoRoute, SpecialClosed)
 	case ToHost:
 		if v, bad := checkProto(proto, sport, dport, s.Addr.Is4()); bad {
@@ -192,7 +191,8 @@ func (p *Policy) judgeSpecial(s Special, proto Proto, sport, dport uint16) Verdi
 	return no(Refuse, SpecialClosed)
 }
 
-// judgeGateway opens the host's loopback. No other place makes a loopback Dst, but for a Special that names one as Host.
+// judgeGateway decides about flows to the host's loopback. It is the only function that returns a loopback address as Dst, except
+// for a Special with a loopback address as Host.
 func (p *Policy) judgeGateway(proto Proto, sport, dport uint16, is4 bool) Verdict {
 	if v, bad := checkProto(proto, sport, dport, is4); bad {
 		return v
@@ -215,8 +215,8 @@ func (p *Policy) judgeGateway(proto Proto, sport, dport uint16, is4 bool) Verdic
 	return v
 }
 
-// ownSource reports whether the guest may send from a. The gateway's address and the broadcast address lie in the
-// subnet and are nobody's source.
+// ownSource reports whether the guest may send from a. The gateway's address and the broadcast address are in the subnet but
+// are not valid sources.
 func (p *Policy) ownSource(a netip.Addr) bool {
 	if a == p.gateway4 || a == p.gateway6 || a == p.broadcast4 || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() {
 		return false
@@ -229,7 +229,7 @@ func (p *Policy) ownSource(a netip.Addr) bool {
 	return false
 }
 
-// closed judges by the kind of address alone.
+// closed decides by the kind of address alone.
 func (p *Policy) closed(a netip.Addr) (v Verdict, closed bool) {
 	if isMetadata(a) {
 		if p.allowMetadata {

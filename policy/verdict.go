@@ -3,34 +3,22 @@ package policy
 import (
 	"net/netip"
 	"strconv"
+
+	"rootlessnet/flow"
 )
 
 // Proto is an IP protocol number.
-type Proto uint8
+type Proto = flow.Proto
 
-// The protocols that cross the gateway; any other is prohibited.
+// The protocols that the gateway forwards; any other is prohibited.
 const (
-	ICMP   Proto = 1
-	TCP    Proto = 6
-	UDP    Proto = 17
-	ICMPv6 Proto = 58
+	ICMP   = flow.ICMP
+	TCP    = flow.TCP
+	UDP    = flow.UDP
+	ICMPv6 = flow.ICMPv6
 )
 
-func (p Proto) String() string {
-	switch p {
-	case ICMP:
-		return "icmp"
-	case TCP:
-		return "tcp"
-	case UDP:
-		return "udp"
-	case ICMPv6:
-		return "icmpv6"
-	}
-	return "proto-" + strconv.Itoa(int(p))
-}
-
-// Action says what becomes of a flow. The zero value is Drop, so that a Verdict nobody filled in opens nothing.
+// Action is what to do with a flow. The zero value is Drop, so that an uninitialised Verdict allows nothing.
 type Action uint8
 
 const (
@@ -60,7 +48,7 @@ func (a Action) String() string {
 	return "action-" + strconv.Itoa(int(a))
 }
 
-// Reason says why a flow was not allowed. The set is closed: a counter per reason is an array of NumReasons.
+// Reason is why a flow is not allowed. Counters by reason are arrays of NumReasons elements.
 type Reason uint8
 
 const (
@@ -72,20 +60,20 @@ const (
 	SpoofedSource                    // the source is not an address of the guest
 	Loopback                         // 127/8, ::1
 	Unspecified                      // 0/8, ::
-	MappedLoopback                   // IPv4-mapped spelling of 127/8 or 0/8
-	Mapped                           // IPv4-mapped spelling of anything else
-	NAT64Loopback                    // NAT64 spelling of 127/8 or 0/8
-	TunnelLoopback                   // 6to4, Teredo or ISATAP spelling of 127/8 or 0/8
-	Embedded                         // any of these spellings of another closed IPv4 address
+	MappedLoopback                   // IPv4-mapped form of 127/8 or 0/8
+	Mapped                           // IPv4-mapped form of any other address
+	NAT64Loopback                    // NAT64 form of 127/8 or 0/8
+	TunnelLoopback                   // 6to4, Teredo or ISATAP form of 127/8 or 0/8
+	Embedded                         // any of these forms of another closed IPv4 address
 	Multicast                        // 224/4, ff00::/8
 	Broadcast                        // 255.255.255.255, or the broadcast address of the guest's subnet
-	Reserved                         // 240/4, what is unassigned in ::/8, fec0::/10
+	Reserved                         // 240/4, fec0::/10, unassigned parts of ::/8
 	LinkLocal                        // 169.254/16, fe80::/10
 	Metadata                         // a cloud's instance metadata service
-	GatewayClosed                    // the gateway, by a protocol it does not pass on
-	HostLoopbackClosed               // the gateway, on a port that HostLoopback does not name
-	OwnSubnet                        // an address of the guest's subnet that nobody has
-	SpecialClosed                    // a special address, which is closed for this
+	GatewayClosed                    // the gateway, with a protocol other than TCP and UDP
+	HostLoopbackClosed               // the gateway, on a port that HostLoopback does not list
+	OwnSubnet                        // an address of the guest's subnet other than the gateway's
+	SpecialClosed                    // a special address whose target does not permit the flow
 	ProtocolOff                      // the protocol is switched off
 
 	NumReasons = int(ProtocolOff) + 1
@@ -124,15 +112,16 @@ func (r Reason) String() string {
 	return "reason-" + strconv.Itoa(int(r))
 }
 
-// Verdict is the answer of Judge. Dst, Alt and Gateway are set only when Action is Allow, and Reason is None exactly then.
+// Verdict is the result of Judge. Dst, Alt and Gateway are set only if Action is Allow; Reason is None if and only if Action is
+// Allow.
 type Verdict struct {
 	Action Action
 	Reason Reason
-	// Gateway is true when the guest addressed the gateway: Dst and Alt are then the host's loopback.
+	// Gateway is true if the flow goes to the host's loopback by a gateway's address or a Special address with ToLoopback.
 	Gateway bool
-	// Dst is what the host must dial or send to, unmapped and without a zone.
+	// Dst is the address to dial or send to, unmapped and without a zone.
 	Dst netip.AddrPort
-	// Alt is the loopback of the other family, to be tried when nothing listens on Dst; the zero value when there is
-	// none. A service on "localhost" often listens on one family only.
+	// Alt is the loopback address of the other family, to be tried if nothing listens on Dst, because a service on "localhost"
+	// often listens in one family only. It is the zero value if there is none.
 	Alt netip.AddrPort
 }

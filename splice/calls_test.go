@@ -19,20 +19,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The system calls of a connection and of a round trip, counted by ptrace(2) in a process that has a Loop and does nothing
-// else: what is counted includes those of Go's own poller.
+// These tests bound the number of system calls for a connection and for a round trip. They count by ptrace(2) in a child process
+// that runs a Loop and nothing else; the calls of Go's own poller are included.
 
-// callsEnv makes the test binary that process: it joins what comes over descriptor 3, and says so with a byte.
+// callsEnv makes the test binary that child: it joins each pair of sockets it receives on descriptor 3 and acknowledges with a
+// byte.
 const callsEnv = "SPLICE_TEST_CALLS"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(callsEnv) != "" {
-		os.Exit(beTraced())
+		os.Exit(tracedMain())
 	}
 	os.Exit(m.Run())
 }
 
-func beTraced() int {
+func tracedMain() int {
 	l, err := NewLoop(nil, nil)
 	if err != nil {
 		return 1
@@ -62,15 +63,15 @@ func beTraced() int {
 	}
 }
 
-// traced is the process.
+// traced is the traced child process.
 type traced struct {
-	control int // our end of its descriptor 3
+	control int // the test's end of the child's descriptor 3
 	on      atomic.Bool
 	mu      sync.Mutex
-	calls   map[uint64]int // by number, while on; guarded by mu
+	calls   map[uint64]int // by system call number, counted while on is set; guarded by mu
 }
 
-// trace starts it. The tracer is one thread, for good.
+// trace starts the child. One thread starts, traces and awaits it, as ptrace(2) demands.
 func trace(t *testing.T) *traced {
 	t.Helper()
 	p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -80,16 +81,16 @@ func trace(t *testing.T) *traced {
 	tr := &traced{control: p[0], calls: map[uint64]int{}}
 	started, done := make(chan error, 1), make(chan struct{})
 	go func() {
-		runtime.LockOSThread() // never unlocked: whoever traces must go on to
+		runtime.LockOSThread() // never unlocked: the thread that attached is the tracer
 		defer close(done)
-		theirs := os.NewFile(uintptr(p[1]), "control")
+		childEnd := os.NewFile(uintptr(p[1]), "control")
 		cmd := exec.Command("/proc/self/exe")
-		// What the runtime does for itself (sysmon, the collector) is not of interest.
+		// Keep the runtime's own activity (collector, preemption) out of the count.
 		cmd.Env = append(os.Environ(), callsEnv+"=1", "GOGC=off", "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1")
-		cmd.ExtraFiles = []*os.File{theirs}
+		cmd.ExtraFiles = []*os.File{childEnd}
 		cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Pdeathsig: syscall.SIGKILL}
 		err := cmd.Start()
-		theirs.Close()
+		childEnd.Close()
 		if err == nil {
 			err = tr.attach(cmd.Process.Pid)
 		}
@@ -111,7 +112,7 @@ func trace(t *testing.T) *traced {
 
 func (tr *traced) attach(pid int) error {
 	var ws unix.WaitStatus
-	if _, err := unix.Wait4(pid, &ws, 0, nil); err != nil { // for the stop at execve
+	if _, err := unix.Wait4(pid, &ws, 0, nil); err != nil { // the stop at execve
 		return err
 	}
 	if err := unix.PtraceSetOptions(pid, unix.PTRACE_O_TRACESYSGOOD|unix.PTRACE_O_TRACECLONE|unix.PTRACE_O_EXITKILL); err != nil {
@@ -120,10 +121,10 @@ func (tr *traced) attach(pid int) error {
 	return unix.PtraceSyscall(pid, 0)
 }
 
-// waitNoThread is __WNOTHREAD of wait(2): children of this thread only; others of this process have theirs.
+// waitNoThread is __WNOTHREAD of wait(2): wait for children of this thread only, not for those that other threads trace.
 const waitNoThread = 0x20000000
 
-// follow lets the threads run from call to call until the process has ended.
+// follow resumes the child's threads from system call to system call, and counts, until the process has ended.
 func (tr *traced) follow(pid int) {
 	inside := map[int]bool{}
 	for {
@@ -156,7 +157,7 @@ func (tr *traced) follow(pid int) {
 	}
 }
 
-// join sends two sockets over and waits until they are joined.
+// join sends two sockets to the child and waits until it has joined them.
 func (tr *traced) join(t *testing.T, a, b int) {
 	t.Helper()
 	if err := unix.Sendmsg(tr.control, []byte{1}, unix.UnixRights(a, b), nil, 0); err != nil {
@@ -165,13 +166,13 @@ func (tr *traced) join(t *testing.T, a, b int) {
 	unix.Close(a)
 	unix.Close(b)
 	if n, err := unix.Read(tr.control, make([]byte, 1)); n != 1 {
-		t.Fatal("the process has ended: ", err)
+		t.Fatal("the child process has ended: ", err)
 	}
 }
 
-// count counts the calls during do, for each of n.
+// count returns the system calls during do divided by n, without epoll_pwait, and a list by name.
 func (tr *traced) count(n int, do func()) (perOne float64, detail string) {
-	time.Sleep(50 * time.Millisecond) // until what was before is over
+	time.Sleep(50 * time.Millisecond) // until the calls of earlier steps are over
 	tr.mu.Lock()
 	clear(tr.calls)
 	tr.mu.Unlock()
@@ -187,13 +188,13 @@ func (tr *traced) count(n int, do func()) (perOne float64, detail string) {
 	for nr, c := range tr.calls {
 		switch nr {
 		case unix.SYS_FUTEX, unix.SYS_NANOSLEEP, unix.SYS_RECVMSG, unix.SYS_WRITE, unix.SYS_CLOCK_NANOSLEEP, unix.SYS_MADVISE, unix.SYS_SCHED_YIELD, unix.SYS_GETTID, unix.SYS_TGKILL:
-			continue // the runtime's own, and the conversation on descriptor 3
+			continue // made by the runtime itself, or for the messages on descriptor 3
 		}
 		name := names[nr]
 		if name == "" {
 			name = fmt.Sprintf("call %d", nr)
 		}
-		if name != "epoll_pwait" { // how often the loop looks depends on how soon the others are
+		if name != "epoll_pwait" { // their number depends on how the peers are scheduled
 			perOne += float64(c) / float64(n)
 		}
 		list = append(list, fmt.Sprintf("%s %.2f", name, float64(c)/float64(n)))
@@ -202,11 +203,11 @@ func (tr *traced) count(n int, do func()) (perOne float64, detail string) {
 }
 
 func TestCallsPerRoundTrip(t *testing.T) {
-	// Each way recv and send, besides the looks for events.
+	// In each direction one recv and one send, besides fetching events.
 	const n, most = 200, 5
 	tr := trace(t)
-	fa, a := wire(t)
-	fb, b := wire(t)
+	fa, a := tcpPair(t)
+	fb, b := tcpPair(t)
 	defer a.Close()
 	defer b.Close()
 	tr.join(t, fa, fb)
@@ -235,7 +236,7 @@ func TestCallsPerRoundTrip(t *testing.T) {
 }
 
 func TestCallsPerConnection(t *testing.T) {
-	// Both into the epoll set; a request and an answer; FIN from the client, FIN from the server; both closed.
+	// Two epoll_ctl; a request and a response; FIN from the client, FIN from the server; two close.
 	const n, most = 100, 14
 	tr := trace(t)
 	type ends struct {
@@ -244,8 +245,8 @@ func TestCallsPerConnection(t *testing.T) {
 	}
 	var all []ends
 	for range n {
-		fa, a := wire(t)
-		fb, b := wire(t)
+		fa, a := tcpPair(t)
+		fb, b := tcpPair(t)
 		all = append(all, ends{fa, fb, a, b})
 	}
 	buf := make([]byte, 64)

@@ -1,26 +1,53 @@
-// Package splice joins pairs of connected TCP sockets of the kernel. One Loop is an epoll set that serves any number of
-// pairs, in turns (internal/spin), one at a time: small exchanges are read and written through one buffer that all pairs
-// share, bulk moves through a pipe by splice(2), without a copy. What one socket says in TCP, the other one says too: data,
-// urgent data, FIN in either direction, RST.
+// Package splice joins pairs of connected kernel TCP sockets and forwards the data between them. Small messages are copied through
+// one buffer; bulk data moves through a pipe by splice(2), without a copy to user space. What the kernel reports about one
+// socket is passed on to the other: data, urgent data, FIN in either direction, RST.
 //
-// A pair that is idle costs a struct and its two sockets: no goroutine, no buffer, no pipe.
+// # Theory of operation
+//
+// A Loop owns an epoll(7) set with both sockets of every pair, edge-triggered. The epoll descriptor itself is a member of a
+// busy-poll group (internal/spin) and is registered in Go's network poller, so one goroutine sleeps for all pairs, and the
+// thread that finds the set ready runs the handlers right away. The handler run of the Loop takes up to maxEvents events and
+// serves the pairs one after the other; two goroutines never run it at once.
 //
 //	events of both sockets (edge-triggered)
 //	      │
 //	      ▼
-//	  Pair: two directions ── small: recv → Loop's buffer → send
-//	                       └─ bulk:  splice → pipe of the Loop's pool → splice
+//	  Pair: two directions ── small: recv → the Loop's buffer → send
+//	                       └─ bulk:  splice → a pipe of the Loop's pool → splice
 //
-// The states of a direction: open; ended by the source's FIN, which is passed on after the last byte. A pair ends when
-// both directions have, or when either socket fails; then the other is reset.
+// Edge-triggered events report changes only, so each side remembers whether its socket is readable and writable. A direction
+// turns to bulk when a read fills the buffer, and back when splice moves little. During bulk transfer the Loop moderates
+// events, as network cards moderate interrupts: it disables EPOLLIN for the source and reads it again after 100 µs
+// (moderation.go).
 //
-// A Loop sleeps in Go's own poller, as one descriptor, and wakes for events of its set; it also serves whoever Watches a
-// descriptor. Its lock guards the table of what is watched, and is not held during calls: handlers may call the Loop, and
-// take locks under which others call it. A slot is used again with another generation, so an event of a descriptor that
-// was closed in the same round reaches nobody. A panic resets one pair. After Close nothing is called and every socket of
-// a pair is closed.
+// A Loop also watches descriptors of its users (Watch), such as connecting sockets, and calls their Handler.
 //
-// Bounds: what a direction holds is one buffer or one pipe, and it reads nothing while its peer takes nothing; it moves
-// some MiB before the others have their turn. The package knows neither namespaces nor
-// policy; of this project it imports only how to wait (internal/spin) and how to reset (internal/rawsock).
+// # States
+//
+// A direction is open; then at end of file, when the source's FIN has been read; then shut, when everything has been delivered and
+// the FIN passed on with shutdown(2). A pair ends in good order when both directions are shut, and by a reset of both sockets when
+// either of them fails or the Loop is closed. A connection that stays half closed gets a shorter keep-alive time.
+//
+// A slot of the watch table carries a generation number, which is also in the events. So an event that was fetched before its
+// descriptor was unwatched is recognised and discarded, even if the slot or the descriptor number is in use again. A panic in a
+// handler is logged and resets the pair it happened in. After Close no handler is called, and every socket of a pair is closed.
+//
+// # Limits
+//
+//   - An idle pair costs a struct and its two sockets: no goroutine, no buffer and no pipe.
+//   - A direction buffers at most one buffer (64 KiB) or one pipe (1 MiB), and does not read while its destination is full.
+//   - It moves at most pumpBudget bytes before other pairs are served.
+//   - The pool bounds the number of pipes by mostPipes and by a share of RLIMIT_NOFILE; without a pipe, data is copied.
+//   - It does not dial, accept, or decide what may be connected; it knows neither namespaces nor policy.
+//
+// # Lock order
+//
+//	spin.Member.mu (held while the Loop's handlers run) → locks taken by Handlers and end callbacks → Loop.mu
+//
+// Loop.mu guards the watch table and the set of pairs. It is not held while a handler runs, and nothing is locked under it, so a
+// caller of the Loop's methods may hold any lock of its own except one that is held while it waits for Close.
+//
+// # Imports
+//
+// Of this project only internal/spin (how to wait) and internal/rawsock (how to reset a connection).
 package splice

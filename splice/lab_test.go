@@ -14,13 +14,13 @@ import (
 	"rootlessnet/internal/nettest"
 )
 
-// patience bounds what is expected to happen soon.
+// patience bounds every wait for something that is expected at once.
 const patience = 10 * time.Second
 
-// wire is a TCP connection on the loopback: one end is a descriptor, for a Loop, the other a *net.TCPConn.
-func wire(t testing.TB) (fd int, far *net.TCPConn) {
+// tcpPair is a TCP connection on the loopback interface: one end is a descriptor, for a Loop, the other, far, a *net.TCPConn.
+func tcpPair(t testing.TB) (fd int, far *net.TCPConn) {
 	t.Helper()
-	lfd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0) // net.Listen would make it MPTCP
+	lfd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0) // net.Listen would make an MPTCP socket
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,11 +59,11 @@ func newLoop(t testing.TB) *Loop {
 	return l
 }
 
-// joined are the far ends of a pair, and a channel that is closed when the pair has ended.
+// joined makes a pair and returns the far ends of its sockets, and a channel that is closed when the pair has ended.
 func joined(t testing.TB, l *Loop) (a, b *net.TCPConn, p *Pair, ended chan struct{}) {
 	t.Helper()
-	fa, a := wire(t)
-	fb, b := wire(t)
+	fa, a := tcpPair(t)
+	fb, b := tcpPair(t)
 	t.Cleanup(func() { a.Close(); b.Close() })
 	ended = make(chan struct{})
 	p, err := l.Join(fa, fb, func() { close(ended) })
@@ -80,11 +80,11 @@ func await(t testing.TB, ended chan struct{}) {
 	select {
 	case <-ended:
 	case <-time.After(patience):
-		t.Fatal("the pair does not end")
+		t.Fatal("the pair has not ended")
 	}
 }
 
-// pattern is n bytes that differ wherever they are cut.
+// pattern returns n bytes without short repetition, so that lost, doubled or displaced pieces change the content.
 func pattern(n int) []byte {
 	b := make([]byte, n)
 	for i := range b {
@@ -93,8 +93,9 @@ func pattern(n int) []byte {
 	return b
 }
 
-// send writes data and closes the half; the far side of the pair must read exactly that. Both directions may go on at once.
-func carry(t testing.TB, from, to *net.TCPConn, data []byte) {
+// transfer writes data to one far end and closes it for writing; the other far end must read exactly that. Both directions may be
+// used at the same time.
+func transfer(t testing.TB, from, to *net.TCPConn, data []byte) {
 	t.Helper()
 	sent := make(chan error, 1)
 	go func() {
@@ -113,10 +114,11 @@ func carry(t testing.TB, from, to *net.TCPConn, data []byte) {
 		t.Errorf("receive: %v after %d bytes", err, n)
 	}
 	if want := sha256.Sum256(data); string(h.Sum(nil)) != string(want[:]) {
-		t.Errorf("%d bytes arrived of %d, or others", n, len(data))
+		t.Errorf("received %d bytes of %d, or different ones", n, len(data))
 	}
 }
 
+// fds returns the number of open descriptors.
 func fds(t testing.TB) int {
 	t.Helper()
 	list, err := os.ReadDir("/proc/self/fd")

@@ -6,68 +6,73 @@ import (
 	"net"
 	"os"
 	"runtime/debug"
-	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/lockrank"
 	"rootlessnet/internal/spin"
 )
 
 const (
-	// maxEvents are taken from the kernel at once. More would only make the first of them wait for the last.
+	// maxEvents is how many events are fetched from the kernel at once. The pair of the first event waits for its next service
+	// until those of all others have been served, so a larger batch would only add latency.
 	maxEvents = 64
 
-	// scratchSize is the Loop's buffer: what fills it is bulk, and goes through a pipe from then on.
+	// scratchSize is the size in bytes of the Loop's copy buffer. A read that fills it counts as bulk, which from then on goes
+	// through a pipe.
 	scratchSize = 64 << 10
 
-	// tickPace is how often connections that are half closed are looked at.
-	tickPace = 5 * time.Second
+	// tickInterval is how often new and half-closed pairs are checked for their keep-alive settings.
+	tickInterval = 5 * time.Second
 )
 
-// Handler gets the events of a descriptor watched by a Loop.
+// Handler receives the events of a descriptor watched by a Loop.
 type Handler interface {
-	// Ready is called in the loop's turn with the bits of epoll(7). It must not block.
+	// Ready is called by the goroutine that runs the Loop, with the event bits of epoll_wait(2). It must not block.
 	Ready(events uint32)
 }
 
-// Loop is one event loop. Its methods may be called from any goroutine.
+// Loop is one event loop. Its methods may be called from any goroutine, and from handlers, except that a handler must not call
+// Close.
 type Loop struct {
-	log    *slog.Logger
-	ep     int
-	f      *os.File // owns ep
-	member *spin.Member
-	due    atomic.Bool // the tick is
+	log     *slog.Logger
+	ep      int
+	f       *os.File // owns ep
+	member  *spin.Member
+	killing atomic.Bool // killed is not empty
+	tickDue atomic.Bool // the timer has fired and the next handler run calls tick
 
-	mu     sync.Mutex
-	slots  []slot             // guarded by mu
-	free   []int32            // guarded by mu
+	mu     lockrank.Mutex
+	slots  []slot             // by token; guarded by mu
+	free   []int32            // tokens of unused slots; guarded by mu
 	pairs  map[*Pair]struct{} // guarded by mu
-	ticker *time.Timer        // not nil while the tick is armed; guarded by mu
+	killed []*Pair            // pairs that the next handler run resets; guarded by mu
+	ticker *time.Timer        // nil unless the timer of the next tick is running; guarded by mu
 	closed bool               // guarded by mu
 
-	// Of the turn.
-	events  [maxEvents]unix.EpollEvent
-	queue   []*Pair // with work left after their turn
-	scratch []byte
-	pipes   pipePool
-	halves  map[*Pair]struct{} // half closed, not under keep-alive yet
-	naps    napper
-	bulk    bool // it moved what comes anyway
+	// Used by the handler run alone, which is never done by two goroutines at once.
+	events     [maxEvents]unix.EpollEvent
+	queue      []*Pair // pairs that used up their budget and have more to move
+	scratch    []byte
+	pipes      pipePool
+	halfClosed map[*Pair]struct{} // half-closed pairs that still have the default keep-alive time
+	moderation moderator
+	movedBulk  bool // this run moved bulk data
 
 	done chan struct{}
 }
 
-// slot is one watched descriptor. gen tells an event of the descriptor that was in the slot before from one of this.
+// slot is one watched descriptor. gen tells its events from those of the descriptor that had the slot before.
 type slot struct {
 	h   Handler
 	gen uint32
 }
 
-// NewLoop starts a loop. log may be nil, and so may group, whose exchanges the loop takes part in: any of the group may
-// do its turns.
+// NewLoop starts a loop. A nil log discards. group may be nil; otherwise the loop's handlers may be run by any goroutine of the
+// group that busy-polls.
 func NewLoop(log *slog.Logger, group *spin.Group) (*Loop, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -76,14 +81,15 @@ func NewLoop(log *slog.Logger, group *spin.Group) (*Loop, error) {
 	if err != nil {
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
-	if err := unix.SetNonblock(ep, true); err != nil { // what makes os.File give it to the netpoller
+	if err := unix.SetNonblock(ep, true); err != nil { // os.NewFile registers only non-blocking descriptors in Go's poller
 		unix.Close(ep)
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
 	l := &Loop{log: log, ep: ep, f: os.NewFile(uintptr(ep), "epoll"), pairs: map[*Pair]struct{}{},
-		scratch: make([]byte, scratchSize), pipes: newPipePool(), halves: map[*Pair]struct{}{}, done: make(chan struct{})}
-	l.naps = napper{loop: l, fd: -1}
-	if l.member, err = group.Member(l.f, l.turn); err != nil {
+		scratch: make([]byte, scratchSize), halfClosed: map[*Pair]struct{}{}, done: make(chan struct{})}
+	l.mu.SetRank(lockrank.SpliceLoop)
+	l.moderation = moderator{loop: l, fd: -1}
+	if l.member, err = group.NewMember(l.f, l.handleReady); err != nil {
 		l.f.Close()
 		return nil, fmt.Errorf("epoll: %w", err)
 	}
@@ -91,7 +97,7 @@ func NewLoop(log *slog.Logger, group *spin.Group) (*Loop, error) {
 	return l, nil
 }
 
-// Close resets every pair and waits for the goroutine. Handlers get no event after it.
+// Close resets every pair and waits for the loop's goroutine. Handlers receive no event after it. It may be called more than once.
 func (l *Loop) Close() {
 	l.mu.Lock()
 	if l.closed {
@@ -109,8 +115,8 @@ func (l *Loop) Close() {
 	<-l.done
 }
 
-// Watch has h called when fd, which stays the caller's, is ready. events are those of epoll_ctl(2). The token is for
-// Rearm and Unwatch.
+// Watch calls h whenever fd, which remains the caller's to close, reports one of events, which are those of epoll_ctl(2). The
+// token identifies the watch for Rearm and Unwatch. The error is net.ErrClosed after Close, else that of epoll_ctl.
 func (l *Loop) Watch(fd int, events uint32, h Handler) (token int32, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -125,19 +131,17 @@ func (l *Loop) Watch(fd int, events uint32, h Handler) (token int32, err error) 
 	return token, nil
 }
 
-// Rearm sets other events for a descriptor that is watched.
-func (l *Loop) Rearm(fd int, events uint32, token int32) error { return l.rearm(fd, events, token) }
-
-func (l *Loop) rearm(fd int, events uint32, token int32) error {
+// Rearm replaces the events of a watched descriptor.
+func (l *Loop) Rearm(fd int, events uint32, token int32) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed { // and the number of the epoll set somebody else's
+	if l.closed { // the number ep may belong to another file by now
 		return net.ErrClosed
 	}
 	return l.control(unix.EPOLL_CTL_MOD, fd, events, token, l.slots[token].gen)
 }
 
-// Unwatch ends a Watch. fd must be open still.
+// Unwatch ends a watch. It must be called before fd is closed.
 func (l *Loop) Unwatch(fd int, token int32) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -174,8 +178,8 @@ func (l *Loop) control(op, fd int, events uint32, token int32, gen uint32) error
 	return nil
 }
 
-// poll takes what is ready, without waiting. RawSyscall: it cannot block.
-func (l *Loop) poll() int {
+// fetchEvents fills l.events without waiting, and returns how many there are.
+func (l *Loop) fetchEvents() int {
 	for {
 		n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.ep), uintptr(unsafe.Pointer(&l.events[0])), maxEvents, 0, 0, 0)
 		switch errno {
@@ -188,8 +192,9 @@ func (l *Loop) poll() int {
 	}
 }
 
-// run is the loop's goroutine, which does its turns when nobody of the group does. It sleeps in Go's own poller, in which
-// the epoll set is one more descriptor: whatever thread finds it ready goes on here, without waking another.
+// run is the loop's goroutine. It runs the handlers unless another goroutine of the group does while it busy-polls. It sleeps in
+// Go's network poller, to which the whole epoll set is one descriptor: the thread that finds it ready continues here and need not
+// wake another.
 func (l *Loop) run() {
 	defer close(l.done)
 	defer l.end()
@@ -197,28 +202,29 @@ func (l *Loop) run() {
 	l.member.Leave()
 }
 
-// turn handles what is ready, and each pair that had work left.
-func (l *Loop) turn() spin.Did {
-	if l.due.Swap(false) {
+// handleReady is the handler of the loop's spin.Member: it handles all events that are ready and serves each queued pair once.
+func (l *Loop) handleReady() spin.Result {
+	if l.tickDue.Swap(false) {
 		l.tick()
 	}
-	n := l.poll()
+	l.endKilled()
+	n := l.fetchEvents()
 	if n == 0 && len(l.queue) == 0 {
-		return spin.Nothing
+		return spin.Idle
 	}
-	l.bulk = false
+	l.movedBulk = false
 	l.handle(n)
-	if len(l.queue) > 0 { // of which no descriptor tells
-		l.bulk = true
+	if len(l.queue) > 0 { // no event will report the rest of their work
+		l.movedBulk = true
 		l.member.Wake()
 	}
-	if l.bulk {
+	if l.movedBulk {
 		return spin.Bulk
 	}
-	return spin.Some
+	return spin.Progress
 }
 
-// handle handles n events, and then once each pair that had work left.
+// handle handles the first n of l.events, and then serves once each pair that was in the queue.
 func (l *Loop) handle(n int) {
 	for i := range l.events[:n] {
 		e := &l.events[i]
@@ -241,11 +247,11 @@ func (l *Loop) handle(n int) {
 	}
 }
 
-// call makes a panic cost one connection, not the data plane.
+// call calls h. A panic resets the one pair it happened in, instead of ending the process and every connection with it.
 func (l *Loop) call(h Handler, events uint32) {
 	defer func() {
 		if e := recover(); e != nil {
-			l.log.Error("panic in a connection", "panic", fmt.Sprint(e), "stack", string(debug.Stack()))
+			l.log.Error("panic while forwarding a connection; the connection is reset", "panic", fmt.Sprint(e), "stack", string(debug.Stack()))
 			if s, ok := h.(*side); ok {
 				s.pair.abort()
 			} else if p, ok := h.(*Pair); ok {
@@ -256,64 +262,64 @@ func (l *Loop) call(h Handler, events uint32) {
 	h.Ready(events)
 }
 
-// again gives p another turn after the others.
-func (l *Loop) again(p *Pair) {
+// requeue has p served again after the other pairs.
+func (l *Loop) requeue(p *Pair) {
 	if !p.queued {
 		p.queued = true
 		l.queue = append(l.queue, p)
 	}
 }
 
-// halfClosed notes that one direction of p has ended.
-func (l *Loop) halfClosed(p *Pair) {
-	p.halfSince = time.Now()
-	l.halves[p] = struct{}{}
+// noteHalfClosed records that one direction of p has ended.
+func (l *Loop) noteHalfClosed(p *Pair) {
+	p.halfClosedAt = time.Now()
+	l.halfClosed[p] = struct{}{}
 	l.mu.Lock()
 	l.armTickLocked()
 	l.mu.Unlock()
 }
 
-// tick does for connections what is for those that last: keep-alive, and a faster one where one direction has ended.
-// Most end before, and the calls would be for nothing.
+// tick sets keep-alive for pairs that have lived until a tick, and a shorter keep-alive time for those that have been half closed
+// for a whole interval. Most connections end earlier and are spared the system calls.
 func (l *Loop) tick() {
 	l.mu.Lock()
 	l.ticker = nil
 	var young []*Pair
 	for p := range l.pairs {
-		if !p.tuned {
-			p.tuned = true
+		if !p.keepAlive {
+			p.keepAlive = true
 			young = append(young, p)
 		}
 	}
 	l.mu.Unlock()
 	for _, p := range young {
-		p.tune()
+		p.enableKeepAlive()
 	}
 	now := time.Now()
-	for p := range l.halves {
-		if now.Sub(p.halfSince) >= tickPace {
-			p.expectDeath()
-			delete(l.halves, p)
+	for p := range l.halfClosed {
+		if now.Sub(p.halfClosedAt) >= tickInterval {
+			p.shortenKeepAlive()
+			delete(l.halfClosed, p)
 		}
 	}
-	if len(l.halves) > 0 {
+	if len(l.halfClosed) > 0 {
 		l.mu.Lock()
 		l.armTickLocked()
 		l.mu.Unlock()
 	}
 }
 
-// armTickLocked has the tick come, once.
+// armTickLocked starts the timer of the next tick, unless it is running.
 func (l *Loop) armTickLocked() {
 	if l.ticker == nil && !l.closed {
-		l.ticker = time.AfterFunc(tickPace, func() {
-			l.due.Store(true)
+		l.ticker = time.AfterFunc(tickInterval, func() {
+			l.tickDue.Store(true)
 			l.member.Wake()
 		})
 	}
 }
 
-// end runs when the loop is closed.
+// end resets all pairs and releases the loop's descriptors, as the last thing its goroutine does.
 func (l *Loop) end() {
 	l.mu.Lock()
 	l.closed = true
@@ -326,5 +332,5 @@ func (l *Loop) end() {
 		p.abort()
 	}
 	l.pipes.close()
-	l.naps.close()
+	l.moderation.close()
 }

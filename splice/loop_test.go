@@ -24,7 +24,7 @@ func (h handler) Ready(events uint32) { h(events) }
 
 func TestWatch(t *testing.T) {
 	l := newLoop(t)
-	fd, far := wire(t)
+	fd, far := tcpPair(t)
 	defer far.Close()
 	defer unix.Close(fd)
 	events := make(chan uint32, 10)
@@ -45,7 +45,7 @@ func TestWatch(t *testing.T) {
 		}
 	}
 	_, _ = far.Write([]byte("x"))
-	none("one shot was asked for")
+	none("EPOLLONESHOT")
 	if err := l.Rearm(fd, unix.EPOLLIN|unix.EPOLLONESHOT, token); err != nil {
 		t.Fatal(err)
 	}
@@ -59,42 +59,42 @@ func TestWatch(t *testing.T) {
 		<-events
 	}
 	_, _ = far.Write([]byte("x"))
-	none("not watched any more")
+	none("after Unwatch")
 }
 
-// TestStaleEvent: an event that was taken from the kernel for a descriptor that is watched no more reaches nobody, least of
-// all who has its slot now.
+// TestStaleEvent: an event fetched for a descriptor that has been unwatched since is discarded; the descriptor that has its
+// slot now does not receive it.
 func TestStaleEvent(t *testing.T) {
 	l := newLoop(t)
 	const n = 8
 	var fdv [n]int
 	var far [n]*net.TCPConn
 	for i := range n {
-		fdv[i], far[i] = wire(t)
+		fdv[i], far[i] = tcpPair(t)
 		defer far[i].Close()
 		defer unix.Close(fdv[i])
 	}
-	spare, spareFar := wire(t)
+	spare, spareFar := tcpPair(t)
 	defer spareFar.Close()
 	defer unix.Close(spare)
 
-	// One handler holds the loop up until all descriptors are ready: the next batch of events has them all. The first of
-	// them to be called takes the others out, and gives their slots to a descriptor that is silent.
+	// One handler blocks the loop until all descriptors are ready, so that the next batch holds the events of all. The first
+	// handler to be called unwatches the other descriptors and gives a slot of theirs to a descriptor without events.
 	var wrong atomic.Int32
 	var first sync.Once
 	done := make(chan struct{})
 	tokens := make([]int32, n)
 	var silent int32
-	hold, held := make(chan struct{}), make(chan struct{})
-	gateFD, gateFar := wire(t)
+	release, blocked := make(chan struct{}), make(chan struct{})
+	gateFD, gateFar := tcpPair(t)
 	defer gateFar.Close()
 	defer unix.Close(gateFD)
-	gate, err := l.Watch(gateFD, unix.EPOLLIN|unix.EPOLLONESHOT, handler(func(uint32) { close(held); <-hold }))
+	gate, err := l.Watch(gateFD, unix.EPOLLIN|unix.EPOLLONESHOT, handler(func(uint32) { close(blocked); <-release }))
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, _ = gateFar.Write([]byte("x"))
-	<-held
+	<-blocked
 	for i := range n {
 		tokens[i], err = l.Watch(fdv[i], unix.EPOLLIN|unix.EPOLLONESHOT, handler(func(uint32) {
 			fired := false
@@ -117,17 +117,17 @@ func TestStaleEvent(t *testing.T) {
 		}
 		_, _ = far[i].Write([]byte("x"))
 	}
-	close(hold)
+	close(release)
 	<-done
 	time.Sleep(50 * time.Millisecond)
 	if n := wrong.Load(); n != 0 {
-		t.Errorf("%d events of descriptors that were watched no more", n)
+		t.Errorf("%d events of unwatched descriptors were delivered", n)
 	}
 	l.Unwatch(spare, silent)
 	l.Unwatch(gateFD, gate)
 }
 
-// TestPanic: it costs the connection it happened in, is logged, and nothing else.
+// TestPanic: a panic is logged and resets the connection it happened in; others go on.
 func TestPanic(t *testing.T) {
 	nettest.CheckLeaks(t)
 	var log bytes.Buffer
@@ -136,7 +136,7 @@ func TestPanic(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(l.Close)
-	fd, far := wire(t)
+	fd, far := tcpPair(t)
 	defer far.Close()
 	defer unix.Close(fd)
 	token, err := l.Watch(fd, unix.EPOLLIN|unix.EPOLLONESHOT, handler(func(uint32) { panic("of the test") }))
@@ -145,7 +145,7 @@ func TestPanic(t *testing.T) {
 	}
 	_, _ = far.Write([]byte("x"))
 
-	// In a pair: a slot whose side lost its peer.
+	// In a pair: a nil peer.
 	a, b, p, ended := joined(t, l)
 	c, d, _, other := joined(t, l)
 	l.mu.Lock()
@@ -154,19 +154,19 @@ func TestPanic(t *testing.T) {
 	_, _ = a.Write([]byte("x"))
 	await(t, ended)
 	if _, err := b.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("its other end got %v, want a reset", err)
+		t.Errorf("the pair's other end got %v, want a reset", err)
 	}
-	carry(t, c, d, pattern(1000))
-	carry(t, d, c, pattern(1000))
+	transfer(t, c, d, pattern(1000))
+	transfer(t, d, c, pattern(1000))
 	await(t, other)
 	l.Unwatch(fd, token)
 	l.Close()
-	if n := strings.Count(log.String(), "panic in a connection"); n != 2 {
+	if n := strings.Count(log.String(), "panic while forwarding a connection"); n != 2 {
 		t.Errorf("%d panics logged, want 2:\n%s", n, log.String())
 	}
 }
 
-// TestClose resets live pairs, in whatever state, calls their ends, and leaves nothing.
+// TestClose: Close resets the remaining pairs, whatever their state, calls their onEnd and leaves no descriptor or goroutine.
 func TestClose(t *testing.T) {
 	l := newLoop(t)
 	var over sync.WaitGroup
@@ -177,7 +177,7 @@ func TestClose(t *testing.T) {
 		over.Add(1)
 		go func() { defer over.Done(); <-ended }()
 		switch i % 3 {
-		case 1: // full
+		case 1: // full buffers
 			_ = a.SetWriteDeadline(time.Now().Add(20 * time.Millisecond))
 			_, _ = a.Write(pattern(16 << 20))
 		case 2: // half closed
@@ -185,7 +185,7 @@ func TestClose(t *testing.T) {
 		}
 	}
 	l.Close()
-	l.Close() // again
+	l.Close() // a second call does nothing
 	over.Wait()
 	for i, c := range far {
 		_, err := io.Copy(io.Discard, struct{ io.Reader }{c})
@@ -193,7 +193,7 @@ func TestClose(t *testing.T) {
 			t.Errorf("end %d: %v", i, err)
 		}
 	}
-	fa, a := wire(t)
+	fa, a := tcpPair(t)
 	defer a.Close()
 	defer unix.Close(fa)
 	if _, err := l.Join(fa, fa, nil); !errors.Is(err, net.ErrClosed) {
@@ -204,26 +204,26 @@ func TestClose(t *testing.T) {
 	}
 }
 
-// TestJoinFails: the sockets are the caller's still, and nothing is watched.
+// TestJoinFails: after an error the sockets are still the caller's and unwatched, so that they can be joined anew.
 func TestJoinFails(t *testing.T) {
 	l := newLoop(t)
-	fd, far := wire(t)
+	fd, far := tcpPair(t)
 	defer far.Close()
 	if _, err := l.Join(fd, -1, nil); err == nil {
-		t.Fatal("a pair with half a pair")
+		t.Fatal("Join accepted an invalid descriptor")
 	}
 	if _, err := l.Join(-1, fd, nil); err == nil {
-		t.Fatal("a pair with half a pair")
+		t.Fatal("Join accepted an invalid descriptor")
 	}
-	other, otherFar := wire(t)
+	other, otherFar := tcpPair(t)
 	defer otherFar.Close()
 	ended := make(chan struct{})
 	if _, err := l.Join(fd, other, func() { close(ended) }); err != nil {
 		t.Fatal(err)
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() { carry(t, otherFar, far, []byte("hello")) })
-	wg.Go(func() { carry(t, far, otherFar, []byte("hello")) })
+	wg.Go(func() { transfer(t, otherFar, far, []byte("hello")) })
+	wg.Go(func() { transfer(t, far, otherFar, []byte("hello")) })
 	wg.Wait()
 	await(t, ended)
 }

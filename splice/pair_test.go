@@ -21,8 +21,8 @@ func TestBothWays(t *testing.T) {
 			a, b, p, ended := joined(t, l)
 			data := pattern(n)
 			var wg sync.WaitGroup
-			wg.Go(func() { carry(t, a, b, data) })
-			wg.Go(func() { carry(t, b, a, data) })
+			wg.Go(func() { transfer(t, a, b, data) })
+			wg.Go(func() { transfer(t, b, a, data) })
 			wg.Wait()
 			await(t, ended)
 			if toA, toB := p.Moved(); toA != uint64(n) || toB != uint64(n) {
@@ -32,7 +32,7 @@ func TestBothWays(t *testing.T) {
 	}
 }
 
-// TestHalfClose: one direction ends, the other goes on, small and in bulk.
+// TestHalfClose: after the FIN of one direction the other still carries small messages and bulk data.
 func TestHalfClose(t *testing.T) {
 	l := newLoop(t)
 	a, b, _, ended := joined(t, l)
@@ -44,7 +44,7 @@ func TestHalfClose(t *testing.T) {
 	}
 	select {
 	case <-ended:
-		t.Fatal("ended by half")
+		t.Fatal("the pair ended although one direction is open")
 	case <-time.After(50 * time.Millisecond):
 	}
 	buf := make([]byte, 5)
@@ -56,11 +56,11 @@ func TestHalfClose(t *testing.T) {
 			t.Fatalf("%q, %v", buf, err)
 		}
 	}
-	carry(t, b, a, pattern(5<<20))
+	transfer(t, b, a, pattern(5<<20))
 	await(t, ended)
 }
 
-// TestReset: a reset on one side is one on the other, after what was sent before.
+// TestReset: a reset of one connection resets the other, after the data sent before.
 func TestReset(t *testing.T) {
 	for _, n := range []int{0, 10, 300 << 10} {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
@@ -83,18 +83,18 @@ func TestReset(t *testing.T) {
 	}
 }
 
-// TestDataRightBeforeReset: what lies in our socket when the reset comes is delivered first.
+// TestDataRightBeforeReset: data that lies in the joined socket when the reset arrives is delivered first.
 func TestDataRightBeforeReset(t *testing.T) {
 	l := newLoop(t)
-	fa, a := wire(t)
-	fb, b := wire(t)
+	fa, a := tcpPair(t)
+	fb, b := tcpPair(t)
 	defer b.Close()
 	if _, err := a.Write([]byte("last words")); err != nil {
 		t.Fatal(err)
 	}
 	_ = a.SetLinger(0)
 	a.Close()
-	time.Sleep(20 * time.Millisecond) // both are there before the loop sees either
+	time.Sleep(20 * time.Millisecond) // data and reset have arrived before Join
 	ended := make(chan struct{})
 	if _, err := l.Join(fa, fb, func() { close(ended) }); err != nil {
 		t.Fatal(err)
@@ -109,7 +109,7 @@ func TestDataRightBeforeReset(t *testing.T) {
 	await(t, ended)
 }
 
-// TestPeerGone: who does not close in order, with bytes unread, has its peer reset.
+// TestPeerGone: a close with unread data, which the kernel turns into a reset, resets the other connection.
 func TestPeerGone(t *testing.T) {
 	l := newLoop(t)
 	a, b, _, ended := joined(t, l)
@@ -117,14 +117,14 @@ func TestPeerGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	time.Sleep(20 * time.Millisecond)
-	b.Close() // the kernel makes a reset of it
+	b.Close() // the kernel sends a reset, as there is unread data
 	if _, err := a.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("got %v, want a reset", err)
 	}
 	await(t, ended)
 }
 
-// TestUrgent: the mark stays where it was, one urgent byte after the other, and the FIN behind it comes through.
+// TestUrgent: urgent bytes keep their place in the stream, one after the other, and a FIN behind the last one is passed on.
 func TestUrgent(t *testing.T) {
 	l := newLoop(t)
 	a, b, _, ended := joined(t, l)
@@ -185,7 +185,7 @@ func TestUrgent(t *testing.T) {
 	await(t, ended)
 }
 
-// TestSlowReader: nothing is buffered without bound, the loop sleeps meanwhile, others go on, and in the end all is there.
+// TestSlowReader: while a reader does not read, buffering is bounded and other pairs go on; afterwards all data arrives.
 func TestSlowReader(t *testing.T) {
 	l := newLoop(t)
 	a, b, p, ended := joined(t, l)
@@ -201,19 +201,19 @@ func TestSlowReader(t *testing.T) {
 	time.Sleep(300 * time.Millisecond)
 	select {
 	case err := <-written:
-		t.Fatalf("%d bytes were taken from a sender whose reader does not read (%v)", len(data), err)
+		t.Fatalf("%d bytes were accepted from a sender whose reader does not read (%v)", len(data), err)
 	default:
 	}
 	_, before := p.Moved()
 	c, d, _, _ := joined(t, l)
-	carry(t, c, d, pattern(1<<20))
-	carry(t, d, c, pattern(100))
+	transfer(t, c, d, pattern(1<<20))
+	transfer(t, d, c, pattern(100))
 	if _, after := p.Moved(); after != before {
-		t.Errorf("%d bytes went to a reader who does not read", after-before)
+		t.Errorf("%d bytes were written to a socket whose reader does not read", after-before)
 	}
 	got := make([]byte, len(data))
 	if _, err := io.ReadFull(b, got); err != nil || string(got) != string(data) {
-		t.Errorf("in the end: %v, or other bytes", err)
+		t.Errorf("once the reader reads: %v, or different bytes", err)
 	}
 	if err := <-written; err != nil {
 		t.Error(err)
@@ -222,7 +222,7 @@ func TestSlowReader(t *testing.T) {
 	await(t, ended)
 }
 
-// TestManyPairs: thousands, each with an exchange of its own, and nothing left of them.
+// TestManyPairs: thousands of pairs exchange data without goroutines of their own and without keeping pipes.
 func TestManyPairs(t *testing.T) {
 	n := 3000
 	var lim unix.Rlimit
@@ -235,8 +235,8 @@ func TestManyPairs(t *testing.T) {
 	var all []ends
 	var over sync.WaitGroup
 	for range n {
-		fa, a := wire(t)
-		fb, b := wire(t)
+		fa, a := tcpPair(t)
+		fb, b := tcpPair(t)
 		over.Add(1)
 		if _, err := l.Join(fa, fb, over.Done); err != nil {
 			t.Fatal(err)
@@ -265,7 +265,7 @@ func TestManyPairs(t *testing.T) {
 	if now := runtime.NumGoroutine(); now > goroutines {
 		t.Errorf("%d goroutines for %d pairs, %d before they were busy", now, n, goroutines)
 	}
-	if now := fds(t); now > before+4*n+2*idlePipes {
+	if now := fds(t); now > before+4*n+2*maxIdlePipes {
 		t.Errorf("%d descriptors for %d pairs", now-before, n)
 	}
 	for _, e := range all {
@@ -275,7 +275,7 @@ func TestManyPairs(t *testing.T) {
 	over.Wait()
 }
 
-// TestFDsUnderUse: pipes are given back, however many connections were busy at once.
+// TestFDsUnderUse: pipes are released again, however many connections were in bulk transfer at once.
 func TestFDsUnderUse(t *testing.T) {
 	const n = 60
 	l := newLoop(t)
@@ -283,12 +283,12 @@ func TestFDsUnderUse(t *testing.T) {
 	var wg sync.WaitGroup
 	for range n {
 		a, b, _, _ := joined(t, l)
-		wg.Go(func() { carry(t, a, b, pattern(2<<20)) })
-		wg.Go(func() { carry(t, b, a, pattern(2<<20)) })
+		wg.Go(func() { transfer(t, a, b, pattern(2<<20)) })
+		wg.Go(func() { transfer(t, b, a, pattern(2<<20)) })
 	}
 	wg.Wait()
 	end := time.Now().Add(patience)
-	for fds(t) > before+2*n+2*idlePipes+2 { // the far ends are open still
+	for fds(t) > before+2*n+2*maxIdlePipes+2 { // the far ends are still open
 		if time.Now().After(end) {
 			t.Fatalf("%d descriptors, %d before", fds(t), before)
 		}

@@ -1,69 +1,70 @@
 package splice
 
-import "golang.org/x/sys/unix"
+import (
+	"golang.org/x/sys/unix"
 
-const (
-	// pipeSize is asked for, and moved at once; /proc/sys/fs/pipe-max-size is 1 MiB, beyond which root alone may go. It counts pages: the
-	// kernel's network buffers are larger than a page, and a pipe holds more of them in fact.
-	pipeSize = 1 << 20
-
-	// idlePipes are kept for the next who needs one. A pipe is needed only while bulk is under way.
-	idlePipes = 16
-
-	// A direction whose peer takes nothing keeps its pipe, with up to 1 MiB in it. mostPipes bounds that memory, and pipeShare
-	// of RLIMIT_NOFILE the descriptors, of which each has two. What is beyond is copied.
-	mostPipes = 256
-	pipeShare = 16
+	"rootlessnet/internal/fdbudget"
 )
 
-// pipe is what splice(2) moves through. held is how many bytes are in it.
+const (
+	// pipeSize is the capacity in bytes that is asked for, and the most that one splice moves. It is the default of
+	// /proc/sys/fs/pipe-max-size, beyond which only root may go. The kernel counts a pipe's capacity in pages; as its network
+	// buffers are larger than a page, a pipe in fact holds more.
+	pipeSize = 1 << 20
+
+	// maxIdlePipes is how many unused pipes are kept. A direction needs a pipe only while it is in bulk transfer.
+	maxIdlePipes = 16
+
+	// maxPipes bounds the pipes in use. A direction whose destination is full keeps its pipe, with up to pipeSize bytes in it:
+	// maxPipes bounds that memory. Directions that get no pipe, also because the budget of descriptors has none, copy.
+	maxPipes = 256
+
+	// descriptors of a pipe.
+	descriptors = 2
+)
+
+// pipe is the pipe that splice(2) moves data through. held is the number of bytes in it.
 type pipe struct {
 	r, w int
 	held int
 }
 
-// pipePool belongs to a Loop's goroutine.
+// pipePool belongs to the loop's handler run.
 type pipePool struct {
 	idle []*pipe
-	out  int // given away
-	most int // of them
+	used int // pipes given out
 }
 
-func newPipePool() pipePool {
-	l := pipePool{most: mostPipes}
-	var lim unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) == nil {
-		l.most = int(min(mostPipes, lim.Cur/pipeShare+1))
-	}
-	return l
-}
-
-// get returns an empty pipe; nil when there are too many, or no descriptors, which only costs a copy.
+// get returns an empty pipe, or nil if too many are in use or none can be made; the caller copies instead.
 func (l *pipePool) get() *pipe {
-	if l.out >= l.most {
+	if l.used >= maxPipes {
 		return nil
 	}
 	if n := len(l.idle); n > 0 {
 		p := l.idle[n-1]
 		l.idle = l.idle[:n-1]
-		l.out++
+		l.used++
 		return p
+	}
+	if !fdbudget.Process().Take(fdbudget.Pipes, descriptors) {
+		return nil
 	}
 	var fds [2]int
 	if unix.Pipe2(fds[:], unix.O_NONBLOCK|unix.O_CLOEXEC) != nil {
+		fdbudget.Process().Give(fdbudget.Pipes, descriptors)
 		return nil
 	}
 	p := &pipe{r: fds[0], w: fds[1]}
-	// Refused beyond the user's share (pipe-user-pages-soft); it works with the size it has.
+	// Refused when the user's pipes exceed pipe-user-pages-soft (pipe(7)); the pipe then works with the capacity it has.
 	_, _ = unix.FcntlInt(uintptr(p.w), unix.F_SETPIPE_SZ, pipeSize)
-	l.out++
+	l.used++
 	return p
 }
 
-// put takes back a pipe. One with something in it is closed.
+// put takes a pipe back. One that still holds data is closed, which discards the data.
 func (l *pipePool) put(p *pipe) {
-	l.out--
-	if p.held == 0 && len(l.idle) < idlePipes {
+	l.used--
+	if p.held == 0 && len(l.idle) < maxIdlePipes {
 		l.idle = append(l.idle, p)
 		return
 	}
@@ -73,6 +74,7 @@ func (l *pipePool) put(p *pipe) {
 func (p *pipe) close() {
 	unix.Close(p.r)
 	unix.Close(p.w)
+	fdbudget.Process().Give(fdbudget.Pipes, descriptors)
 }
 
 func (l *pipePool) close() {

@@ -6,7 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// These calls cannot block, so the scheduler need not hear of them: RawSyscall.
+// All descriptors here are non-blocking, so none of these calls blocks: RawSyscall spares the hand-over to Go's scheduler. Each
+// returns the number of bytes, and an errno that is 0 on success and never EINTR.
 
 func recv(fd int, b []byte) (int, unix.Errno) {
 	for {

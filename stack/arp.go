@@ -9,8 +9,8 @@ import (
 	"rootlessnet/tap"
 )
 
-// receiveARP answers requests for addresses that are ours (RFC 826) and for no other: with promiscuous mode on,
-// netstack would answer for every address and the guest would see a neighbour everywhere.
+// receiveARP answers ARP requests (RFC 826) for the addresses of isNeighbour only. Netstack in promiscuous mode would answer
+// for every address, and the guest would see a neighbour everywhere.
 func (p *port) receiveARP(b []byte) {
 	a := header.ARP(b[ethLen:])
 	if !a.IsValid() {
@@ -23,7 +23,7 @@ func (p *port) receiveARP(b []byte) {
 		p.learn(src, b[6:12])
 	}
 	if a.Op() != header.ARPRequest || !p.s.isNeighbour(target) || src == target {
-		return // announcements, and questions about other addresses of the link, are nobody's fault
+		return // an announcement, or a request for another address of the link: not an error, so not counted
 	}
 	out := make([]byte, ethLen+header.ARPSize)
 	copy(out[0:6], b[6:12])

@@ -14,18 +14,18 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// ErrWouldBlock is returned by ReadTo and WriteFrom when nothing can move now; wait on Readable or Writable.
+// ErrWouldBlock is returned by ReadTo and WriteFrom if no data can be moved now: wait on Readable or Writable.
 var ErrWouldBlock = errors.New("stack: would block")
 
-// Conn is the guest's side of one TCP connection, without the copies of a net.Conn: data goes from netstack's buffers
-// straight to a writer and from a reader straight into them. One goroutine may read while another writes; Abort and
-// Close may be called from any.
+// Conn is the gateway's end of a TCP connection with the guest. Unlike a net.Conn it moves data between netstack's buffers and
+// a writer or reader without an intermediate copy. One goroutine may read while another one writes; Abort and Close may be
+// called from any.
 type Conn struct {
 	Flow
 	ep      tcpip.Endpoint
 	wq      waiter.Queue
 	rd, wr  waiter.Entry
-	fail    waiter.Entry // registered when failing is set
+	fail    waiter.Entry // registered if failing is set
 	failing bool
 	finSent atomic.Bool
 	rdC     chan struct{}
@@ -34,33 +34,34 @@ type Conn struct {
 
 func (c *Conn) init(ep tcpip.Endpoint) {
 	c.ep = ep
-	// Errors and hang-ups wake both sides, whichever saw them first.
+	// Errors and hang-ups wake both the reader and the writer.
 	c.rd, c.rdC = waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventErr | waiter.EventHUp)
 	c.wr, c.wrC = waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventErr | waiter.EventHUp)
 	c.wq.EventRegister(&c.rd)
 	c.wq.EventRegister(&c.wr)
-	// The other side's kernel has its own Nagle; delaying again here would only add latency.
+	// Nagle's algorithm is up to the sender's kernel; applying it here again would only add latency.
 	ep.SocketOptions().SetDelayOption(false)
 }
 
-// Readable receives after data, EOF or an error may have arrived since the last receive.
+// Readable returns a channel from which one value can be received after data, EOF or an error may have arrived.
 func (c *Conn) Readable() <-chan struct{} { return c.rdC }
 
-// Writable receives after room, or an error, may have appeared since the last receive.
+// Writable returns a channel from which one value can be received after space in the send buffer may have become free, or after an
+// error.
 func (c *Conn) Writable() <-chan struct{} { return c.wrC }
 
-// ReadTo moves what the guest has sent to w, one Write a chunk, until there is no more or w returns an error; w is
-// called with the endpoint's lock held and must not block: it returns io.ErrShortWrite with what it took. The error is
-// ErrWouldBlock, io.EOF after the guest's FIN, or a syscall.Errno.
+// ReadTo writes received data to w, one Write per chunk, until there is no more or w returns an error. w is called with the
+// endpoint's lock held and must not block: if it cannot accept all, it returns the number of bytes accepted and io.ErrShortWrite.
+// ReadTo returns the number of bytes moved. Its error is ErrWouldBlock, io.EOF after the guest's FIN, or a syscall.Errno.
 func (c *Conn) ReadTo(w io.Writer) (int, error) {
 	res, err := c.ep.Read(w, tcpip.ReadOptions{})
 	switch err.(type) {
 	case nil:
 		return res.Count, nil
-	case *tcpip.ErrWouldBlock, *tcpip.ErrBadBuffer: // bad buffer: w took nothing
+	case *tcpip.ErrWouldBlock, *tcpip.ErrBadBuffer: // the latter: w accepted nothing
 		return 0, ErrWouldBlock
 	case *tcpip.ErrClosedForReceive:
-		if c.Failed() { // an endpoint tells its error once, and a write has been told
+		if c.Failed() { // an endpoint reports its error once, and a write may have received it
 			return 0, unix.ECONNRESET
 		}
 		return 0, io.EOF
@@ -68,8 +69,8 @@ func (c *Conn) ReadTo(w io.Writer) (int, error) {
 	return 0, Errno(err)
 }
 
-// WriteFrom moves n bytes from r to the guest, or as many as there is room for, and returns how many. r must deliver
-// every byte that it is asked for: n must be exact.
+// WriteFrom sends n bytes from r to the guest, or as many as the send buffer takes, and returns how many. r must be able to
+// deliver n bytes. The error is ErrWouldBlock or a syscall.Errno.
 func (c *Conn) WriteFrom(r io.Reader, n int) (int, error) {
 	m, err := c.ep.Write(payload{r, n}, tcpip.WriteOptions{})
 	switch err.(type) {
@@ -88,7 +89,7 @@ type payload struct {
 
 func (p payload) Len() int { return p.n }
 
-// CloseWrite sends FIN after what was written.
+// CloseWrite sends a FIN after all written data.
 func (c *Conn) CloseWrite() error {
 	c.finSent.Store(true)
 	if err := c.ep.Shutdown(tcpip.ShutdownWrite); err != nil {
@@ -97,27 +98,28 @@ func (c *Conn) CloseWrite() error {
 	return nil
 }
 
-// Abort sends RST and forgets the connection.
+// Abort resets the connection and discards all data.
 func (c *Conn) Abort() { c.ep.Abort() }
 
-// Close closes both directions; unread data makes it a reset (RFC 2525 2.17).
+// Close closes both directions. If there is unread data it sends a reset (RFC 2525 2.17).
 func (c *Conn) Close() { c.ep.Close() }
 
-// ModerateReceive tells the window's auto-tuning that n bytes were consumed.
+// ModerateReceive informs netstack's auto-tuning of the receive window that n bytes were consumed.
 func (c *Conn) ModerateReceive(n int) { c.ep.ModerateRecvBuf(n) }
 
-// Failed says whether the connection ended other than by FINs: by a reset, an error or a timeout.
+// Failed reports whether the connection ended other than by FINs: by a reset, an error or a timeout.
 func (c *Conn) Failed() bool {
 	switch tcp.EndpointState(c.ep.State()) {
 	case tcp.StateError:
 		return true
-	case tcp.StateClose: // netstack goes here when a reset follows the guest's FIN and ours was not sent yet
+	case tcp.StateClose: // netstack's state after a reset that follows the guest's FIN, before our FIN was sent
 		return !c.finSent.Load()
 	}
 	return false
 }
 
-// OnFailure has fn called when the connection fails, perhaps more than once. fn must not block and must not call c.
+// OnFailure registers fn to be called when the connection fails, or now if it has failed; perhaps more than once. fn must not
+// block and must not call methods of c. OnFailure may be called once.
 func (c *Conn) OnFailure(fn func()) {
 	c.fail = waiter.NewFunctionEntry(waiter.EventErr|waiter.EventHUp, func(waiter.EventMask) {
 		if c.Failed() {
@@ -131,16 +133,16 @@ func (c *Conn) OnFailure(fn func()) {
 	}
 }
 
-// ExpectDeath turns on keep-alive with the given pace: after a FIN nothing else tells a guest that waits from one that
-// has vanished.
-func (c *Conn) ExpectDeath(pace time.Duration) {
-	idle, interval := tcpip.KeepaliveIdleOption(pace), tcpip.KeepaliveIntervalOption(pace)
+// EnableKeepAlive turns on keep-alive with the given time and interval. On a half-closed connection only keep-alive tells a
+// guest that still waits from one that has vanished.
+func (c *Conn) EnableKeepAlive(interval time.Duration) {
+	idle, between := tcpip.KeepaliveIdleOption(interval), tcpip.KeepaliveIntervalOption(interval)
 	_ = c.ep.SetSockOpt(&idle)
-	_ = c.ep.SetSockOpt(&interval)
+	_ = c.ep.SetSockOpt(&between)
 	c.ep.SocketOptions().SetKeepAlive(true)
 }
 
-// Detach stops the notifications; Readable and Writable receive nothing more.
+// Detach ends all notifications: those of Readable, Writable and OnFailure.
 func (c *Conn) Detach() {
 	c.wq.EventUnregister(&c.rd)
 	c.wq.EventUnregister(&c.wr)
@@ -149,7 +151,7 @@ func (c *Conn) Detach() {
 	}
 }
 
-// NetConn returns the connection as a net.Conn, for services of the gateway itself. c must not be used any more.
+// NetConn returns the connection as a net.Conn, for services of the gateway itself. c must not be used afterwards.
 func (c *Conn) NetConn() net.Conn {
 	c.Detach()
 	return gonet.NewTCPConn(&c.wq, c.ep)

@@ -16,24 +16,25 @@ import (
 
 var limitedBroadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
-// dhcpLease: the address is the guest's for as long as the network lives; clients renew at half of it.
+// dhcpLease is the lease time of an address that does not change while the network exists. Clients renew after half of it.
 const dhcpLease = 24 * time.Hour
 
-// dhcpHostLease is that of an address of the host's: see Config.lease.
+// dhcpHostLease is the lease time of an address of the host's, see Config.lease.
 const dhcpHostLease = 10 * time.Minute
 
-// fqdnEncoded is the flag of option 81 for a name in the encoding of DNS (RFC 4702 2.1).
+// fqdnEncoded is the flag in option 81 for a name in DNS wire format (RFC 4702 2.1).
 const fqdnEncoded = 0x04
 
 const (
 	dhcpClientPort = 68
 
-	// dhcpMaxMessage is what every client must take: a datagram of 576 bytes (RFC 2131 2), less IP and UDP headers.
+	// dhcpMaxMessage is the size in bytes that every client must accept: an IP packet of 576 bytes (RFC 2131 2) less IP and UDP
+	// headers.
 	dhcpMaxMessage = 576 - header.IPv4MinimumSize - udpLen
 )
 
-// handleDHCP answers a DHCPv4 client (RFC 2131). There is one address to give, so there is no state: DISCOVER is
-// offered it, REQUEST and INFORM for it are acknowledged, a REQUEST for another is refused.
+// handleDHCP answers a DHCPv4 client (RFC 2131). There is one address to assign, so the server keeps no state: it offers the
+// address on DISCOVER, acknowledges REQUEST and INFORM, and refuses a REQUEST for another address.
 func (s *Stack) handleDHCP(p *port, d *Datagram) {
 	if !s.config().Guest4.IsValid() || s.config().NoDHCP {
 		s.stats.drop(DropDHCP)
@@ -98,7 +99,7 @@ func (s *Stack) handleDHCP(p *port, d *Datagram) {
 	body := resp.ToBytes()
 	if kind != dhcpv4.MessageTypeNak && len(s.config().SearchDomains) > 0 {
 		resp.UpdateOption(dhcpv4.OptDomainSearch(&rfc1035label.Labels{Labels: s.config().SearchDomains}))
-		if longer := resp.ToBytes(); len(longer) <= dhcpMaxMessage { // the only list of any length: all or nothing
+		if longer := resp.ToBytes(); len(longer) <= dhcpMaxMessage { // the only option of unlimited length: sent completely or not at all
 			body = longer
 		}
 	}
@@ -106,8 +107,8 @@ func (s *Stack) handleDHCP(p *port, d *Datagram) {
 		s.stats.drop(DropDHCP)
 		return
 	}
-	// To the client's own MAC. By IP broadcast while it may not have the address yet; a client that renews its lease
-	// listens on its address only (RFC 2131 4.1).
+	// The frame goes to the client's link address. The IP destination is broadcast while the client may not have an address yet; a
+	// client that renews its lease listens on its address only (RFC 2131 4.1).
 	to := limitedBroadcast
 	if a, ok := netip.AddrFromSlice(req.ClientIPAddr.To4()); ok && kind == dhcpv4.MessageTypeAck && s.config().Subnet4.Contains(a) {
 		to = a

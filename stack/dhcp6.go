@@ -15,11 +15,11 @@ const (
 	dhcp6ServerPort = 547
 )
 
-// dhcp6Servers are All_DHCP_Relay_Agents_and_Servers (RFC 8415 7.1).
+// dhcp6Servers is the multicast address All_DHCP_Relay_Agents_and_Servers (RFC 8415 7.1).
 var dhcp6Servers = netip.MustParseAddr("ff02::1:2")
 
-// handleDHCP6 answers a DHCPv6 client (RFC 8415). As with DHCPv4 there is one address to give, and so no state. An address
-// that the guest was given earlier and that is not its own any more gets lifetimes of 0, by which the client drops it.
+// handleDHCP6 answers a DHCPv6 client (RFC 8415). As with DHCPv4 there is one address to assign and no state. An address that was
+// assigned earlier and is no longer the guest's is sent with lifetimes of 0, upon which the client removes it.
 func (s *Stack) handleDHCP6(d *Datagram) {
 	c := s.config()
 	if !c.DHCPv6 || !c.Guest6.IsValid() || !d.Src.Addr().IsLinkLocalUnicast() {
@@ -63,7 +63,7 @@ func (s *Stack) handleDHCP6(d *Datagram) {
 	}
 	if id := req.Options.ClientID(); id != nil {
 		resp.AddOption(dhcpv6.OptClientID(id))
-	} else if req.MessageType != dhcpv6.MessageTypeInformationRequest { // which alone may be without (RFC 8415 16.12)
+	} else if req.MessageType != dhcpv6.MessageTypeInformationRequest { // the only message without a client identifier (RFC 8415 16.12)
 		s.stats.drop(DropDHCP)
 		return
 	}
@@ -83,7 +83,7 @@ func (s *Stack) handleDHCP6(d *Datagram) {
 	if c.FQDN != "" {
 		resp.AddOption(&dhcpv6.OptFQDN{DomainName: &rfc1035label.Labels{Labels: []string{c.FQDN}}})
 	}
-	_ = s.WriteUDP(&Datagram{Src: netip.AddrPortFrom(s.router6(), dhcp6ServerPort), Dst: netip.AddrPortFrom(d.Src.Addr(), dhcp6ClientPort),
+	_ = s.WriteUDP(&Datagram{Flow: Flow{Src: netip.AddrPortFrom(s.router6(), dhcp6ServerPort), Dst: netip.AddrPortFrom(d.Src.Addr(), dhcp6ClientPort)},
 		Payload: resp.ToBytes(), TTL: 1})
 }
 
@@ -100,8 +100,8 @@ func (s *Stack) grant6(c *Config, ia *dhcpv6.OptIANA) *dhcpv6.OptIANA {
 	return out
 }
 
-// lease is how long an address is given for; clients ask again after half of it. The host's own may change at any time,
-// and that is when a guest hears of it.
+// lease returns the lease time of the guest's address. Clients renew after half of it. An address of the host's may change at
+// any time, and the guest learns the new one at the next renewal.
 func (c *Config) lease() time.Duration {
 	if c.HostAddresses {
 		return dhcpHostLease

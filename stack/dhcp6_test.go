@@ -18,12 +18,12 @@ var (
 	hostGuest = netip.MustParseAddr("2001:db8::10")
 )
 
-// newHostBench is a guest that bears the host's addresses.
+// newHostBench is a bench whose guest has addresses of the host's networks.
 func newHostBench(t *testing.T, change func(*Config)) *bench {
 	t.Helper()
 	return newBench(t, offloads(), func(c *Config) {
 		c.Gateway6, c.Subnet6, c.Guest6 = netip.MustParseAddr("fe80::99"), netip.PrefixFrom(hostGuest, 64), hostGuest
-		c.Local = []netip.Addr{gw4} // whose answer settle waits for
+		c.Local = []netip.Addr{gw4} // settle waits for its echo reply
 		c.HostAddresses, c.DHCPv6, c.FQDN = true, true, "box.example.org"
 		c.Guests, c.DNS = []netip.Addr{guest4, hostGuest}, []netip.Addr{netip.MustParseAddr("2001:db8::53"), gw4}
 		if change != nil {
@@ -32,7 +32,7 @@ func newHostBench(t *testing.T, change func(*Config)) *bench {
 	})
 }
 
-// dhcp6 sends a client's message and returns the answer, nil when none comes.
+// dhcp6 sends a client's message and returns the answer, or nil if there is none.
 func (b *bench) dhcp6(m *dhcpv6.Message) *dhcpv6.Message {
 	b.Helper()
 	b.dev.InjectBytes(udpFrame(ap(guestLL, 546), ap(dhcp6Servers, 547), m.ToBytes()))
@@ -95,15 +95,15 @@ func TestDHCPv6(t *testing.T) {
 	if got := confirm(); got != iana.StatusSuccess {
 		t.Errorf("confirm: %v", got)
 	}
-	// The host gets another address: at renewal the guest hears that the old one is over.
+	// The host's address changes: at renewal the guest learns that the old one is no longer valid.
 	c := *b.s.config()
 	c.Guest6 = netip.MustParseAddr("2001:db8::11")
 	if err := b.s.SetAddresses(c); err != nil {
 		t.Fatal(err)
 	}
-	b.settle() // the advertisement
+	b.settle() // skips the router advertisement
 	if got := confirm(); got != iana.StatusNotOnLink {
-		t.Errorf("confirm of an address that is over: %v", got)
+		t.Errorf("confirm of an address that is no longer valid: %v", got)
 	}
 	renew := *request
 	renew.MessageType = dhcpv6.MessageTypeRenew
@@ -118,7 +118,7 @@ func TestDHCPv6(t *testing.T) {
 	}
 }
 
-func TestDHCPv6KeepsSilent(t *testing.T) {
+func TestDHCPv6IgnoresInvalidRequests(t *testing.T) {
 	b := newHostBench(t, nil)
 	solicit, _ := dhcpv6.NewSolicit(guestMAC)
 	adv := b.dhcp6(solicit)
@@ -127,10 +127,10 @@ func TestDHCPv6KeepsSilent(t *testing.T) {
 	if r := b.dhcp6(other); r != nil {
 		t.Errorf("a request for another server was answered: %v", r)
 	}
-	nobody := *solicit
-	nobody.Options = dhcpv6.MessageOptions{}
-	if r := b.dhcp6(&nobody); r != nil {
-		t.Errorf("a client without a name was answered: %v", r)
+	anonymous := *solicit
+	anonymous.Options = dhcpv6.MessageOptions{}
+	if r := b.dhcp6(&anonymous); r != nil {
+		t.Errorf("a client without an identifier was answered: %v", r)
 	}
 	b.dev.InjectBytes(udpFrame(ap(guestLL, 546), ap(dhcp6Servers, 547), []byte("no DHCPv6")))
 	b.settle()
@@ -160,7 +160,7 @@ func FuzzDHCPv6(f *testing.F) {
 	})
 }
 
-// What is true of the link may change: who asks is told, and who has listened.
+// TestSetAddresses: after a change, a guest that asks gets the new addresses, and a router advertisement announces them.
 func TestSetAddresses(t *testing.T) {
 	b := newHostBench(t, nil)
 	c := *b.s.config()
@@ -191,7 +191,7 @@ func TestSetAddresses(t *testing.T) {
 	}
 }
 
-// A guest that tries an address of its own making is not told that it is taken.
+// Duplicate address detection for an address the guest has generated is not answered.
 func TestDuplicateDetection(t *testing.T) {
 	solicit := func(b *bench, from, target netip.Addr) int {
 		m := make([]byte, icmpLen+16)
@@ -205,13 +205,13 @@ func TestDuplicateDetection(t *testing.T) {
 	b := newHostBench(t, nil)
 	none := netip.IPv6Unspecified()
 	if n := solicit(b, none, hostGuest); n != 0 {
-		t.Errorf("%d answers about the address that it was given", n)
+		t.Errorf("%d answers about the address assigned to the guest", n)
 	}
 	if n := solicit(b, guestLL, hostGuest); n != 1 {
-		t.Errorf("%d answers about the host's address, which it does not bear", n)
+		t.Errorf("%d answers about the host's address, which the guest has not configured", n)
 	}
 	if n := solicit(b, none, netip.MustParseAddr("2001:db8::aa")); n != 0 {
-		t.Errorf("%d answers about an address nobody has", n)
+		t.Errorf("%d answers about an unused address", n)
 	}
 	if n := solicit(b, none, netip.MustParseAddr("fe80::99")); n != 1 {
 		t.Errorf("%d answers about the gateway's", n)

@@ -1,47 +1,66 @@
-// Package stack is the gateway of a network: what the guest's kernel talks to on the other end of its link.
+// Package stack is the gateway of a network: the TCP/IP stack on the other end of the guest's link.
 //
 // # Theory of operation
 //
-// One goroutine per device, or in a quick exchange another one of its group (internal/spin), reads frames, a few per
-// wake-up, and sends each down one of four roads:
+// Each device has a receiver, which reads a few frames per wake-up. It is run by one goroutine per device or, during a quick
+// exchange, by another goroutine of its busy-poll group (internal/spin). A frame takes one of these paths:
 //
-//   - TCP goes to gVisor's netstack, which terminates it. A SYN becomes a TCPRequest for the Handler: the handshake is
-//     completed only when the Handler says so. Frames carry up to 64 KiB and their checksums are left to be filled in
-//     (virtio-net headers), so one pass through netstack moves what would be 44 packets on a wire.
-//   - UDP goes to the Handler beside netstack, whose forwarder would clone and lock for each packet: a lone datagram
-//     without a copy, those of one flow that are ready at once as a train, see udp_train.go.
-//     Only fragments take the way through netstack, which puts them together; what of TCP comes in fragments keeps
-//     the checksum nobody has looked at.
-//   - ICMP echo requests for the gateway are answered here; those for others go to the Handler. Errors go to whom they
-//     concern. Nothing is ever answered on behalf of somebody else.
+//   - TCP goes to gVisor's netstack, which terminates it. A SYN becomes a TCPRequest for the Handler, and the handshake is
+//     completed only when the Handler accepts. Frames carry up to 64 KiB with partial checksums (virtio-net headers), so one
+//     pass through netstack moves what would be 44 packets on an Ethernet link. A SYNHandler, if one is set, sees each SYN
+//     first and may take it over for a datapath outside netstack.
+//   - UDP goes to the Handler without netstack, whose forwarder would clone and lock for each packet. A single datagram is
+//     passed on without a copy; datagrams of one flow that are ready at the same time are combined into a GSO batch
+//     (udp_gso.go). Fragments go through netstack, which reassembles them. The checksum of reassembled TCP segments is not
+//     verified.
+//   - ICMP echo requests for the gateway are answered here; those for other addresses go to the Handler. ICMP errors go to the
+//     owner of the flow they quote. The stack never answers in the name of another address.
 //   - ARP, neighbour and router discovery, DHCPv4 and DHCPv6 are answered here, for the gateway's own addresses.
 //
-// The other direction is on the sender's goroutine: netstack's packets, and datagrams of WriteUDP, become a frame and
-// one system call.
+// In the other direction everything runs on the sender's goroutine: each packet of netstack's and each datagram of WriteUDP becomes
+// one frame and one system call.
 //
-// # What netstack must be told
+// # Configuration of netstack
 //
-// It takes every destination as its own (promiscuous) and any source for its endpoints (spoofing): connections of a
-// published port come from the client's own address. Checksums of what it receives are verified here: it cannot be told
-// per packet that one is partial. Its ARP and neighbour discovery are not used, since with promiscuous mode on it would
-// answer for every address there is. It speaks TCP and nothing else: whatever other packet it makes is dropped.
+// Netstack accepts packets to every destination (promiscuous mode), and its endpoints may have any local address (spoofing),
+// because connections of a published port come from the client's own address. The receive path verifies checksums, as netstack
+// cannot be told per packet that a checksum is partial. Netstack's ARP and neighbour discovery are not used, since in
+// promiscuous mode they would answer for every address. Netstack may send TCP only: all other packets it generates are dropped.
 //
-// The guest's link address is the one its device was made with; another is believed once that has been silent for two
-// seconds, so that forged frames do not divert a flow.
+// The guest's link address is initially the one given to AddPort. Another one replaces it only if no frame from the
+// current one has arrived for two seconds, so that forged frames cannot redirect a flow.
 //
 // # States and failures
 //
-// A Stack is made, gets a Handler, then ports; Close resets all connections and ends all. A device that ends takes its
-// port with it. A malformed frame costs a counter. A panic on the receive path or in a handler costs the frame or the
-// connection it happened in; one on netstack's own goroutines (segments of established connections) cannot be caught.
+// A Stack is made by New, gets its Handler, then its ports (AddPort). When a device ends, its port is removed. Close resets all
+// connections and waits for all goroutines. A malformed frame is dropped and counted. A panic on the receive path or in a
+// handler loses the frame or the connection it happened in. A panic on one of netstack's own goroutines, which process segments
+// of established connections, cannot be caught.
 //
 // # Limits
 //
-// 8192 connection attempts under way; 4 MiB of reassembly per family (netstack); 64 addresses and one link address a
-// guest; trains of at most 128 datagrams; no IPv6 extension headers but the fragment header; no SCTP or other
-// transports: those are answered with "protocol unreachable".
+//   - 8192 connection requests in flight (maxInFlightSYN)
+//   - 4 MiB of fragments per address family (netstack)
+//   - 64 IP addresses (maxPortAddrs) and one link address per guest
+//   - 128 datagrams per GSO frame of the guest
+//   - IPv6 extension headers other than the fragment header are dropped
+//   - transport protocols other than TCP, UDP and ICMP are answered with "protocol unreachable"
 //
 // # Non-goals
 //
-// Judging destinations and touching sockets of the host: packages policy and forwarder.
+// The package does not decide which destinations are permitted, and does not use sockets of the host: see packages policy and
+// forwarder.
+//
+// # Lock order
+//
+//	spin.Member.mu (held while the receiver runs) → locks of the Handler → netstack's receive path → synTable.mu
+//	    → netstack's tcp.Forwarder and send path → port.mu → capture.mu in tap
+//	Stack.mu → capture.mu in tap
+//
+// link.mu is taken with any of these held, and nothing is locked under it. The locks of two ports are never held together. A Writer
+// passed to Conn.ReadTo is called with an endpoint's lock of netstack held.
+//
+// # Imports
+//
+// gVisor's netstack, the DHCP message library, and of this project tap and internal/spin.
 package stack

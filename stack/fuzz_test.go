@@ -12,7 +12,7 @@ import (
 	"rootlessnet/tap"
 )
 
-// fuzzBench is a stack whose receive path is called directly, with handlers that touch all they get.
+// fuzzBench is a stack whose receive path is called directly, with a handler that answers everything.
 type fuzzBench struct {
 	s *Stack
 	p *port
@@ -20,13 +20,13 @@ type fuzzBench struct {
 	f tap.Frame
 }
 
-// touch answers everything, so that the way back is under test, too.
+// touch is a Handler that answers everything, so that the send path is tested as well.
 type touch struct{ s *Stack }
 
 func (h touch) HandleTCP(q *TCPRequest) { q.Reset() }
 func (h touch) HandleUDP(d *Datagram) {
-	_ = h.s.WriteUDP(&Datagram{Src: d.Dst, Dst: d.Src, Payload: d.Payload, TTL: d.TTL, TOS: d.TOS, DF: d.DF, GSOSize: d.GSOSize})
-	_ = h.s.WriteUDPError(Flow{d.Src, d.Dst}, d.Payload, ICMPError{Type: 3, Code: 3})
+	_ = h.s.WriteUDP(&Datagram{Flow: Flow{Src: d.Dst, Dst: d.Src}, Payload: d.Payload, TTL: d.TTL, TOS: d.TOS, DF: d.DF, GSOSize: d.GSOSize})
+	_ = h.s.WriteUDPError(d.Flow, d.Payload, ICMPError{Type: 3, Code: 3})
 }
 func (h touch) HandleEcho(e *Echo) {
 	_ = h.s.WriteEchoReply(&Echo{Src: e.Dst, Dst: e.Src, ID: e.ID, Seq: e.Seq, Payload: e.Payload})
@@ -43,17 +43,17 @@ func newFuzzBench(f *testing.F, info tap.Info) *fuzzBench {
 		f.Fatal(err)
 	}
 	s.SetHandler(touch{s})
-	b := &fuzzBench{s: s, p: newPort(s, sink{}, guestMAC), r: &rx{view: buffer.NewViewSize(rxViewSize)}}
+	b := &fuzzBench{s: s, p: newPort(s, 0, sink{}, guestMAC), r: &rx{view: buffer.NewViewSize(rxViewSize)}}
 	b.f.Bufs = [][]byte{nil, b.r.tail[:]}
 	s.ports.Store(&[]*port{b.p})
 	f.Cleanup(func() {
-		s.ports.Store(&[]*port{}) // sink cannot be closed
+		s.ports.Store(&[]*port{}) // the sink has no working Close
 		s.Close()
 	})
 	return b
 }
 
-// receive puts one frame through the receive path as receiveLoop does.
+// receive passes one frame to the receive path as receiveLoop does.
 func (b *fuzzBench) receive(t *testing.T, h tap.Header, frame []byte) {
 	view := b.r.view.AsSlice()
 	if len(frame) > len(view)+rxTailSize {
@@ -66,11 +66,11 @@ func (b *fuzzBench) receive(t *testing.T, h tap.Header, frame []byte) {
 		b.r.view = buffer.NewViewSize(rxViewSize)
 	}
 	if b.s.stats.drops[DropPanic].Load() != 0 || b.s.stats.drops[DropTxMalformed].Load() != 0 {
-		t.Fatalf("a panic, or a packet without a header of our own: %v", b.s.Stats().Drops)
+		t.Fatalf("a panic, or an outgoing packet without an IP header: %v", b.s.Stats().Drops)
 	}
 }
 
-// seal fills in the checksums a frame should have, so that what is behind them is reached.
+// seal fills in the checksums of a frame, so that the fuzzer reaches the code behind their verification.
 func seal(frame []byte) {
 	if len(frame) < ethLen+header.IPv4MinimumSize {
 		return
@@ -117,7 +117,7 @@ func seedFrames() (all [][]byte) {
 	return all
 }
 
-// FuzzFrame gives the receive path any virtio header and any bytes, as they are and with checksums mended, on networks
+// FuzzFrame passes any virtio-net header and any bytes to the receive path, as they are and with correct checksums, on networks
 // with and without offloads. Nothing may panic.
 func FuzzFrame(f *testing.F) {
 	on, off := newFuzzBench(f, offloads()), newFuzzBench(f, noOffload())
@@ -141,7 +141,7 @@ func FuzzFrame(f *testing.F) {
 	})
 }
 
-// FuzzDHCP gives the DHCP server any message.
+// FuzzDHCP passes any message to the DHCP server.
 func FuzzDHCP(f *testing.F) {
 	b := newFuzzBench(f, noOffload())
 	disc, _ := dhcpv4.NewDiscovery(guestMAC)
@@ -158,7 +158,7 @@ func FuzzDHCP(f *testing.F) {
 	})
 }
 
-// FuzzICMPError gives the reader of the guest's errors any quote.
+// FuzzICMPError passes ICMP errors with any quoted bytes to the receive path.
 func FuzzICMPError(f *testing.F) {
 	b := newFuzzBench(f, offloads())
 	for _, a := range families {

@@ -16,7 +16,7 @@ import (
 	"rootlessnet/tap"
 )
 
-// patience is how long an answer may take; silence is how long a test waits for one that must not come.
+// patience is how long an answer may take; silence is how long a test waits to see that there is none.
 const (
 	patience = 5 * time.Second
 	silence  = 50 * time.Millisecond
@@ -34,13 +34,13 @@ var (
 	guestMAC = net.HardwareAddr{2, 0, 0, 0, 0, 0x15}
 )
 
-// recorder is a Handler that keeps what it got.
+// recorder is a Handler that records what it receives.
 type recorder struct {
 	mu     sync.Mutex
 	udp    []Datagram
 	echoes []Echo
 	errs   []ICMPError
-	flows  []Flow // of errs
+	flows  []Flow // that errs are about
 	tcp    func(*TCPRequest)
 }
 
@@ -90,7 +90,7 @@ func (r *recorder) takeEchoes() []Echo {
 	return e
 }
 
-// bench is a Stack with one fake device; the test is its guest.
+// bench is a Stack with one fake device; the test plays the guest.
 type bench struct {
 	testing.TB
 	s   *Stack
@@ -121,7 +121,7 @@ func newBench(t testing.TB, info tap.Info, change func(*Config)) *bench {
 	info.MTU, info.MAC = cfg.MTU, guestMAC
 	b := &bench{TB: t, s: s, dev: nettest.NewFakeDevice(info), h: h}
 	t.Cleanup(s.Close)
-	if err := s.AddPort(b.dev, guestMAC, nil); err != nil {
+	if err := s.AddPort(0, b.dev, guestMAC, nil); err != nil {
 		t.Fatal(err)
 	}
 	if cfg.Gateway6.IsValid() {
@@ -132,7 +132,7 @@ func newBench(t testing.TB, info tap.Info, change func(*Config)) *bench {
 	return b
 }
 
-// received is a frame that reached the guest, checked and taken apart.
+// received is a frame that reached the guest, checked and parsed.
 type received struct {
 	raw      tap.Frame
 	dstMAC   net.HardwareAddr
@@ -144,7 +144,7 @@ type received struct {
 	payload  []byte // of the IP packet
 }
 
-// next takes the next frame to the guest as an IP packet and verifies all its checksums.
+// next reads the next frame to the guest, parses it as an IP packet and verifies all its checksums.
 func (b *bench) next() received {
 	b.Helper()
 	return b.parse(b.dev.MustNext(b, patience))
@@ -205,7 +205,7 @@ func (b *bench) verify(k *received) {
 	}
 }
 
-// quiet fails when anything reaches the guest.
+// quiet fails the test if a frame reaches the guest.
 func (b *bench) quiet(what string) {
 	b.Helper()
 	answers := b.settle()
@@ -217,8 +217,8 @@ func (b *bench) quiet(what string) {
 	}
 }
 
-// settle waits until everything injected so far was handled: a ping to the gateway comes back after it. It returns what
-// reached the guest before.
+// settle waits until all frames injected so far have been handled: it sends an echo request to the gateway and waits for the
+// reply. It returns the frames that reached the guest before.
 func (b *bench) settle() (before []tap.Frame) {
 	b.Helper()
 	b.dev.InjectBytes(echoRequest(guest4, gw4, settleID, 1, nil))
@@ -233,7 +233,7 @@ func (b *bench) settle() (before []tap.Frame) {
 	}
 }
 
-// settleID is the id of the pings of settle.
+// settleID is the identifier in the echo requests of settle.
 const settleID = 0xfeed
 
 func (b *bench) drops(r DropReason) uint64 { return b.s.stats.drops[r].Load() }
@@ -303,7 +303,7 @@ func echoRequest(src, dst netip.Addr, id, seq uint16, data []byte) []byte {
 	return ipFrame(src, dst, icmpProto(dst), echoBytes(src, dst, id, seq, data))
 }
 
-// icmp6Frame sends m, whose checksum is filled in, with hop limit 255.
+// icmp6Frame fills in the checksum of m and wraps it into a packet with hop limit 255 and a frame.
 func icmp6Frame(src, dst netip.Addr, m []byte) []byte {
 	m[2], m[3] = 0, 0
 	binary.BigEndian.PutUint16(m[2:], ^checksum.Checksum(m, pseudoSumAddr(src, dst, protoICMPv6, len(m))))
@@ -322,7 +322,7 @@ func pattern(n int) []byte {
 
 func ap(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
 
-// fragments cuts an IP payload into frames of at most size bytes each (a multiple of 8).
+// fragments splits an IP payload into fragments with at most size bytes (a multiple of 8) of it each.
 func fragments(src, dst netip.Addr, proto uint8, id uint16, payload []byte, size int) (frames [][]byte) {
 	for off := 0; off < len(payload); off += size {
 		n := min(size, len(payload)-off)

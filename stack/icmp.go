@@ -28,8 +28,8 @@ const (
 
 	icmpLen = 8 // type, code, checksum and four bytes that depend on the type
 
-	// How much of the packet an error quotes, IP header included: RFC 1812 4.3.2.3 lets the whole message be 576
-	// bytes, RFC 4443 2.4(c) 1280.
+	// quote4 and quote6 are how many bytes of the packet an error message quotes, IP header included: the message may have 576
+	// bytes (RFC 1812 4.3.2.3) and 1280 bytes (RFC 4443 2.4 c).
 	quote4 = 576 - header.IPv4MinimumSize - icmpLen
 	quote6 = 1280 - header.IPv6MinimumSize - icmpLen
 )
@@ -74,7 +74,7 @@ func (p *port) receiveICMP6(k *packet, r *rx) (taken bool) {
 		return p.receiveError(k, r, m[icmpLen:])
 	case t == ndpRouterSolicit || t == ndpNeighborSolicit || t == ndpNeighborAdvert:
 		p.receiveNDP(k)
-	default: // multicast listener reports among them
+	default: // such as multicast listener reports
 		s.stats.drop(DropICMP)
 	}
 	return false
@@ -87,7 +87,7 @@ func (p *port) receiveEcho(k *packet) {
 		return
 	}
 	e := Echo{
-		Src: k.src, Dst: k.dst,
+		Endpoint: p.endpoint, Src: k.src, Dst: k.dst,
 		ID: binary.BigEndian.Uint16(k.payload[4:6]), Seq: binary.BigEndian.Uint16(k.payload[6:8]),
 		Payload: k.payload[icmpLen:], TTL: k.ttl, TOS: k.tos, DF: k.df,
 	}
@@ -101,8 +101,8 @@ func (p *port) receiveEcho(k *packet) {
 	}
 }
 
-// deliverReassembledICMP gets ICMP messages from netstack's reassembly. It always says that it took them: with
-// promiscuous mode on, netstack would answer an echo to any address by itself, and an answer is never forged here.
+// deliverReassembledICMP is called by netstack with ICMP messages that it has reassembled. It always returns true, which means
+// handled: otherwise netstack in promiscuous mode would answer an echo request to any address by itself.
 func (s *Stack) deliverReassembledICMP(id gstack.TransportEndpointID, pkt *gstack.PacketBuffer) bool {
 	v := pkt.ToView()
 	defer v.Release()
@@ -117,10 +117,11 @@ func (s *Stack) deliverReassembledICMP(id gstack.TransportEndpointID, pkt *gstac
 	}
 	k.payload = whole[off:]
 	echo := k.payload[0] == icmp4Echo && checksum.Checksum(k.payload, 0) == 0xffff
+	k.ttl, k.tos = ttlTOS(ip)
 	if k.dst.Is4() {
-		k.proto, k.ttl, k.tos = protoICMP, ip[8], ip[1]
+		k.proto = protoICMP
 	} else {
-		k.proto, k.ttl, k.tos = protoICMPv6, ip[7], ip[0]<<4|ip[1]>>4
+		k.proto = protoICMPv6
 		echo = k.payload[0] == icmp6Echo && k.checksumOK()
 	}
 	if !echo {
@@ -131,7 +132,8 @@ func (s *Stack) deliverReassembledICMP(id gstack.TransportEndpointID, pkt *gstac
 	return true
 }
 
-// receiveError takes an ICMP error of the guest about a packet we wrote: for UDP to the handler, for TCP to netstack.
+// receiveError handles the guest's ICMP error about a packet of the gateway, which it quotes: errors about UDP go to the
+// handler, errors about TCP to netstack.
 func (p *port) receiveError(k *packet, r *rx, quoted []byte) (taken bool) {
 	s := p.s
 	var flow Flow
@@ -143,7 +145,7 @@ func (p *port) receiveError(k *packet, r *rx, quoted []byte) (taken bool) {
 			return false
 		}
 		ihl := int(quoted[0]&15) * 4
-		later := binary.BigEndian.Uint16(quoted[6:8])&0x1fff != 0 // a fragment without the ports
+		later := binary.BigEndian.Uint16(quoted[6:8])&0x1fff != 0 // a fragment, which does not contain the ports
 		if quoted[0]>>4 != 4 || ihl < header.IPv4MinimumSize || len(quoted) < ihl+icmpLen || later {
 			s.stats.drop(DropICMP)
 			return false
@@ -194,7 +196,7 @@ func (s *Stack) WriteEchoReply(e *Echo) error {
 	return s.writeICMP(e.Src, e.Dst, e.TTL, e.TOS, m)
 }
 
-// WriteEchoError tells the guest that its echo request req failed.
+// WriteEchoError sends the guest an ICMP error about its echo request req. It returns an error if that cannot be sent.
 func (s *Stack) WriteEchoError(req *Echo, e ICMPError) error {
 	m := make([]byte, icmpLen+min(len(req.Payload), quote6))
 	if req.Dst.Is4() {
@@ -215,8 +217,9 @@ func (s *Stack) WriteEchoError(req *Echo, e ICMPError) error {
 	return s.writeError(s.quote(req.Src, req.Dst, proto, req.TTL, icmpLen+len(req.Payload), m), e)
 }
 
-// WriteUDPError tells the guest that its datagram failed; flow.Src is the guest's end and payload the datagram's
-// beginning (it may be cut: only the ports matter to a kernel, the rest to a curious program).
+// WriteUDPError sends the guest an ICMP error about its datagram. flow.Src is the guest's end; payload is the datagram's
+// payload or its beginning: the guest's kernel needs the ports only, but programs can read the rest. It returns an error if
+// that cannot be sent.
 func (s *Stack) WriteUDPError(flow Flow, payload []byte, e ICMPError) error {
 	u := make([]byte, udpLen+min(len(payload), quote6))
 	binary.BigEndian.PutUint16(u[0:], flow.Src.Port())
@@ -226,8 +229,8 @@ func (s *Stack) WriteUDPError(flow Flow, payload []byte, e ICMPError) error {
 	return s.writeError(s.quote(flow.Src.Addr(), flow.Dst.Addr(), protoUDP, 0, udpLen+len(payload), u), e)
 }
 
-// writeTCPError tells the guest that its connection attempt failed. seq is that of its SYN: Linux ignores an error
-// whose sequence number is outside the window (tcp_v4_err in net/ipv4/tcp_ipv4.c).
+// writeTCPError sends the guest an ICMP error about its SYN. seq is that of the SYN: Linux ignores an error whose sequence
+// number is outside the window (tcp_v4_err in net/ipv4/tcp_ipv4.c).
 func (s *Stack) writeTCPError(flow Flow, seq uint32, e ICMPError) error {
 	t := make([]byte, header.TCPMinimumSize)
 	binary.BigEndian.PutUint16(t[0:], flow.Src.Port())
@@ -237,7 +240,7 @@ func (s *Stack) writeTCPError(flow Flow, seq uint32, e ICMPError) error {
 	return s.writeError(s.quote(flow.Src.Addr(), flow.Dst.Addr(), protoTCP, 0, len(t), t), e)
 }
 
-// quote builds the packet that an error is about, as the guest had sent it; size is that of its whole IP payload.
+// quote rebuilds the packet of the guest that an error is about. body is the beginning of its IP payload, which had size bytes.
 func (s *Stack) quote(src, dst netip.Addr, proto, ttl uint8, size int, body []byte) []byte {
 	if dst.Is4() {
 		b := make([]byte, header.IPv4MinimumSize, header.IPv4MinimumSize+len(body))
@@ -249,7 +252,7 @@ func (s *Stack) quote(src, dst netip.Addr, proto, ttl uint8, size int, body []by
 	return append(b, body...)
 }
 
-// writeError answers the guest's packet ip with the error e.
+// writeError sends the error e about the guest's packet ip to its source.
 func (s *Stack) writeError(ip []byte, e ICMPError) error {
 	m := make([]byte, icmpLen, icmpLen+quote6)
 	m[0], m[1] = e.Type, e.Code
@@ -273,7 +276,7 @@ func (s *Stack) writeError(ip []byte, e ICMPError) error {
 
 func (p *port) writeError(ip []byte, e ICMPError) { _ = p.s.writeError(ip, e) }
 
-// writeICMP sends message m, whose checksum is filled in here, in as many fragments as the MTU asks for.
+// writeICMP fills in the checksum of message m and sends it, fragmented if it exceeds the MTU.
 func (s *Stack) writeICMP(src, dst netip.Addr, ttl, tos uint8, m []byte) error {
 	p := s.portFor(dst)
 	if p == nil {

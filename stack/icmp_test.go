@@ -44,7 +44,7 @@ func TestGatewayAnswersEcho(t *testing.T) {
 	}
 }
 
-// Echo requests for others reach the handler, in one piece or in fragments, and nobody answers in their name.
+// Echo requests for other addresses reach the handler, fragmented or not, and the stack does not answer them.
 func TestEchoToOthers(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	for i, a := range families {
@@ -73,19 +73,19 @@ func TestEchoToOthers(t *testing.T) {
 				t.Errorf("reply of %d bytes: %+v", n, k)
 			}
 		}
-		// For the gateway in fragments: answered in fragments.
+		// A fragmented request for the gateway gets a fragmented reply.
 		b.dev.InjectBytes(fragments(a.guest, a.gw, icmpProto(a.far), uint16(9+i), echoBytes(a.guest, a.gw, 5, 7, pattern(3000)), 1480)...)
 		if k := b.reassemble(); k.src != a.gw || !bytes.Equal(k.payload[8:], pattern(3000)) {
 			t.Errorf("large ping of the gateway: %+v", k)
 		}
 	}
 	if err := b.s.WriteEchoReply(&Echo{Src: far4, Dst: guest4, Payload: make([]byte, 65528)}); err == nil {
-		t.Error("a reply larger than a packet was taken")
+		t.Error("WriteEchoReply accepted more than fits an IP packet")
 	}
 }
 
-// What netstack would answer by itself, promiscuous as it is, reaches the guest in no form.
-func TestNobodyIsImpersonated(t *testing.T) {
+// Nothing that netstack would send by itself in promiscuous mode reaches the guest.
+func TestNoAnswerInTheNameOfOthers(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	mld := icmp6Frame(netip.MustParseAddr("fe80::15"), allNodes, append([]byte{130, 0, 0, 0, 0, 0, 0, 0}, make([]byte, 16)...))
 	igmp := ipFrame(guest4, netip.MustParseAddr("224.0.0.1"), 2, []byte{0x11, 0, 0xee, 0xff, 0, 0, 0, 0})
@@ -117,7 +117,7 @@ func TestNobodyIsImpersonated(t *testing.T) {
 	b.dev.InjectBytes(late, odd)
 	b.quiet("something for others")
 	if b.drops(DropTxForeign) == 0 || b.drops(DropFragment) == 0 {
-		t.Errorf("netstack was never tempted: %v", b.s.Stats().Drops)
+		t.Errorf("netstack tried to answer nothing, so the test shows nothing: %v", b.s.Stats().Drops)
 	}
 }
 
@@ -135,7 +135,7 @@ func TestUnknownProtocolIsRefused(t *testing.T) {
 			t.Errorf("%v: %+v", a.far, k)
 		}
 	}
-	// Never about what many may have got, nor to nobody (RFC 1122 3.2.2).
+	// No error about multicast or broadcast, nor to an unspecified source (RFC 1122 3.2.2).
 	many := ipFrame(guest4, far4, 132, pattern(40))
 	copy(many, broadcastMAC[:])
 	b.dev.InjectBytes(many, ipFrame(guest4, netip.MustParseAddr("224.1.2.3"), 132, nil), ipFrame(guest4, limitedBroadcast, 132, nil),
@@ -143,7 +143,7 @@ func TestUnknownProtocolIsRefused(t *testing.T) {
 	b.quiet("a packet that forbids an error")
 }
 
-// icmpError builds an error of the guest about quoted.
+// icmpError builds an ICMP error of the guest that quotes a packet.
 func icmpError(src, dst netip.Addr, typ, code byte, mtu uint32, quoted []byte) []byte {
 	m := binary.BigEndian.AppendUint32([]byte{typ, code, 0, 0}, mtu)
 	m = append(m, quoted...)
@@ -160,7 +160,7 @@ func TestErrorsOfTheGuestReachTheHandler(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	for _, a := range families {
 		src, dst := ap(a.far, 53), ap(a.guest, 4000)
-		if err := b.s.WriteUDP(&Datagram{Src: src, Dst: dst, Payload: pattern(900)}); err != nil {
+		if err := b.s.WriteUDP(&Datagram{Flow: Flow{Src: src, Dst: dst}, Payload: pattern(900)}); err != nil {
 			t.Fatal(err)
 		}
 		sent := b.next().raw.Bufs[0][ethLen:]
@@ -170,21 +170,21 @@ func TestErrorsOfTheGuestReachTheHandler(t *testing.T) {
 		}
 		b.dev.InjectBytes(icmpError(a.guest, a.far, typ, code, 1234, sent[:min(548, len(sent))]))
 		b.settle()
-		if len(b.h.errs) != 1 || b.h.flows[0] != (Flow{src, dst}) || b.h.errs[0] != (ICMPError{From: a.guest, Type: typ, Code: code, MTU: 1234}) {
+		if len(b.h.errs) != 1 || b.h.flows[0] != (Flow{Src: src, Dst: dst}) || b.h.errs[0] != (ICMPError{From: a.guest, Type: typ, Code: code, MTU: 1234}) {
 			t.Errorf("%v: %+v %+v", a.far, b.h.flows, b.h.errs)
 		}
 		b.h.errs, b.h.flows = nil, nil
-		for n := range 60 { // quotes of all lengths; an answer to none
+		for n := range 60 { // quotes of all lengths, none of which is answered
 			if q := sent[:n]; n < 28 || a.guest.Is6() && n < 48 {
 				b.dev.InjectBytes(icmpError(a.guest, a.far, typ, code, 0, q))
 			}
 		}
-		liar := append([]byte(nil), sent[:60]...)
-		liar[0] |= 0x0f // 60 bytes of IPv4 header and none of UDP; no version of IPv6 has options there
+		wrong := append([]byte(nil), sent[:60]...)
+		wrong[0] |= 0x0f // IPv4: a header of 60 bytes without UDP behind it; in IPv6 these bits have another meaning
 		if a.guest.Is6() {
-			liar[0] = 0x45
+			wrong[0] = 0x45
 		}
-		b.dev.InjectBytes(icmpError(a.guest, a.far, typ, code, 0, liar))
+		b.dev.InjectBytes(icmpError(a.guest, a.far, typ, code, 0, wrong))
 		if a.guest.Is4() {
 			later := append([]byte(nil), sent[:60]...)
 			later[7] = 9 // a fragment without ports
@@ -192,7 +192,7 @@ func TestErrorsOfTheGuestReachTheHandler(t *testing.T) {
 		}
 		b.quiet("an ICMP error")
 		if len(b.h.errs) != 0 {
-			t.Errorf("%v: bad quotes arrived: %+v", a.far, b.h.flows)
+			t.Errorf("%v: errors with invalid quotes arrived: %+v", a.far, b.h.flows)
 		}
 	}
 }
@@ -208,7 +208,7 @@ func TestErrorsForTheGuest(t *testing.T) {
 			}
 			for _, n := range []int{0, 1, 100, 3000} {
 				e := ICMPError{From: from, Type: typ, Code: 4, MTU: 1400}
-				if err := b.s.WriteUDPError(Flow{ap(a.guest, 4000), ap(a.far, 53)}, pattern(n), e); err != nil {
+				if err := b.s.WriteUDPError(Flow{Src: ap(a.guest, 4000), Dst: ap(a.far, 53)}, pattern(n), e); err != nil {
 					t.Fatal(err)
 				}
 				b.checkError(a, from, e, protoUDP, size, func(u []byte) bool {
@@ -224,7 +224,7 @@ func TestErrorsForTheGuest(t *testing.T) {
 	})
 }
 
-// checkError takes an ICMP error off the device and looks at what Linux looks at.
+// checkError reads an ICMP error from the device and checks the fields that Linux evaluates.
 func (b *bench) checkError(a family, from netip.Addr, e ICMPError, proto uint8, most int, transport func([]byte) bool) {
 	b.Helper()
 	k := b.next()

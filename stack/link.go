@@ -14,22 +14,22 @@ import (
 )
 
 const (
-	// gsoMaxSize is the largest TCP frame handed to the device: what Linux takes (GSO_LEGACY_MAX_SIZE,
+	// gsoMaxSize is the size in bytes of the largest TCP frame written to a device, which Linux limits (GSO_LEGACY_MAX_SIZE,
 	// include/linux/netdevice.h).
 	gsoMaxSize = 65536
-	// gsoHeaders is what netstack keeps free of it for headers (IPv6 and TCP ones of the largest size, and Ethernet's).
+	// gsoHeaders is how many bytes of it netstack reserves for headers (Ethernet, IPv6 and TCP with all options).
 	gsoHeaders = 161
-	// MaxSegment is the payload of the largest frame, bytes. One write of that size is one chunk of netstack's memory and
-	// one frame; a larger one is cut up again.
+	// MaxSegment is the payload of the largest frame in bytes. A write of that size is one chunk of netstack's memory and one
+	// frame; a larger write is split.
 	MaxSegment = gsoMaxSize - gsoHeaders
 
 	tcpCsumOffset = 16 // of the checksum field in a TCP header (RFC 9293)
 	udpCsumOffset = 6  // RFC 768
 )
 
-// link is the NIC of netstack: it turns packets into frames with a virtio-net header and writes them at once, on the
-// goroutine of the sender. link/fdbased of gVisor enables segmentation offload for sockets only, drops on EAGAIN and
-// ends its loop on a frame for another MAC, so it does not serve here.
+// link is netstack's NIC. It turns packets into frames with a virtio-net header and writes them at once, on the sender's goroutine.
+// gVisor's own link/fdbased is not used because it enables segmentation offload for sockets only, and ends its loop on a frame for
+// another MAC address.
 type link struct {
 	s         *Stack
 	mtu       uint32
@@ -55,8 +55,8 @@ func (l *link) Close()                                  {}
 func (l *link) SetOnCloseAction(func())                 {}
 func (l *link) ARPHardwareType() header.ARPHardwareType { return header.ARPHardwareEther }
 
-// Capabilities: checksums of received packets are verified by the receive loop (netstack cannot be told per packet
-// that one is partial). Link resolution is never netstack's: the device's port knows the guest's address.
+// Capabilities claims receive checksum offload because the receive loop verifies checksums: netstack has no way to mark a single
+// packet's checksum as partial. It does not claim link resolution: the port knows the guest's link address.
 func (l *link) Capabilities() gstack.LinkEndpointCapabilities {
 	c := gstack.CapabilityRXChecksumOffload
 	if l.csum {
@@ -99,7 +99,7 @@ func (l *link) ParseHeader(p *gstack.PacketBuffer) bool {
 	return ok
 }
 
-// txScratch is what one WritePackets call needs; pooled so that a packet costs no allocation.
+// txScratch is the memory of one WritePackets call, pooled so that a packet costs no allocation.
 type txScratch struct {
 	frames []tap.Frame
 	bufs   [][]byte
@@ -109,7 +109,7 @@ var txPool = sync.Pool{New: func() any {
 	return &txScratch{frames: make([]tap.Frame, 1), bufs: make([][]byte, 0, 16)}
 }}
 
-// release forgets what was sent, also of packets with more pieces than the last.
+// release clears all references to sent data, including those of packets with more buffers than the last one.
 func (t *txScratch) release() {
 	clear(t.bufs[:cap(t.bufs)])
 	t.frames[0] = tap.Frame{}
@@ -126,8 +126,8 @@ func (l *link) WritePackets(pkts gstack.PacketBufferList) (int, tcpip.Error) {
 			continue
 		}
 		if proto != protoTCP {
-			// With promiscuous mode on, whatever else netstack says (reassembly timeouts, parameter problems,
-			// neighbour advertisements) it says in the name of an address that is not its own.
+			// In promiscuous mode, netstack would send everything else (reassembly timeouts, parameter problems, neighbour
+			// advertisements) in the name of addresses that are not its own.
 			l.s.stats.drop(DropTxForeign)
 			continue
 		}
@@ -141,7 +141,7 @@ func (l *link) WritePackets(pkts gstack.PacketBufferList) (int, tcpip.Error) {
 		p.putGuestMAC(lh[0:6])
 		f := &t.frames[0]
 		f.Header = l.virtioHeader(pkt)
-		views, skip := pkt.AsViewList() // headers stand in the first view, behind room that was reserved for more
+		views, skip := pkt.AsViewList() // the first view starts with unused space reserved for headers
 		for v := views.Front(); v != nil; v = v.Next() {
 			b := v.AsSlice()
 			if skip >= len(b) {
@@ -160,7 +160,7 @@ func (l *link) WritePackets(pkts gstack.PacketBufferList) (int, tcpip.Error) {
 	return n, nil
 }
 
-// destination reads the destination address and the transport protocol of an outgoing packet.
+// destination returns the destination address and the transport protocol of an outgoing packet; ok is false if it has no IP header.
 func destination(p *gstack.PacketBuffer) (dst netip.Addr, proto uint8, ok bool) {
 	h := p.NetworkHeader().Slice()
 	switch {
@@ -172,8 +172,9 @@ func destination(p *gstack.PacketBuffer) (dst netip.Addr, proto uint8, ok bool) 
 	return netip.Addr{}, 0, false
 }
 
-// virtioHeader says what the guest's kernel must still do with the packet. With checksum offload netstack leaves the
-// checksum of TCP packets that are not segmented (SYN-ACK, RST, ACK) at zero: those get the pseudo-header sum here.
+// virtioHeader returns the virtio-net header, which tells the guest's kernel what remains to be done. With checksum offload
+// netstack leaves the checksum of TCP packets that need no segmentation (SYN-ACK, RST, ACK) at zero; they get the pseudo-header
+// sum here.
 func (l *link) virtioHeader(p *gstack.PacketBuffer) (h tap.Header) {
 	if !l.csum || p.TransportProtocolNumber != header.TCPProtocolNumber {
 		return h
@@ -213,7 +214,7 @@ func pseudoSum(netHdr []byte, proto tcpip.TransportProtocolNumber, size int) uin
 	sum := checksum.Checksum(src, 0)
 	sum = checksum.Checksum(dst, sum)
 	sum = checksum.Combine(sum, uint16(proto))
-	// The length is 32 bits in the pseudo header of IPv6; a train of datagrams can exceed 16 bits by its headers.
+	// In the pseudo header of IPv6 the length has 32 bits; with its headers a GSO frame can exceed 16 bits.
 	sum = checksum.Combine(sum, uint16(size>>16))
 	return checksum.Combine(sum, uint16(size))
 }

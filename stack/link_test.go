@@ -42,14 +42,14 @@ func TestARPAnswersForTheGatewayOnly(t *testing.T) {
 	b.quiet("ARP for a stranger")
 }
 
-func TestForgedAddressesDoNotDivertAFlow(t *testing.T) {
+func TestForgedLinkAddressDoesNotRedirectFlow(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
-	to := &Datagram{Src: ap(far4, 53), Dst: ap(guest4, 4000), Payload: []byte("x")}
+	to := &Datagram{Flow: Flow{Src: ap(far4, 53), Dst: ap(guest4, 4000)}, Payload: []byte("x")}
 	for i := range 100 {
 		forged := net.HardwareAddr{2, 9, 9, 9, byte(i >> 8), byte(i)}
 		b.dev.InjectBytes(udpFrame(ap(guest4, 4000), ap(far4, 53), nil), arpRequest(forged, guest4, far4))
 	}
-	// The last word is a forger's; its answer says that it was heard.
+	// The last frame has the forged address; its answer shows that it has been handled.
 	b.dev.InjectBytes(arpRequest(net.HardwareAddr{2, 9, 9, 9, 9, 9}, guest4, gw4))
 	b.dev.MustNext(t, patience)
 	if err := b.s.WriteUDP(to); err != nil {
@@ -60,25 +60,25 @@ func TestForgedAddressesDoNotDivertAFlow(t *testing.T) {
 	}
 }
 
-func TestGuestMayChangeItsAddressAndBack(t *testing.T) {
+func TestLinkAddressChange(t *testing.T) {
 	s := new(Stack)
 	s.cfg.Store(&Config{Subnet4: netip.MustParsePrefix("10.0.2.0/24")})
 	s.ports.Store(&[]*port{})
-	p := newPort(s, nettest.NewFakeDevice(noOffload()), guestMAC)
+	p := newPort(s, 0, nettest.NewFakeDevice(noOffload()), guestMAC)
 	other := net.HardwareAddr{2, 1, 1, 1, 1, 1}
 	p.learn(guest4, guestMAC)
 	p.learn(guest4, other)
 	if p.mac.Load() != macBits(guestMAC) {
-		t.Fatal("a newcomer was believed at once")
+		t.Fatal("another link address was accepted at once")
 	}
-	p.doubted = time.Now().Add(-2 * macPatience) // what waiting would do
+	p.silentSince = time.Now().Add(-2 * macSilence) // instead of waiting
 	p.learn(guest4, other)
 	if p.mac.Load() != macBits(other) {
-		t.Fatal("a newcomer was never believed")
+		t.Fatal("another link address was not accepted after macSilence")
 	}
 	p.learn(guest4, guestMAC)
 	if p.mac.Load() != macBits(guestMAC) {
-		t.Fatal("the device's own address was not believed at once")
+		t.Fatal("the address given to AddPort was not accepted at once")
 	}
 }
 
@@ -137,7 +137,7 @@ func TestRouterAdvertisement(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	ll := netip.MustParseAddr("fe80::15")
 	for _, from := range []netip.Addr{ll, netip.IPv6Unspecified()} {
-		b.dev.InjectBytes(icmp6Frame(from, netip.MustParseAddr("ff02::2"), make([]byte, 8))) // type 0 is nothing
+		b.dev.InjectBytes(icmp6Frame(from, netip.MustParseAddr("ff02::2"), make([]byte, 8))) // type 0 is undefined
 		m := make([]byte, 8)
 		m[0] = ndpRouterSolicit
 		b.dev.InjectBytes(icmp6Frame(from, netip.MustParseAddr("ff02::2"), m))
@@ -191,7 +191,7 @@ func TestRouterAdvertisement(t *testing.T) {
 	}
 }
 
-// dhcp sends a client's message and returns the answer, nil when none comes.
+// dhcp sends a client's message and returns the answer, or nil if there is none.
 func (b *bench) dhcp(m *dhcpv4.DHCPv4, from netip.Addr) (*dhcpv4.DHCPv4, received) {
 	b.Helper()
 	to := limitedBroadcast
@@ -263,7 +263,7 @@ func TestDHCP(t *testing.T) {
 	}
 }
 
-func TestDHCPAnswerFitsEveryClient(t *testing.T) {
+func TestDHCPAnswerHasLimitedSize(t *testing.T) {
 	b := newBench(t, noOffload(), func(c *Config) {
 		c.SearchDomains = nil
 		for i := range 40 {
@@ -277,41 +277,41 @@ func TestDHCPAnswerFitsEveryClient(t *testing.T) {
 	}
 }
 
-func TestPortsEndAndStackGoesOn(t *testing.T) {
+func TestStackContinuesAfterPortEnds(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	ended := make(chan error, 2)
 	second := nettest.NewFakeDevice(tap.Info{MTU: 1500, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 0x16}})
-	if err := b.s.AddPort(second, second.Info().MAC, func(err error) { ended <- err }); err != nil {
+	if err := b.s.AddPort(0, second, second.Info().MAC, func(err error) { ended <- err }); err != nil {
 		t.Fatal(err)
 	}
 	g2 := guest4.Next()
 	f := udpFrame(ap(g2, 5), ap(far4, 5), nil)
 	copy(f[6:12], second.Info().MAC)
 	second.InjectBytes(f)
-	stolen := udpFrame(ap(g2, 5), ap(far4, 5), nil) // from the first port, in the name of the second guest
+	forged := udpFrame(ap(g2, 5), ap(far4, 5), nil) // arrives at the first port with the second guest's address
 	b.settle()
 	for len(b.h.takeUDP()) == 0 {
 		time.Sleep(time.Millisecond)
 	}
-	b.dev.InjectBytes(stolen)
+	b.dev.InjectBytes(forged)
 	b.settle()
 	second.Written()
-	if err := b.s.WriteUDP(&Datagram{Src: ap(far4, 5), Dst: ap(g2, 5)}); err != nil {
+	if err := b.s.WriteUDP(&Datagram{Flow: Flow{Src: ap(far4, 5), Dst: ap(g2, 5)}}); err != nil {
 		t.Fatal(err)
 	}
 	if f, ok := second.Next(patience); !ok || !bytes.Equal(f.Bufs[0][0:6], second.Info().MAC) {
-		t.Error("the second guest's datagram went elsewhere")
+		t.Error("the second guest did not receive its datagram")
 	}
 	second.Close()
 	if err := <-ended; err == nil {
-		t.Error("onEnd without an error")
+		t.Error("onEnd was called without an error")
 	}
 	b.settle()
 	b.s.Close()
-	if err := b.s.AddPort(nettest.NewFakeDevice(tap.Info{}), nil, nil); err == nil {
-		t.Error("a closed stack took a port")
+	if err := b.s.AddPort(0, nettest.NewFakeDevice(tap.Info{}), nil, nil); err == nil {
+		t.Error("AddPort succeeded on a closed stack")
 	}
 	if _, err := b.s.DialTCP(t.Context(), ap(far4, 1), ap(guest4, 1)); err == nil {
-		t.Error("a closed stack dialled")
+		t.Error("DialTCP succeeded on a closed stack")
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"rootlessnet/tap"
 )
 
-// Frames that lie about themselves are dropped and counted, and the next ping is answered (settle).
+// Malformed frames are dropped and counted, and the next echo request is answered (settle).
 func TestMalformedFrames(t *testing.T) {
 	devices(t, func(t *testing.T, info tap.Info) {
 		b := newBench(t, info, nil)
@@ -74,8 +74,7 @@ func TestDropReasonsHaveNames(t *testing.T) {
 	}
 }
 
-// Urgent pointers, ARP and neighbour discovery garbage, flipped link addresses and random frames beside a flow: it
-// goes on.
+// A TCP flow survives urgent pointers, malformed ARP and neighbour discovery, changed link addresses and random frames.
 func TestFlowSurvivesGarbage(t *testing.T) {
 	b := newBench(t, offloads(), nil)
 	conns := b.accept()

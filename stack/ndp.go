@@ -13,15 +13,15 @@ import (
 	"rootlessnet/tap"
 )
 
-// Neighbour discovery (RFC 4861), as much of it as a router on a link with one guest needs: it answers questions about
-// its own addresses, and advertises itself with the prefix, the MTU and the DNS server (RFC 8106).
+// Neighbour discovery (RFC 4861), as far as a router on a link with one guest needs it: the gateway answers solicitations for
+// its own addresses, and advertises itself with the prefix, the MTU and the DNS servers (RFC 8106).
 const (
 	ndpRouterSolicit   = 133
 	ndpRouterAdvert    = 134
 	ndpNeighborSolicit = 135
 	ndpNeighborAdvert  = 136
 
-	ndpHopLimit = 255 // RFC 4861: anything else was forwarded, and is discarded
+	ndpHopLimit = 255 // RFC 4861: a lower value means that the packet was forwarded, and it is discarded
 
 	optSourceLinkAddr = 1
 	optTargetLinkAddr = 2
@@ -36,9 +36,9 @@ const (
 	raRouterLifetime  = 1800
 	raPrefixValid     = 86400
 	raPrefixPreferred = 14400
-	// raManaged says that there is DHCPv6.
+	// raManaged is the flag for "addresses are available by DHCPv6".
 	raManaged = 0x80
-	// raPrefixRetired is the shortest valid lifetime that a guest believes (RFC 4862 5.5.3 e).
+	// raPrefixRetired is the shortest valid lifetime in seconds that a host accepts from an RA (RFC 4862 5.5.3 e).
 	raPrefixRetired = 7200
 )
 
@@ -66,20 +66,20 @@ func (p *port) receiveNDP(k *packet) {
 			return
 		}
 		target := netip.AddrFrom16([16]byte(k.payload[icmpLen : icmpLen+16]))
-		// A guest asks for an address of its own only when it does not bear it, and then the host's is meant.
+		// A guest asks for one of its own addresses only if it has not configured it; then the host's address is meant.
 		known := s.isNeighbour(target) || s.config().HostAddresses && slices.Contains(s.config().Guests, target)
 		if !known || target.IsLinkLocalUnicast() && !s.isGateway(target) && !slices.Contains(s.config().Local, target) {
-			return // about another address of the link: not ours to answer
+			return // another address of the link, for which the gateway does not answer
 		}
 		if k.src.IsUnspecified() && !s.isGateway(target) && !slices.Contains(s.config().Local, target) {
-			return // the guest tries an address of its own making: nobody it could meet has it
+			return // duplicate address detection for an address the guest has generated: no other node of the link has it
 		}
 		s.answerSolicit(p, k.src, target)
 	}
 }
 
-// answerSolicit sends a neighbour advertisement. A solicitation from :: is duplicate address detection (RFC 4862): the
-// answer goes to all nodes and says that the address is taken.
+// answerSolicit sends a neighbour advertisement for target. A solicitation from :: is duplicate address detection (RFC 4862):
+// the answer goes to all nodes, and the guest learns from it that the address is in use.
 func (s *Stack) answerSolicit(p *port, to, target netip.Addr) {
 	m := make([]byte, icmpLen+16+8)
 	m[0] = ndpNeighborAdvert
@@ -110,7 +110,8 @@ func (s *Stack) advertiseLoop(p *port) {
 	}
 }
 
-// advertise tells of the router. A guest that has made an address of a retired prefix shall not use it for anything new.
+// advertise sends a router advertisement. A valid retired prefix is announced with preferred lifetime 0, so that the guest uses its
+// address of that prefix for no new connection.
 func (s *Stack) advertise(p *port, to netip.Addr, retired netip.Prefix) {
 	m := make([]byte, 16, 160)
 	m[0] = ndpRouterAdvert
@@ -149,7 +150,8 @@ func (s *Stack) advertise(p *port, to netip.Addr, retired netip.Prefix) {
 	s.writeNDP(p, s.router6(), to, m)
 }
 
-// router6 is the link-local address that the guest's default route has: the gateway's where it is of that kind.
+// router6 returns the link-local address for the guest's default route: Gateway6 if it is link-local, else the one derived from the
+// link address.
 func (s *Stack) router6() netip.Addr {
 	if g := s.config().Gateway6; g.IsLinkLocalUnicast() {
 		return g
@@ -157,11 +159,11 @@ func (s *Stack) router6() netip.Addr {
 	return s.ll6
 }
 
-// appendPrefix writes the option for a prefix that is on the link.
+// appendPrefix appends a prefix information option with the on-link flag.
 func appendPrefix(m []byte, prefix netip.Prefix, valid, preferred uint32) []byte {
 	flags := byte(0x80) // on-link
 	if prefix.Bits() == 64 {
-		flags |= 0x40 // autonomous: RFC 4862 5.5.3 takes no other length
+		flags |= 0x40 // autonomous configuration: RFC 4862 5.5.3 permits no other length on Ethernet
 	}
 	m = append(m, optPrefix, 4, byte(prefix.Bits()), flags)
 	m = binary.BigEndian.AppendUint32(m, valid)
@@ -170,8 +172,8 @@ func appendPrefix(m []byte, prefix netip.Prefix, valid, preferred uint32) []byte
 	return append(append(m, 0, 0, 0, 0), a[:]...)
 }
 
-// encodeNames writes domains as RFC 8106 5.2 wants them: uncompressed labels, padded to eight bytes. Names that do not
-// fit the format are left out.
+// encodeNames encodes domains according to RFC 8106 5.2: uncompressed labels, padded to a multiple of eight bytes. Names that are
+// invalid, or for which there is no space, are omitted.
 func encodeNames(domains []string) []byte {
 	var b []byte
 	for _, d := range domains {
@@ -185,7 +187,7 @@ func encodeNames(domains []string) []byte {
 	return b
 }
 
-// encodeName writes a domain as labels; nil if it is none.
+// encodeName encodes a domain name as labels. It returns nil if the name is invalid.
 func encodeName(domain string) []byte {
 	var n []byte
 	for l := range strings.SplitSeq(strings.TrimSuffix(domain, "."), ".") {
@@ -197,7 +199,8 @@ func encodeName(domain string) []byte {
 	return append(n, 0)
 }
 
-// writeNDP sends m with hop limit 255. A multicast destination gets its Ethernet address (RFC 2464 7).
+// writeNDP fills in the checksum of m and sends it with hop limit 255, to a multicast destination by Ethernet multicast (RFC
+// 2464 7).
 func (s *Stack) writeNDP(p *port, src, dst netip.Addr, m []byte) {
 	m[2], m[3] = 0, 0
 	binary.BigEndian.PutUint16(m[2:], ^checksum.Checksum(m, pseudoSumAddr(src, dst, protoICMPv6, len(m))))

@@ -7,7 +7,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// answersARP asks who has target and says whether we do; other addresses are asked after the gateway, which always is.
+// answersARP sends an ARP request for target and reports whether it is answered. A second request, for the gateway, which always is
+// answered, shows when the first has been handled.
 func (b *bench) answersARP(target netip.Addr) bool {
 	b.Helper()
 	b.dev.InjectBytes(arpRequest(guestMAC, guest4, target), arpRequest(guestMAC, guest4, gw4))
@@ -38,14 +39,14 @@ func TestHostAddresses(t *testing.T) {
 	if !b.answersARP(netip.MustParseAddr("10.0.2.77")) || b.answersARP(guest4) {
 		t.Error("ARP is not answered for all but the guest's own")
 	}
-	// The gateway is a machine of its own there: whether it answers is not ours to say.
+	// With HostAddresses the gateway's address belongs to another machine, which may or may not answer.
 	b.dev.InjectBytes(echoRequest(guest4, gw4, 1, 1, nil))
-	if b.answersARP(guest4) || len(b.h.takeEchoes()) != 1 { // the frames before have been seen to by then
-		t.Error("the ping was not handed over")
+	if b.answersARP(guest4) || len(b.h.takeEchoes()) != 1 { // by then the frames before have been handled
+		t.Error("the echo request did not reach the handler")
 	}
 }
 
-func TestNoRAKeepsSilent(t *testing.T) {
+func TestNoDHCPIsNotAnswered(t *testing.T) {
 	b := newBench(t, noOffload(), func(c *Config) { c.NoRA, c.NoDHCP, c.Gateway6 = true, true, netip.Addr{} })
 	b.dev.InjectBytes(udpFrame(netip.MustParseAddrPort("0.0.0.0:68"), netip.MustParseAddrPort("255.255.255.255:67"), make([]byte, 300)))
 	b.quiet("DHCP was answered")

@@ -25,7 +25,7 @@ import (
 type peer struct {
 	*bench
 	ns      *gstack.Stack
-	largest atomic.Int64 // frame that came with a segmentation type
+	largest atomic.Int64 // size of the largest frame received with a GSO type
 }
 
 func (b *bench) peer() *peer {
@@ -35,7 +35,7 @@ func (b *bench) peer() *peer {
 		TransportProtocols: []gstack.TransportProtocolFactory{tcp.NewProtocol},
 	})}
 	ep := channel.New(4096, uint32(b.s.config().MTU), "")
-	ep.LinkEPCapabilities = gstack.CapabilityRXChecksumOffload // verified by parse
+	ep.LinkEPCapabilities = gstack.CapabilityRXChecksumOffload // parse verifies the checksums
 	if err := p.ns.CreateNIC(1, ep); err != nil {
 		b.Fatal(err)
 	}
@@ -93,13 +93,6 @@ func (b *bench) peer() *peer {
 
 func full(a netip.AddrPort) tcpip.FullAddress {
 	return tcpip.FullAddress{NIC: 1, Addr: fromNetip(a.Addr()), Port: a.Port()}
-}
-
-func netProto(a netip.Addr) tcpip.NetworkProtocolNumber {
-	if a.Is4() {
-		return ipv4.ProtocolNumber
-	}
-	return ipv6.ProtocolNumber
 }
 
 func (p *peer) dial(to netip.AddrPort, wait time.Duration) (*gonet.TCPConn, error) {

@@ -15,6 +15,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 
+	"rootlessnet/flow"
 	"rootlessnet/internal/spin"
 	"rootlessnet/tap"
 )
@@ -22,59 +23,60 @@ import (
 const (
 	ethLen = header.EthernetMinimumSize
 
-	// rxBatch frames are taken per wake-up at most; each pins one 64 KiB view while idle.
+	// rxBatch is how many frames one read takes at most. Each has a 64 KiB view, also while the device is idle.
 	rxBatch = 8
 
-	// rxViewSize is the largest chunk gVisor pools. rxTailSize holds what a frame of 65535 bytes and its Ethernet
-	// header have beyond that (13 bytes).
+	// rxViewSize is the size of the largest chunk in gVisor's pools. rxTailSize has space for what a packet of 65535 bytes with its
+	// Ethernet header has beyond that (13 bytes).
 	rxViewSize = buffer.MaxChunkSize
 	rxTailSize = 64
 
-	// copyBelow: frames up to this size are copied into a view of their own size, so that an ACK in a receive
-	// queue does not pin 64 KiB, and the big view need not be cleared again.
+	// copyBelow is the size in bytes up to which a frame is copied into a view of its own size, so that a small segment in a
+	// receive queue does not keep 64 KiB alive, and the large view is used again without being cleared.
 	copyBelow = 8 << 10
 )
 
 var broadcastMAC = [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
-// port is one device of the network and the guest behind it. Its receiver is the only reader of the device.
+// port is one device of the network, with what is known about the guest behind it. Only its receiver reads from the device.
 type port struct {
-	s   *Stack
-	dev tap.Device
-	// mac is the guest's link address, 48 bits; see learn. Written by the receiver only.
+	s        *Stack
+	endpoint flow.Endpoint
+	dev      tap.Device
+	// mac is the guest's link address, in the low 48 bits; see learn. Only the receiver writes it.
 	mac       atomic.Uint64
 	closeOnce sync.Once
 	done      chan struct{} // closed by close
 
-	// The receiver's own, for learn.
-	home    uint64     // the address the device was made with; 0 when it was not told
-	heard   bool       // mac was heard since doubted
-	doubted time.Time  // when another address was heard last while mac was not silent
-	lastSrc netip.Addr // is in addrs
+	// Used by the receiver alone, for learn.
+	deviceMAC   uint64     // the address given to AddPort; 0 if none was
+	heard       bool       // a frame from mac has arrived since silentSince
+	silentSince time.Time  // mac has not been seen since; set when a frame from another address arrives
+	lastSrc     netip.Addr // the latest source address added to addrs, to skip further lookups
 
-	trains trains // of the receiver
-	handed bool   // in its turn something was given to netstack, whose goroutines go on with it
+	// Used by the receiver alone.
+	batches gsoBatches
+	yield   bool // this handler run has passed a packet to netstack, whose goroutines must run next (spin.Yield)
 
-	// addrs are the addresses seen behind this port; read only when the network has several ports.
 	mu    sync.RWMutex
-	addrs map[netip.Addr]struct{} // guarded by mu
+	addrs map[netip.Addr]struct{} // addresses seen behind this port; read only in networks with several ports; guarded by mu
 }
 
 const (
-	// maxPortAddrs bounds what one guest can make us remember.
+	// maxPortAddrs bounds the memory that a guest can occupy with source addresses.
 	maxPortAddrs = 64
 
-	// macPatience is how long the guest's link address must be silent before another one is believed: long enough
-	// that forged frames do not divert a flow under way, short enough that a flow outlives a change of the address.
-	macPatience = 2 * time.Second
+	// macSilence is how long no frame from the guest's link address must have arrived before another address replaces it: long
+	// enough that forged frames cannot take over a flow, short enough that a flow survives a change of the address.
+	macSilence = 2 * time.Second
 )
 
-func newPort(s *Stack, dev tap.Device, mac net.HardwareAddr) *port {
-	p := &port{s: s, dev: dev, addrs: map[netip.Addr]struct{}{}, done: make(chan struct{})}
+func newPort(s *Stack, ep flow.Endpoint, dev tap.Device, mac net.HardwareAddr) *port {
+	p := &port{s: s, endpoint: ep, dev: dev, addrs: map[netip.Addr]struct{}{}, done: make(chan struct{})}
 	m := broadcastMAC
 	if len(mac) == 6 {
 		copy(m[:], mac)
-		p.home = macBits(m[:])
+		p.deviceMAC = macBits(m[:])
 	}
 	p.mac.Store(macBits(m[:]))
 	return p
@@ -104,9 +106,10 @@ func (p *port) owns(a netip.Addr) bool {
 	return ok
 }
 
-// learn notes that src, an address of the link, speaks from mac. A guest has one link address at a time and may change
-// it, but whoever can write raw frames inside could divert everybody's packets by forging one: the address the device
-// was made with is believed at once, another when the one in use has been silent.
+// learn records that a frame with source address src came from the link address mac, if src is an address of the link. A guest
+// has one link address at a time and may change it. But a program that can send raw frames inside could redirect all packets to
+// the guest by forging one. Therefore the address given to AddPort is accepted at once, any other only when the current one has
+// been silent.
 func (p *port) learn(src netip.Addr, mac []byte) {
 	s := p.s
 	if !s.config().Subnet4.Contains(src) && !s.config().Subnet6.Contains(src) && !(src.Is6() && src.IsLinkLocalUnicast()) ||
@@ -117,7 +120,7 @@ func (p *port) learn(src netip.Addr, mac []byte) {
 	case m == old:
 		p.heard = true
 	case m == 0:
-	case m == p.home || old == macBits(broadcastMAC[:]) || p.silent():
+	case m == p.deviceMAC || old == macBits(broadcastMAC[:]) || p.silent():
 		p.mac.Store(m)
 		p.heard = true
 	}
@@ -126,16 +129,16 @@ func (p *port) learn(src netip.Addr, mac []byte) {
 	}
 }
 
-// silent says whether the address in use was not heard for macPatience.
+// silent reports whether no frame from the current link address has arrived for macSilence.
 func (p *port) silent() bool {
 	now := time.Now()
 	if p.heard {
-		p.heard, p.doubted = false, now
+		p.heard, p.silentSince = false, now
 	}
-	return now.Sub(p.doubted) >= macPatience
+	return now.Sub(p.silentSince) >= macSilence
 }
 
-// claim remembers that src is behind this port, unless it is behind another one.
+// claim adds src to the addresses behind this port, and returns false if it is behind another one.
 func (p *port) claim(src netip.Addr) bool {
 	for _, q := range *p.s.ports.Load() {
 		if q != p && q.owns(src) {
@@ -145,7 +148,7 @@ func (p *port) claim(src netip.Addr) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if _, known := p.addrs[src]; !known && len(p.addrs) >= maxPortAddrs {
-		for old := range p.addrs { // any: temporary IPv6 addresses come and go
+		for old := range p.addrs { // drop an arbitrary one: temporary IPv6 addresses change all the time
 			delete(p.addrs, old)
 			break
 		}
@@ -154,22 +157,23 @@ func (p *port) claim(src netip.Addr) bool {
 	return true
 }
 
-// rx is one slot of the receive loop: where the next frame is read to.
+// rx is the buffer of one frame of the receive loop.
 type rx struct {
 	view *buffer.View
 	tail [rxTailSize]byte
 }
 
-// receiver is the receive loop of a port, which one goroutine at a time goes through.
+// receiver is the state of a port's receive loop. handleReady is run by one goroutine at a time.
 type receiver struct {
 	p      *port
-	poll   func([]tap.Frame) (int, error)
-	rounds int // of poll in a turn
+	poll   func([]tap.Frame) (int, error) // PollFrames, or ReadFrames of a device that is not a tap.Poller
+	rounds int                            // how often one handler run calls poll at most
 	frames []tap.Frame
 	slots  []rx
-	err    error
+	err    error // final
 }
 
+// receiveLoop reads from the device until it ends, and returns the final error.
 func (p *port) receiveLoop() error {
 	r := receiver{p: p, poll: p.dev.ReadFrames, rounds: 1, frames: make([]tap.Frame, rxBatch), slots: make([]rx, rxBatch)}
 	for i := range r.slots {
@@ -182,21 +186,21 @@ func (p *port) receiveLoop() error {
 		}
 	}()
 	if d, ok := p.dev.(tap.Poller); ok {
-		r.poll, r.rounds = d.PollFrames, trainRounds
-		if err := d.Serve(r.turn); err != nil {
+		r.poll, r.rounds = d.PollFrames, maxPollRounds
+		if err := d.Serve(r.handleReady); err != nil {
 			return err
 		}
 		return r.err
 	}
-	for r.turn() != spin.Over {
+	for r.handleReady() != spin.Done {
 	}
 	return r.err
 }
 
-// turn receives what there is.
-func (r *receiver) turn() spin.Did {
+// handleReady reads and handles the frames that are ready, and delivers the GSO batches.
+func (r *receiver) handleReady() spin.Result {
 	p, total := r.p, 0
-	p.handed = false
+	p.yield = false
 	for round := 1; ; round++ {
 		n, err := r.poll(r.frames)
 		for i := range r.frames[:n] {
@@ -208,42 +212,45 @@ func (r *receiver) turn() spin.Did {
 		if total += n; err != nil {
 			r.err = err
 		}
-		if n < len(r.frames) || err != nil || p.trains.n == 0 || round == r.rounds {
+		if n < len(r.frames) || err != nil || p.batches.n == 0 || round == r.rounds {
 			break
 		}
-		p.keep()
+		p.detachBatches()
 	}
 	p.flush()
 	switch {
 	case r.err != nil:
-		return spin.Over
+		return spin.Done
 	case total > 1:
 		return spin.Bulk
-	case p.handed:
-		return spin.Handed
+	case p.yield:
+		return spin.Yield
 	case total == 1:
-		return spin.Some
+		return spin.Progress
 	}
-	return spin.Nothing
+	return spin.Idle
 }
 
-// panicked notes that a frame was lost by a panic.
-func (s *Stack) panicked(e any) {
+// panicked counts and logs a recovered panic. attrs are further attributes of the log record.
+func (s *Stack) panicked(msg string, e any, attrs ...any) {
 	s.stats.drop(DropPanic)
-	s.log.Error("panic while handling a frame", "panic", fmt.Sprint(e), "stack", string(debug.Stack()))
+	s.log.Error(msg, append(attrs, "panic", fmt.Sprint(e), "stack", string(debug.Stack()))...)
 }
 
-// receive handles one frame and says whether it gave away the slot's view.
+const frameLost = "panic while handling a frame; the frame is dropped"
+
+// receive handles one frame. It returns true if it has passed on the slot's view, so that the slot needs a new one.
 func (p *port) receive(f *tap.Frame, r *rx) (taken bool) {
 	defer func() {
-		// A bug in netstack must cost one frame, not the data plane. The view is given up: somebody may hold it.
+		// A bug in netstack must lose one frame and not stop the data plane. Netstack may still have a reference to the view,
+		// so it is not used again.
 		if e := recover(); e != nil {
-			p.s.panicked(e)
+			p.s.panicked(frameLost, e)
 			taken = true
 		}
 	}()
 	s := p.s
-	if f.Len == 0 { // dropped, and counted, by the device
+	if f.Len == 0 { // the device has dropped the frame and counted it
 		return false
 	}
 	if f.Len < ethLen {
@@ -282,10 +289,10 @@ func (p *port) receive(f *tap.Frame, r *rx) (taken bool) {
 	return false
 }
 
-// deliver hands an IP packet of total bytes, of which hdr are headers, to netstack (Ethernet header excluded from both).
-// When the packet is large the slot's own view goes along and deliver returns true. The headers then get a view of
-// their own: netstack pulls them up again and again, and on a shared chunk each pull copies the whole of it.
-// With hdr 0 the packet is copied: what netstack keeps for long must not hold more memory than it accounts for.
+// deliver passes an IP packet of total bytes, of which hdr are headers, to netstack; the Ethernet header counts in neither. If
+// the packet is large, the slot's view is passed on without a copy and deliver returns true. The headers then get a view of
+// their own, because netstack pulls them up repeatedly, and each pull on a shared chunk copies the whole chunk. With hdr 0 the
+// packet is always copied: a fragment that netstack keeps for long must not hold more memory than netstack accounts for.
 func (p *port) deliver(f *tap.Frame, r *rx, proto tcpip.NetworkProtocolNumber, hdr, total int) (taken bool) {
 	d := p.s.link.dispatcher()
 	if d == nil {
@@ -312,18 +319,19 @@ func (p *port) deliver(f *tap.Frame, r *rx, proto tcpip.NetworkProtocolNumber, h
 	if _, ok := pkt.LinkHeader().Consume(ethLen); !ok {
 		return taken
 	}
-	p.handed = true
+	p.yield = true
 	d.DeliverNetworkPacket(proto, pkt)
 	return taken
 }
 
-// writeFrame sends one frame whose first 14 bytes are reserved for the Ethernet header, which is filled in here.
+// writeFrame sends one frame. The first 14 bytes of bufs[0] are reserved for the Ethernet header: it sets the source and the
+// type, and, if the destination is all zeros, the guest's link address as destination.
 func (p *port) writeFrame(h tap.Header, proto tcpip.NetworkProtocolNumber, bufs ...[]byte) error {
-	return p.writePieces(h, proto, nil, bufs...)
+	return p.writeFrameMore(h, proto, nil, bufs...)
 }
 
-// writePieces is writeFrame for a frame that goes on with more.
-func (p *port) writePieces(h tap.Header, proto tcpip.NetworkProtocolNumber, more [][]byte, bufs ...[]byte) error {
+// writeFrameMore is writeFrame for a frame that continues with more.
+func (p *port) writeFrameMore(h tap.Header, proto tcpip.NetworkProtocolNumber, more [][]byte, bufs ...[]byte) error {
 	e := bufs[0]
 	if b := bufs[0][0:6]; [6]byte(b) == [6]byte{} {
 		p.putGuestMAC(b)

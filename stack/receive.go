@@ -11,7 +11,7 @@ import (
 	"rootlessnet/tap"
 )
 
-// IP protocol numbers handled here (IANA); the others are refused with "protocol unreachable".
+// IP protocol numbers handled here (IANA). Others are answered with "protocol unreachable".
 const (
 	protoICMP   = 1
 	protoTCP    = 6
@@ -20,16 +20,16 @@ const (
 	protoICMPv6 = 58
 )
 
-// packet is one IP packet that passed the checks of its own headers.
+// packet is one IP packet whose IP header has been validated.
 type packet struct {
 	frame    *tap.Frame
-	ip       []byte // from the IP header on, exactly as long as the header says
+	ip       []byte // the packet, IP header included, without padding of the frame
 	payload  []byte // what follows the IP header
 	src, dst netip.Addr
 	proto    uint8
 	ttl, tos uint8
 	df       bool
-	unicast  bool // the frame was for our link address alone
+	unicast  bool // the frame's destination is a unicast link address
 	hdrLen   int
 }
 
@@ -58,7 +58,7 @@ func (p *port) receive4(f *tap.Frame, b []byte, r *rx) (taken bool) {
 		return false
 	}
 	p.learn(k.src, b[6:12])
-	if flags&0x3fff != 0 { // more fragments, or an offset: netstack reassembles, within its memory limit
+	if flags&0x3fff != 0 { // more-fragments flag or fragment offset
 		return p.receiveFragment(&k, r, header.IPv4ProtocolNumber)
 	}
 	return p.dispatch(&k, r)
@@ -98,32 +98,32 @@ func (p *port) receive6(f *tap.Frame, b []byte, r *rx) (taken bool) {
 		}
 		k.proto = k.payload[0]
 		return p.receiveFragment(&k, r, header.IPv6ProtocolNumber)
-	case 0, 43, 59, 60: // hop-by-hop (multicast listener reports among them), routing, none at all, destination options
+	case 0, 43, 59, 60: // hop-by-hop options (as in multicast listener reports), routing, no next header, destination options
 		s.stats.drop(DropIPOptions)
 		return false
 	}
 	return p.dispatch(&k, r)
 }
 
-// receiveFragment gives a fragment to netstack, which puts them together within its memory limit. It sees only
-// fragments of what has a road of its own here: what it does with others is not known to be silence.
+// receiveFragment passes a fragment to netstack, which reassembles packets within its memory limit. Fragments of other
+// protocols than those handled here are dropped, because netstack might answer them by itself.
 func (p *port) receiveFragment(k *packet, r *rx, n tcpip.NetworkProtocolNumber) (taken bool) {
 	known := k.proto == protoTCP || k.proto == protoUDP || k.proto == protoICMP && k.dst.Is4() || k.proto == protoICMPv6 && k.dst.Is6()
 	switch {
 	case !known:
 		p.s.stats.drop(DropFragment)
-	case closedToTCP(k.dst) || !k.unicast:
+	case nonUnicast(k.dst) || !k.unicast:
 		p.s.stats.drop(DropDestination)
 	case k.src.IsUnspecified():
 		p.s.stats.drop(DropSource)
 	default:
-		p.flush() // what was sent before it stays before it
+		p.flush() // keeps the order of datagrams within the flow
 		return p.deliver(k.frame, r, n, 0, len(k.ip))
 	}
 	return false
 }
 
-// dispatch sends a whole packet down the road of its protocol.
+// dispatch handles an unfragmented packet according to its protocol.
 func (p *port) dispatch(k *packet, r *rx) (taken bool) {
 	s := p.s
 	switch k.proto {
@@ -137,7 +137,7 @@ func (p *port) dispatch(k *packet, r *rx) (taken bool) {
 			s.stats.drop(DropTransport)
 			return false
 		}
-		if closedToTCP(k.dst) || closedToTCP(k.src) || !k.unicast {
+		if nonUnicast(k.dst) || nonUnicast(k.src) || !k.unicast {
 			s.stats.drop(DropDestination)
 			return false
 		}
@@ -145,14 +145,11 @@ func (p *port) dispatch(k *packet, r *rx) (taken bool) {
 			s.stats.drop(DropChecksum)
 			return false
 		}
-		if p.offerSYN(k, r) {
+		if p.interceptSYN(k, r) {
 			return false
 		}
-		n := header.IPv4ProtocolNumber
-		if k.dst.Is6() {
-			n = header.IPv6ProtocolNumber
-		}
-		if p.hold(k, n) {
+		n := netProto(k.dst)
+		if p.deferSYN(k, n) {
 			return false
 		}
 		return p.deliver(k.frame, r, n, k.hdrLen+off, len(k.ip))
@@ -160,7 +157,7 @@ func (p *port) dispatch(k *packet, r *rx) (taken bool) {
 		p.receiveUDP(k, true)
 		return false
 	case protoICMP:
-		p.flush() // a ping, whose answer says that what was sent before it has left, and rare
+		p.flush() // so that an echo reply tells the guest that earlier datagrams have been processed; ICMP is rare
 		if k.dst.Is4() {
 			return p.receiveICMP4(k, r)
 		}
@@ -172,7 +169,7 @@ func (p *port) dispatch(k *packet, r *rx) (taken bool) {
 	}
 	s.stats.drop(DropProtocol)
 	if k.answerable() {
-		// Code 2 is "protocol unreachable"; its IPv6 counterpart is a parameter problem at the next-header field.
+		// Code 2 is "protocol unreachable". Its IPv6 counterpart is a parameter problem that points at the next-header field.
 		if k.dst.Is4() {
 			p.writeError(k.ip, ICMPError{Type: icmp4Unreachable, Code: 2})
 		} else {
@@ -182,19 +179,35 @@ func (p *port) dispatch(k *packet, r *rx) (taken bool) {
 	return false
 }
 
-// answerable says whether an ICMP error may be sent about the packet: never about what many may have got or what no
-// single host has sent (RFC 1122 3.2.2, RFC 4443 2.4).
-func (k *packet) answerable() bool {
-	return k.unicast && !closedToTCP(k.dst) && !closedToTCP(k.src)
+// ttlTOS returns TTL and TOS, or hop limit and traffic class, of an IP header.
+func ttlTOS(ip []byte) (ttl, tos uint8) {
+	if ip[0]>>4 == 4 {
+		return ip[8], ip[1]
+	}
+	return ip[7], ip[0]<<4 | ip[1]>>4
 }
 
-// validSource says whether a packet on the link can come from a. The unspecified address is that of a host which does
-// not know its own yet.
-func validSource(a netip.Addr) bool { return a.IsUnspecified() || !closedToTCP(a) }
+// netProto returns netstack's number of the network protocol of a.
+func netProto(a netip.Addr) tcpip.NetworkProtocolNumber {
+	if a.Is6() {
+		return header.IPv6ProtocolNumber
+	}
+	return header.IPv4ProtocolNumber
+}
 
-// closedToTCP names the destinations to which no TCP connection can exist on a wire. Policy judges flows; this spares
-// netstack segments that could only make it answer on behalf of such an address.
-func closedToTCP(a netip.Addr) bool {
+// answerable reports whether an ICMP error may be sent about the packet: not if it was multicast or broadcast, or if its source
+// does not identify a single host (RFC 1122 3.2.2, RFC 4443 2.4).
+func (k *packet) answerable() bool {
+	return k.unicast && !nonUnicast(k.dst) && !nonUnicast(k.src)
+}
+
+// validSource reports whether a packet on the link may have the source address a. The unspecified address is used by a host
+// that does not have an address yet.
+func validSource(a netip.Addr) bool { return a.IsUnspecified() || !nonUnicast(a) }
+
+// nonUnicast reports whether a is unspecified, loopback, multicast, broadcast or reserved, so that no TCP connection to or from
+// it can exist on a link. Policy is decided elsewhere; this check keeps netstack from answering in the name of such an address.
+func nonUnicast(a netip.Addr) bool {
 	if a.Is4() {
 		b := a.As4()
 		return b[0] == 0 || b[0] == 127 || b[0] >= 224
@@ -202,8 +215,8 @@ func closedToTCP(a netip.Addr) bool {
 	return a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.Is4In6()
 }
 
-// checksumOK verifies the transport checksum of TCP, UDP and ICMPv6. A partial checksum (the guest's kernel left the
-// rest to the "hardware") is right by construction: the frame never left the machine.
+// checksumOK verifies the transport checksum of TCP, UDP and ICMPv6. A frame marked as having a partial checksum (the guest's
+// kernel leaves its computation to the device) is accepted: it never left this machine, so it cannot have been corrupted.
 func (k *packet) checksumOK() bool {
 	if k.frame.Header.Flags&(tap.FlagNeedsCsum|tap.FlagDataValid) != 0 {
 		return true

@@ -20,92 +20,94 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 
+	"rootlessnet/flow"
 	"rootlessnet/tap"
 )
 
 const (
 	nicID = 1
 
-	// maxInFlightSYN bounds connection attempts that wait for the host's answer. A peer that allows 128 lets a few
-	// black-holed destinations stop all TCP; each attempt costs a goroutine, a segment and a socket, about 10 KiB.
+	// maxInFlightSYN bounds the connection attempts that wait for the host's connect. Each costs a goroutine, a segment and a
+	// socket, about 10 KiB. With a limit as low as 128, a few black-holed destinations would stop all TCP.
 	maxInFlightSYN = 8192
 
-	// The buffers netstack may use towards the guest, bytes. The link has no latency to speak of, so a megabyte
-	// keeps it busy, and a connection nobody reads holds no more. A receive buffer that is read as fast as it fills
-	// grows (ModerateReceive), up to the maximum; the advertised window is half of it. What lies in a larger one is not in
-	// the cache any more when it is read (bench/scheduler.md).
+	// Buffer sizes of netstack's endpoints in bytes. The link has hardly any latency, so a megabyte keeps it busy, and a
+	// connection that is not read keeps no more. A receive buffer that is read as fast as it fills grows up to the maximum
+	// (ModerateReceive); the advertised window is half of it. Data in a larger buffer would have left the processor's cache by the
+	// time it is read (bench/scheduler.md).
 	tcpReceiveBuffer    = 1 << 20
 	tcpReceiveBufferMax = 4 << 20
 	tcpSendBuffer       = 1 << 20
 
-	// timeWait: with a forwarder no listener exists that could reuse a 4-tuple in TIME_WAIT, so a guest that
-	// reconnects from the same port would stall until it expires. The link cannot reorder, so none is needed.
+	// timeWait is the duration of TIME-WAIT. The forwarder has no listener that could reuse a 4-tuple in TIME-WAIT, so a guest that
+	// reconnects from the same port would have to wait for its end. The link does not reorder, so none is needed.
 	timeWait = time.Duration(0)
 
-	// closePace is how often Close aborts what handshakes under way have added.
+	// closePace is how often Close aborts endpoints that unfinished handshakes have registered since.
 	closePace = 5 * time.Millisecond
 )
 
-// Config describes a gateway. After New it is changed by SetAddresses only.
+// Config describes a gateway. After New, only SetAddresses changes it.
 type Config struct {
 	// Gateway4 and Gateway6 are the gateway's own addresses; an invalid address turns the family off.
 	Gateway4, Gateway6 netip.Addr
 	// Subnet4 and Subnet6 are the prefixes on the link. Subnet6 is announced by RA.
 	Subnet4, Subnet6 netip.Prefix
-	// Guest4 is what the DHCPv4 server hands out; invalid: it stays silent.
+	// Guest4 is the address that DHCPv4 assigns; if it is invalid, DHCPv4 requests are not answered.
 	Guest4 netip.Addr
-	// Guest6 is what the DHCPv6 server hands out; invalid: it stays silent.
+	// Guest6 is the address that DHCPv6 assigns; if it is invalid, DHCPv6 requests are not answered.
 	Guest6 netip.Addr
 	// DNS is announced by DHCP and RA (RDNSS).
 	DNS []netip.Addr
-	// Local are the addresses that answer ARP, neighbour discovery and ping besides the gateway's.
+	// Local are further addresses, besides the gateway's, for which ARP, neighbour discovery and ping are answered.
 	Local []netip.Addr
-	// HostAddresses says that the guest bears addresses of the host's networks: we answer ARP and neighbour discovery
-	// for every address but Guests, and a gateway's address answers ping only when it is among Local.
+	// HostAddresses means that the guest has addresses of the host's networks. ARP and neighbour discovery are then answered for
+	// every address but Guests (proxy ARP), and ping to a gateway's address only if it is among Local.
 	HostAddresses bool
-	// Guests are the guest's own addresses; needed with HostAddresses only.
+	// Guests are the guest's own addresses. They are used with HostAddresses only.
 	Guests []netip.Addr
-	// NoDHCP and NoRA keep silent where a guest asks for its configuration, and unasked.
+	// NoDHCP turns off the DHCPv4 server, NoRA all router advertisements, solicited and periodic.
 	NoDHCP, NoRA bool
-	// DHCPv6 has a guest that asks for it configured by DHCPv6, and RAs say so.
+	// DHCPv6 turns on the DHCPv6 server and sets the managed flag of RAs.
 	DHCPv6 bool
-	// NoNDP answers no neighbour or router solicitation.
+	// NoNDP turns off answers to neighbour and router solicitations.
 	NoNDP bool
-	// SearchDomains go into DHCP answers and RAs.
+	// SearchDomains are announced by DHCP and RA.
 	SearchDomains []string
-	// Hostname goes into DHCPv4 answers, and FQDN into those of both.
+	// Hostname is sent by DHCPv4, FQDN by DHCPv4 and DHCPv6.
 	Hostname, FQDN string
 	// MAC is the gateway's link address; nil means one derived from Gateway4.
 	MAC net.HardwareAddr
-	// MTU of the link in bytes without the Ethernet header.
+	// MTU is that of the link, in bytes without the Ethernet header.
 	MTU int
-	// CSum, TSO are what every device of this network can do (tap.Info); netstack fixes them for its one NIC.
+	// CSum and TSO are the offloads that every device of this network has (tap.Info). Netstack has one NIC for all devices, with
+	// fixed offloads.
 	CSum, TSO bool
-	// Handler receives what the guest starts. It may be set once more by SetHandler before the first AddPort.
+	// Handler receives the guest's traffic. SetHandler may replace it before the first AddPort.
 	Handler Handler
 	// Logger; nil discards.
 	Logger *slog.Logger
 }
 
-// Stack is the gateway of one network: netstack for TCP, own code for everything else.
-// All methods may be called from any goroutine.
+// Stack is the gateway of one network. TCP is handled by netstack, everything else by this package. All methods may be called
+// from any goroutine.
 type Stack struct {
-	cfg        atomic.Pointer[Config] // see config
+	cfg        atomic.Pointer[Config] // the Config is replaced as a whole, never changed in place
 	log        *slog.Logger
 	ns         *gstack.Stack
 	link       *link
 	tcp        *tcp.Forwarder
 	syns       synTable
-	held       atomic.Int32 // see hold
+	deferred   atomic.Int32 // SYNs deferred at this moment, see deferSYN
 	handler    Handler
 	synHandler SYNHandler
 	mac        [6]byte
-	ll6        netip.Addr // the gateway's link-local address, the source of RAs
+	ll6        netip.Addr // the gateway's link-local address
 	stats      counters
 	ports      atomic.Pointer[[]*port]
 	ipID       atomic.Uint32
 
-	mu     sync.Mutex // guards closed and writes to ports
+	mu     sync.Mutex // guards closed, writes to ports and writes to cfg
 	closed bool
 	done   chan struct{}
 	wg     sync.WaitGroup
@@ -147,7 +149,7 @@ func New(cfg Config) (*Stack, error) {
 		routes = append(routes, tcpip.Route{Destination: header.IPv4EmptySubnet, NIC: nicID})
 	}
 	if cfg.Gateway6.IsValid() {
-		// Neighbour and router discovery are answered by this package: netstack's own are all off.
+		// This package does neighbour and router discovery; netstack's is off.
 		nets = append(nets, ipv6.NewProtocolWithOptions(ipv6.Options{
 			NDPConfigs: ipv6.NDPConfigurations{HandleRAs: ipv6.HandlingRAsDisabled},
 		}))
@@ -169,7 +171,7 @@ func New(cfg Config) (*Stack, error) {
 	return s, nil
 }
 
-// setUp makes netstack's one NIC.
+// setUp sets netstack's options and creates its one NIC.
 func (s *Stack) setUp(routes []tcpip.Route) error {
 	cfg := s.config()
 	if err := s.tune(); err != nil {
@@ -180,7 +182,8 @@ func (s *Stack) setUp(routes []tcpip.Route) error {
 		return fmt.Errorf("stack: create NIC: %v", err)
 	}
 	s.ns.SetRouteTable(routes)
-	// Promiscuous: a connection to any address ends here. Spoofing: an endpoint may carry a client's own address.
+	// Promiscuous mode accepts packets to every address. Spoofing permits endpoints whose local address is not the NIC's: that of
+	// the destination the guest asked for, or that of a client.
 	if err := s.ns.SetPromiscuousMode(nicID, true); err != nil {
 		return fmt.Errorf("stack: promiscuous mode: %v", err)
 	}
@@ -203,20 +206,21 @@ func (s *Stack) tune() error {
 	return nil
 }
 
-// SetHandler sets who receives what guests start. It must be called before the first AddPort.
+// SetHandler sets the Handler. It must be called before the first AddPort.
 func (s *Stack) SetHandler(h Handler) { s.handler = h }
 
-// config is what is true now. It is not changed in place.
+// config returns the current configuration, which the caller must not change.
 func (s *Stack) config() *Config { return s.cfg.Load() }
 
-// SetAddresses takes the addresses and names of c, that is everything from Gateway4 to FQDN but for the switches, while the gateway runs; the rest of
-// c is ignored. A family that was off stays off, and one that was on has to have a gateway. What is connected stays so.
+// SetAddresses replaces the addresses and names in the configuration of a running gateway by those of c: the fields from
+// Gateway4 to FQDN except the booleans. The other fields of c are ignored. Each family must have a gateway address if and only
+// if it had one before; otherwise nothing changes and an error is returned. Existing connections are not affected.
 func (s *Stack) SetAddresses(c Config) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old := s.config()
 	if old.Gateway4.IsValid() != c.Gateway4.IsValid() || old.Gateway6.IsValid() != c.Gateway6.IsValid() {
-		return errors.New("stack: a family cannot be turned on or off")
+		return errors.New("stack: an address family cannot be turned on or off while the gateway runs")
 	}
 	now := *old
 	now.Gateway4, now.Gateway6, now.Subnet4, now.Subnet6 = c.Gateway4, c.Gateway6, c.Subnet4, c.Subnet6
@@ -235,19 +239,20 @@ func (s *Stack) SetAddresses(c Config) error {
 	return nil
 }
 
-// MAC is the gateway's link address.
+// MAC returns the gateway's link address.
 func (s *Stack) MAC() net.HardwareAddr { return append(net.HardwareAddr(nil), s.mac[:]...) }
 
-// AddPort attaches a device and starts reading it. guestMAC is where frames go until the guest is heard from another
-// address; nil means broadcast until then. onEnd, when not nil, is called once when the device has ended by itself, not
-// by Close; it must not call Close. The stack owns dev from here on, unless it is closed and AddPort fails.
-func (s *Stack) AddPort(dev tap.Device, guestMAC net.HardwareAddr, onEnd func(error)) error {
+// AddPort attaches the device of the endpoint ep and starts reading from it. guestMAC is the guest's link address, to which frames are sent until
+// the guest uses another one (see learn); if it is nil, frames are broadcast until the guest has sent one. onEnd, which may be
+// nil, is called once with the final error if the device ends other than by Close; it must not call Close. The stack takes dev
+// over, except if it is closed and returns tap.ErrClosed.
+func (s *Stack) AddPort(ep flow.Endpoint, dev tap.Device, guestMAC net.HardwareAddr, onEnd func(error)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return tap.ErrClosed
 	}
-	p := newPort(s, dev, guestMAC)
+	p := newPort(s, ep, dev, guestMAC)
 	list := append(append([]*port(nil), *s.ports.Load()...), p)
 	s.ports.Store(&list)
 	s.wg.Go(func() {
@@ -280,7 +285,7 @@ func (s *Stack) removePort(p *port) {
 	p.close()
 }
 
-// portFor finds the device behind which addr lives. A private network has one port and no search.
+// portFor returns the port behind which addr is, or nil. A network with one port needs no search.
 func (s *Stack) portFor(addr netip.Addr) *port {
 	ports := *s.ports.Load()
 	if len(ports) == 1 {
@@ -305,7 +310,7 @@ func (s *Stack) Close() {
 	close(s.done)
 	ports := *s.ports.Load()
 	s.mu.Unlock()
-	s.abortAll() // while there are devices: the guest gets its resets
+	s.abortAll() // before the devices are closed, so that the guest receives the resets
 	for _, p := range ports {
 		p.close()
 	}
@@ -314,7 +319,7 @@ func (s *Stack) Close() {
 		s.wg.Wait()
 		close(ended)
 	}()
-	for { // a handshake may register its endpoint only now
+	for { // an unfinished handshake may still register an endpoint
 		select {
 		case <-ended:
 			s.ns.Destroy()
@@ -331,7 +336,7 @@ func (s *Stack) abortAll() {
 	}
 }
 
-// enter keeps Close from finishing until the caller has called s.wg.Done; false when the stack is closed already.
+// enter makes Close wait until the caller has called s.wg.Done. It returns false, without that, if the stack is closed.
 func (s *Stack) enter() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -341,17 +346,17 @@ func (s *Stack) enter() bool {
 	return !s.closed
 }
 
-// isGateway says whether a is an address of the gateway itself.
+// isGateway reports whether a is an address of the gateway itself.
 func (s *Stack) isGateway(a netip.Addr) bool {
 	return a == s.config().Gateway4 || a == s.config().Gateway6 || a == s.ll6
 }
 
-// answersPing says whether an echo request to a is answered here.
+// answersPing reports whether the gateway answers echo requests to a.
 func (s *Stack) answersPing(a netip.Addr) bool {
 	return a == s.ll6 || slices.Contains(s.config().Local, a) || !s.config().HostAddresses && s.isGateway(a)
 }
 
-// isNeighbour says whether the guest finds a at our hardware address.
+// isNeighbour reports whether ARP and neighbour discovery for a are answered with the gateway's link address.
 func (s *Stack) isNeighbour(a netip.Addr) bool {
 	if s.isGateway(a) || slices.Contains(s.config().Local, a) {
 		return true
@@ -359,7 +364,7 @@ func (s *Stack) isNeighbour(a netip.Addr) bool {
 	return s.config().HostAddresses && !slices.Contains(s.config().Guests, a) && !a.IsUnspecified() && !a.IsMulticast()
 }
 
-// linkLocal is the modified EUI-64 link-local address of mac (RFC 4291, appendix A).
+// linkLocal returns the modified EUI-64 link-local address of mac (RFC 4291, appendix A).
 func linkLocal(mac [6]byte) netip.Addr {
 	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe,
 		13: mac[3], 14: mac[4], 15: mac[5]})

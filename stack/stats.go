@@ -2,37 +2,37 @@ package stack
 
 import "sync/atomic"
 
-// DropReason says why the stack did not process a frame.
+// DropReason is the reason for which the stack dropped a frame or packet.
 type DropReason uint8
 
-// The reasons; the names returned by String are those shown in statistics.
+// The reasons. String returns their names in statistics.
 const (
 	DropShort       DropReason = iota // shorter than its headers
-	DropMAC                           // addressed to somebody else
-	DropEtherType                     // VLAN, or neither ARP, IPv4 nor IPv6, or a family that is off
-	DropIPHeader                      // version, header length, total length or checksum of the IP header
+	DropMAC                           // unicast to another link address than the gateway's
+	DropEtherType                     // VLAN, or neither ARP, IPv4 nor IPv6, or an address family that is off
+	DropIPHeader                      // invalid version, header length, total length or checksum of the IP header
 	DropIPOptions                     // IPv6 extension headers that a gateway does not process
-	DropChecksum                      // transport checksum
-	DropTransport                     // TCP data offset, UDP length, ICMP header
-	DropDestination                   // loopback, unspecified, multicast, broadcast or reserved destination of TCP
+	DropChecksum                      // wrong transport checksum
+	DropTransport                     // invalid TCP data offset, UDP length or ICMP header
+	DropDestination                   // TCP or a fragment with a multicast, broadcast, loopback or reserved address
 	DropProtocol                      // a transport protocol other than TCP, UDP, ICMP
-	DropARP                           // malformed, or not for us
-	DropNDP                           // malformed, or not for us
-	DropDHCP                          // malformed, or not for us
-	DropICMP                          // an ICMP message that concerns nothing here
-	DropTxMalformed                   // packet of our own without an IP header
-	DropNoPort                        // packet of our own for an address behind no device
-	DropPanic                         // netstack panicked while handling the frame
-	DropGSO                           // a train of datagrams that no kernel makes
-	DropSource                        // a source address that no packet can come from
+	DropARP                           // malformed
+	DropNDP                           // malformed, or neighbour discovery is off
+	DropDHCP                          // malformed, or DHCP is off
+	DropICMP                          // an ICMP message or error that concerns no flow of the stack
+	DropTxMalformed                   // an outgoing packet without an IP header
+	DropNoPort                        // an outgoing packet for an address behind no device
+	DropPanic                         // the code panicked while handling the frame, batch or connection
+	DropGSO                           // an invalid UDP GSO frame: no segment size, or too many segments
+	DropSource                        // an invalid source address
 	DropFragment                      // fragments of a transport protocol that is not handled
-	DropTxForeign                     // netstack wanted to say something that is not TCP
+	DropTxForeign                     // an outgoing packet of netstack's that is not TCP
 	numDropReasons
 )
 
 var dropNames = [numDropReasons]string{"short", "other-mac", "ethertype", "ip-header", "ip-options", "checksum",
 	"transport-header", "destination", "protocol", "arp", "ndp", "dhcp", "icmp", "tx-malformed", "no-port", "panic", "gso",
-	"source", "fragment", "tx-foreign"}
+	"source", "fragment", "tx-not-tcp"}
 
 func (r DropReason) String() string { return dropNames[r] }
 
@@ -44,12 +44,12 @@ func (c *counters) drop(r DropReason) { c.drops[r].Add(1) }
 
 // Stats is a snapshot of the counters of a Stack.
 type Stats struct {
-	Drops            map[string]uint64 // by DropReason, zero counts left out
+	Drops            map[string]uint64 // by DropReason's name; reasons that did not occur are omitted
 	TCPCurrent       uint64            // connections established at this moment
-	TCPActive        uint64            // connections opened towards the guest since the start
+	TCPActive        uint64            // connections opened to the guest since the start
 	TCPPassive       uint64            // connections the guest opened since the start
-	TCPRetransmits   uint64            // segments sent again to the guest
-	TCPInFlightDrops uint64            // SYNs ignored because maxInFlightSYN were under way
+	TCPRetransmits   uint64            // segments retransmitted to the guest
+	TCPInFlightDrops uint64            // SYNs ignored because maxInFlightSYN requests were in flight
 }
 
 // Stats returns the counters since New.

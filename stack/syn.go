@@ -8,38 +8,42 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// SYNHandler takes connection requests before netstack sees them.
+// SYNHandler receives the guest's SYNs before netstack does.
 type SYNHandler interface {
-	// HandleSYN is called on the receive path for every first segment of a connection the guest opens. It must not
-	// block, and must clone what it keeps. false leaves the request to netstack.
+	// HandleSYN is called on the receive path for every SYN of the guest, retransmissions included. It must not block, and must
+	// Clone q if it keeps it. If it returns false, netstack handles the SYN.
 	HandleSYN(q *SYN) (taken bool)
 }
 
-// SetSYNHandler must be called before the first AddPort.
+// SetSYNHandler sets the SYNHandler. It must be called before the first AddPort.
 func (s *Stack) SetSYNHandler(h SYNHandler) { s.synHandler = h }
 
-// SYN is a connection that the guest wants to open, on a road other than netstack's.
+// SYN is the guest's request for a connection, for a datapath that does not use netstack.
 type SYN struct {
 	Flow
 	TTL, TOS uint8
-	// Frame is the guest's own segment with its checksum complete, after an Ethernet header without addresses.
+	// Frame is the guest's segment with a complete checksum, after an Ethernet header whose addresses are zero. It is valid until
+	// HandleSYN returns, except in a Clone.
 	Frame []byte
 
 	s   *Stack
 	seq uint32
 }
 
-// Clone copies what is only lent to HandleSYN.
+// Clone returns a copy that is valid after HandleSYN has returned.
 func (q *SYN) Clone() *SYN {
 	c := *q
 	c.Frame = append([]byte(nil), q.Frame...)
 	return &c
 }
 
-// Unreachable answers with an ICMP error.
+// Unreachable refuses the connection with an ICMP error. It returns an error if that cannot be sent.
 func (q *SYN) Unreachable(e ICMPError) error { return q.s.writeTCPError(q.Flow, q.seq, e) }
 
-// Reset refuses the connection.
+// Ignore sends no answer. It has nothing to undo: a SYN that is not answered is forgotten.
+func (q *SYN) Ignore() {}
+
+// Reset refuses the connection with a TCP reset. It returns an error if that cannot be sent.
 func (q *SYN) Reset() error {
 	p := q.s.portFor(q.Src.Addr())
 	if p == nil {
@@ -55,19 +59,19 @@ func (q *SYN) Reset() error {
 	return q.s.writeFragments(p, q.Dst.Addr(), q.Src.Addr(), protoTCP, 0, 0, t, nil)
 }
 
-// offerSYN shows the packet, whose checksum is right, to the handler if it is a first segment.
-func (p *port) offerSYN(k *packet, r *rx) (taken bool) {
+// interceptSYN passes the packet, whose checksum has been verified, to the SYNHandler if it is a SYN.
+func (p *port) interceptSYN(k *packet, r *rx) (taken bool) {
 	s := p.s
 	flags := header.TCPFlags(k.payload[13])
 	if s.synHandler == nil || flags&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) != header.TCPFlagSyn {
 		return false
 	}
 	frame := r.view.AsSlice()
-	if ethLen+len(k.ip) > len(frame) { // no request is as large as that
+	if ethLen+len(k.ip) > len(frame) { // larger than any sensible SYN
 		return false
 	}
 	q := &SYN{
-		Flow: Flow{Src: netip.AddrPortFrom(k.src, binary.BigEndian.Uint16(k.payload)), Dst: netip.AddrPortFrom(k.dst, binary.BigEndian.Uint16(k.payload[2:]))},
+		Flow: Flow{Endpoint: p.endpoint, Src: netip.AddrPortFrom(k.src, binary.BigEndian.Uint16(k.payload)), Dst: netip.AddrPortFrom(k.dst, binary.BigEndian.Uint16(k.payload[2:]))},
 		TTL:  k.ttl, TOS: k.tos, Frame: frame[:ethLen+len(k.ip)], s: s, seq: binary.BigEndian.Uint32(k.payload[4:]),
 	}
 	clear(q.Frame[:2*6])

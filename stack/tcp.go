@@ -2,9 +2,7 @@ package stack
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -12,42 +10,42 @@ import (
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
 	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
+
+	"rootlessnet/flow"
 )
 
-// synInfo is what the forwarder of netstack does not tell of a SYN.
+// synInfo holds the fields of a SYN that netstack's forwarder does not report.
 type synInfo struct {
+	endpoint flow.Endpoint
 	seq      uint32
 	ttl, tos uint8
 }
 
-// synTable keeps synInfo from the packet path to the request that is made of the same packet. It holds exactly the
-// requests that netstack's forwarder holds: both change under mu, or an entry could stay for ever.
+// synTable carries synInfo from the receive path to the TCPRequest of the same SYN. It has an entry for exactly the requests that
+// netstack's forwarder counts as in flight. Both are changed under mu; otherwise an entry could remain forever.
 type synTable struct {
 	mu sync.Mutex
 	m  map[gstack.TransportEndpointID]synInfo // guarded by mu
 }
 
-// deliverSYN sees every TCP segment that belongs to no endpoint, before netstack's forwarder.
+// deliverSYN is called by netstack for every TCP segment that belongs to no endpoint. It passes a SYN on to netstack's forwarder.
 func (s *Stack) deliverSYN(id gstack.TransportEndpointID, pkt *gstack.PacketBuffer) bool {
 	t := header.TCP(pkt.TransportHeader().Slice())
 	if len(t) < header.TCPMinimumSize || t.Flags()&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) != header.TCPFlagSyn {
-		return false // netstack answers with a reset, or drops a reset
+		return false // netstack answers with a reset, or drops the segment if it is one
 	}
 	info := synInfo{seq: t.SequenceNumber()}
-	if ip := pkt.NetworkHeader().Slice(); ip[0]>>4 == 4 {
-		info.ttl, info.tos = ip[8], ip[1]
-	} else {
-		info.ttl, info.tos = ip[7], ip[0]<<4|ip[1]>>4
+	if p := s.portFor(toNetip(id.RemoteAddress)); p != nil {
+		info.endpoint = p.endpoint
 	}
+	info.ttl, info.tos = ttlTOS(pkt.NetworkHeader().Slice())
 	s.syns.mu.Lock()
 	defer s.syns.mu.Unlock()
 	if _, known := s.syns.m[id]; known {
-		return true // sent again while the host is being asked
+		return true // a retransmission while the request is in flight
 	}
 	if len(s.syns.m) >= maxInFlightSYN {
 		s.ns.Stats().TCP.ForwardMaxInFlightDrop.Increment()
@@ -74,11 +72,10 @@ func (s *Stack) handleTCP(r *tcp.ForwarderRequest) {
 	s.syns.mu.Lock()
 	i := s.syns.m[id]
 	s.syns.mu.Unlock()
-	req.TTL, req.TOS = i.ttl, i.tos
+	req.Endpoint, req.TTL, req.TOS = i.endpoint, i.ttl, i.tos
 	defer func() {
 		if e := recover(); e != nil {
-			s.stats.drop(DropPanic)
-			s.log.Error("panic in a connection", "flow", req.Flow, "panic", fmt.Sprint(e), "stack", string(debug.Stack()))
+			s.panicked("panic while handling a connection; the connection is dropped", e, "flow", req.Flow)
 		}
 		req.finish(false)
 	}()
@@ -87,8 +84,8 @@ func (s *Stack) handleTCP(r *tcp.ForwarderRequest) {
 	}
 }
 
-// TCPRequest is a connection that the guest wants to open. Exactly one of Accept, Reset, Unreachable and Ignore ends
-// it; all are for the goroutine that got the request.
+// TCPRequest is a connection that the guest opens. Exactly one of Accept, Reset, Unreachable and Ignore must be called, by the
+// goroutine that received the request.
 type TCPRequest struct {
 	Flow
 	TTL, TOS uint8
@@ -101,7 +98,8 @@ type TCPRequest struct {
 	accepted atomic.Bool // Accept has returned
 }
 
-// finish gives the slot back; every request must, or netstack loses it for ever.
+// finish removes the request from the synTable and from netstack's forwarder. Without it netstack would count the request as in
+// flight forever.
 func (q *TCPRequest) finish(reset bool) {
 	if q.done {
 		return
@@ -113,13 +111,16 @@ func (q *TCPRequest) finish(reset bool) {
 	q.r.Complete(reset)
 }
 
-// Reset refuses the connection.
-func (q *TCPRequest) Reset() { q.finish(true) }
+// Reset refuses the connection with a TCP reset. The error is always nil.
+func (q *TCPRequest) Reset() error {
+	q.finish(true)
+	return nil
+}
 
-// Ignore leaves the guest to its own timer; a SYN it sends again is a new request.
+// Ignore sends no answer. A retransmitted SYN is a new request.
 func (q *TCPRequest) Ignore() { q.finish(false) }
 
-// Unreachable answers with an ICMP error.
+// Unreachable refuses the connection with an ICMP error. It returns an error if that cannot be sent.
 func (q *TCPRequest) Unreachable(e ICMPError) error {
 	q.s.syns.mu.Lock()
 	seq := q.s.syns.m[q.id].seq
@@ -128,7 +129,7 @@ func (q *TCPRequest) Unreachable(e ICMPError) error {
 	return q.s.writeTCPError(q.Flow, seq, e)
 }
 
-// Accept completes the guest's handshake. It blocks until the guest answers or netstack gives up.
+// Accept completes the handshake. It blocks until the guest's ACK arrives or netstack gives up. Errors are syscall.Errno.
 func (q *TCPRequest) Accept() (*Conn, error) {
 	if !q.s.enter() {
 		q.finish(false)
@@ -146,36 +147,31 @@ func (q *TCPRequest) Accept() (*Conn, error) {
 	return c, nil
 }
 
-// Cancel makes a call of Accept fail that is under way or about to begin; netstack alone would wait two minutes for a
-// guest that does not answer. It may be called from any goroutine; it blocks until the call has noticed.
+// Cancel makes a call of Accept fail that is in progress or about to start; by itself netstack would wait two minutes for the
+// guest's ACK. It may be called from any goroutine, and blocks until Accept's endpoint is aborted or Accept has returned.
 func (q *TCPRequest) Cancel() {
-	proto := ipv4.ProtocolNumber
-	if q.Dst.Addr().Is6() {
-		proto = ipv6.ProtocolNumber
-	}
 	for !q.accepted.Load() {
-		if ep := q.s.ns.FindTransportEndpoint(proto, tcp.ProtocolNumber, q.id, nicID); ep != nil {
+		if ep := q.s.ns.FindTransportEndpoint(netProto(q.Dst.Addr()), tcp.ProtocolNumber, q.id, nicID); ep != nil {
 			ep.Abort()
 			return
 		}
-		time.Sleep(time.Millisecond) // not registered yet
+		time.Sleep(time.Millisecond) // the endpoint is not registered yet
 	}
 }
 
-// DialTCP connects to the guest at dst from src, which need not be ours: it is the client's own address. It fails with
-// a syscall.Errno: ECONNREFUSED when the guest answers with a reset, ETIMEDOUT, EHOSTUNREACH, EADDRINUSE when the
-// same 4-tuple is in use, ENETDOWN when the stack is closed; or with the error of ctx.
+// DialTCP connects to the guest at dst from src, which may be any address, such as that of a client of a published port. Port 0
+// in src selects a free one. It fails with the error of ctx or with a syscall.Errno: ECONNREFUSED if the guest answers with a
+// reset, ETIMEDOUT, EHOSTUNREACH, EADDRINUSE if the 4-tuple is in use, ENETDOWN if the stack is closed.
 func (s *Stack) DialTCP(ctx context.Context, src, dst netip.AddrPort) (*Conn, error) {
 	if !s.enter() {
 		return nil, syscall.ENETDOWN
 	}
 	defer s.wg.Done()
-	proto := ipv4.ProtocolNumber
-	if dst.Addr().Is6() {
-		proto = ipv6.ProtocolNumber
-	}
 	c := &Conn{Flow: Flow{Src: src, Dst: dst}}
-	ep, terr := s.ns.NewEndpoint(tcp.ProtocolNumber, proto, &c.wq)
+	if p := s.portFor(dst.Addr()); p != nil {
+		c.Endpoint = p.endpoint
+	}
+	ep, terr := s.ns.NewEndpoint(tcp.ProtocolNumber, netProto(dst.Addr()), &c.wq)
 	if terr != nil {
 		return nil, Errno(terr)
 	}
@@ -183,7 +179,7 @@ func (s *Stack) DialTCP(ctx context.Context, src, dst netip.AddrPort) (*Conn, er
 		ep.Abort()
 		return nil, err
 	}
-	// One client port may reach several published ports at once: the local end is shared, the 4-tuple is not.
+	// One client address and port may be connected to several published ports: only the 4-tuple must be unique.
 	ep.SocketOptions().SetReusePort(true)
 	if terr = ep.Bind(tcpip.FullAddress{NIC: nicID, Addr: fromNetip(src.Addr()), Port: src.Port()}); terr != nil {
 		return fail(Errno(terr))
@@ -204,7 +200,7 @@ func (s *Stack) DialTCP(ctx context.Context, src, dst netip.AddrPort) (*Conn, er
 	}
 	if terr != nil {
 		if _, taken := terr.(*tcpip.ErrBadLocalAddress); taken {
-			terr = &tcpip.ErrPortInUse{} // any address is good with spoofing on: it is the 4-tuple that is not
+			terr = &tcpip.ErrPortInUse{} // with spoofing every address is valid, so the 4-tuple must be in use
 		}
 		return fail(Errno(terr))
 	}
@@ -212,7 +208,7 @@ func (s *Stack) DialTCP(ctx context.Context, src, dst netip.AddrPort) (*Conn, er
 	return c, nil
 }
 
-// Errno translates an error of netstack into the errno a Linux socket would give.
+// Errno translates an error of netstack into the errno that a Linux socket would return, or EIO.
 func Errno(err tcpip.Error) syscall.Errno {
 	switch err.(type) {
 	case *tcpip.ErrConnectionRefused:

@@ -2,7 +2,6 @@ package stack
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -11,18 +10,14 @@ import (
 	"testing"
 	"time"
 
-	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
 	"rootlessnet/internal/race"
 	"rootlessnet/tap"
 )
 
-// accept lets the stack take every connection and gives them to the test.
+// accept has the handler accept every connection and passes it to the test.
 func (b *bench) accept() <-chan *Conn {
 	ch := make(chan *Conn, 16)
 	b.h.tcp = func(q *TCPRequest) {
@@ -52,7 +47,7 @@ func writeAll(c *Conn, data []byte) error {
 	return nil
 }
 
-// readAll takes what the guest sends until its FIN.
+// readAll reads what the guest sends until its FIN.
 func readAll(c *Conn) ([]byte, error) {
 	var got bytes.Buffer
 	for {
@@ -101,7 +96,7 @@ func TestTCPBothWaysWithHalfClose(t *testing.T) {
 				t.Fatalf("%d bytes back, %v", len(got), err)
 			}
 			if c.Failed() {
-				t.Error("an orderly end is a failure")
+				t.Error("Failed after FINs in both directions")
 			}
 			c.Close()
 			g.Close()
@@ -112,7 +107,7 @@ func TestTCPBothWaysWithHalfClose(t *testing.T) {
 	})
 }
 
-// 64 KiB frames of the guest, as its kernel makes them when it leaves segmentation and checksum to the device.
+// TestLargeFramesOfTheGuest: frames of up to 64 KiB, as a kernel sends them with segmentation and checksum offload.
 func TestLargeFramesOfTheGuest(t *testing.T) {
 	b := newBench(t, offloads(), func(c *Config) { c.MTU = 65520 })
 	conns := b.accept()
@@ -127,7 +122,7 @@ func TestLargeFramesOfTheGuest(t *testing.T) {
 		b.dev.InjectBytes(tcpFrame(src, dst, 101, ack, header.TCPFlagAck, nil))
 		c := <-conns
 		var sent []byte
-		// Around what fits a view, to the largest there is.
+		// Sizes around that of a view, up to the largest possible.
 		limit := 65535 - 40
 		if a.guest.Is6() {
 			limit = 65535 - 20
@@ -138,7 +133,7 @@ func TestLargeFramesOfTheGuest(t *testing.T) {
 			}
 			f := tcpFrame(src, dst, 101+uint32(len(sent)), ack, header.TCPFlagAck|header.TCPFlagPsh, pattern(n))
 			at := len(f) - n - 20
-			f[at+16] ^= 0x55 // the checksum field holds something partial
+			f[at+16] ^= 0x55 // as with a partial checksum
 			b.dev.Inject(tap.Frame{Header: tap.Header{Flags: tap.FlagNeedsCsum, GSOType: tap.GSOTCPv4, GSOSize: 1460, HdrLen: uint16(len(f) - n), CsumStart: uint16(at), CsumOffset: 16}, Bufs: [][]byte{f}})
 			sent = append(sent, pattern(n)...)
 		}
@@ -163,8 +158,8 @@ func TestLargeFramesOfTheGuest(t *testing.T) {
 	}
 }
 
-// A reset that a write was told of is not an orderly end to the reader.
-func TestResetIsToldToBothDirections(t *testing.T) {
+// A reset that a write has reported is not an end of file for the reader.
+func TestResetIsReportedInBothDirections(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	conns := b.accept()
 	for _, a := range families {
@@ -195,7 +190,7 @@ func tcpFrame(src, dst netip.AddrPort, seq, ack uint32, flags header.TCPFlags, d
 	return ipFrame(src.Addr(), dst.Addr(), protoTCP, h)
 }
 
-func TestTCPRequestsEndAsPromised(t *testing.T) {
+func TestTCPRequestAnswers(t *testing.T) {
 	devices(t, func(t *testing.T, info tap.Info) {
 		b := newBench(t, info, nil)
 		for _, a := range families {
@@ -203,11 +198,11 @@ func TestTCPRequestsEndAsPromised(t *testing.T) {
 			syn := tcpFrame(src, dst, 0xdeadbeef, 0, header.TCPFlagSyn, nil)
 
 			b.h.tcp = func(q *TCPRequest) {
-				if q.Flow != (Flow{src, dst}) || q.TTL != 61 || q.TOS != 0x48 {
+				if q.Flow != (Flow{Src: src, Dst: dst}) || q.TTL != 61 || q.TOS != 0x48 {
 					t.Errorf("request %+v", q)
 				}
 				q.Reset()
-				q.Reset() // no more than once
+				q.Reset() // the second call has no effect
 			}
 			b.dev.InjectBytes(syn)
 			if h := header.TCP(b.next().payload); h.Flags() != header.TCPFlagRst|header.TCPFlagAck || h.AckNumber() != 0xdeadbef0 {
@@ -232,7 +227,7 @@ func TestTCPRequestsEndAsPromised(t *testing.T) {
 				return binary.BigEndian.Uint16(s) == 4000 && binary.BigEndian.Uint16(s[2:]) == 80 && binary.BigEndian.Uint32(s[4:]) == 0xdeadbeef
 			})
 
-			// Ignored: silence; the SYN that is sent again is a new request, one sent meanwhile is not.
+			// Ignored: no answer. A SYN retransmitted afterwards is a new request, one retransmitted meanwhile is not.
 			asked, release := make(chan bool, 4), make(chan bool)
 			b.h.tcp = func(q *TCPRequest) {
 				asked <- true
@@ -251,7 +246,7 @@ func TestTCPRequestsEndAsPromised(t *testing.T) {
 			release <- true
 			waitFor(t, "the slot", func() bool { return b.inFlight() == 0 })
 			if len(asked) != 0 {
-				t.Error("one SYN was two requests")
+				t.Error("a retransmitted SYN became a second request")
 			}
 
 			b.h.tcp = func(*TCPRequest) { panic("a bug in a handler") }
@@ -272,12 +267,12 @@ func waitFor(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("no sign of %s", what)
+			t.Fatalf("waited in vain for %s", what)
 		}
 	}
 }
 
-func TestSYNsThatCanHaveNoAnswer(t *testing.T) {
+func TestInvalidSYNsAreNotAnswered(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	b.h.tcp = func(q *TCPRequest) { t.Errorf("a request for %v", q.Dst); q.Ignore() }
 	for _, dst := range []string{"127.0.0.1", "0.0.0.0", "0.1.2.3", "224.0.0.1", "240.0.0.1", "255.255.255.255"} {
@@ -300,19 +295,19 @@ func TestSYNsThatCanHaveNoAnswer(t *testing.T) {
 			b.dev.InjectBytes(f)
 		}
 	}
-	b.quiet("a SYN to nowhere")
+	b.quiet("an invalid SYN")
 	if b.drops(DropDestination) != 17 || b.drops(DropSource) != 1 || b.drops(DropChecksum) != 1 || b.drops(DropTransport) != 15 {
 		t.Errorf("dropped: %v", b.s.Stats().Drops)
 	}
 }
 
-// The forwarder's slots come back after more attempts than there are slots.
-func TestAttemptsLeaveNothingBehind(t *testing.T) {
+// Requests in flight are released: more requests than maxInFlightSYN can be made.
+func TestRequestsInFlightAreReleased(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	b.h.tcp = func(q *TCPRequest) { q.Ignore() }
 	attempts := maxInFlightSYN + 500
 	if race.Enabled {
-		attempts = 1000 // races show early; the rest is slow
+		attempts = 1000 // races show early, and more would take long
 	}
 	for i := range attempts {
 		f := tcpFrame(ap(guest4, uint16(1024+i)), ap(far4, 80), 1, 0, header.TCPFlagSyn, nil)
@@ -327,93 +322,7 @@ func TestAttemptsLeaveNothingBehind(t *testing.T) {
 	}
 }
 
-func TestDialTCP(t *testing.T) {
-	devices(t, func(t *testing.T, info tap.Info) {
-		b := newBench(t, info, nil)
-		p := b.peer()
-		for _, a := range families {
-			client := ap(a.far, 50000)
-			var held []*Conn
-			for _, port := range []uint16{80, 81} { // one client port, two ports of the guest
-				l := p.listen(ap(a.guest, port))
-				c, err := b.s.DialTCP(t.Context(), client, ap(a.guest, port))
-				if err != nil {
-					t.Fatal(err)
-				}
-				g, err := l.Accept()
-				if err != nil {
-					t.Fatal(err)
-				}
-				if g.RemoteAddr().String() != client.String() {
-					t.Errorf("the guest sees %v", g.RemoteAddr())
-				}
-				n := c.NetConn()
-				if _, err := n.Write([]byte("hello")); err != nil {
-					t.Fatal(err)
-				}
-				buf := make([]byte, 5)
-				if _, err := io.ReadFull(g, buf); err != nil || string(buf) != "hello" {
-					t.Errorf("%q %v", buf, err)
-				}
-				held = append(held, c)
-				defer g.Close()
-			}
-			if _, err := b.s.DialTCP(t.Context(), client, ap(a.guest, 80)); !errors.Is(err, syscall.EADDRINUSE) {
-				t.Errorf("the same 4-tuple twice: %v", err)
-			}
-			if _, err := b.s.DialTCP(t.Context(), client, ap(a.guest, 82)); !errors.Is(err, syscall.ECONNREFUSED) {
-				t.Errorf("closed port: %v", err)
-			}
-			for _, c := range held {
-				c.Abort()
-			}
-			l := p.listen(ap(a.guest, 83))
-			for range 3 { // a 4-tuple is free again at once
-				c, err := b.s.DialTCP(t.Context(), client, ap(a.guest, 83))
-				if err != nil {
-					t.Fatal(err)
-				}
-				g, err := l.Accept()
-				if err != nil {
-					t.Fatal(err)
-				}
-				c.Abort()
-				if _, err := g.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
-					t.Errorf("the guest saw %v, not a reset", err)
-				}
-				g.Close()
-			}
-		}
-	})
-}
-
-func TestDialTCPGivesUp(t *testing.T) {
-	b := newBench(t, noOffload(), nil)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	for range 2 { // the second finds the 4-tuple free
-		if _, err := b.s.DialTCP(ctx, ap(far4, 5), ap(guest4, 80)); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("a silent guest: %v", err)
-		}
-	}
-	failed := make(chan error)
-	go func() {
-		_, err := b.s.DialTCP(context.Background(), ap(far4, 5), ap(guest4, 80))
-		failed <- err
-	}()
-	b.next()
-	b.s.Close()
-	select {
-	case err := <-failed:
-		if !errors.Is(err, syscall.ENETDOWN) && !errors.Is(err, syscall.ECONNABORTED) {
-			t.Errorf("closed while dialling: %v", err)
-		}
-	case <-time.After(patience):
-		t.Error("Close leaves a dial behind")
-	}
-}
-
-func TestResetsCross(t *testing.T) {
+func TestResetReachesReaderAndWriter(t *testing.T) {
 	b := newBench(t, offloads(), nil)
 	conns := b.accept()
 	p := b.peer()
@@ -429,7 +338,7 @@ func TestResetsCross(t *testing.T) {
 	}
 	waitFor(t, "the bytes", func() bool { return b.s.ns.Stats().TCP.SegmentsSent.Value() >= 2 })
 	time.Sleep(silence)
-	g.Close() // with unread data: a reset
+	g.Close() // with unread data, so it sends a reset
 	select {
 	case <-failed:
 	case <-time.After(patience):
@@ -439,26 +348,26 @@ func TestResetsCross(t *testing.T) {
 		t.Errorf("read after a reset: %v", err)
 	}
 	if _, err := c.WriteFrom(bytes.NewReader([]byte("x")), 1); err == nil {
-		t.Error("a write after a reset")
+		t.Error("a write succeeded after a reset")
 	}
 	c.Detach()
 	c.Close()
 	waitFor(t, "the end", func() bool { return b.s.Stats().TCPCurrent == 0 })
 }
 
-// shortWriter takes so many bytes and no more.
-type shortWriter struct{ room int }
+// shortWriter accepts the given number of bytes.
+type shortWriter struct{ left int }
 
 func (w *shortWriter) Write(b []byte) (int, error) {
-	n := min(len(b), w.room)
-	w.room -= n
+	n := min(len(b), w.left)
+	w.left -= n
 	if n < len(b) {
 		return n, io.ErrShortWrite
 	}
 	return n, nil
 }
 
-func TestReadToStopsWhereTheWriterDoes(t *testing.T) {
+func TestReadToStopsWithTheWriter(t *testing.T) {
 	b := newBench(t, offloads(), nil)
 	conns := b.accept()
 	g, err := b.peer().dial(ap(far4, 80), patience)
@@ -478,7 +387,7 @@ func TestReadToStopsWhereTheWriterDoes(t *testing.T) {
 		t.Errorf("a full writer: %d %v", n, err)
 	}
 	if n, err := c.ReadTo(&shortWriter{300}); n != 300 || err != nil {
-		t.Errorf("a writer with room for 300: %d %v", n, err)
+		t.Errorf("a writer that accepts 300 bytes: %d %v", n, err)
 	}
 	var rest bytes.Buffer
 	if n, err := c.ReadTo(&rest); n != 700 || err != nil || !bytes.Equal(rest.Bytes(), pattern(1000)[300:]) {
@@ -487,36 +396,8 @@ func TestReadToStopsWhereTheWriterDoes(t *testing.T) {
 	c.Abort()
 }
 
-// A reconnect from the same port right after an orderly end is not held up by the old connection.
-func TestSamePortAgainAtOnce(t *testing.T) {
-	b := newBench(t, offloads(), nil)
-	conns := b.accept()
-	p := b.peer()
-	tw := tcpip.TCPTimeWaitTimeoutOption(0)
-	if err := p.ns.SetTransportProtocolOption(tcp.ProtocolNumber, &tw); err != nil {
-		t.Fatal(err)
-	}
-	for i := range 3 {
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
-		g, err := gonet.DialTCPWithBind(ctx, p.ns, full(ap(guest4, 7777)), full(ap(far4, 80)), ipv4.ProtocolNumber)
-		cancel()
-		if err != nil {
-			t.Fatalf("connection %d: %v", i, err)
-		}
-		c := <-conns
-		_ = c.CloseWrite()
-		_, _ = io.ReadAll(g)
-		g.Close()
-		if _, err := readAll(c); err != nil {
-			t.Error(err)
-		}
-		c.Close()
-		waitFor(t, "the end", func() bool { return b.s.Stats().TCPCurrent == 0 && p.ns.Stats().TCP.CurrentConnected.Value() == 0 })
-	}
-}
-
-// Close with everything under way at once: it returns soon, resets the guest, and leaves nothing (newBench looks).
-func TestCloseWithConnectionsUnderWay(t *testing.T) {
+// Close with connections in all states: it returns soon, resets the guest's connections, and leaves no goroutine (newBench checks).
+func TestCloseWithConnectionsInAllStates(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	accepted := make(chan error, 64)
 	first := make(chan *Conn, 1)
@@ -530,7 +411,7 @@ func TestCloseWithConnectionsUnderWay(t *testing.T) {
 	b.dev.InjectBytes(tcpFrame(ap(guest4, 1), ap(far4, 80), 1, 0, header.TCPFlagSyn, nil))
 	sa := header.TCP(b.next().payload)
 	b.dev.InjectBytes(tcpFrame(ap(guest4, 1), ap(far4, 80), 2, sa.SequenceNumber()+1, header.TCPFlagAck, nil))
-	(<-first).Close() // a FIN that nobody will answer
+	(<-first).Close() // a FIN that the guest does not answer
 	b.next()
 	for i := range 20 {
 		b.dev.InjectBytes(tcpFrame(ap(guest4, uint16(100+i)), ap(far4, 80), 1, 0, header.TCPFlagSyn, nil))
@@ -545,7 +426,7 @@ func TestCloseWithConnectionsUnderWay(t *testing.T) {
 		select {
 		case <-accepted:
 		case <-time.After(patience):
-			t.Fatal("an Accept is left behind")
+			t.Fatal("a call of Accept has not returned")
 		}
 	}
 }

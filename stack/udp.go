@@ -26,28 +26,29 @@ const (
 	dhcpServerPort = 67
 	fragHdrLen     = 8 // IPv6 fragment header, RFC 8200 4.5
 
-	// maxTrain is the most datagrams of a train: UDP_MAX_SEGMENTS in include/linux/udp.h. A forged header could
-	// otherwise make one frame cost 65507 datagrams.
-	maxTrain = 128
+	// maxGSODatagrams is the most datagrams in a GSO frame of the guest: UDP_MAX_SEGMENTS in include/linux/udp.h. Without this
+	// limit a forged header could turn one frame into 65507 datagrams.
+	maxGSODatagrams = 128
 )
 
-// ErrTooBig is returned by WriteUDP for a payload that no datagram can hold.
+// ErrTooBig is returned by WriteUDP for a payload larger than a datagram can have.
 var ErrTooBig = errors.New("stack: datagram too big")
 
-// ErrNoPort is returned when the address is behind no device of the network.
+// ErrNoPort is returned if the destination is behind no device of the network.
 var ErrNoPort = errors.New("stack: no device for this address")
 
-// receiveUDP checks a whole datagram and hands it over, at once or, when collect is set, with others of its flow.
+// receiveUDP checks an unfragmented datagram or GSO frame and delivers it, at once or, if collect is set, combined with others
+// of its flow.
 func (p *port) receiveUDP(k *packet, collect bool) {
 	s := p.s
 	if len(k.payload) < udpLen {
 		s.stats.drop(DropTransport)
 		return
 	}
-	train := k.frame.Header.GSOType&^tap.GSOECN == tap.GSOUDPL4
+	gso := k.frame.Header.GSOType&^tap.GSOECN == tap.GSOUDPL4
 	n := int(binary.BigEndian.Uint16(k.payload[4:6]))
-	if train {
-		n = len(k.payload) // the length field of a train is that of its first datagram or of the whole
+	if gso {
+		n = len(k.payload) // in a GSO frame the length field may be that of its first datagram or of the whole
 	}
 	if n < udpLen || n > len(k.payload) {
 		s.stats.drop(DropTransport)
@@ -58,16 +59,17 @@ func (p *port) receiveUDP(k *packet, collect bool) {
 		s.stats.drop(DropChecksum)
 		return
 	}
-	d := datagramPool.Get().(*Datagram) // the handler's argument would cost an allocation each
+	d := datagramPool.Get().(*Datagram) // a local variable would be allocated for the interface call
 	defer datagramPool.Put(d)
 	*d = Datagram{
-		Src:     netip.AddrPortFrom(k.src, binary.BigEndian.Uint16(k.payload[0:2])),
-		Dst:     netip.AddrPortFrom(k.dst, binary.BigEndian.Uint16(k.payload[2:4])),
+		Flow: Flow{Endpoint: p.endpoint,
+			Src: netip.AddrPortFrom(k.src, binary.BigEndian.Uint16(k.payload[0:2])),
+			Dst: netip.AddrPortFrom(k.dst, binary.BigEndian.Uint16(k.payload[2:4]))},
 		Payload: k.payload[udpLen:],
 		TTL:     k.ttl, TOS: k.tos, DF: k.df,
 	}
-	if train {
-		if n := int(k.frame.Header.GSOSize); n == 0 || len(d.Payload) > n*maxTrain {
+	if gso {
+		if n := int(k.frame.Header.GSOSize); n == 0 || len(d.Payload) > n*maxGSODatagrams {
 			s.stats.drop(DropGSO)
 			return
 		}
@@ -75,7 +77,7 @@ func (p *port) receiveUDP(k *packet, collect bool) {
 			d.GSOSize = k.frame.Header.GSOSize
 		}
 	}
-	if collect && d.Dst.Port() != dhcpServerPort && !closedToTCP(k.src) && !closedToTCP(k.dst) {
+	if collect && d.Dst.Port() != dhcpServerPort && !nonUnicast(k.src) && !nonUnicast(k.dst) {
 		p.collect(d)
 	} else {
 		s.handleUDP(p, d)
@@ -103,7 +105,7 @@ func (s *Stack) handleUDP(p *port, d *Datagram) {
 	}
 }
 
-// deliverReassembledUDP gets the datagrams that netstack put together from fragments.
+// deliverReassembledUDP is called by netstack with datagrams that it has reassembled from fragments.
 func (s *Stack) deliverReassembledUDP(id gstack.TransportEndpointID, pkt *gstack.PacketBuffer) bool {
 	ports := *s.ports.Load()
 	if len(ports) == 0 {
@@ -124,11 +126,7 @@ func (s *Stack) deliverReassembledUDP(id gstack.TransportEndpointID, pkt *gstack
 		return true
 	}
 	k := packet{frame: &tap.Frame{}, payload: whole[off:], proto: protoUDP, src: toNetip(id.RemoteAddress), dst: toNetip(id.LocalAddress)}
-	if k.dst.Is4() {
-		k.ttl, k.tos = ip[8], ip[1]
-	} else {
-		k.ttl, k.tos = ip[7], ip[0]<<4|ip[1]>>4
-	}
+	k.ttl, k.tos = ttlTOS(ip)
 	p := s.portFor(k.src)
 	if p == nil {
 		p = ports[0]
@@ -144,8 +142,9 @@ type udpScratch struct {
 
 var udpPool = sync.Pool{New: func() any { return new(udpScratch) }}
 
-// WriteUDP sends a datagram to the guest at d.Dst, from the remote at d.Src. It keeps nothing of d. A datagram larger
-// than the MTU is fragmented; a train (GSOSize) is handed over whole where the device can split it, else split here.
+// WriteUDP sends a datagram or GSO batch to the guest at d.Dst, from the remote at d.Src. It keeps no reference to d. A
+// datagram larger than the MTU is fragmented. A batch is written as one frame if the device has USO, else split here. The error
+// is ErrNoPort, ErrTooBig, or tap.ErrClosed; a frame dropped because the guest's queue is full is no error.
 func (s *Stack) WriteUDP(d *Datagram) error {
 	p := s.portFor(d.Dst.Addr())
 	if p == nil {
@@ -164,7 +163,7 @@ func (s *Stack) WriteUDP(d *Datagram) error {
 	if d.Dst.Addr().Is4() {
 		ipLen = header.IPv4MinimumSize
 	}
-	fits := ipLen+udpLen+size <= s.config().MTU && total <= min(maxIPv4UDP, size*maxTrain)
+	fits := ipLen+udpLen+size <= s.config().MTU && total <= min(maxIPv4UDP, size*maxGSODatagrams)
 	if fits && s.link.csum && p.dev.Info().USO {
 		return s.writeDatagram(p, d, d.Payload, d.More, d.GSOSize)
 	}
@@ -183,7 +182,7 @@ func (s *Stack) WriteUDP(d *Datagram) error {
 	return nil
 }
 
-// writeDatagram sends payload as one datagram, or with gso payload and more as one train.
+// writeDatagram sends payload as one datagram or, with gso not 0, payload and more as one GSO frame with segments of gso bytes.
 func (s *Stack) writeDatagram(p *port, d *Datagram, payload []byte, more [][]byte, gso uint16) error {
 	v4 := d.Dst.Addr().Is4()
 	if v4 != d.Src.Addr().Is4() {
@@ -226,13 +225,13 @@ func (s *Stack) writeDatagram(p *port, d *Datagram, payload []byte, more [][]byt
 	}
 	if v4 {
 		s.ipv4Header(hdr[ethLen:], d.Src.Addr(), d.Dst.Addr(), protoUDP, d.TTL, d.TOS, size, df4(d.DF))
-		return p.writePieces(h, header.IPv4ProtocolNumber, more, hdr, payload)
+		return p.writeFrameMore(h, header.IPv4ProtocolNumber, more, hdr, payload)
 	}
 	ipv6Header(hdr[ethLen:], d.Src.Addr(), d.Dst.Addr(), protoUDP, d.TTL, d.TOS, size)
-	return p.writePieces(h, header.IPv6ProtocolNumber, more, hdr, payload)
+	return p.writeFrameMore(h, header.IPv6ProtocolNumber, more, hdr, payload)
 }
 
-// udpChecksum is what the field must hold for a datagram whose sum, pseudo header included, is sum.
+// udpChecksum returns the checksum field for a datagram whose sum, pseudo header included, is sum.
 func udpChecksum(sum uint16) uint16 {
 	if sum == 0xffff {
 		return sum // RFC 768: zero means no checksum
@@ -247,9 +246,9 @@ func df4(df bool) uint16 {
 	return 0
 }
 
-// writeFragments sends the IP payload first+rest to the guest, cut to the link's MTU where it must be (RFC 791 3.2,
-// RFC 8200 4.5). What came from the host in one piece may be larger than the guest's MTU; on a real wire the router
-// before it would have cut it, too. Checksums inside are complete.
+// writeFragments sends the IP payload first+rest to the guest, fragmented if it exceeds the link's MTU (RFC 791 3.2, RFC 8200
+// 4.5). A datagram that reached the host unfragmented may be larger than the guest's MTU; on a physical network the router in
+// front of the guest would fragment it as well. The transport checksum must be complete.
 func (s *Stack) writeFragments(p *port, src, dst netip.Addr, proto, ttl, tos uint8, first, rest []byte) error {
 	v4 := dst.Is4()
 	ipLen, etherType := header.IPv6MinimumSize, header.IPv6ProtocolNumber
@@ -275,10 +274,10 @@ func (s *Stack) writeFragments(p *port, src, dst netip.Addr, proto, ttl, tos uin
 	if !v4 {
 		ipLen += fragHdrLen
 	}
-	room := (s.config().MTU - ipLen) &^ 7
+	step := (s.config().MTU - ipLen) &^ 7
 	id := s.ipID.Add(1)
-	for off := 0; off < total; off += room {
-		n := min(room, total-off)
+	for off := 0; off < total; off += step {
+		n := min(step, total-off)
 		more := off+n < total
 		hdr := t.hdr[:ethLen+ipLen]
 		clear(hdr[:ethLen])

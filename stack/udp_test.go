@@ -16,7 +16,7 @@ import (
 	"rootlessnet/tap"
 )
 
-// family is the guest's address, a remote one and the gateway's.
+// family holds the addresses of the guest, of a remote host and of the gateway, in one address family.
 type family struct{ guest, far, gw netip.Addr }
 
 var families = []family{{guest4, far4, gw4}, {guest6, far6, gw6}}
@@ -46,7 +46,7 @@ func TestUDPReachesTheHandler(t *testing.T) {
 	}
 }
 
-func TestUDPOfTheGuestIsChecked(t *testing.T) {
+func TestUDPChecksumIsVerified(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	for _, a := range families {
 		src, dst := ap(a.guest, 4000), ap(a.far, 53)
@@ -73,7 +73,7 @@ func TestUDPOfTheGuestIsChecked(t *testing.T) {
 		if got := b.h.takeUDP(); (len(got) == 1) != a.guest.Is4() {
 			t.Errorf("without a checksum, %v: %d arrived", a.guest, len(got))
 		}
-		// The guest's kernel left the checksum to the device: the field holds a part of it.
+		// A partial checksum: the guest's kernel leaves the computation to the device.
 		part := udpFrame(src, dst, pattern(9))
 		part[at+6], part[at+7] = 0x12, 0x34
 		b.dev.Inject(tap.Frame{Header: tap.Header{Flags: tap.FlagNeedsCsum, CsumStart: uint16(at), CsumOffset: 6}, Bufs: [][]byte{part}})
@@ -87,7 +87,7 @@ func TestUDPOfTheGuestIsChecked(t *testing.T) {
 	}
 }
 
-func TestSourcesThatNobodyHas(t *testing.T) {
+func TestInvalidSources(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	for _, src := range []string{"127.0.0.1", "224.0.0.1", "255.255.255.255", "0.0.0.0", "0.1.2.3"} {
 		b.dev.InjectBytes(udpFrame(ap(netip.MustParseAddr(src), 5), ap(far4, 5), nil), echoRequest(netip.MustParseAddr(src), gw4, 1, 1, nil),
@@ -97,7 +97,7 @@ func TestSourcesThatNobodyHas(t *testing.T) {
 		b.dev.InjectBytes(udpFrame(ap(netip.MustParseAddr(src), 5), ap(far6, 5), nil), echoRequest(netip.MustParseAddr(src), gw6, 1, 1, nil),
 			ipFrame(netip.MustParseAddr(src), far6, 132, make([]byte, 20)))
 	}
-	b.quiet("a packet from nobody")
+	b.quiet("a packet with an invalid source")
 	if len(b.h.takeUDP()) != 0 || b.drops(DropSource) != 25 {
 		t.Errorf("dropped: %v", b.s.Stats().Drops)
 	}
@@ -109,7 +109,7 @@ func TestWriteUDP(t *testing.T) {
 		for _, a := range families {
 			for _, n := range []int{0, 1, 2, 3, 1000, 1001} {
 				src, dst := ap(a.far, 53), ap(a.guest, 4000)
-				if err := b.s.WriteUDP(&Datagram{Src: src, Dst: dst, Payload: pattern(n), TTL: 9, TOS: 0xb9, DF: n&1 == 1}); err != nil {
+				if err := b.s.WriteUDP(&Datagram{Flow: Flow{Src: src, Dst: dst}, Payload: pattern(n), TTL: 9, TOS: 0xb9, DF: n&1 == 1}); err != nil {
 					t.Fatal(err)
 				}
 				k := b.next()
@@ -125,24 +125,24 @@ func TestWriteUDP(t *testing.T) {
 				}
 			}
 		}
-		if err := b.s.WriteUDP(&Datagram{Src: ap(far4, 1), Dst: ap(guest4, 1), Payload: make([]byte, maxIPv4UDP+1)}); !errors.Is(err, ErrTooBig) {
+		if err := b.s.WriteUDP(&Datagram{Flow: Flow{Src: ap(far4, 1), Dst: ap(guest4, 1)}, Payload: make([]byte, maxIPv4UDP+1)}); !errors.Is(err, ErrTooBig) {
 			t.Errorf("too big: %v", err)
 		}
-		if err := b.s.WriteUDP(&Datagram{Src: ap(far6, 1), Dst: ap(guest4, 1)}); err == nil {
-			t.Error("mixed families were taken")
+		if err := b.s.WriteUDP(&Datagram{Flow: Flow{Src: ap(far6, 1), Dst: ap(guest4, 1)}}); err == nil {
+			t.Error("a datagram of mixed address families was accepted")
 		}
 		b.quiet("a refused datagram")
 	})
 }
 
-// A checksum that comes out as zero is sent as 0xffff; zero would say that there is none.
+// A computed checksum of zero is sent as 0xffff, because zero means that there is no checksum.
 func TestWriteUDPChecksumIsNeverZero(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	for _, a := range families {
 		src, dst := ap(a.far, 53), ap(a.guest, 4000)
 		u := udpBytes(src, dst, []byte{0, 0})
-		fix := binary.BigEndian.Uint16(u[6:]) // this as data makes the sum all ones
-		if err := b.s.WriteUDP(&Datagram{Src: src, Dst: dst, Payload: []byte{byte(fix >> 8), byte(fix)}}); err != nil {
+		fix := binary.BigEndian.Uint16(u[6:]) // with this as payload the sum is all ones
+		if err := b.s.WriteUDP(&Datagram{Flow: Flow{Src: src, Dst: dst}, Payload: []byte{byte(fix >> 8), byte(fix)}}); err != nil {
 			t.Fatal(err)
 		}
 		if k := b.next(); binary.BigEndian.Uint16(k.payload[6:]) != 0xffff {
@@ -151,7 +151,7 @@ func TestWriteUDPChecksumIsNeverZero(t *testing.T) {
 	}
 }
 
-// reassemble puts the fragments of one packet together the way a kernel would.
+// reassemble reads the fragments of one packet and reassembles them as a kernel would.
 func (b *bench) reassemble() received {
 	b.Helper()
 	var whole received
@@ -194,7 +194,7 @@ func TestWriteUDPFragments(t *testing.T) {
 				most = maxIPv6UDP
 			}
 			for _, n := range []int{1473, 1481, 3001, 65000, most} {
-				if err := b.s.WriteUDP(&Datagram{Src: ap(a.far, 53), Dst: ap(a.guest, 4000), Payload: pattern(n), TTL: 9, TOS: 0xb9, DF: true}); err != nil {
+				if err := b.s.WriteUDP(&Datagram{Flow: Flow{Src: ap(a.far, 53), Dst: ap(a.guest, 4000)}, Payload: pattern(n), TTL: 9, TOS: 0xb9, DF: true}); err != nil {
 					t.Fatal(err)
 				}
 				k := b.reassemble()
@@ -206,13 +206,13 @@ func TestWriteUDPFragments(t *testing.T) {
 	})
 }
 
-func TestFragmentsOfTheGuestArePutTogether(t *testing.T) {
+func TestFragmentsAreReassembled(t *testing.T) {
 	b := newBench(t, noOffload(), func(c *Config) { c.MTU = 20000 })
 	for i, a := range families {
 		src, dst := ap(a.guest, 4000), ap(a.far, 53)
 		for j, n := range []int{1500, 8001, 30000, 60001, 65000} {
 			fs := fragments(a.guest, a.far, protoUDP, uint16(100*i+j), udpBytes(src, dst, pattern(n)), 1480*(1+j*3))
-			fs[0], fs[len(fs)-1] = fs[len(fs)-1], fs[0] // order must not matter
+			fs[0], fs[len(fs)-1] = fs[len(fs)-1], fs[0] // the order must not matter
 			b.dev.InjectBytes(fs...)
 			b.settle()
 			got := b.h.takeUDP()
@@ -225,12 +225,12 @@ func TestFragmentsOfTheGuestArePutTogether(t *testing.T) {
 		b.dev.InjectBytes(fragments(a.guest, a.far, protoUDP, uint16(100*i+50), bad, 1480)...)
 		b.settle()
 		if len(b.h.takeUDP()) != 0 {
-			t.Error("a bad checksum arrived")
+			t.Error("a datagram with a wrong checksum arrived")
 		}
 	}
 }
 
-// Never-finished and overlapping fragments: what is held has a limit, and a datagram after them arrives.
+// Incomplete and overlapping fragments: the memory they occupy is limited, and a later datagram arrives.
 func TestFragmentFlood(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	before := heap()
@@ -243,10 +243,10 @@ func TestFragmentFlood(t *testing.T) {
 		fs := fragments(a.guest, a.far, protoUDP, uint16(i), pattern(2960), 1480)
 		switch {
 		case i%3 == 0:
-			b.dev.InjectBytes(fs[1]) // never finished
+			b.dev.InjectBytes(fs[1]) // never complete
 		default:
 			fs[0][ethLen+20+8] ^= 1
-			b.dev.InjectBytes(fs[0], fs[0], fs[0]) // again and again
+			b.dev.InjectBytes(fs[0], fs[0], fs[0]) // overlapping
 		}
 		if i%1000 == 0 {
 			b.settle()
@@ -255,18 +255,18 @@ func TestFragmentFlood(t *testing.T) {
 	b.settle()
 	b.dev.Written()
 	if grown := heap() - before; grown > 24<<20 {
-		t.Errorf("%d bytes are held", grown)
+		t.Errorf("fragments occupy %d bytes", grown)
 	}
 	src, dst := ap(guest4, 4000), ap(far4, 53)
 	b.h.takeUDP()
 	b.dev.InjectBytes(fragments(guest4, far4, protoUDP, 65000, udpBytes(src, dst, pattern(3000)), 1480)...)
 	b.settle()
 	if len(b.h.takeUDP()) != 1 {
-		t.Error("nothing is put together any more")
+		t.Error("reassembly does not work any more")
 	}
 }
 
-func TestTrainsOfTheGuest(t *testing.T) {
+func TestGSOFramesOfTheGuest(t *testing.T) {
 	b := newBench(t, offloads(), nil)
 	for _, a := range families {
 		send := func(n int, gso uint16) []Datagram {
@@ -277,23 +277,23 @@ func TestTrainsOfTheGuest(t *testing.T) {
 			return b.h.takeUDP()
 		}
 		if got := send(50000, 1400); len(got) != 1 || got[0].GSOSize != 1400 || !bytes.Equal(got[0].Payload, pattern(50000)) {
-			t.Errorf("train: %d, drops %v", len(got), b.s.Stats().Drops)
+			t.Errorf("GSO frame: %d, drops %v", len(got), b.s.Stats().Drops)
 		}
 		if got := send(1400, 1400); len(got) != 1 || got[0].GSOSize != 0 {
-			t.Errorf("a train of one: %+v", got)
+			t.Errorf("a GSO frame of one datagram: %+v", got)
 		}
 		before := b.drops(DropGSO)
 		if got := append(send(1400, 0), send(60000, 1)...); len(got) != 0 || b.drops(DropGSO) != before+2 {
-			t.Errorf("impossible trains arrived: %d", len(got))
+			t.Errorf("%d invalid GSO frames arrived", len(got))
 		}
 	}
 }
 
-func TestWriteTrain(t *testing.T) {
+func TestWriteBatch(t *testing.T) {
 	devices(t, func(t *testing.T, info tap.Info) {
 		b := newBench(t, info, nil)
 		for _, a := range families {
-			d := &Datagram{Src: ap(a.far, 53), Dst: ap(a.guest, 4000), Payload: pattern(10001), GSOSize: 1000}
+			d := &Datagram{Flow: Flow{Src: ap(a.far, 53), Dst: ap(a.guest, 4000)}, Payload: pattern(10001), GSOSize: 1000}
 			if err := b.s.WriteUDP(d); err != nil {
 				t.Fatal(err)
 			}
@@ -312,7 +312,7 @@ func TestWriteTrain(t *testing.T) {
 					}
 				}
 			}
-			// Datagrams that do not fit the link are cut one by one, whatever the device can do.
+			// Datagrams larger than the MTU are fragmented one by one, whatever offloads the device has.
 			d.GSOSize = 4000
 			if err := b.s.WriteUDP(d); err != nil {
 				t.Fatal(err)
@@ -323,14 +323,14 @@ func TestWriteTrain(t *testing.T) {
 				}
 			}
 		}
-		b.quiet("a train")
+		b.quiet("a GSO batch")
 	})
 }
 
-// A device that can USO on a network without partial checksums (another device cannot) gets single datagrams.
-func TestWriteTrainWithoutChecksums(t *testing.T) {
+// A device with USO in a network without partial checksums (because another device lacks them) gets single datagrams.
+func TestWriteBatchWithoutChecksumOffload(t *testing.T) {
 	b := newBench(t, offloads(), func(c *Config) { c.CSum, c.TSO = false, false })
-	if err := b.s.WriteUDP(&Datagram{Src: ap(far4, 53), Dst: ap(guest4, 4000), Payload: pattern(2000), GSOSize: 1000}); err != nil {
+	if err := b.s.WriteUDP(&Datagram{Flow: Flow{Src: ap(far4, 53), Dst: ap(guest4, 4000)}, Payload: pattern(2000), GSOSize: 1000}); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
@@ -340,7 +340,7 @@ func TestWriteTrainWithoutChecksums(t *testing.T) {
 	}
 }
 
-// sink is a device that takes what it is given and keeps nothing.
+// sink is a device that accepts and discards all frames.
 type sink struct{ tap.Device }
 
 func (sink) WriteFrames(f []tap.Frame) (int, error) { return len(f), nil }
@@ -351,17 +351,17 @@ type ignore struct{ Handler }
 func (ignore) HandleUDP(*Datagram) {}
 
 func TestDatagramsCostNoAllocation(t *testing.T) {
-	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // a collection empties the pools
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // garbage collection empties the pools
 	s, err := New(Config{Gateway4: gw4, Gateway6: gw6, Subnet4: netip.MustParsePrefix("10.0.2.0/24"), Subnet6: netip.MustParsePrefix("fd00::/64"), MTU: 1500, CSum: true, Handler: ignore{}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	p := newPort(s, sink{}, guestMAC)
+	p := newPort(s, 0, sink{}, guestMAC)
 	s.ports.Store(&[]*port{p})
 	defer s.ports.Store(&[]*port{})
 	for _, a := range families {
-		d := &Datagram{Src: ap(a.far, 53), Dst: ap(a.guest, 4000), Payload: pattern(1000)}
+		d := &Datagram{Flow: Flow{Src: ap(a.far, 53), Dst: ap(a.guest, 4000)}, Payload: pattern(1000)}
 		if n := testing.AllocsPerRun(100, func() { _ = s.WriteUDP(d) }); n >= 1 && !race.Enabled {
 			t.Errorf("WriteUDP to %v: %v allocations", a.guest, n)
 		}

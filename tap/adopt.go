@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Adopt looks at a descriptor that somebody else opened, a TAP with IFF_NO_PI or a socket that keeps the bounds of
-// messages, and returns the Info with which FromFD takes it. A TAP with IFF_VNET_HDR is set to what this package
-// understands: its header's size and the offloads. f stays the caller's. Failures are *Error.
+// Adopt examines a descriptor that another program opened, a TAP device with IFF_NO_PI or a socket that preserves message
+// boundaries, and returns the Info with which FromFD accepts it. On a TAP device with IFF_VNET_HDR it sets the header size and the
+// offloads to what this package supports. mtu is in bytes, as in Info. f remains the caller's. Errors are *Error.
 func Adopt(f *os.File, mtu int) (Info, error) {
 	conn, err := f.SyscallConn()
 	if err != nil {
@@ -65,8 +65,8 @@ func adoptTAP(fd int, info *Info) error {
 	return nil
 }
 
-// hardwareAddr asks a TAP for its interface's address, nil if it does not tell. x/sys has no accessor for ifr_hwaddr:
-// after the name it is a struct sockaddr, two bytes of family and then the address (netdevice(7)).
+// hardwareAddr returns the MAC address of a TAP device's interface, or nil if the kernel refuses. x/sys has no accessor for
+// ifr_hwaddr: after the name comes a struct sockaddr, two bytes of family and then the address (netdevice(7)).
 func hardwareAddr(fd int, name string) net.HardwareAddr {
 	var r struct {
 		name   [unix.IFNAMSIZ]byte

@@ -14,11 +14,11 @@ import (
 
 var (
 	benchKinds = []tap.Kind{tap.KindTAP, tap.KindPacket}
-	// Bytes of UDP payload: frames of 64 bytes, and the largest.
+	// Bytes of UDP payload: for frames of 64 bytes and for the largest.
 	benchSizes = []int{22, 65000}
 )
 
-// model reads one datagram of the guest's and returns the answer to it.
+// model has the guest send one datagram, reads it and returns the response frame.
 func model(b *testing.B, l *link, fd, size int) tap.Frame {
 	unix.Write(fd, make([]byte, size))
 	in := []tap.Frame{{Bufs: [][]byte{make([]byte, 1<<17)}}}
@@ -27,7 +27,7 @@ func model(b *testing.B, l *link, fd, size int) tap.Frame {
 			b.Fatal(err)
 		}
 		if data := in[0].Bufs[0][:in[0].Len]; isUDP(data) {
-			return turn(&in[0], data)
+			return reflect(&in[0], data)
 		}
 	}
 }
@@ -49,7 +49,7 @@ func forKindsAndSizes(b *testing.B, fn func(b *testing.B, l *link, fd, size int)
 	}
 }
 
-// BenchmarkWrite hands single frames to the guest's kernel, up to a socket that nobody reads.
+// BenchmarkWrite writes single frames to the guest's kernel, which queues them in a socket that is not read.
 func BenchmarkWrite(b *testing.B) {
 	forKindsAndSizes(b, func(b *testing.B, l *link, fd, size int) {
 		f := []tap.Frame{model(b, l, fd, size)}
@@ -59,7 +59,7 @@ func BenchmarkWrite(b *testing.B) {
 	})
 }
 
-// BenchmarkWriteBatch hands over eight frames a call.
+// BenchmarkWriteBatch writes eight frames per call.
 func BenchmarkWriteBatch(b *testing.B) {
 	forKindsAndSizes(b, func(b *testing.B, l *link, fd, size int) {
 		f := make([]tap.Frame, 8)
@@ -74,7 +74,7 @@ func BenchmarkWriteBatch(b *testing.B) {
 	})
 }
 
-// BenchmarkRead takes frames that the guest sends as fast as it can; one operation is one frame.
+// BenchmarkRead reads frames that the guest sends as fast as it can; one operation is one frame.
 func BenchmarkRead(b *testing.B) {
 	forKindsAndSizes(b, func(b *testing.B, l *link, fd, size int) {
 		data := make([]byte, size)
@@ -112,8 +112,8 @@ func BenchmarkRead(b *testing.B) {
 	})
 }
 
-// BenchmarkRoundTrip is one small datagram of the guest's and its answer: what waking up costs. "poller" is the Device;
-// the others are loops without it, on a thread of their own.
+// BenchmarkRoundTrip measures a small datagram and its response, which is mostly the cost of waking up. "poller" uses the
+// Device; the others use plain system calls on a thread of their own.
 func BenchmarkRoundTrip(b *testing.B) {
 	for _, kind := range benchKinds {
 		b.Run(string(kind)+"/poller", func(b *testing.B) {
@@ -144,8 +144,8 @@ func BenchmarkRoundTrip(b *testing.B) {
 	}
 }
 
-// rawEcho turns frames around for ever: it ends with the process. On a descriptor that does not block it tries for
-// spin, then sleeps in poll(2).
+// rawEcho sends the guest's UDP frames back until the process ends. On a non-blocking descriptor it polls for the duration of spin,
+// then sleeps in poll(2).
 func rawEcho(fd int, spin time.Duration) {
 	runtime.LockOSThread()
 	buf := make([]byte, 1<<17)
@@ -164,7 +164,7 @@ func rawEcho(fd int, spin time.Duration) {
 		}
 		last = time.Now()
 		if data := buf[tap.HeaderLen:n]; isUDP(data) {
-			turn(&tap.Frame{}, data)
+			reflect(&tap.Frame{}, data)
 			unix.Write(fd, buf[:n])
 		}
 	}

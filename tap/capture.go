@@ -10,16 +10,16 @@ import (
 )
 
 const (
-	// captureQueue bytes may wait for the disk; frames beyond are left out of the capture, never held back from the
-	// guest. While as much again is being written, they are 16 MiB: 128 frames of 64 KiB each.
+	// captureQueue is how many bytes may wait to be written. Further frames are omitted from the capture but still forwarded.
+	// A second buffer of this size may be being written, so a capture uses up to 16 MiB.
 	captureQueue = 8 << 20
-	// captureChunk bytes are worth a write of their own; less waits for captureFlush.
+	// captureChunk is how many queued bytes start a write at once; fewer are written every captureFlush.
 	captureChunk = 256 << 10
 	captureFlush = time.Second
-	// captureCloseWait is how long Close waits for the rest to be written; then the file is closed under the writer.
+	// captureCloseWait is how long Close waits for the rest to be written; then it closes the file, which ends the write.
 	captureCloseWait = 2 * time.Second
 
-	// Of the pcap file format (draft-ietf-opsawg-pcap): nanosecond magic, version, link type, sizes.
+	// The pcap file format (draft-ietf-opsawg-pcap): magic number for nanoseconds, version, limit and link type, sizes.
 	pcapMagic     = 0xa1b23c4d
 	pcapMajor     = 2
 	pcapMinor     = 4
@@ -29,29 +29,29 @@ const (
 	pcapRecordLen = 16
 )
 
-// capture is a Device that writes down what passes. The data plane appends to pending under a lock that is held for a
-// copy only; one goroutine, which Close ends, swaps pending for an empty buffer and writes it out.
+// capture is a Device that records the frames of another one. The data plane appends records to pending under a lock that is held
+// for a copy only; one goroutine, which Close ends, swaps pending for an empty buffer and writes the full one.
 type capture struct {
 	Device
 	log     *slog.Logger
 	w       io.WriteCloser
 	closeW  sync.Once
 	stopped sync.Once
-	full    chan struct{} // capacity 1: pending holds a chunk
+	full    chan struct{} // capacity 1: signals that pending holds captureChunk bytes
 	stop    chan struct{} // closed by Close
-	done    chan struct{} // closed by the writer at its end
+	done    chan struct{} // closed when the writer has ended
 
 	mu      sync.Mutex
-	pending []byte // guarded by mu, as are all below
-	lost    uint64 // frames
-	ended   bool   // nothing is recorded any more
+	pending []byte // records to be written; guarded by mu
+	lost    uint64 // omitted frames; guarded by mu
+	ended   bool   // no more frames are recorded; guarded by mu
 }
 
-// NewCapture returns a Device that passes everything to dev and writes a copy of each frame, of both directions, to w
-// in pcap format with nanosecond times. Frames to the guest are written as handed over, before the kernel may drop
-// them, so that an answer never stands before its question. Partial checksums are written as they are. A slow w loses
-// frames of the capture and a failing one ends it; the traffic is never held up. Close closes both. dev stays the
-// caller's when NewCapture fails; w is closed. A nil log discards.
+// NewCapture returns a Device that passes every call to dev and writes a copy of each frame, in both directions, to w in pcap
+// format with nanosecond timestamps. A frame to the guest is recorded before it is written to dev, even if the kernel then
+// drops it: so a response never precedes its request in the file. Partial checksums are recorded as they are. If w is slow,
+// frames are omitted from the capture, and if it fails, the capture ends; traffic is never delayed. Close closes dev and w. If
+// NewCapture fails, dev remains the caller's and w is closed. A nil log discards.
 func NewCapture(dev Device, w io.WriteCloser, log *slog.Logger) (Device, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -78,7 +78,7 @@ func NewCapture(dev Device, w io.WriteCloser, log *slog.Logger) (Device, error) 
 func (c *capture) ReadFrames(frames []Frame) (int, error) {
 	n, err := c.Device.ReadFrames(frames)
 	for i := range frames[:n] {
-		if frames[i].Len > 0 { // 0: dropped by the device
+		if frames[i].Len > 0 { // 0: the device dropped the frame
 			c.add(frames[i].Bufs, frames[i].Len)
 		}
 	}
@@ -96,7 +96,7 @@ func (c *capture) WriteFrames(frames []Frame) (int, error) {
 	return c.Device.WriteFrames(frames)
 }
 
-// add appends one record: the first size bytes of bufs.
+// add appends a record of the first size bytes of bufs.
 func (c *capture) add(bufs [][]byte, size int) {
 	now := time.Now()
 	c.mu.Lock()
@@ -109,7 +109,7 @@ func (c *capture) add(bufs [][]byte, size int) {
 		first := c.lost == 1
 		c.mu.Unlock()
 		if first {
-			c.log.Warn("packet capture: the disk is too slow, frames are left out")
+			c.log.Warn("packet capture: the disk is too slow, frames are omitted from the file")
 		}
 		return
 	}
@@ -135,7 +135,7 @@ func (c *capture) add(bufs [][]byte, size int) {
 	}
 }
 
-// end stops the recording and returns how many frames were left out.
+// end stops the recording and returns how many frames were omitted.
 func (c *capture) end() (lost uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -143,7 +143,7 @@ func (c *capture) end() (lost uint64) {
 	return c.lost
 }
 
-// run writes until Close, or until w fails.
+// run is the writer goroutine: it writes pending until Close or until w fails.
 func (c *capture) run() {
 	defer close(c.done)
 	t := time.NewTicker(captureFlush)
@@ -163,7 +163,7 @@ func (c *capture) run() {
 		if len(out) > 0 {
 			if _, err := c.w.Write(out); err != nil {
 				c.end()
-				c.log.Warn("packet capture ended", "err", err)
+				c.log.Warn("packet capture ended: the file cannot be written", "err", err)
 				break
 			}
 		}
@@ -174,7 +174,7 @@ func (c *capture) run() {
 		c.log.Warn("packet capture: closing the file", "err", err)
 	}
 	if lost > 0 {
-		c.log.Warn("packet capture is incomplete: the disk was too slow", "frames", lost)
+		c.log.Warn("packet capture is incomplete: the disk was too slow", "omitted", lost)
 	}
 }
 
@@ -191,7 +191,8 @@ func (c *capture) Close() error {
 		select {
 		case <-c.done:
 		case <-time.After(captureCloseWait):
-			// A pipe nobody reads: closing it ends the write. The writer ends then, or with the process.
+			// The writer is blocked, for instance on a pipe that no process reads. Closing the file ends the write if the file
+			// supports that; otherwise the goroutine ends with the process.
 			c.closeFile()
 		}
 	})

@@ -15,22 +15,22 @@ import (
 	"rootlessnet/tap"
 )
 
-// disk is a file whose writes can be held up or made to fail.
+// disk is a file whose writes can be delayed or made to fail.
 type disk struct {
 	mu     sync.Mutex
 	b      bytes.Buffer
 	err    error
 	closed int
-	hold   chan struct{} // when not nil, writes after the first wait for it
+	block  chan struct{} // when not nil, writes after the first wait until it is closed
 	wrote  bool
 }
 
 func (d *disk) Write(p []byte) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.wrote && d.hold != nil {
+	if d.wrote && d.block != nil {
 		d.mu.Unlock()
-		<-d.hold
+		<-d.block
 		d.mu.Lock()
 	}
 	if d.wrote && d.err != nil {
@@ -53,7 +53,7 @@ func (d *disk) content() []byte {
 	return bytes.Clone(d.b.Bytes())
 }
 
-// packets parses a pcap file as any reader would.
+// packets parses a pcap file and returns the frames in it.
 func packets(t *testing.T, b []byte) (frames []string) {
 	t.Helper()
 	e := binary.NativeEndian
@@ -82,7 +82,7 @@ func capture(t *testing.T, w io.WriteCloser) (*nettest.FakeDevice, tap.Device, *
 	return fake, c, log
 }
 
-func TestCaptureHasBothDirectionsWhole(t *testing.T) {
+func TestCaptureRecordsBothDirections(t *testing.T) {
 	nettest.CheckLeaks(t)
 	d := &disk{}
 	fake, c, _ := capture(t, d)
@@ -120,15 +120,15 @@ func TestCaptureHasBothDirectionsWhole(t *testing.T) {
 		t.Errorf("the file was closed %d times", d.closed)
 	}
 	if _, err := c.ReadFrames(in); !errors.Is(err, tap.ErrClosed) {
-		t.Errorf("the device is open: %v", err)
+		t.Errorf("the device is still open: %v", err)
 	}
 }
 
-func TestCaptureOnASlowDiskHoldsNothingUp(t *testing.T) {
+func TestCaptureOnSlowDiskDelaysNoTraffic(t *testing.T) {
 	nettest.CheckLeaks(t)
-	d := &disk{hold: make(chan struct{})}
+	d := &disk{block: make(chan struct{})}
 	fake, c, log := capture(t, d)
-	const frames = 600 // of 60000 bytes: more than twice what may wait
+	const frames = 600 // of 60000 bytes: more than twice captureQueue
 	b := make([]byte, 60000)
 	start := time.Now()
 	for range frames {
@@ -142,7 +142,7 @@ func TestCaptureOnASlowDiskHoldsNothingUp(t *testing.T) {
 	if n := len(fake.Written()); n != frames {
 		t.Errorf("%d frames reached the guest", n)
 	}
-	close(d.hold)
+	close(d.block)
 	c.Close()
 	n := len(packets(t, d.content()))
 	if n == 0 || n >= frames {
@@ -153,7 +153,7 @@ func TestCaptureOnASlowDiskHoldsNothingUp(t *testing.T) {
 	}
 }
 
-func TestCaptureThatFailsEndsAlone(t *testing.T) {
+func TestFailedCaptureDoesNotStopTraffic(t *testing.T) {
 	nettest.CheckLeaks(t)
 	d := &disk{err: errors.New("no space left")}
 	fake, c, log := capture(t, d)
@@ -175,7 +175,7 @@ func TestCaptureThatFailsEndsAlone(t *testing.T) {
 	}
 }
 
-func TestCaptureCannotStart(t *testing.T) {
+func TestCaptureFailsToStart(t *testing.T) {
 	d := &disk{err: errors.New("read-only"), wrote: true}
 	if _, err := tap.NewCapture(nettest.NewFakeDevice(tap.Info{}), d, nil); !errors.Is(err, d.err) || d.closed != 1 {
 		t.Errorf("%v, closed %d times", err, d.closed)

@@ -7,14 +7,14 @@ import (
 	"rootlessnet/internal/spin"
 )
 
-// Kind names how a Device is made. The names are those of the --link flag.
+// Kind is the kind of file behind a Device. Its values are those of the --link flag.
 type Kind string
 
 const (
-	KindTAP      Kind = "tap"       // TAP with virtio-net headers and offloads
-	KindTAPPlain Kind = "tap-plain" // TAP without them
-	KindPacket   Kind = "packet"    // veth pair, far end read by AF_PACKET
-	KindSocket   Kind = "socket"    // a socket that carries a frame a message, its other end anybody's
+	KindTAP      Kind = "tap"       // TAP device with virtio-net headers and offloads
+	KindTAPPlain Kind = "tap-plain" // TAP device without them
+	KindPacket   Kind = "packet"    // AF_PACKET socket on the far end of a veth pair
+	KindSocket   Kind = "socket"    // SOCK_SEQPACKET or SOCK_DGRAM socket that carries one frame per message
 )
 
 // HeaderLen is the size in bytes of struct virtio_net_hdr (include/uapi/linux/virtio_net.h), the form without
@@ -26,14 +26,14 @@ const (
 	FlagNeedsCsum = 1 // VIRTIO_NET_HDR_F_NEEDS_CSUM
 	FlagDataValid = 2 // VIRTIO_NET_HDR_F_DATA_VALID
 
-	GSONone  = 0 // VIRTIO_NET_HDR_GSO_NONE
-	GSOTCPv4 = 1 // VIRTIO_NET_HDR_GSO_TCPV4
-	GSOTCPv6 = 4 // VIRTIO_NET_HDR_GSO_TCPV6
-	GSOUDPL4 = 5 // VIRTIO_NET_HDR_GSO_UDP_L4
-	GSOECN   = 0x80
+	GSONone  = 0    // VIRTIO_NET_HDR_GSO_NONE
+	GSOTCPv4 = 1    // VIRTIO_NET_HDR_GSO_TCPV4
+	GSOTCPv6 = 4    // VIRTIO_NET_HDR_GSO_TCPV6
+	GSOUDPL4 = 5    // VIRTIO_NET_HDR_GSO_UDP_L4
+	GSOECN   = 0x80 // VIRTIO_NET_HDR_GSO_ECN, a flag beside the type
 )
 
-// Header is struct virtio_net_hdr in host (little-endian) byte order.
+// Header is struct virtio_net_hdr; its fields are in host byte order.
 type Header struct {
 	Flags      uint8
 	GSOType    uint8
@@ -43,39 +43,41 @@ type Header struct {
 	CsumOffset uint16 // offset from CsumStart of the checksum field
 }
 
-// Frame is one Ethernet frame in pieces.
+// Frame is one Ethernet frame in one or more buffers.
 type Frame struct {
 	Header Header
-	// Bufs: on read, space filled in order; on write, the pieces of the frame in order. Empty pieces are allowed.
+	// Bufs is, for reading, the space to be filled in order; for writing, the content in order. Empty buffers are allowed.
 	Bufs [][]byte
-	// Len is set by ReadFrames to the bytes of the frame (virtio header excluded) that were put into Bufs.
+	// Len is set by reads to the number of bytes that were put into Bufs; the virtio-net header does not count.
 	Len int
 }
 
-// Info says what a Device is and can do; it never changes.
+// Info describes a Device; it never changes.
 type Info struct {
 	Kind Kind
 	Name string           // interface name in the namespace
-	MAC  net.HardwareAddr // the guest's end
+	MAC  net.HardwareAddr // of the guest's interface
 	MTU  int              // bytes, without the Ethernet header
-	CSum bool             // partial checksums in both directions (Header.FlagNeedsCsum is understood)
+	CSum bool             // partial checksums in both directions (FlagNeedsCsum)
 	TSO  bool             // TCP frames up to 64 KiB in both directions
-	USO  bool             // UDP_L4 frames in both directions
+	USO  bool             // GSOUDPL4 frames up to 64 KiB in both directions
 }
 
-// ErrClosed is returned by a Device that was closed, or whose namespace is gone.
+// ErrClosed is returned by a Device that was closed or whose interface was deleted.
 var ErrClosed = errors.New("tap: device closed")
 
-// Device moves Ethernet frames between us and the guest's kernel.
+// Device moves Ethernet frames between this process and the guest's kernel.
 //
-// ReadFrames blocks until at least one frame is there, then takes what is ready, at most len(frames), and returns how
-// many frames it filled. A frame that does not fit its Bufs is dropped and counted, never truncated; where frames come
-// in batches its slot has Len 0. One reader at a time. Any error is final and is ErrClosed when it means the end.
+// ReadFrames blocks until at least one frame is ready, reads all that are, at most len(frames), and returns how many elements
+// of frames it filled. A frame that does not fit its Bufs is dropped and counted, never truncated; where frames are read in
+// batches its element has Len 0. One goroutine at a time may read. Any error is final; it is ErrClosed if the device was closed
+// or deleted, else an *Error.
 //
-// WriteFrames writes the frames in order and returns how many the kernel took. It may be called from any goroutine.
-// It never blocks for long: when the guest's queue is full the frame is dropped and counted, as a wire would.
+// WriteFrames writes the frames in order and returns how many the kernel accepted. It may be called from any goroutine. It does not
+// block: when the guest's queue is full, frames are dropped and counted, as on an Ethernet link. The only error is ErrClosed.
 //
-// Close unblocks a reader, may be called more than once, and releases every fd.
+// Close unblocks the reader and releases the descriptor. It may be called more than once and from any goroutine, as may Info
+// and Stats.
 type Device interface {
 	ReadFrames(frames []Frame) (n int, err error)
 	WriteFrames(frames []Frame) (n int, err error)
@@ -84,26 +86,28 @@ type Device interface {
 	Close() error
 }
 
-// Poller is a Device that can be read by turns.
+// Poller is a Device that calls a handler when frames may be ready.
 //
-// PollFrames is ReadFrames, but returns 0 when nothing is ready.
+// PollFrames is ReadFrames, but returns 0 instead of blocking.
 //
-// Serve calls turn, which reads with PollFrames, whenever there may be something, until turn says spin.Over, which is nil, or the
-// device is closed or has failed. turn is called by this goroutine, and by those of the group who look; not twice at once.
+// Serve calls handler, which reads with PollFrames, whenever frames may be ready. It returns nil when handler has returned
+// spin.Done, and ErrClosed when the device was closed. Serve's goroutine calls handler, and so may any goroutine that busy-polls
+// the device's group, but never two at once.
 type Poller interface {
 	PollFrames(frames []Frame) (n int, err error)
-	Serve(turn func() spin.Did) error
+	Serve(handler func() spin.Result) error
 }
 
-// Spinner is a Poller whose turns are those of a group. Spin must come before Serve.
-type Spinner interface {
-	Spin(g *spin.Group)
+// BusyPoller is a Poller whose Serve can take part in a busy-poll group. SetBusyPollGroup must be called before Serve; g may be
+// nil.
+type BusyPoller interface {
+	SetBusyPollGroup(g *spin.Group)
 }
 
-// Stats counts since the device was opened.
+// Stats counts frames and bytes since the device was opened.
 type Stats struct {
 	RxFrames, RxBytes uint64 // from the guest
 	TxFrames, TxBytes uint64 // to the guest
-	RxDropped         uint64 // too large for the reader's buffers, or lost by the kernel on the way to us
-	TxDropped         uint64 // refused by the kernel
+	RxDropped         uint64 // too large for the reader's buffers, VLAN-tagged, unreadable, or lost in the packet socket's queue
+	TxDropped         uint64 // refused by the kernel, empty, or in too many buffers
 }

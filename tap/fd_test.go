@@ -16,8 +16,7 @@ import (
 	"rootlessnet/tap"
 )
 
-// pair is a Device on one end of a datagram socketpair, which keeps frames apart as a TAP does; the test holds the
-// other end.
+// pair returns a Device on one end of a datagram socketpair, which preserves message boundaries as a TAP does, and the other end.
 func pair(t testing.TB, kind tap.Kind) (tap.Device, int) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -32,7 +31,7 @@ func pair(t testing.TB, kind tap.Kind) (tap.Device, int) {
 	return d, fds[1]
 }
 
-func TestFramesCrossInPieces(t *testing.T) {
+func TestFramesInSeveralBuffers(t *testing.T) {
 	for _, kind := range []tap.Kind{tap.KindTAP, tap.KindTAPPlain, tap.KindPacket} {
 		t.Run(string(kind), func(t *testing.T) {
 			nettest.CheckLeaks(t)
@@ -73,7 +72,7 @@ func TestFramesCrossInPieces(t *testing.T) {
 				}
 				for _, f := range in[:n] {
 					if f.Len == 0 {
-						continue // its slot in a batch
+						continue // a dropped frame keeps its element in a batch
 					}
 					got = append(got, string(bytes.Join(f.Bufs, nil)[:f.Len]))
 					if f.Header != h {
@@ -91,7 +90,7 @@ func TestFramesCrossInPieces(t *testing.T) {
 	}
 }
 
-func TestShortOfAHeader(t *testing.T) {
+func TestReadShorterThanHeader(t *testing.T) {
 	d, fd := pair(t, tap.KindTAP)
 	unix.Write(fd, []byte("nine by."))
 	unix.Write(fd, make([]byte, tap.HeaderLen+1))
@@ -116,7 +115,7 @@ func TestUnwritableFrames(t *testing.T) {
 			d.WriteFrames(frames[i : i+1])
 		}
 		if s := d.Stats(); s.TxDropped != 3 || s.TxFrames != 1 {
-			t.Errorf("%s one by one: %+v", kind, s)
+			t.Errorf("%s one per call: %+v", kind, s)
 		}
 		if n, err := d.WriteFrames(frames); n != 1 || err != nil {
 			t.Errorf("%s as one batch: %d, %v", kind, n, err)
@@ -124,7 +123,7 @@ func TestUnwritableFrames(t *testing.T) {
 	}
 }
 
-func TestFullQueueDropsAtOnce(t *testing.T) {
+func TestFullQueueDropsWithoutWaiting(t *testing.T) {
 	for _, kind := range []tap.Kind{tap.KindTAP, tap.KindPacket} {
 		d, _ := pair(t, kind)
 		frames := make([]tap.Frame, 100)
@@ -137,10 +136,10 @@ func TestFullQueueDropsAtOnce(t *testing.T) {
 			t.Errorf("%s: %d, %v", kind, n, err)
 		}
 		if took := time.Since(start); took > time.Second {
-			t.Errorf("%s: a full queue held the writer for %v", kind, took)
+			t.Errorf("%s: with a full queue the writer took %v", kind, took)
 		}
 		if s := d.Stats(); int(s.TxFrames) != n || int(s.TxDropped) != 100-n {
-			t.Errorf("%s: took %d, stats %+v", kind, n, s)
+			t.Errorf("%s: wrote %d, stats %+v", kind, n, s)
 		}
 	}
 }
@@ -193,7 +192,7 @@ func TestNoAllocationPerFrame(t *testing.T) {
 		in := []tap.Frame{{Bufs: [][]byte{make([]byte, 128)}}, {Bufs: [][]byte{make([]byte, 128)}}}
 		out := []tap.Frame{{Bufs: [][]byte{small[:14], small[14:]}}}
 		buf := make([]byte, 128)
-		// An average, rounded down: the collector may empty the pool once in a while.
+		// AllocsPerRun rounds the average down, so an occasional emptying of the pool by the collector does not count.
 		if n := testing.AllocsPerRun(1000, func() {
 			unix.Write(fd, small)
 			d.ReadFrames(in)
@@ -240,12 +239,12 @@ func FuzzAuxData(f *testing.F) {
 	binary.NativeEndian.PutUint32(tagged[12:], unix.PACKET_AUXDATA)
 	binary.NativeEndian.PutUint32(tagged[16:], unix.TP_STATUS_USER|unix.TP_STATUS_VLAN_VALID)
 	if !tap.VLANTagged(tagged) {
-		f.Error("a tag is not seen")
+		f.Error("a VLAN tag was not recognised")
 	}
 	f.Add(tagged)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if tap.VLANTagged(b) && len(b) < 36 {
-			t.Errorf("a tag in % x", b)
+			t.Errorf("a VLAN tag was recognised in % x", b)
 		}
 	})
 }

@@ -2,8 +2,8 @@ package tap
 
 import "encoding/binary"
 
-// The header's byte order is the host's (legacy virtio, unless TUNSETVNETLE is used). Every machine Go runs on as
-// linux/amd64, arm64, riscv64, loong64 or ppc64le is little-endian, which NativeEndian follows.
+// The fields of struct virtio_net_hdr are in host byte order (legacy virtio) unless TUNSETVNETLE is used, which this package
+// does not.
 
 func decodeHeader(b *[HeaderLen]byte) Header {
 	e := binary.NativeEndian

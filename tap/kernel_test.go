@@ -39,7 +39,7 @@ func TestDatagramsCrossBothWays(t *testing.T) {
 	})
 }
 
-func TestVirtioHeaderIsTheKernels(t *testing.T) {
+func TestVirtioHeaderFromKernel(t *testing.T) {
 	eachKind(t, func(t *testing.T, kind tap.Kind) {
 		l := newLink(t, kind)
 		unix.Write(guestSocket(t), make([]byte, 1000))
@@ -62,7 +62,7 @@ func TestVirtioHeaderIsTheKernels(t *testing.T) {
 	})
 }
 
-func TestLargeFrameForSmallBuffersIsDropped(t *testing.T) {
+func TestFrameLargerThanBuffersIsDropped(t *testing.T) {
 	eachKind(t, func(t *testing.T, kind tap.Kind) {
 		l := newLink(t, kind)
 		fd := guestSocket(t)
@@ -77,7 +77,7 @@ func TestLargeFrameForSmallBuffersIsDropped(t *testing.T) {
 			}
 			for _, f := range in[:n] {
 				if f.Len > 100 && f.Len != 142 {
-					t.Fatalf("a frame of %d bytes was cut short", f.Len)
+					t.Fatalf("a frame was truncated to %d bytes", f.Len)
 				}
 				got = got || f.Len == 142
 			}
@@ -88,7 +88,7 @@ func TestLargeFrameForSmallBuffersIsDropped(t *testing.T) {
 	})
 }
 
-func TestMalformedFramesHarmNothing(t *testing.T) {
+func TestLinkSurvivesMalformedFrames(t *testing.T) {
 	eachKind(t, func(t *testing.T, kind tap.Kind) {
 		l := newLink(t, kind)
 		var wg sync.WaitGroup
@@ -105,10 +105,10 @@ func TestMalformedFramesHarmNothing(t *testing.T) {
 			}
 		}
 		if s := l.Stats(); s.TxDropped == 0 {
-			t.Errorf("nothing was refused: %+v", s)
+			t.Errorf("the kernel refused no frame: %+v", s)
 		}
 		if !exchange(t, guestSocket(t), 100) {
-			t.Error("the link is dead")
+			t.Error("the link does not work any more")
 		}
 		l.Close()
 		wg.Wait()
@@ -140,14 +140,14 @@ func TestLinkDownAndUp(t *testing.T) {
 			l.up(t)
 		}
 		if !exchange(t, fd, 100) {
-			t.Error("the link did not come back")
+			t.Error("the link does not work after it was down")
 		}
 		l.Close()
 		wg.Wait()
 	})
 }
 
-func TestDeletedInterfaceIsTheEnd(t *testing.T) {
+func TestDeletedInterfaceEndsDevice(t *testing.T) {
 	eachKind(t, func(t *testing.T, kind tap.Kind) {
 		l := newLink(t, kind)
 		done := make(chan error, 1)
@@ -164,7 +164,7 @@ func TestDeletedInterfaceIsTheEnd(t *testing.T) {
 				t.Errorf("reader: %v", err)
 			}
 		case <-time.After(5 * time.Second):
-			t.Error("the reader waits for a device that is gone")
+			t.Error("the reader still waits although the interface was deleted")
 		}
 		if _, err := l.WriteFrames([]tap.Frame{{Bufs: [][]byte{make([]byte, 60)}}}); !errors.Is(err, tap.ErrClosed) {
 			t.Errorf("writer: %v", err)
@@ -176,7 +176,7 @@ func TestConcurrentWritersKeepFramesWhole(t *testing.T) {
 	eachKind(t, func(t *testing.T, kind tap.Kind) {
 		l := newLink(t, kind)
 		fd := guestSocket(t)
-		// One datagram of the guest's serves as the model; each writer sends its own letter in it.
+		// A datagram sent by the guest serves as the template; each writer fills it with its own letter.
 		unix.Write(fd, make([]byte, 1000))
 		in := []tap.Frame{{Bufs: [][]byte{make([]byte, 2000)}}}
 		for ok := false; !ok; ok = isUDP(in[0].Bufs[0][:in[0].Len]) {
@@ -184,7 +184,7 @@ func TestConcurrentWritersKeepFramesWhole(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		model := turn(&in[0], in[0].Bufs[0][:in[0].Len])
+		model := reflect(&in[0], in[0].Bufs[0][:in[0].Len])
 		model.Header = tap.Header{}
 		model.Bufs[0][40], model.Bufs[0][41] = 0, 0 // no checksum (RFC 768)
 		const writers, each = 4, 50
@@ -199,7 +199,7 @@ func TestConcurrentWritersKeepFramesWhole(t *testing.T) {
 					if n, err := l.WriteFrames(f); n != 2 || err != nil {
 						t.Errorf("%d, %v", n, err)
 					}
-					time.Sleep(time.Millisecond) // within the guest's receive buffer
+					time.Sleep(time.Millisecond) // so that the guest's receive buffer does not overflow
 				}
 			})
 		}
@@ -221,7 +221,7 @@ func TestConcurrentWritersKeepFramesWhole(t *testing.T) {
 	})
 }
 
-func TestVLANFramesAreNotMistakenForUntagged(t *testing.T) {
+func TestVLANFrameIsNotDeliveredUntagged(t *testing.T) {
 	eachKind(t, func(t *testing.T, kind tap.Kind) {
 		l := newLink(t, kind)
 		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
@@ -234,7 +234,7 @@ func TestVLANFramesAreNotMistakenForUntagged(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		// EtherType 0x88b5 is for local experiments (IEEE 802); first within VLAN 5.
+		// EtherType 0x88b5 is for local experiments (IEEE 802). The first frame is tagged for VLAN 5.
 		untagged, tagged := make([]byte, 60), make([]byte, 64)
 		untagged[12], untagged[13] = 0x88, 0xb5
 		copy(tagged[12:], []byte{0x81, 0, 0, 5, 0x88, 0xb5})
@@ -248,7 +248,7 @@ func TestVLANFramesAreNotMistakenForUntagged(t *testing.T) {
 			b := in[0].Bufs[0][:in[0].Len]
 			if len(b) >= 14 && b[12] == 0x88 && b[13] == 0xb5 {
 				if seen++; kind == tap.KindPacket && l.Stats().RxDropped != 1 {
-					t.Errorf("the tagged frame came as an untagged one: %+v", l.Stats())
+					t.Errorf("the tagged frame was delivered untagged: %+v", l.Stats())
 				}
 			}
 		}
@@ -269,7 +269,7 @@ func TestFromFDChecksTheKind(t *testing.T) {
 			fd = openPacket(t)
 		}
 		if _, err := tap.FromFD(os.NewFile(uintptr(fd), "link"), tap.Info{Kind: wrong}); err == nil {
-			t.Errorf("a %s was taken for a %s", kind, wrong)
+			t.Errorf("FromFD accepted a %s as a %s", kind, wrong)
 		}
 	})
 }

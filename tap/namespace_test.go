@@ -19,7 +19,7 @@ import (
 	"rootlessnet/tap"
 )
 
-// inside marks the test binary that runs in namespaces of its own.
+// inside is the environment variable of the test process that runs in its own namespaces.
 const inside = "ROOTLESSNET_TAP_INSIDE"
 
 const guestName = "eth0"
@@ -31,8 +31,9 @@ var (
 	ourIP    = [4]byte{10, 0, 2, 2}
 )
 
-// cannot says why the kernel does not let a test run; where every test has to run, that is a failure.
-func cannot(t testing.TB, format string, args ...any) {
+// skip skips a test that the kernel or the machine does not permit; where every test has to run (ROOTLESSNET_CI), it fails the
+// test.
+func skip(t testing.TB, format string, args ...any) {
 	t.Helper()
 	if os.Getenv("ROOTLESSNET_CI") == "1" {
 		t.Fatalf(format, args...)
@@ -40,8 +41,8 @@ func cannot(t testing.TB, format string, args ...any) {
 	t.Skipf("NOT TESTED: "+format, args...)
 }
 
-// enter re-executes the test in a user and network namespace, where the caller is root; it returns true on the inside.
-// On the outside it passes the verdict on.
+// enter runs the test again in a child process, in a new user and network namespace in which it is root. It returns true in the
+// child; in the parent it reports the child's result and returns false.
 func enter(t testing.TB) bool {
 	t.Helper()
 	if os.Getenv(inside) != "" {
@@ -66,7 +67,7 @@ func enter(t testing.TB) bool {
 	var exit *exec.ExitError
 	switch {
 	case err != nil && !errors.As(err, &exit):
-		cannot(t, "no user namespace: %v", err)
+		skip(t, "no user namespace: %v", err)
 	case err != nil:
 		t.Fatalf("%s", out)
 	case strings.Contains(string(out), "--- SKIP: "+t.Name()):
@@ -74,13 +75,13 @@ func enter(t testing.TB) bool {
 	}
 	if _, ok := t.(*testing.B); ok {
 		os.Stdout.Write(out)
-		t.SkipNow() // what this process would measure is the other one
+		t.SkipNow() // the child has measured
 	}
 	t.Logf("%s", out)
 	return false
 }
 
-// link is a Device of the kind, and the guest's end of it, up, with an address and a permanent neighbour.
+// link is a Device and the guest's interface, which is up and has an address and a permanent neighbour entry for our address.
 type link struct {
 	tap.Device
 	guest netlink.Link
@@ -98,6 +99,7 @@ func (l *link) up(t testing.TB) {
 	}
 }
 
+// newLink makes a link of the given kind in the current namespace.
 func newLink(t testing.TB, kind tap.Kind) *link {
 	t.Helper()
 	fd := openKind(t, kind)
@@ -114,13 +116,14 @@ func newLink(t testing.TB, kind tap.Kind) *link {
 
 func openKind(t testing.TB, kind tap.Kind) int {
 	t.Helper()
-	os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0) // no frames but ours, where there is IPv6
+	os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0) // where there is IPv6, the kernel would send frames of its own
 	if kind == tap.KindPacket {
 		return openPacket(t)
 	}
 	return openTAP(t, kind == tap.KindTAP)
 }
 
+// configure sets addresses and MTU of the guest's interface and sets it up. d may be nil.
 func configure(t testing.TB, d tap.Device) *link {
 	t.Helper()
 	guest, err := netlink.LinkByName(guestName)
@@ -146,9 +149,9 @@ func openTAP(t testing.TB, vnet bool) int {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		if os.Getenv("TUN_MODE") == "0600" {
-			t.Skipf("NOT TESTED: /dev/net/tun: %v, as asked for", err)
+			t.Skipf("NOT TESTED: /dev/net/tun: %v, as TUN_MODE=0600 requests", err)
 		}
-		cannot(t, "/dev/net/tun: %v", err)
+		skip(t, "/dev/net/tun: %v", err)
 	}
 	req, _ := unix.NewIfreq(guestName)
 	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI)
@@ -167,7 +170,8 @@ func openTAP(t testing.TB, vnet bool) int {
 	return fd
 }
 
-// openPacket makes a veth pair whose far end is alone in a second namespace, held by the socket.
+// openPacket makes a veth pair whose far end is alone in a second network namespace, which lives as long as the packet socket
+// that openPacket returns.
 func openPacket(t testing.TB) int {
 	t.Helper()
 	near, err := os.Open("/proc/thread-self/ns/net")
@@ -181,13 +185,13 @@ func openPacket(t testing.TB) int {
 	}
 	done := make(chan result)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends in the other namespace
+		runtime.LockOSThread() // never unlocked: the thread is in the other namespace and must end with the goroutine
 		fd, err := farEnd(near)
 		done <- result{fd, err}
 	}()
 	r := <-done
 	if r.err != nil {
-		cannot(t, "packet link: %v", r.err)
+		skip(t, "packet link: %v", r.err)
 	}
 	return r.fd
 }
@@ -229,7 +233,7 @@ func farEnd(near *os.File) (int, error) {
 	return fd, unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: unix.ETH_P_ALL << 8 & 0xffff, Ifindex: far.Attrs().Index})
 }
 
-// guestSocket is a UDP socket of the guest's, connected to port 9 of our side.
+// guestSocket returns a UDP socket of the guest's kernel, connected to port 9 of our address.
 func guestSocket(t testing.TB) int {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -249,14 +253,14 @@ func guestSocket(t testing.TB) int {
 	return fd
 }
 
-// isUDP says whether b is a UDP frame of the guest's.
+// isUDP reports whether b is an IPv4 UDP frame.
 func isUDP(b []byte) bool {
 	return len(b) >= 42 && binary.BigEndian.Uint16(b[12:]) == 0x0800 && b[23] == unix.IPPROTO_UDP
 }
 
-// turn makes the answer of a UDP frame in place: everything that is symmetric is swapped, so checksums stay as they
-// are, partial ones too.
-func turn(f *tap.Frame, b []byte) tap.Frame {
+// reflect turns a UDP frame into its response in place by swapping MAC addresses, IP addresses and ports. Checksums, including
+// partial ones, are not affected by the swap.
+func reflect(f *tap.Frame, b []byte) tap.Frame {
 	var x [6]byte
 	copy(x[:], b[0:6])
 	copy(b[0:6], b[6:12])
@@ -269,8 +273,8 @@ func turn(f *tap.Frame, b []byte) tap.Frame {
 	return tap.Frame{Header: f.Header, Bufs: [][]byte{b}}
 }
 
-// echo turns the guest's UDP frames around until the device is closed, as the data plane does: in batches, offering
-// for each frame one large buffer and a tail.
+// echo sends the guest's UDP frames back until the device is closed. Like the data plane it reads in batches, with one large buffer
+// and a small tail for each frame.
 func echo(d tap.Device, batch int) error {
 	in := make([]tap.Frame, batch)
 	for i := range in {
@@ -286,7 +290,7 @@ func echo(d tap.Device, batch int) error {
 		for i := range in[:n] {
 			f := &in[i]
 			if b := f.Bufs[0][:min(f.Len, 65536)]; isUDP(b) {
-				out = append(out, turn(f, b))
+				out = append(out, reflect(f, b))
 			}
 		}
 		if _, err := d.WriteFrames(out); err != nil {
@@ -295,7 +299,8 @@ func echo(d tap.Device, batch int) error {
 	}
 }
 
-// read goes on when a signal of the runtime's comes: a socket with a timeout does not do so by itself.
+// read is unix.Read, repeated when a signal of Go's runtime interrupts it: the kernel does not restart a read of a socket that
+// has a timeout.
 func read(fd int, b []byte) (n int, err error) {
 	for {
 		if n, err = unix.Read(fd, b); err != unix.EINTR {
@@ -304,7 +309,7 @@ func read(fd int, b []byte) (n int, err error) {
 	}
 }
 
-// exchange sends size bytes and says whether they came back.
+// exchange sends size bytes and reports whether the same bytes came back.
 func exchange(t testing.TB, fd int, size int) bool {
 	t.Helper()
 	b, got := bytes.Repeat([]byte{byte(size)}, size), make([]byte, size+1)

@@ -11,46 +11,46 @@ import (
 )
 
 const (
-	// rxBatch is how many frames one recvmmsg takes at most: 64 frames of 64 KiB are 4 MiB, what the queue of a packet
+	// rxBatch is how many frames one recvmmsg reads at most: 64 frames of 64 KiB are 4 MiB, which is what the queue of a packet
 	// socket holds with the usual net.core.rmem_max.
 	rxBatch = 64
 
-	// maxReadErrors is how many reads in a row may lose their frame to an error (a header the kernel cannot express,
-	// no memory) before the device counts as broken. It only keeps an error that never ends from burning a CPU.
+	// maxReadErrors is how many reads in a row may fail and lose their frame (offloads that no virtio-net header can express,
+	// no memory) before the device counts as broken. It keeps a permanent error from occupying a CPU forever.
 	maxReadErrors = 1024
 
-	// errorPause is how long to wait where the poller cannot: when the descriptor signals an error alone, or when a
-	// packet socket's interface goes down, which comes before it is gone.
+	// errorPause is the interval of checks where Go's poller cannot wait: when the descriptor reports EPOLLERR alone, and when
+	// a packet socket's interface goes down, which precedes its deletion.
 	errorPause = 20 * time.Millisecond
-	// downChecks times errorPause is how long after "down" the interface is watched for its end. The kernel does both
-	// in one go, a grace period of RCU apart (net/core/dev.c: unregister_netdevice_many).
+	// downChecks times errorPause is how long an interface that went down is checked for its deletion. The kernel does both
+	// in one operation, an RCU grace period apart (net/core/dev.c: unregister_netdevice_many).
 	downChecks = 50
 
 	auxLen = 20 // sizeof(struct tpacket_auxdata)
 	ctlLen = unix.SizeofCmsghdr + (auxLen+7)&^7
 )
 
-// rxSlot is what reading one frame needs. The pointers in iovs and in the msghdr keep the reader's buffers alive.
+// rxSlot is the memory for reading one frame. The pointers in iovs and in the msghdr keep the reader's buffers alive.
 type rxSlot struct {
 	hdr  [HeaderLen]byte
 	ctl  [ctlLen]byte
 	iovs []unix.Iovec
-	room int // bytes of the frame's Bufs
+	size int // bytes of the frame's Bufs
 }
 
-// rxState belongs to the reader, one at a time.
+// rxState belongs to the reader; one goroutine at a time reads.
 type rxState struct {
 	d      *fdDevice
-	frames []Frame // of the call under way
-	n      int     // of them filled
-	err    error   // final, *Error or ErrClosed
-	spare  [1]byte // behind every TAP frame: written only when the frame did not fit
+	frames []Frame // argument of the current call
+	n      int     // how many of them are filled
+	err    error   // final: *Error or ErrClosed
+	spare  [1]byte // follows the buffers of every TAP frame: written only if the frame does not fit them
 	slots  []rxSlot
 	msgs   []mmsghdr
-	want   int                // messages to ask for: near what came last, so that a lone frame is cheap
-	fail   int                // reads in a row that failed
-	fn     func(uintptr) bool // d's kind of read, bound once
-	poll   func(uintptr)      // and without an answer
+	want   int                // messages to request from recvmmsg: twice the last number, so that a single frame is cheap
+	fail   int                // failed reads in a row
+	fn     func(uintptr) bool // readTAP or readPacket, bound once; false: wait for readiness
+	poll   func(uintptr)      // fn without its result
 }
 
 func newRxState(d *fdDevice) *rxState {
@@ -63,12 +63,12 @@ func newRxState(d *fdDevice) *rxState {
 	return r
 }
 
-// Spin implements Spinner.
-func (d *fdDevice) Spin(g *spin.Group) { d.group = g }
+// SetBusyPollGroup implements BusyPoller.
+func (d *fdDevice) SetBusyPollGroup(g *spin.Group) { d.group = g }
 
 // Serve implements Poller.
-func (d *fdDevice) Serve(turn func() spin.Did) error {
-	m, err := d.group.Member(d.file, turn)
+func (d *fdDevice) Serve(handler func() spin.Result) error {
+	m, err := d.group.NewMember(d.file, handler)
 	if err != nil {
 		return ErrClosed
 	}
@@ -82,10 +82,10 @@ func (d *fdDevice) Serve(turn func() spin.Did) error {
 		if err == nil {
 			return nil
 		}
-		// The poller gives up on a descriptor that signals EPOLLERR and nothing else, as a TAP without its interface does. The
-		// read knows why.
+		// Go's poller returns an error for a descriptor that reports EPOLLERR alone, as a TAP without its interface does. The
+		// handler's read tells the reason.
 		time.Sleep(errorPause)
-		if m.Turn() == spin.Over {
+		if m.RunOnce() == spin.Done {
 			return nil
 		}
 	}
@@ -104,7 +104,7 @@ func (d *fdDevice) PollFrames(frames []Frame) (int, error) {
 	return r.end()
 }
 
-// ReadFrames implements Device. A frame shorter than an Ethernet header is delivered as it is.
+// ReadFrames implements Device. It does not check that a frame contains a whole Ethernet header.
 func (d *fdDevice) ReadFrames(frames []Frame) (int, error) {
 	r := d.rx
 	if !r.begin(frames) {
@@ -132,21 +132,21 @@ func (r *rxState) begin(frames []Frame) bool {
 func (r *rxState) end() (int, error) {
 	r.frames = nil
 	if r.n > 0 {
-		return r.n, nil // an error waits for the next call
+		return r.n, nil // r.err is returned by the next call
 	}
 	return 0, r.err
 }
 
-// prepare lays out the space of f in s.
+// prepare points the iovecs of s to the space for the virtio-net header and the buffers of f.
 func (r *rxState) prepare(s *rxSlot, f *Frame) {
-	s.iovs, s.room = s.iovs[:0], 0
+	s.iovs, s.size = s.iovs[:0], 0
 	if r.d.vnet {
 		s.iovs = append(s.iovs, iovec(s.hdr[:]))
 	}
 	for _, b := range f.Bufs {
 		if len(b) > 0 {
 			s.iovs = append(s.iovs, iovec(b))
-			s.room += len(b)
+			s.size += len(b)
 		}
 	}
 	if !r.d.packet {
@@ -154,7 +154,7 @@ func (r *rxState) prepare(s *rxSlot, f *Frame) {
 	}
 }
 
-// accept takes note of n bytes read into s, for f.
+// accept completes f after a read of n bytes, header included, into s. It returns false for a frame that was dropped.
 func (r *rxState) accept(s *rxSlot, f *Frame, n int) bool {
 	f.Header, f.Len = Header{}, 0
 	if r.d.vnet {
@@ -162,7 +162,7 @@ func (r *rxState) accept(s *rxSlot, f *Frame, n int) bool {
 			f.Header = decodeHeader(&s.hdr)
 		}
 	}
-	if n < 0 || n > s.room {
+	if n < 0 || n > s.size {
 		r.d.rxDropped.Add(1)
 		return false
 	}
@@ -172,7 +172,7 @@ func (r *rxState) accept(s *rxSlot, f *Frame, n int) bool {
 	return true
 }
 
-// readTAP reads until there is nothing more. It returns false when the poller is to wait.
+// readTAP reads frames until there are none or all elements are filled. It returns false if there was none.
 func (r *rxState) readTAP(fd uintptr) bool {
 	s := &r.slots[0]
 	for r.n < len(r.frames) && !r.d.closed.Load() {
@@ -187,7 +187,7 @@ func (r *rxState) readTAP(fd uintptr) bool {
 			if r.failed(errno); r.err != nil {
 				return true
 			}
-		case n == 0: // no TAP does that
+		case n == 0: // end of file: a TAP never reports it, a socket does
 			r.err = ErrClosed
 			return true
 		default:
@@ -200,7 +200,7 @@ func (r *rxState) readTAP(fd uintptr) bool {
 	return true
 }
 
-// readPacket reads one batch.
+// readPacket reads one batch of frames. It returns false if there was none.
 func (r *rxState) readPacket(fd uintptr) bool {
 	for r.n == 0 && !r.d.closed.Load() {
 		want := min(r.want, len(r.frames), rxBatch)
@@ -219,7 +219,7 @@ func (r *rxState) readPacket(fd uintptr) bool {
 		case errno == unix.EINTR:
 			continue
 		case errno == unix.ENETDOWN:
-			if r.d.gone(int(fd)) {
+			if r.d.deleted(int(fd)) {
 				r.err = ErrClosed
 				return true
 			}
@@ -232,14 +232,14 @@ func (r *rxState) readPacket(fd uintptr) bool {
 		}
 		r.fail = 0
 		r.want = min(2*int(n), rxBatch)
-		r.take(int(n))
+		r.acceptBatch(int(n))
 	}
 	return true
 }
 
-// take describes the n frames just read. A lost one keeps its place with Len 0, because the memory in Bufs belongs to
-// the caller's slots; a batch of nothing else is not worth returning.
-func (r *rxState) take(n int) {
+// acceptBatch completes the n frames just read. A dropped frame keeps its element, with Len 0, because the buffers belong to the
+// elements. A batch in which all frames were dropped counts as none.
+func (r *rxState) acceptBatch(n int) {
 	good := false
 	for i := range n {
 		s, m, f := &r.slots[i], &r.msgs[i], &r.frames[i]
@@ -255,11 +255,11 @@ func (r *rxState) take(n int) {
 	}
 }
 
-// failed counts the frame that errno cost, or ends the device.
+// failed handles a failed read: it counts the lost frame, or sets the final error.
 func (r *rxState) failed(errno unix.Errno) {
 	r.fail++
 	switch {
-	case errno == unix.EBADFD: // the TAP is gone
+	case errno == unix.EBADFD: // the TAP's interface was deleted
 		r.err = ErrClosed
 	case r.fail > maxReadErrors:
 		r.err = &Error{"read", errno}
@@ -268,9 +268,10 @@ func (r *rxState) failed(errno unix.Errno) {
 	}
 }
 
-// gone is asked when a packet socket's interface went down, which nobody does to the far end of the pair on
-// purpose: it is how its end begins. A socket without interface has index -1 (net/packet/af_packet.c).
-func (d *fdDevice) gone(fd int) bool {
+// deleted reports whether a packet socket's interface, which has gone down, is being deleted; it waits for up to a second. Nothing
+// sets the far end of the veth pair down on purpose, so going down is normally the first step of its deletion. A socket without
+// an interface has interface index -1 (net/packet/af_packet.c).
+func (d *fdDevice) deleted(fd int) bool {
 	for range downChecks {
 		if d.closed.Load() {
 			break
@@ -284,8 +285,8 @@ func (d *fdDevice) gone(fd int) bool {
 	return false
 }
 
-// vlanTagged reads the control messages of a packet socket: one cmsg with struct tpacket_auxdata, whose first word is
-// the status.
+// vlanTagged reports whether the kernel took a VLAN tag off the frame. ctl holds the control messages of a packet socket: one cmsg
+// with struct tpacket_auxdata, whose first word is the status.
 func vlanTagged(ctl []byte) bool {
 	if len(ctl) < unix.SizeofCmsghdr+auxLen {
 		return false

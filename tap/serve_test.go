@@ -14,9 +14,9 @@ import (
 	"rootlessnet/tap"
 )
 
-// serve starts Serve in group with a turn that throws away what comes, and says what Serve returned.
+// serve starts Serve in group with a handler that counts and discards the frames. ended delivers the error Serve ended with.
 func serve(d tap.Device, group *spin.Group) (frames *atomic.Int64, ended chan error) {
-	d.(tap.Spinner).Spin(group)
+	d.(tap.BusyPoller).SetBusyPollGroup(group)
 	p, frames, ended := d.(tap.Poller), new(atomic.Int64), make(chan error, 1)
 	in := make([]tap.Frame, 4)
 	for i := range in {
@@ -24,16 +24,16 @@ func serve(d tap.Device, group *spin.Group) (frames *atomic.Int64, ended chan er
 	}
 	var final error
 	go func() {
-		err := p.Serve(func() spin.Did {
+		err := p.Serve(func() spin.Result {
 			n, err := p.PollFrames(in)
 			if frames.Add(int64(n)); err != nil {
 				final = err
-				return spin.Over
+				return spin.Done
 			}
 			if n == 0 {
-				return spin.Nothing
+				return spin.Idle
 			}
-			return spin.Some
+			return spin.Progress
 		})
 		if err == nil {
 			err = final
@@ -78,9 +78,9 @@ func TestServe(t *testing.T) {
 	}
 }
 
-// TestTheLinksEndIsFoundByAnother: a packet socket tells once that its interface is gone, and that may be to one of the group who
-// happens to look.
-func TestTheLinksEndIsFoundByAnother(t *testing.T) {
+// TestDeletionSeenByBusyPollEndsServe: a packet socket reports once that its interface went down, and another goroutine of the
+// group may receive that report while it busy-polls.
+func TestDeletionSeenByBusyPollEndsServe(t *testing.T) {
 	if !enter(t) {
 		return
 	}
@@ -88,8 +88,8 @@ func TestTheLinksEndIsFoundByAnother(t *testing.T) {
 		l := newLink(t, kind)
 		group := spin.NewGroup()
 		_, ended := serve(l.Device, group)
-		stop := lookers(t, group)
-		time.Sleep(20 * time.Millisecond) // they look all the time
+		stop := keepBusyPolling(t, group)
+		time.Sleep(20 * time.Millisecond) // until it does
 		if err := netlink.LinkDel(l.guest); err != nil {
 			t.Fatal(err)
 		}
@@ -99,20 +99,20 @@ func TestTheLinksEndIsFoundByAnother(t *testing.T) {
 	}
 }
 
-// lookers has somebody of group find something to do in each turn.
-func lookers(t *testing.T, group *spin.Group) (stop func()) {
+// keepBusyPolling starts a goroutine that busy-polls group all the time: each run of its handler makes the descriptor ready again.
+func keepBusyPolling(t *testing.T, group *spin.Group) (stop func()) {
 	t.Helper()
 	p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, buf, done := os.NewFile(uintptr(p[0]), "lookers"), make([]byte, 1), make(chan struct{})
-	m, err := group.Member(f, func() spin.Did {
+	f, buf, done := os.NewFile(uintptr(p[0]), "busy"), make([]byte, 1), make(chan struct{})
+	m, err := group.NewMember(f, func() spin.Result {
 		if n, _ := unix.Read(p[0], buf); n <= 0 {
-			return spin.Nothing
+			return spin.Idle
 		}
 		unix.Write(p[1], buf)
-		return spin.Some
+		return spin.Progress
 	})
 	if err != nil {
 		t.Fatal(err)

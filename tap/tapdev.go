@@ -13,26 +13,26 @@ import (
 	"rootlessnet/internal/spin"
 )
 
-// Error is a failure of a link device. Err is or wraps a syscall.Errno.
+// Error is a failure of a Device. Err is or wraps a syscall.Errno.
 type Error struct {
-	Op  string // "open", "read"
+	Op  string // "adopt", "open" or "read"
 	Err error
 }
 
 func (e *Error) Error() string { return "tap: " + e.Op + ": " + e.Err.Error() }
 func (e *Error) Unwrap() error { return e.Err }
 
-// fdDevice is a Device on a TAP or a packet socket.
+// fdDevice is a Device of any Kind, on a file descriptor.
 type fdDevice struct {
 	info   Info
-	vnet   bool // each frame has a virtio-net header in front
-	packet bool
+	vnet   bool // a virtio-net header precedes each frame
+	packet bool // the descriptor is a packet socket
 	file   *os.File
 	conn   syscall.RawConn
 	closed atomic.Bool
 	rx     *rxState
 	group  *spin.Group
-	member atomic.Pointer[spin.Member] // since Serve was called
+	member atomic.Pointer[spin.Member] // set by Serve
 	tx     sync.Pool                   // of *txState
 
 	rxFrames, rxBytes, rxDropped atomic.Uint64
@@ -40,19 +40,18 @@ type fdDevice struct {
 }
 
 var (
-	_ Device  = (*fdDevice)(nil)
-	_ Poller  = (*fdDevice)(nil)
-	_ Spinner = (*fdDevice)(nil)
+	_ Device     = (*fdDevice)(nil)
+	_ Poller     = (*fdDevice)(nil)
+	_ BusyPoller = (*fdDevice)(nil)
 )
 
-// FromFD makes a Device of fd, which must be what info.Kind says: a TAP attached with IFF_NO_PI, with IFF_VNET_HDR for
-// KindTAP and without it for KindTAPPlain; a bound packet socket with PACKET_VNET_HDR for KindPacket; or what Adopt said
-// to be a KindSocket. The rest of info is kept as given; for KindTAPPlain and KindSocket the offloads must be off. It
-// takes fd over: fd is closed, also on error.
-// Failures are *Error.
+// FromFD makes a Device of fd, which must be of info.Kind: for KindTAP a TAP device attached with IFF_NO_PI and IFF_VNET_HDR; for
+// KindTAPPlain one with IFF_NO_PI only; for KindPacket a bound packet socket with PACKET_VNET_HDR; for KindSocket a socket that
+// Adopt accepted. The rest of info is kept as given; for KindTAPPlain and KindSocket the offloads must be off. FromFD takes fd
+// over and closes it, also on error. Errors are *Error.
 func FromFD(fd *os.File, info Info) (Device, error) {
-	// A duplicate, because the poller may hold fd from a time before TUNSETIFF, when it would never become readable;
-	// and because a file that is in blocking mode for os cannot be changed.
+	// A duplicate is needed because Go's poller may have registered fd before TUNSETIFF, in which case it would never report
+	// it readable, and because an os.File that was created in blocking mode stays in it.
 	file, err := pollable(fd)
 	if err != nil {
 		return nil, &Error{"open", err}
@@ -87,7 +86,7 @@ func pollable(fd *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(dup), fd.Name()), nil
 }
 
-// newFDDevice does not look at what kind of file it gets; the tests give it a socketpair.
+// newFDDevice does not check the kind of file; tests pass it a socketpair.
 func newFDDevice(file *os.File, info Info) (*fdDevice, error) {
 	d := &fdDevice{info: info, file: file, vnet: true}
 	switch info.Kind {
@@ -100,7 +99,7 @@ func newFDDevice(file *os.File, info Info) (*fdDevice, error) {
 	case KindPacket:
 		d.packet = true
 	default:
-		return nil, fmt.Errorf("%w: no such kind of link: %q", unix.EINVAL, info.Kind)
+		return nil, fmt.Errorf("%w: unknown kind of link %q", unix.EINVAL, info.Kind)
 	}
 	var err error
 	if d.conn, err = file.SyscallConn(); err != nil {
@@ -111,14 +110,14 @@ func newFDDevice(file *os.File, info Info) (*fdDevice, error) {
 	return d, nil
 }
 
-// verify asks the kernel whether the descriptor is of the kind it was said to be: a header too many or too few would
-// shift every frame by ten bytes.
+// verify checks that the descriptor is of the kind in d.info: a missing or unexpected virtio-net header would shift every frame by
+// ten bytes.
 func (d *fdDevice) verify() (err error) {
 	cerr := d.conn.Control(func(fd uintptr) {
 		switch {
 		case d.packet:
 			err = verifyPacket(int(fd))
-		case d.info.Kind == KindSocket: // Adopt has looked, and there is nothing to be shifted
+		case d.info.Kind == KindSocket: // Adopt has checked its type, and it has no headers
 		default:
 			err = verifyTAP(int(fd), d.vnet)
 		}
@@ -159,7 +158,7 @@ func verifyPacket(fd int) error {
 	if on == 0 {
 		return fmt.Errorf("%w: packet socket without virtio-net headers", unix.EINVAL)
 	}
-	// The auxiliary data tells of VLAN tags.
+	// The auxiliary data reports VLAN tags that the kernel took off.
 	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1); err != nil {
 		return fmt.Errorf("PACKET_AUXDATA: %w", err)
 	}
@@ -178,9 +177,9 @@ func (d *fdDevice) Stats() Stats {
 	}
 }
 
-// fetchKernelDrops adds what the socket's queue lost since the last time: reading PACKET_STATISTICS clears it.
+// fetchKernelDrops adds the frames lost in the packet socket's queue since the last call: reading PACKET_STATISTICS clears it.
 func (d *fdDevice) fetchKernelDrops() {
-	// An error means that the device is closed: nothing to add.
+	// Control fails only if the device is closed, and Close has fetched the last value.
 	_ = d.conn.Control(func(fd uintptr) {
 		if s, err := unix.GetsockoptTpacketStats(int(fd), unix.SOL_PACKET, unix.PACKET_STATISTICS); err == nil {
 			d.rxDropped.Add(uint64(s.Drops))
@@ -208,6 +207,7 @@ type mmsghdr struct {
 	_   [4]byte
 }
 
+// iovec describes b, which must not be empty.
 func iovec(b []byte) unix.Iovec {
 	v := unix.Iovec{Base: &b[0]}
 	v.SetLen(len(b))

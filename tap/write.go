@@ -7,22 +7,22 @@ import (
 )
 
 const (
-	// txBatch is how many frames one sendmmsg carries at most; more go in several.
+	// txBatch is how many frames one sendmmsg sends at most, which bounds the memory of a txState; more take several calls.
 	txBatch = 64
-	// maxPieces is UIO_MAXIOV (include/uapi/linux/uio.h), above which writev fails.
-	maxPieces = 1024
+	// maxIovecs is UIO_MAXIOV (include/uapi/linux/uio.h), above which writev fails.
+	maxIovecs = 1024
 )
 
-// txState is what one WriteFrames call needs.
+// txState is the memory of one WriteFrames call.
 type txState struct {
 	d      *fdDevice
-	frames []Frame // of the call under way
-	n      int     // of them taken by the kernel
-	bytes  int
-	gone   bool // the interface does not exist any more
+	frames []Frame // argument of the call
+	n      int     // how many of them the kernel accepted
+	bytes  int     // of those
+	gone   bool    // the interface was deleted
 	hdrs   [txBatch][HeaderLen]byte
 	iovs   []unix.Iovec
-	ends   [txBatch]int // where each frame's pieces end in iovs
+	ends   [txBatch]int // where each frame's iovecs end in iovs
 	lens   [txBatch]int // bytes of each frame
 	msgs   []mmsghdr
 	fn     func(uintptr) // write, bound once
@@ -37,11 +37,11 @@ func newTxState(d *fdDevice) *txState {
 	return t
 }
 
-// WriteFrames implements Device. The only error is ErrClosed: what the kernel refuses is a drop, and counted.
+// WriteFrames implements Device. A frame that the kernel refuses is dropped and counted, which is no error.
 func (d *fdDevice) WriteFrames(frames []Frame) (int, error) {
 	t := d.tx.Get().(*txState)
 	t.frames, t.n, t.bytes, t.gone = frames, 0, 0, false
-	// Control, not Write: it holds the descriptor open without excluding other writers.
+	// RawConn.Control keeps the descriptor open without excluding other writers, as RawConn.Write would.
 	err := d.conn.Control(t.fn)
 	n, gone := t.n, t.gone
 	if n > 0 {
@@ -49,7 +49,7 @@ func (d *fdDevice) WriteFrames(frames []Frame) (int, error) {
 		d.txBytes.Add(uint64(t.bytes))
 	}
 	t.frames = nil
-	clear(t.iovs[:cap(t.iovs)]) // the pool must not hold the frames
+	clear(t.iovs[:cap(t.iovs)]) // a txState in the pool must not keep the frames' memory alive
 	d.tx.Put(t)
 	if err != nil || gone {
 		return n, ErrClosed
@@ -72,7 +72,8 @@ func (t *txState) write(fd uintptr) {
 	}
 }
 
-// gather appends the pieces of f to iovs, as the i-th frame of its batch; a frame the kernel could not take is dropped.
+// gather appends the buffers of f to iovs, as the i-th frame of its batch. It drops, and returns false for, a frame that is empty
+// or has too many buffers.
 func (t *txState) gather(f *Frame, i int) bool {
 	start := len(t.iovs)
 	if t.d.vnet {
@@ -86,7 +87,7 @@ func (t *txState) gather(f *Frame, i int) bool {
 			t.lens[i] += len(b)
 		}
 	}
-	if t.lens[i] == 0 || len(t.iovs)-start > maxPieces {
+	if t.lens[i] == 0 || len(t.iovs)-start > maxIovecs {
 		t.iovs = t.iovs[:start]
 		t.d.txDropped.Add(1)
 		return false
@@ -118,7 +119,7 @@ func (t *txState) writeMany(fd uintptr, frames []Frame) {
 		}
 	}
 	start := 0
-	for i := range k { // only now: iovs may have moved while it grew
+	for i := range k { // after all gathering, because growing iovs may have moved it
 		t.msgs[i].hdr = unix.Msghdr{Iov: &t.iovs[start]}
 		t.msgs[i].hdr.SetIovlen(t.ends[i] - start)
 		start = t.ends[i]
@@ -128,7 +129,7 @@ func (t *txState) writeMany(fd uintptr, frames []Frame) {
 			unix.MSG_DONTWAIT, 0, 0)
 		switch {
 		case errno == unix.EINTR:
-		case errno != 0: // of the first; the others have not been tried
+		case errno != 0: // for the first of these messages; the kernel has not tried the others
 			t.wrote(i, errno)
 			i++
 		default:
@@ -141,13 +142,13 @@ func (t *txState) writeMany(fd uintptr, frames []Frame) {
 	clear(t.msgs[:k])
 }
 
-// wrote takes note of what became of the i-th frame of a batch.
+// wrote records the result of writing the i-th frame of a batch.
 func (t *txState) wrote(i int, errno unix.Errno) {
 	switch errno {
 	case 0:
 		t.n++
 		t.bytes += t.lens[i]
-	case unix.EBADFD, unix.ENXIO: // a TAP, a packet socket, without interface
+	case unix.EBADFD, unix.ENXIO: // the interface was deleted: on a TAP, on a packet socket
 		t.gone = true
 	default:
 		t.d.txDropped.Add(1)

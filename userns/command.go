@@ -13,14 +13,14 @@ import (
 // defaultPath is what Docker searches when the environment has no PATH.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// startCommand forks and executes the command. The error is an *ExecError, in Docker's words.
+// startCommand forks and executes the command. The error is an *ExecError with the text that Docker uses.
 func startCommand(b *runBody, fds []*os.File) (pid int, err error) {
 	argv, env := toStrings(b.Argv), toStrings(b.Env)
 	if len(argv) == 0 {
 		return 0, &ExecError{CodeFailure, errors.New("no command specified")}
 	}
 	if dir := string(b.Dir); dir != "" {
-		// init itself goes there, so that a relative path is looked up where the command will be.
+		// init itself changes its directory, so that a relative path is looked up in the command's.
 		if err := syscall.Chdir(dir); err != nil {
 			return 0, &ExecError{CodeNotRunable, fmt.Errorf("chdir to cwd (%q): %w", dir, err)}
 		}
@@ -63,7 +63,7 @@ type errNotInPath struct{}
 func (errNotInPath) Error() string        { return "executable file not found in $PATH" }
 func (errNotInPath) Is(target error) bool { return target == fs.ErrNotExist }
 
-// lookPath finds the file to execute, in the PATH of env, the last one if there are several, as execve's callers do.
+// lookPath finds the file to execute in the PATH of env; if env has several, in the last one, as shells do.
 func lookPath(name string, env []string) (string, error) {
 	if strings.Contains(name, "/") {
 		return name, executable(name)

@@ -14,13 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Confine takes from the calling process, on all its threads, what a data plane does not need: every capability (an
-// ordinary user has none), the means to gain privilege by execve (no_new_privs), and being read by other processes of
-// the user (PR_SET_DUMPABLE 0, which also closes /proc/PID/{fd,mem,ns} to what runs inside). It cannot be undone. Call it
-// after Start: newuidmap needs its setuid bit; later sandboxes with IDMapAuto get IDMapRoot and a warning.
+// Confine removes from the calling process, on all its threads, what the supervisor does not need to move packets: every
+// capability (an ordinary user has none), the means to gain privilege by execve (no_new_privs), and access by other processes
+// of the same user (PR_SET_DUMPABLE 0, which also closes /proc/PID/{fd,mem,ns} to the processes inside). It cannot be undone.
+// It is called after Start, since newuidmap needs its setuid bit; later sandboxes with IDMapAuto get IDMapRoot and a warning.
 //
-// In a program with cgo Go cannot reach every thread, and each has capabilities of its own: where such a program has any,
-// the error is ENOTSUP (by errors.Is), and all but the capabilities is done.
+// In a program with cgo, Go cannot change the capabilities of every thread. If such a program has capabilities, the error is
+// ENOTSUP (by errors.Is), and everything but the capabilities is done.
 func Confine() error {
 	if err := noNewPrivs(); err != nil {
 		return &Error{Op: "set no_new_privs", Err: err}
@@ -28,7 +28,7 @@ func Confine() error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return &Error{Op: "become not dumpable", Err: err}
 	}
-	// Last, for those who go on without it.
+	// Last, because a caller may ignore this error.
 	if err := dropCapabilities(); err != nil {
 		return &Error{Op: "drop capabilities", Err: err}
 	}
@@ -40,8 +40,8 @@ func noNewPrivs() error {
 	if e != syscall.ENOTSUP {
 		return errnoOrNil(e)
 	}
-	// With cgo, Go cannot reach every thread. Synchronising a seccomp filter to all of them takes no_new_privs along
-	// (seccomp(2), SECCOMP_FILTER_FLAG_TSYNC); this one allows everything.
+	// With cgo, Go cannot make the call on every thread. Synchronising a seccomp filter to all threads sets no_new_privs on
+	// them, too (seccomp(2), SECCOMP_FILTER_FLAG_TSYNC); this filter allows everything.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
@@ -79,8 +79,8 @@ func errnoOrNil(e syscall.Errno) error {
 	return e
 }
 
-// CloseInherited keeps the descriptors from 3 on, except those in keep, from the programs this process executes, by
-// setting close-on-exec on them: what our own caller leaked ends with us. Descriptors in keep are left as they are.
+// CloseInherited sets close-on-exec on the descriptors from 3 on, except those in keep, which stay as they are: descriptors
+// that the caller of this process leaked to it are not passed on to the programs that it executes.
 func CloseInherited(keep ...int) error {
 	keep = slices.Sorted(slices.Values(keep))
 	first := uint(3)
@@ -102,7 +102,8 @@ func CloseInherited(keep ...int) error {
 	return nil
 }
 
-// closeRangeExec is close_range(2) with CLOSE_RANGE_CLOEXEC, or where the kernel has none (before 5.11) a walk.
+// closeRangeExec is close_range(2) with CLOSE_RANGE_CLOEXEC. On a kernel without it (before 5.11) it sets the flag on each
+// descriptor of /proc/self/fd.
 func closeRangeExec(first, last uint) error {
 	err := unix.CloseRange(first, last, unix.CLOSE_RANGE_CLOEXEC)
 	if !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EINVAL) {
@@ -115,7 +116,7 @@ func closeRangeExec(first, last uint) error {
 	for _, e := range entries {
 		n, err := strconv.ParseUint(e.Name(), 10, 31)
 		if err == nil && uint(n) >= first && uint(n) <= last {
-			unix.CloseOnExec(int(n)) // the one of the walk itself is gone by now
+			unix.CloseOnExec(int(n)) // an error: it was the descriptor of the directory
 		}
 	}
 	return nil

@@ -4,35 +4,24 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
+
+	"rootlessnet/netns"
 )
 
-// Exit codes of what is not the command's own, as Docker has them.
+// Exit codes for failures to run the command, the same as Docker's.
 const (
-	CodeFailure    = 125 // ours
+	CodeFailure    = 125 // of the sandbox itself
 	CodeNotRunable = 126 // found, but cannot be executed
 	CodeNotFound   = 127
 	// codeSignal + n is the exit code of a command killed by signal n.
 	codeSignal = 128
 )
 
-// Error is any failure of this package but that of the command. errors.Is sees the errno.
-type Error struct {
-	Op   string // what was tried, in words a user understands
-	Err  error
-	Hint string // what to do about it; may be empty
-}
+// Error is any failure of this package but that of the command: the same type as in netns, since init sends the errors of
+// both to the supervisor. errors.Is sees the errno.
+type Error = netns.Error
 
-func (e *Error) Error() string {
-	s := e.Op + ": " + e.Err.Error()
-	if e.Hint != "" {
-		s += " (" + e.Hint + ")"
-	}
-	return s
-}
-
-func (e *Error) Unwrap() error { return e.Err }
-
-// ExecError says that the command could not be started. The sandbox is still there.
+// ExecError says that the command could not be started. The sandbox goes on.
 type ExecError struct {
 	Code int // 125, 126 or 127
 	Err  error
@@ -41,12 +30,10 @@ type ExecError struct {
 func (e *ExecError) Error() string { return e.Err.Error() }
 func (e *ExecError) Unwrap() error { return e.Err }
 
-// ErrClosed is returned by a Sandbox that was closed or whose init is gone.
+// ErrClosed is the error of a Sandbox that was closed or whose init has ended.
 var ErrClosed = errors.New("userns: sandbox closed")
 
-const doctorHint = "run `rootless-net doctor` to see what is missing"
-
-// remoteError is an error that crossed the socket: its text, and the errno within if there was one.
+// remoteError is an error that init sent: its text, and its errno if it had one.
 type remoteError struct {
 	text  string
 	errno syscall.Errno

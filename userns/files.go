@@ -8,13 +8,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fileSet holds the files bound over /etc, open for writing. Every bind is of the same inode: writing it changes what
-// the command, and everyone who joined, sees.
+// fileSet holds the files that are bind-mounted over those of /etc, open for writing. All bind mounts are of the same inode, so
+// that a write changes what the command sees, and every process that joined the sandbox.
 type fileSet struct {
 	resolv, hosts *os.File
 }
 
-// mount makes the files of f and binds them into place.
+// mount makes the files of f and bind-mounts them.
 func (s *fileSet) mount(f *Files, w *warnings) error {
 	filtered := filteredNsswitch()
 	if f.ResolvConf == nil && f.Hosts == nil && filtered == nil {
@@ -24,7 +24,7 @@ func (s *fileSet) mount(f *Files, w *warnings) error {
 		create := func(name string, text []byte) (*os.File, error) {
 			file, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
 			if err == nil {
-				// Against any umask: resolvers run as whoever.
+				// Readable despite any umask, since resolvers run as any user.
 				if err = file.Chmod(0o644); err == nil {
 					err = rewrite(file, text)
 				}
@@ -67,7 +67,7 @@ func (s *fileSet) mount(f *Files, w *warnings) error {
 // update writes the texts of f that are not nil.
 func (s *fileSet) update(f *Files) error {
 	if s == nil {
-		s = new(fileSet) // a command that entered a sandbox has none of its own
+		s = new(fileSet) // a command that joined a sandbox has no files of its own
 	}
 	for _, e := range []struct {
 		file *os.File
@@ -87,8 +87,8 @@ func (s *fileSet) update(f *Files) error {
 	return nil
 }
 
-// rewrite replaces the text in one write, and cuts what is left of the old one after that: a reader never sees an empty
-// file, as it would the other way round.
+// rewrite replaces the text in one write, and then truncates the file to the new length. In the other order a reader could see
+// an empty file.
 func rewrite(f *os.File, text []byte) error {
 	if len(text) > 0 {
 		if _, err := f.WriteAt(text, 0); err != nil {
@@ -98,7 +98,7 @@ func rewrite(f *os.File, text []byte) error {
 	return f.Truncate(int64(len(text)))
 }
 
-// filteredNsswitch returns the text for the sandbox, nil where the host's can stay.
+// filteredNsswitch returns the text of nsswitch.conf for the sandbox, nil if the host's file can be used.
 func filteredNsswitch() []byte {
 	f, err := os.Open(nsswitch)
 	if err != nil {

@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// refusedCalls are system calls that a data plane has no use for, and whoever has taken it over would: to start programs, to
-// look into other processes or take their descriptors, to enter or change namespaces, and the parts of the kernel in which
-// ordinary users have found the most to exploit. io_uring would get around the filter.
+// refusedCalls are system calls that the supervisor does not need to move packets and that would serve an attacker who has
+// taken it over: starting programs, reading other processes or taking their descriptors, entering or changing namespaces, and
+// the parts of the kernel in which unprivileged users have found the most vulnerabilities. io_uring would bypass the filter.
 var refusedCalls = []uint32{
 	unix.SYS_EXECVE, unix.SYS_EXECVEAT,
 	unix.SYS_PTRACE, unix.SYS_PROCESS_VM_READV, unix.SYS_PROCESS_VM_WRITEV, unix.SYS_PIDFD_GETFD, unix.SYS_KCMP, unix.SYS_PROCESS_MADVISE,
@@ -27,24 +27,24 @@ var refusedCalls = []uint32{
 	unix.SYS_SWAPON, unix.SYS_SWAPOFF, unix.SYS_REBOOT, unix.SYS_ACCT, unix.SYS_QUOTACTL,
 }
 
-// newNamespaces are the flags of clone(2) that make one. A thread, and a plain fork, are not refused.
+// newNamespaces are the flags of clone(2) that make a namespace. Threads and plain forks are not refused.
 const newNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET
 
-// x32Bit marks the calls of amd64's third ABI: the same again, by other numbers.
+// x32Bit is set in the numbers of amd64's x32 ABI, which has the same system calls under other numbers.
 const x32Bit = 0x40000000
 
-// Offsets in struct seccomp_data (include/uapi/linux/seccomp.h); both processors have the low word first.
+// Offsets in struct seccomp_data (include/uapi/linux/seccomp.h); both architectures are little-endian.
 const (
 	dataNr, dataArch, dataFirstArg = 0, 4, 16
 )
 
-// Filter refuses the calling process, on all its threads and for ever, the system calls that a data plane has no use for:
-// EPERM. It needs Confine before it. After it nothing of this package can be started. The error is that of seccomp(2): a
-// kernel without filters (EINVAL, ENOSYS).
+// Filter loads a seccomp filter on all threads of the calling process: the system calls that the supervisor does not need to
+// move packets fail with EPERM from then on. It is called after Confine, and after every Start and Enter, which it makes
+// impossible. The error is that of seccomp(2): EINVAL or ENOSYS on a kernel without filters.
 func Filter() error {
 	prog := filterProgram()
 	fprog := unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]}
-	// SPEC_ALLOW: before Linux 5.16 a filter else costs every branch of the process.
+	// SPEC_ALLOW: before Linux 5.16 a filter otherwise enables speculation mitigations that slow the whole process down.
 	_, _, e := syscall.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER,
 		unix.SECCOMP_FILTER_FLAG_TSYNC|unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, uintptr(unsafe.Pointer(&fprog)))
 	runtime.KeepAlive(prog)
@@ -71,7 +71,7 @@ func filterProgram() (prog []unix.SockFilter) {
 
 	load(dataArch)
 	jump(equal, arch, 1, 0)
-	ret(unix.SECCOMP_RET_KILL_PROCESS) // another ABI, which no program of ours speaks
+	ret(unix.SECCOMP_RET_KILL_PROCESS) // another ABI, which no program of ours uses
 	load(dataNr)
 	if runtime.GOARCH == "amd64" {
 		jump(unix.BPF_JMP|unix.BPF_JGE|unix.BPF_K, x32Bit, 0, 1)
@@ -81,7 +81,7 @@ func filterProgram() (prog []unix.SockFilter) {
 		jump(equal, nr, 0, 1)
 		refuse(unix.EPERM)
 	}
-	jump(equal, unix.SYS_CLONE3, 0, 1) // its flags are in memory, which a filter cannot read; without it libraries use clone
+	jump(equal, unix.SYS_CLONE3, 0, 1) // its flags are in memory, which a filter cannot read; on ENOSYS libraries use clone
 	refuse(unix.ENOSYS)
 	jump(equal, unix.SYS_CLONE, 0, 3)
 	load(dataFirstArg)

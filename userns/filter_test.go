@@ -19,7 +19,7 @@ import (
 
 const filterEnv = "USERNS_TEST_FILTER"
 
-// A filter cannot be taken off again, so a child tries it.
+// A filter cannot be removed, so a child process loads it.
 func init() {
 	if os.Getenv(filterEnv) == "" {
 		return
@@ -56,7 +56,7 @@ func beFiltered() error {
 			return fmt.Errorf("%s: %w, want EPERM", what, err)
 		}
 	}
-	// What a data plane does: threads, also new ones, with sockets and files.
+	// What the supervisor does: threads, also new ones, with sockets and files.
 	var wg sync.WaitGroup
 	errs := make(chan error, 16)
 	for range cap(errs) {
@@ -99,7 +99,7 @@ func exchange() error {
 	return err
 }
 
-// TestFilter: what a data plane does not need is refused, and the rest goes on, on threads of before and after.
+// TestFilter: the refused system calls fail with EPERM, and the others work on existing and on new threads.
 func TestFilter(t *testing.T) {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), filterEnv+"=1")

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The hooks that package syscall runs around its own fork: they block every signal and make a stack split a crash
-// instead of a corruption.
+// The hooks that package syscall runs around its own fork: they block every signal, and have a stack split crash the process
+// rather than corrupt memory.
 
 //go:linkname beforeFork syscall.runtime_BeforeFork
 func beforeFork()
@@ -32,7 +32,7 @@ const (
 	stepExec
 )
 
-// stepRecord is what the children write, whole, into the pipe.
+// stepRecord is what a child writes into the pipe, in one write.
 type stepRecord struct {
 	step  int32
 	value int32 // pid or errno
@@ -45,22 +45,22 @@ type capHeader struct {
 }
 
 type capData struct {
-	_                      uint32 // effective: what execve makes of the others
+	_                      uint32 // effective: execve computes it from the others
 	permitted, inheritable uint32
 }
 
-// joinPlan is all that the children need, made before the fork: after it nothing may allocate.
+// joinPlan is everything the children need. It is made before the fork, since after it nothing may allocate memory.
 type joinPlan struct {
 	ns      []int // namespaces to enter in order; the user namespace first
 	mntNS   int   // the mount namespace to enter; -1 for none
 	unshare uintptr
-	// keepProc carries our /proc over into the mount namespace that is entered: there it is that of a pid namespace
-	// we do not enter.
+	// keepProc mounts our own /proc in the mount namespace that is entered, where /proc is that of a pid namespace that is not
+	// entered.
 	keepProc  bool
 	newPID    bool
 	pdeathsig uintptr
 	lastCap   uintptr
-	files     [4]int // 0..2 and initFD; all numbered above initFD
+	files     [4]int // become 0..2 and initFD; all are numbered above initFD
 	exe       int    // O_PATH
 	report    int    // the pipe
 
@@ -68,10 +68,10 @@ type joinPlan struct {
 	empty, proc *byte // "", "/proc"
 }
 
-// forkJoin forks a process of one thread, which enters the namespaces and then clones init as a child of the calling
-// thread's process. It returns the pid of the process in between.
+// forkJoin forks a process of one thread, which enters the namespaces and clones init as a child of the calling process
+// (CLONE_PARENT), then exits. It returns the pid of that intermediate process.
 //
-// In the children only raw system calls are allowed, and nothing that may split the stack or panic.
+// The children may make raw system calls only, and do nothing that may split the stack or panic.
 //
 //go:noinline
 //go:norace
@@ -104,7 +104,7 @@ func forkJoin(p *joinPlan) (middle int, errno syscall.Errno) {
 	}
 	if p.keepProc {
 		step = stepProc
-		// A mount namespace of the user namespace just entered is needed to be allowed to copy a mount.
+		// Copying a mount is allowed only in a mount namespace that the user namespace entered before owns.
 		if _, _, e = syscall.RawSyscall(unix.SYS_UNSHARE, unix.CLONE_NEWNS, 0, 0); e != 0 {
 			goto fail
 		}
@@ -128,7 +128,7 @@ func forkJoin(p *joinPlan) (middle int, errno syscall.Errno) {
 	}
 	if p.keepProc {
 		step = stepProc
-		// Private first: the copied mount namespace must not send this mount back to the one it came from.
+		// MS_SLAVE first: the mount must not propagate from the copy to the mount namespace that it was copied from.
 		if _, _, e = syscall.RawSyscall6(unix.SYS_MOUNT, 0, uintptr(unsafe.Pointer(p.proc)), 0,
 			unix.MS_SLAVE|unix.MS_REC, 0, 0); e != 0 && e != syscall.EINVAL {
 			goto fail
@@ -168,7 +168,7 @@ func forkJoin(p *joinPlan) (middle int, errno syscall.Errno) {
 		goto fail
 	}
 	for r1 = 0; r1 <= p.lastCap; r1++ {
-		// One we do not hold cannot be raised; init then fails where it needs it, and says so.
+		// Raising a capability that is not permitted fails; init then reports the operation that needs it.
 		syscall.RawSyscall6(syscall.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, r1, 0, 0, 0)
 	}
 	if _, _, e = syscall.RawSyscall6(syscall.SYS_PRCTL, unix.PR_SET_PDEATHSIG, p.pdeathsig, 0, 0, 0, 0); e != 0 {
@@ -193,7 +193,7 @@ fail:
 	}
 }
 
-// stepNames are the Op of the error of each step.
+// stepNames is the Op of each step's error.
 var stepNames = [...]string{
 	stepSetns:   "enter the namespaces of the sandbox",
 	stepUnshare: "copy the namespaces of the sandbox",
@@ -204,8 +204,8 @@ var stepNames = [...]string{
 	stepExec:    "execute ourselves in the sandbox",
 }
 
-// dupAbove returns a close-on-exec copy of f's descriptor that is numbered above initFD, so that dup3 to 0..initFD
-// overwrites none of those still needed.
+// dupAbove returns a close-on-exec copy of f's descriptor that is numbered above initFD: dup3 to 0..initFD must not overwrite
+// one that is still needed.
 func dupAbove(f *os.File) (int, error) {
 	var fd int
 	var derr error

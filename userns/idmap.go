@@ -12,19 +12,22 @@ import (
 	"os/user"
 	"strconv"
 	"strings"
+
+	"rootlessnet/netns"
 )
 
-// idRange is count ids from First on.
+// idRange is Count ids from First on.
 type idRange struct {
 	First uint32 `json:"first"`
 	Count uint32 `json:"count"`
 }
 
-// maxSubRanges is the most ranges used of one file: the kernel takes 340 lines of a map (UID_GID_MAP_MAX_EXTENTS).
+// maxSubRanges is how many ranges of one file are used at most: the kernel takes 340 lines of a map (UID_GID_MAP_MAX_EXTENTS),
+// one of which is for the user's own id.
 const maxSubRanges = 339
 
-// mapIDs writes the id maps of the process pid, which was just cloned into a user namespace of its own. It returns the
-// gids that are mapped, as seen inside, and warnings.
+// mapIDs writes the id maps of the process pid, which was just cloned into a new user namespace. It returns the gids that are
+// mapped, as seen inside, and warnings.
 func mapIDs(ctx context.Context, pid int, mode IDMap) (gids idRange, warnings []string, err error) {
 	uid, gid := os.Geteuid(), os.Getegid()
 	switch mode {
@@ -40,7 +43,7 @@ func mapIDs(ctx context.Context, pid int, mode IDMap) (gids idRange, warnings []
 			if gerr == nil {
 				return idRange{0, n}, nil, nil
 			}
-			// uid_map can be written once only: it stays, with its ranges.
+			// uid_map can be written only once: it keeps its ranges.
 			warnings = append(warnings, "only one gid is mapped: "+gerr.Error())
 			return idRange{0, 1}, warnings, writeMap(pid, "gid", 0, gid)
 		}
@@ -52,21 +55,22 @@ func mapIDs(ctx context.Context, pid int, mode IDMap) (gids idRange, warnings []
 	return idRange{0, 1}, warnings, writeMap(pid, "gid", 0, gid)
 }
 
-// writeMap maps one id. An ordinary user may map his own gid only where setgroups is denied (user_namespaces(7)).
+// writeMap maps one id. An ordinary user may map the own gid only after denying setgroups (user_namespaces(7)).
 func writeMap(pid int, kind string, inside, outside int) error {
 	if kind == "gid" {
 		if err := os.WriteFile(fmt.Sprintf("/proc/%d/setgroups", pid), []byte("deny"), 0); err != nil {
-			return &Error{Op: "deny setgroups", Err: unwrapErrno(err), Hint: doctorHint}
+			return &Error{Op: "deny setgroups", Err: unwrapErrno(err), Hint: netns.HintDoctor}
 		}
 	}
 	line := fmt.Sprintf("%d %d 1\n", inside, outside)
 	if err := os.WriteFile(fmt.Sprintf("/proc/%d/%s_map", pid, kind), []byte(line), 0); err != nil {
-		return &Error{Op: "map the " + kind, Err: unwrapErrno(err), Hint: doctorHint}
+		return &Error{Op: "map the " + kind, Err: unwrapErrno(err), Hint: netns.HintDoctor}
 	}
 	return nil
 }
 
-// helperMap maps 0 to id and the subordinate ids after it, by newuidmap or newgidmap, and returns how many ids that is.
+// helperMap maps 0 inside to id, and from 1 on the subordinate ids, by newuidmap or newgidmap. It returns how many ids are
+// mapped.
 func helperMap(ctx context.Context, pid int, kind string, id int) (uint32, error) {
 	name := ""
 	if u, err := user.LookupId(strconv.Itoa(os.Getuid())); err == nil {
@@ -88,7 +92,7 @@ func helperMap(ctx context.Context, pid int, kind string, id int) (uint32, error
 	args := []string{strconv.Itoa(pid), "0", strconv.Itoa(id), "1"}
 	next := uint32(1)
 	for _, r := range ranges {
-		if next+r.Count < next { // more than there are ids
+		if next+r.Count < next { // beyond the last id
 			break
 		}
 		args = append(args, fmt.Sprint(next), fmt.Sprint(r.First), fmt.Sprint(r.Count))

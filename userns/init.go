@@ -11,33 +11,35 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/netns"
 )
 
-// Init turns this process into init, and never returns, if Start or ExecIn executed it as that; otherwise it returns at
-// once. It must be called from an init function or at the very start of main of every program that uses this package.
+// Init runs init and never returns if this package executed the process as init; otherwise it returns at once. It must be called from an init function or at the very start of main of every program that uses this package.
 func Init() {
 	if len(os.Args) == 0 || os.Args[0] != initArgv0 {
 		return
 	}
 	runtime.LockOSThread() // the command's parent-death signal is bound to the thread that forks it
-	// Started by /proc/self/exe, it would be "exe" in ps. It is the first thread's name that is shown, and this is it.
+	// Executed by the path /proc/self/exe, it would be "exe" in ps, which shows the name of the first thread: this one.
 	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(unsafe.StringData(initName+"\x00"))), 0, 0, 0)
 	os.Exit(initMain())
 }
 
-// initGC is init's GOGC after set-up: it allocates next to nothing, and should keep next to nothing.
+// initGC is init's GOGC after set-up: init allocates next to nothing from then on, and should keep next to nothing.
 const initGC = 20
 
-// initState is init. All of it belongs to the main goroutine.
+// initState is the state of init, which the main goroutine alone uses.
 type initState struct {
 	sock  *socket
 	proc  *procDir
 	files *fileSet
 	cmd   int // pid of the command; 0 before it started
 	ready bool
-	away  *diversion
-	link  *Link  // the uplink as it is configured; nil for none
-	leave func() // undoes what an attached namespace must not keep; nil for none
+	// redirect is the TPROXY redirect; nil for none.
+	redirect *netns.Redirect
+	link     *netns.Link // the uplink as it is configured; nil for none
+	restore  func()      // puts a namespace that was attached to back as it was; nil in any other
 }
 
 type request struct {
@@ -51,7 +53,7 @@ func initMain() int {
 		fmt.Fprintf(os.Stderr, "rootlessnet: init without its supervisor: %v\n", err)
 		return CodeFailure
 	}
-	// Whatever the supervisor's callers leaked, the command does not get.
+	// The command gets no descriptor that the supervisor's caller leaked.
 	if err := CloseInherited(); err != nil {
 		sock.send(&message{Type: msgFailed, Fail: toFail(err)}, 0)
 		return CodeFailure
@@ -67,11 +69,11 @@ func initMain() int {
 	s := &initState{sock: sock}
 	defer func() {
 		s.killAll()
-		if s.leave != nil { // what is attached is somebody else's
-			if s.away != nil {
-				s.away.close()
+		if s.restore != nil {
+			if s.redirect != nil {
+				s.redirect.Close()
 			}
-			s.leave()
+			s.restore()
 		}
 	}()
 	requests := make(chan request)
@@ -86,14 +88,14 @@ func initMain() int {
 			closeAll(r.fds)
 			err := sock.send(answer, pid, out...)
 			if pid != 0 && errors.Is(err, unix.EPERM) {
-				// Naming it is allowed in a pid namespace we own. In another the number is the supervisor's already.
+				// Sending a pid needs a pid namespace that our user namespace owns. In another one the number is the supervisor's already.
 				err = sock.send(answer, 0, out...)
 			}
 			closeAll(out)
 			if err != nil {
 				return CodeFailure
 			}
-			if answer.Type == msgStarted || answer.Type == msgReady && s.leave != nil {
+			if answer.Type == msgStarted || answer.Type == msgReady && s.restore != nil {
 				debug.SetGCPercent(initGC)
 				debug.FreeOSMemory()
 				ReleaseCode()
@@ -108,8 +110,8 @@ func initMain() int {
 	}
 }
 
-// catchTerminalSignals lets the terminal's signals pass by: they are for the command, which gets them itself. Those that
-// the caller ignored stay ignored, in the command too.
+// catchTerminalSignals catches the terminal's signals and ignores them: the terminal sends them to the command as well, which
+// is in the same process group. Those that the caller ignored stay ignored, in the command too.
 func catchTerminalSignals() {
 	void := make(chan os.Signal, 1) // never read: a full channel drops
 	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGTERM} {
@@ -119,7 +121,7 @@ func catchTerminalSignals() {
 	}
 }
 
-// readRequests ends, and closes out, with the conversation.
+// readRequests sends what arrives on sock to out, until the supervisor has closed its end or breaks the protocol.
 func readRequests(sock *socket, out chan<- request) {
 	defer close(out)
 	for {
@@ -131,7 +133,7 @@ func readRequests(sock *socket, out chan<- request) {
 	}
 }
 
-// handle does what r asks for and returns the answer, with a descriptor and a pid that go along.
+// handle does what r asks for. It returns the answer, with the descriptors and the pid to send with it.
 func (s *initState) handle(r request) (answer *message, fds []*os.File, pid int) {
 	var err error
 	switch {
@@ -145,7 +147,7 @@ func (s *initState) handle(r request) (answer *message, fds []*os.File, pid int)
 			}
 			return &message{Type: msgReady, Ready: ready}, fds, 0
 		}
-	case r.m.Type == msgRun && s.ready && s.cmd == 0 && s.leave == nil:
+	case r.m.Type == msgRun && s.ready && s.cmd == 0 && s.restore == nil:
 		if s.cmd, err = startCommand(r.m.Run, r.fds); err == nil {
 			return &message{Type: msgStarted, PID: s.cmd}, nil, s.cmd
 		}
@@ -158,29 +160,29 @@ func (s *initState) handle(r request) (answer *message, fds []*os.File, pid int)
 		if err = s.files.update(r.m.Files); err == nil {
 			return &message{Type: msgDone}, nil, 0
 		}
-	case r.m.Type == msgDivert && s.ready && s.away == nil:
-		if s.away, err = divert(r.m.Divert, s.leave == nil); err == nil {
-			return &message{Type: msgDiverted}, s.away.out, 0
+	case r.m.Type == msgRedirect && s.ready && s.redirect == nil:
+		if s.redirect, err = netns.NewRedirect(r.m.Redirect, s.restore == nil); err == nil {
+			return &message{Type: msgRedirected}, s.redirect.Files(), 0
 		}
-		s.away = nil
+		s.redirect = nil
 	case r.m.Type == msgRelink && s.ready && s.link != nil:
 		var w warnings
-		if w, err = relink(s.link, r.m.Relink); err == nil {
+		if err = netns.Relink(s.link, r.m.Relink, w.add); err == nil {
 			return &message{Type: msgReady, Ready: &readyBody{Warnings: w}}, nil, 0
 		}
-	case r.m.Type == msgMint && s.ready:
+	case r.m.Type == msgPool && s.ready:
 		var f *os.File
-		if f, err = startMinter(); err == nil {
-			return &message{Type: msgMinted}, []*os.File{f}, 0
+		if f, err = netns.ServePool(); err == nil {
+			return &message{Type: msgPoolReady}, []*os.File{f}, 0
 		}
-		err = &Error{Op: "mint sockets", Err: err}
+		err = &Error{Op: "open sockets", Err: err}
 	case r.m.Type == msgListen && s.ready:
 		var errnos []int
-		if fds, errnos, err = listen(r.m.Listen); err == nil {
+		if fds, errnos, err = listenInside(r.m.Listen); err == nil {
 			return &message{Type: msgListening, Errnos: errnos}, fds, 0
 		}
-	case r.m.Type == msgForward && s.away != nil:
-		if err = s.away.forward(); err == nil {
+	case r.m.Type == msgForward && s.redirect != nil:
+		if err = s.redirect.AddForwarding(); err == nil {
 			return &message{Type: msgDone}, nil, 0
 		}
 	default:
@@ -199,20 +201,20 @@ func (s *initState) signal(n int) error {
 	return nil
 }
 
-// setup makes the inside of the sandbox.
+// setup sets up mounts, host name and network as b says. The file is the link device's, nil without one.
 func (s *initState) setup(b *setupBody) (*readyBody, *os.File, error) {
 	var w warnings
 	ready := new(readyBody)
-	var link *os.File
+	var dev *netns.Device
 	fail := func(err error) (*readyBody, *os.File, error) {
-		if link != nil {
-			link.Close()
+		if dev != nil {
+			dev.File.Close()
 		}
 		return nil, nil, err
 	}
 	var err error
 	if b.Network == NetworkAttach {
-		// A directory held open would keep somebody from unmounting it.
+		// The working directory would keep its file system from being unmounted.
 		if err := unix.Chdir("/"); err != nil {
 			return fail(&Error{Op: "change directory", Err: err})
 		}
@@ -222,11 +224,11 @@ func (s *initState) setup(b *setupBody) (*readyBody, *os.File, error) {
 		}
 		if b.Files.Hostname != "" {
 			if err := unix.Sethostname([]byte(b.Files.Hostname)); err != nil {
-				return fail(&Error{Op: "set the host name", Err: err, Hint: doctorHint})
+				return fail(&Error{Op: "set the host name", Err: err, Hint: netns.HintDoctor})
 			}
 		}
 	}
-	// Before anything of the command could cover it.
+	// Opened now, since the command may mount something over it.
 	if s.proc, err = openProc(); err != nil {
 		return fail(&Error{Op: "open /proc", Err: err})
 	}
@@ -235,12 +237,11 @@ func (s *initState) setup(b *setupBody) (*readyBody, *os.File, error) {
 	}
 	switch b.Network {
 	case NetworkNew, NetworkNone:
-		link, err = setupNetwork(b, ready, &w)
-		if err != nil {
+		if dev, err = netns.SetUp(s.link, netns.GIDRange(b.GIDs), w.add); err != nil {
 			return fail(err)
 		}
 	case NetworkAttach:
-		if link, s.leave, err = setupAttached(b, ready, &w); err != nil {
+		if dev, s.restore, err = netns.Attach(s.link, w.add); err != nil {
 			return fail(err)
 		}
 	}
@@ -248,11 +249,15 @@ func (s *initState) setup(b *setupBody) (*readyBody, *os.File, error) {
 		return fail(err)
 	}
 	ready.Warnings = w
-	return ready, link, nil
+	if dev == nil {
+		return ready, nil, nil
+	}
+	ready.Kind, ready.Link = dev.Kind, dev.Result
+	return ready, dev.File, nil
 }
 
-// dropAmbient leaves the command, which this thread forks, no capability but what execve gives to uid 0. init keeps its
-// own.
+// dropAmbient removes the ambient and inheritable capabilities of the calling thread, which forks the command: the command then
+// has only the capabilities that execve gives to uid 0. init keeps its own.
 func dropAmbient() error {
 	err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
 	if err == nil {
@@ -269,7 +274,7 @@ func dropAmbient() error {
 	return nil
 }
 
-// warnings are sent along with ready, for the supervisor to log.
+// warnings are sent with ready; the supervisor logs them.
 type warnings []string
 
 func (w *warnings) add(format string, args ...any) { *w = append(*w, fmt.Sprintf(format, args...)) }

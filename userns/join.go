@@ -12,17 +12,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// joinMode says which namespaces of a sandbox spawnJoin enters.
+// joinMode selects the namespaces of a sandbox that spawnJoin enters.
 type joinMode int
 
 const (
-	// joinNetwork enters user and network namespace and takes copies of mount and UTS: container:NAME.
+	// joinNetwork enters the user and the network namespace and makes copies of mount and UTS namespace: --network container:NAME.
 	joinNetwork joinMode = iota
-	// joinAll enters all of them: exec.
+	// joinAll enters all of them: rootless-net exec.
 	joinAll
 )
 
-// nsFiles are descriptors of another process's namespaces. An entry is nil where that namespace is ours already.
+// nsFiles are the namespaces of another process. An entry is nil if this process is in that namespace.
 type nsFiles struct {
 	user, net, mnt, uts, ipc, pid *os.File
 }
@@ -35,7 +35,7 @@ func (n *nsFiles) close() {
 	}
 }
 
-// openNamespaces opens what of pid's namespaces differs from ours.
+// openNamespaces opens the namespaces of pid that are not ours.
 func openNamespaces(pid int) (*nsFiles, error) {
 	n := new(nsFiles)
 	for _, e := range []struct {
@@ -65,7 +65,7 @@ func openNamespaces(pid int) (*nsFiles, error) {
 	return n, nil
 }
 
-// spawnJoin starts init in the namespaces of pid. The same rule about the calling thread as for spawnNew.
+// spawnJoin starts init in the namespaces of pid. The calling goroutine must be locked to its thread, as for spawnNew.
 func spawnJoin(pid int, mode joinMode, pidns bool, sock *os.File) (*child, error) {
 	fail := func(err error) (*child, error) {
 		return nil, &Error{Op: fmt.Sprintf("join the namespaces of process %d", pid), Err: unwrapErrno(err)}
@@ -96,7 +96,7 @@ func spawnJoin(pid int, mode joinMode, pidns bool, sock *os.File) (*child, error
 	return c, err
 }
 
-// entry is the way into existing namespaces; joinPlan explains the fields of the same name.
+// entry says how to enter existing namespaces; joinPlan explains the fields of the same name.
 type entry struct {
 	ns               []*os.File // in order, the user namespace first
 	mnt              *os.File   // may be nil
@@ -105,7 +105,7 @@ type entry struct {
 	pdeathsig        syscall.Signal
 }
 
-// spawnInto starts init by that way. An error of a step inside is an *Error.
+// spawnInto starts init in the namespaces of en. The error of a step of forkJoin is an *Error.
 func spawnInto(en entry, sock *os.File) (*child, error) {
 	fail := func(err error) (*child, error) { return nil, err }
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
@@ -197,14 +197,14 @@ func spawnInto(en entry, sock *os.File) (*child, error) {
 	if ferr != nil {
 		return fail(ferr)
 	}
-	if err != nil { // init exists, but could not become ourselves: it has ended
+	if err != nil { // init was cloned, but could not execute our binary: it has exited
 		proc.Wait()
 		return nil, err
 	}
 	return &child{proc: proc}, nil
 }
 
-// readReports reads what the children of forkJoin say until both have closed the pipe, by exit or by execve.
+// readReports reads the records of forkJoin's children until both have closed the pipe, by exit or by execve.
 func readReports(r *os.File) (initPID int, err error) {
 	for {
 		var rec stepRecord
@@ -228,8 +228,8 @@ func joinHint(e syscall.Errno) string {
 	return ""
 }
 
-// unwrapErrno takes the errno out of an os.PathError or the like, whose words ("fork/exec /proc/self/exe") say nothing to
-// the user.
+// unwrapErrno returns the errno inside an os.PathError or the like, whose text ("fork/exec /proc/self/exe") does not help the
+// user; any other error as it is.
 func unwrapErrno(err error) error {
 	var errno syscall.Errno
 	if errors.As(err, &errno) {

@@ -59,7 +59,7 @@ func TestExecIn(t *testing.T) {
 	}
 }
 
-// A joined sandbox has the network and the files of its target, and outlives it.
+// TestJoin: a sandbox that joins another has the network and the files of its target, and outlives it.
 func TestJoin(t *testing.T) {
 	for _, pidns := range []bool{false, true} {
 		for _, own := range []bool{false, true} {

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// uniqueSleep is a number of seconds that no other process sleeps, to find what is left of a test.
+// uniqueSleep is a number of seconds that no other process sleeps, by which a test finds processes that are left.
 func uniqueSleep() string { return fmt.Sprintf("100%d.%d", os.Getpid(), time.Now().UnixNano()%1e9) }
 
 // sleepers counts processes whose command line has mark.
@@ -50,12 +50,12 @@ func waitSleepers(t *testing.T, mark string, want int, limit time.Duration) {
 	}
 }
 
-// daemons leaves three descendants behind: in the background, in another session, and orphaned in another session.
+// daemons is a script that leaves descendants: in the background, in another session, and orphaned in another session.
 func daemons(mark string) string {
 	return strings.ReplaceAll("sleep M & setsid sleep M & (setsid sh -c 'sleep M & sleep M' &) ;", "M", mark)
 }
 
-// Commands that are over before the answer to Run is read.
+// TestShortCommands: commands that end before the answer to Run is read.
 func TestShortCommands(t *testing.T) {
 	for range 30 {
 		s := start(t, Config{Network: NetworkHost})
@@ -117,7 +117,8 @@ func TestCancelledStart(t *testing.T) {
 	}
 }
 
-// The command may kill init, being the same user. It dies with it, and the supervisor notices.
+// TestInitKilled: when init is killed, which the command may do as the same user, the command is killed too and Wait returns an
+// error.
 func TestInitKilled(t *testing.T) {
 	mark := uniqueSleep()
 	s := start(t, Config{Network: NetworkNone})
@@ -131,7 +132,7 @@ func TestInitKilled(t *testing.T) {
 	waitSleepers(t, mark, 0, time.Second)
 }
 
-// supervisor starts the test binary as a supervisor in its own process group, with a stray descriptor.
+// supervisor starts the test binary as a supervisor in its own process group, with an inherited descriptor.
 func supervisor(t *testing.T, script string, env ...string) (cmd *exec.Cmd, initPID int, out io.Reader) {
 	t.Helper()
 	start(t, Config{Network: NetworkNone}).Close() // skips where there are no user namespaces
@@ -180,7 +181,7 @@ func TestSupervisorKilled(t *testing.T) {
 			mark := uniqueSleep()
 			cmd, initPID, _ := supervisor(t, daemons(mark)+"sleep "+mark, "USERNS_TEST_PIDNS="+pidns)
 			waitSleepers(t, mark, 5, 2*time.Second)
-			if stopped { // Ctrl-Z, then the terminal goes away
+			if stopped { // Ctrl-Z, then the terminal is closed
 				syscall.Kill(-cmd.Process.Pid, syscall.SIGSTOP)
 			}
 			cmd.Process.Kill()
@@ -196,7 +197,7 @@ func TestSupervisorKilled(t *testing.T) {
 	}
 }
 
-// Ctrl-C goes to the whole process group: the command decides, init stays and reports.
+// TestTerminalSignals: Ctrl-C goes to the whole process group. The command may end; init stays and reports its exit code.
 func TestTerminalSignals(t *testing.T) {
 	cmd, initPID, out := supervisor(t, "trap 'exit 9' INT; trap '' QUIT HUP TERM; echo ready; while :; do sleep 0.02; done")
 	b := make([]byte, 6)
@@ -241,8 +242,7 @@ func TestTerminalSignals(t *testing.T) {
 	<-ended
 }
 
-// A confined supervisor: no privilege to gain, not readable, no stray descriptor for what it executes; its sandbox can
-// still be entered.
+// TestConfined: a confined supervisor has no_new_privs and no capability and is not dumpable; its sandbox can still be entered.
 func TestConfined(t *testing.T) {
 	mark := uniqueSleep()
 	cmd, initPID, out := supervisor(t, "echo; sleep "+mark)

@@ -9,9 +9,11 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/netns"
 )
 
-// msgType is the closed set of messages; doc.go has the sequence.
+// msgType is the type of a message, one of the constants; doc.go has the sequence.
 type msgType string
 
 const (
@@ -19,52 +21,52 @@ const (
 	msgRun    msgType = "run"    // 3 fds
 	msgSignal msgType = "signal" // 0 fds
 	msgFiles  msgType = "files"  // 0 fds
-	msgDivert msgType = "divert" // 0 fds
-	msgListen msgType = "listen" // 0 fds
-	msgMint   msgType = "mint"   // 0 fds
 	msgRelink msgType = "relink" // 0 fds; the answer is ready
-	// msgForward asks for the rules for what is forwarded, after divert.
-	msgForward msgType = "forward" // 0 fds
+	msgListen msgType = "listen" // 0 fds
+	msgPool   msgType = "pool"   // 0 fds
+	// msgRedirect asks for a TPROXY redirect, once; msgForward after it for its rules for forwarded traffic.
+	msgRedirect msgType = "redirect" // 0 fds
+	msgForward  msgType = "forward"  // 0 fds
 
 	msgReady   msgType = "ready"   // 0 or 1 fd
 	msgStarted msgType = "started" // 0 fds
 	msgDone    msgType = "done"    // 0 fds
 	msgFailed  msgType = "failed"  // 0 fds
 	msgExited  msgType = "exited"  // 0 fds
-	// msgDiverted has 4 fds, and with IPv6 5: see diversion.out.
-	msgDiverted msgType = "diverted"
-	msgMinted   msgType = "minted" // 1 fd
+	// msgRedirected has 4 fds, and with IPv6 5: see netns.Redirect.Files.
+	msgRedirected msgType = "redirected"
+	msgPoolReady  msgType = "pool-ready" // 1 fd
 	// msgListening has a descriptor for each 0 of Errnos.
 	msgListening msgType = "listening"
 )
 
-// message is one of the closed set: Type, and the one body that belongs to it.
+// message has a Type and the one body that belongs to it.
 type message struct {
-	Type   msgType     `json:"type"`
-	Setup  *setupBody  `json:"setup,omitempty"`
-	Run    *runBody    `json:"run,omitempty"`
-	Files  *Files      `json:"files,omitempty"`
-	Divert *Diversion  `json:"divert,omitempty"`
-	Listen *listenBody `json:"listen,omitempty"`
-	Relink *Link       `json:"relink,omitempty"`
-	Errnos []int       `json:"errnos,omitempty"`
-	Signal int         `json:"signal,omitempty"`
-	Ready  *readyBody  `json:"ready,omitempty"`
-	Fail   *failBody   `json:"fail,omitempty"`
-	PID    int         `json:"pid,omitempty"`
-	Code   int         `json:"code,omitempty"`
-	// Large is the size in bytes of the message that is meant, which is in a memfd, the last descriptor.
+	Type     msgType               `json:"type"`
+	Setup    *setupBody            `json:"setup,omitempty"`
+	Run      *runBody              `json:"run,omitempty"`
+	Files    *Files                `json:"files,omitempty"`
+	Redirect *netns.RedirectConfig `json:"redirect,omitempty"`
+	Listen   *listenBody           `json:"listen,omitempty"`
+	Relink   *netns.Link           `json:"relink,omitempty"`
+	Errnos   []int                 `json:"errnos,omitempty"`
+	Signal   int                   `json:"signal,omitempty"`
+	Ready    *readyBody            `json:"ready,omitempty"`
+	Fail     *failBody             `json:"fail,omitempty"`
+	PID      int                   `json:"pid,omitempty"`
+	Code     int                   `json:"code,omitempty"`
+	// Large is the size in bytes of the actual message, which is in a memfd, the last descriptor.
 	Large int `json:"large,omitempty"`
 }
 
 type setupBody struct {
-	Network      Network  `json:"network"`
-	PIDNamespace bool     `json:"pidns,omitempty"`
-	Enter        bool     `json:"enter,omitempty"` // another command of a sandbox that is there: nothing to set up
-	Link         Link     `json:"link"`
-	Files        Files    `json:"files"`
-	Hidden       []string `json:"hidden,omitempty"`
-	GIDs         idRange  `json:"gids"` // inside, for ping_group_range
+	Network      Network    `json:"network"`
+	PIDNamespace bool       `json:"pidns,omitempty"`
+	Enter        bool       `json:"enter,omitempty"` // another command in a running sandbox: nothing to set up
+	Link         netns.Link `json:"link"`
+	Files        Files      `json:"files"`
+	Hidden       []string   `json:"hidden,omitempty"`
+	GIDs         idRange    `json:"gids"` // inside, for ping_group_range
 }
 
 // runBody has bytes, not strings: neither arguments nor environment need be UTF-8.
@@ -75,43 +77,43 @@ type runBody struct {
 }
 
 type readyBody struct {
-	Kind     string     `json:"kind,omitempty"`
-	Link     LinkResult `json:"link"`
-	Warnings []string   `json:"warnings,omitempty"`
+	Kind     string           `json:"kind,omitempty"`
+	Link     netns.LinkResult `json:"link"`
+	Warnings []string         `json:"warnings,omitempty"`
 }
 
 const (
-	// inlineMax is the most bytes of one packet: well under the 212992 of net.core.wmem_default, which bounds it.
+	// inlineMax is the size in bytes of the largest packet, well under the kernel's limit (net.core.wmem_default, 212992).
 	inlineMax = 64 << 10
 	// largeMax bounds a message in a memfd. The kernel takes at most 6 MiB of arguments and environment (fs/exec.c,
 	// bprm_set_stack_limits), which base64 makes 8; hosts files with block lists are a few MiB.
 	largeMax = 16 << 20
-	// maxFDs is the most descriptors of a message: those of listening.
+	// maxFDs is the largest number of descriptors of a message, which listening has.
 	maxFDs = listenMost
 )
 
 var errProtocol = errors.New("unexpected message")
 
-// wantFDs tells how many descriptors may come with a message of type t, and whether t is known.
+// wantFDs returns how many descriptors a message of type t has, at least and at most, and whether t is known.
 func wantFDs(t msgType) (least, most int, known bool) {
 	switch t {
 	case msgRun:
 		return 3, 3, true
 	case msgReady:
 		return 0, 1, true
-	case msgDiverted:
+	case msgRedirected:
 		return 4, 5, true
-	case msgMinted:
+	case msgPoolReady:
 		return 1, 1, true
 	case msgListening:
 		return 0, listenMost, true
-	case msgSetup, msgSignal, msgFiles, msgDivert, msgForward, msgListen, msgMint, msgRelink, msgStarted, msgDone, msgFailed, msgExited:
+	case msgSetup, msgSignal, msgFiles, msgRedirect, msgForward, msgListen, msgPool, msgRelink, msgStarted, msgDone, msgFailed, msgExited:
 		return 0, 0, true
 	}
 	return 0, 0, false
 }
 
-// parseMessage reads the JSON of a message and checks that it is whole.
+// parseMessage decodes a message and checks that it has the body of its type and no other.
 func parseMessage(b []byte) (*message, error) {
 	m := new(message)
 	if err := json.Unmarshal(b, m); err != nil {
@@ -128,14 +130,14 @@ func parseMessage(b []byte) (*message, error) {
 	}
 	if (m.Setup != nil) != (m.Type == msgSetup) || (m.Run != nil) != (m.Type == msgRun) ||
 		(m.Files != nil) != (m.Type == msgFiles) || (m.Ready != nil) != (m.Type == msgReady) ||
-		(m.Divert != nil) != (m.Type == msgDivert) || (m.Listen != nil) != (m.Type == msgListen) || (m.Relink != nil) != (m.Type == msgRelink) ||
+		(m.Redirect != nil) != (m.Type == msgRedirect) || (m.Listen != nil) != (m.Type == msgListen) || (m.Relink != nil) != (m.Type == msgRelink) ||
 		(m.Errnos != nil) != (m.Type == msgListening) || (m.Fail != nil) != (m.Type == msgFailed) {
 		return nil, fmt.Errorf("%w: %q with another body", errProtocol, m.Type)
 	}
 	return m, nil
 }
 
-// socket is one end of the conversation. send may be called by one goroutine at a time, and so may receive.
+// socket is one end of the connection between supervisor and init. One goroutine at a time may call send, and one receive.
 type socket struct {
 	conn *net.UnixConn
 	buf  []byte
@@ -157,7 +159,7 @@ func socketPair() (*socket, *os.File, error) {
 	return ours, theirs, nil
 }
 
-// newSocket takes f over.
+// newSocket makes a socket of f, which it closes.
 func newSocket(f *os.File) (*socket, error) {
 	defer f.Close()
 	typ, err := unix.GetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_TYPE)
@@ -176,15 +178,15 @@ func newSocket(f *os.File) (*socket, error) {
 		c.Close()
 		return nil, unix.EPROTOTYPE
 	}
-	// Room for one set of credentials too: the kernel adds them when asked to (passCred).
+	// With room for one set of credentials, which the kernel adds after passCred.
 	oob := make([]byte, unix.CmsgSpace(maxFDs*4)+unix.CmsgSpace(unix.SizeofUcred))
 	return &socket{conn: u, buf: make([]byte, inlineMax), oob: oob}, nil
 }
 
 func (s *socket) close() { s.conn.Close() }
 
-// send sends m with fds, which stay the caller's. pid, when not 0, is a process of ours that the receiver wants to know
-// by its own numbering: the kernel translates it between pid namespaces (unix(7), SCM_CREDENTIALS).
+// send sends m with fds, which the caller closes. pid, unless it is 0, is a process of ours, sent as credentials, which the
+// kernel translates into the receiver's pid namespace (unix(7), SCM_CREDENTIALS).
 func (s *socket) send(m *message, pid int, fds ...*os.File) error {
 	b, err := json.Marshal(m)
 	if err != nil {
@@ -205,7 +207,7 @@ func (s *socket) send(m *message, pid int, fds ...*os.File) error {
 	if len(fds) > 0 {
 		nums := make([]int, len(fds))
 		for i, f := range fds {
-			// Fd would make the file blocking; the description is shared with whoever polls it.
+			// Not Fd, which would make the file description blocking, also for the process that gets it.
 			c, err := f.SyscallConn()
 			if err == nil {
 				err = c.Control(func(fd uintptr) { nums[i] = int(fd) })
@@ -240,8 +242,8 @@ func memfd(b []byte) (*os.File, error) {
 	return f, nil
 }
 
-// receive reads one message. The descriptors are the caller's, and as many as the message must have. pid is that of the
-// credentials that came along, 0 when none did. io.EOF is the orderly end.
+// receive reads one message. fds are as many as its type must have; the caller closes them. pid is that of the credentials
+// that came with it, 0 without. io.EOF means that the other end was closed.
 func (s *socket) receive() (m *message, fds []*os.File, pid int, err error) {
 	n, oobn, flags, _, err := s.conn.ReadMsgUnix(s.buf, s.oob)
 	if err != nil {
@@ -266,7 +268,7 @@ func (s *socket) receive() (m *message, fds []*os.File, pid int, err error) {
 		if m.Type != msgListening {
 			return nil, fds, 0, fmt.Errorf("%w: truncated", errProtocol)
 		}
-		// We have no room for the descriptors: the ports are not to be had, and that is all.
+		// The descriptors exceeded our limit of open files: these ports cannot be had; everything else goes on.
 		closeAll(fds)
 		fds = nil
 		for i := range m.Errnos {
@@ -298,7 +300,7 @@ func (s *socket) receive() (m *message, fds []*os.File, pid int, err error) {
 	return m, fds, pid, nil
 }
 
-// parseControl takes the descriptors (close-on-exec already, by the net package) and the pid out of control messages.
+// parseControl returns the descriptors, which package net has made close-on-exec, and the pid of control messages.
 func parseControl(oob []byte) (fds []*os.File, pid int, err error) {
 	cmsgs, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
@@ -316,7 +318,7 @@ func parseControl(oob []byte) (fds []*os.File, pid int, err error) {
 	return fds, pid, nil
 }
 
-// passCred makes the kernel tell the sender's pid, or the one the sender names, with each message.
+// passCred has the kernel send the pid of the sender, or the one that the sender names, with each message.
 func (s *socket) passCred() error {
 	c, err := s.conn.SyscallConn()
 	if err != nil {

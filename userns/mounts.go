@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/netns"
 )
 
 const (
@@ -21,25 +23,25 @@ const (
 	maxNsswitch = 64 << 10
 )
 
-// nameServiceDirs hold sockets by which glibc goes around resolv.conf: nscd's, and nss-resolve's. Covering the latter
-// also keeps systemd-resolved from replacing a file we are mounted on, which would take the mount away.
+// nameServiceDirs have sockets by which glibc bypasses resolv.conf: nscd's and nss-resolve's. Covering the latter also keeps
+// systemd-resolved from replacing a file that has a bind mount of ours, which would remove the mount.
 var nameServiceDirs = []string{"/run/nscd", "/var/run/nscd", resolvedDir}
 
-// stagingDirs are tried in order for the mount on which our files are made. It is gone before the command starts.
+// stagingDirs are tried in order for the temporary mount on which the files are made. It is unmounted before the command
+// starts.
 var stagingDirs = []string{"/tmp", "/run", "/mnt", "/var", "/etc"}
 
-// stagingOptions: the files are small; the limit keeps a command from filling memory through them.
+// stagingOptions limit the size, so that the command cannot fill memory by way of the files.
 const stagingOptions = "mode=0755,size=32m,nr_inodes=16"
 
-// emptyOptions is for a directory that stays empty: a page, and an inode for the root and each of the few files that may
-// be made as mount points.
+// emptyOptions is for a directory that stays empty: one page, and inodes for the root and the few files that may be made as
+// mount points.
 const emptyOptions = "mode=0755,size=4k,nr_inodes=8"
 
-// setupMounts changes the mount namespace, which is a copy of another and our own. What a sandbox can do without only
-// warns.
+// setupMounts changes the mount namespace of the process, a copy of another one. What the sandbox can do without is a warning.
 func setupMounts(b *setupBody, w *warnings) (*fileSet, error) {
 	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
-		return nil, &Error{Op: "make mounts private", Err: err, Hint: doctorHint}
+		return nil, &Error{Op: "make mounts private", Err: err, Hint: netns.HintDoctor}
 	}
 	if b.PIDNamespace {
 		if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
@@ -54,7 +56,7 @@ func setupMounts(b *setupBody, w *warnings) (*fileSet, error) {
 	}
 	files := new(fileSet)
 	if b.Network == NetworkJoin {
-		// The copy has the target's files already; its own directories may still be hidden.
+		// The copy has the target's files already; only the hidden directories are left to do.
 		hide(b.Hidden, w)
 		return files, nil
 	}
@@ -65,8 +67,8 @@ func setupMounts(b *setupBody, w *warnings) (*fileSet, error) {
 	return files, nil
 }
 
-// mountSysfs mounts the sysfs of our network namespace over the one of the host's, and the cgroup file systems back into
-// it: programs read their limits there.
+// mountSysfs mounts the sysfs of the network namespace over the host's, and the cgroup file systems in it again, where programs
+// read their limits.
 func mountSysfs() error {
 	cgroup, cerr := unix.OpenTree(unix.AT_FDCWD, "/sys/fs/cgroup",
 		unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
@@ -86,11 +88,10 @@ func mountSysfs() error {
 	return nil
 }
 
-// hiddenOptions is for a directory in which a sandbox inside this one keeps what this one keeps in that which it covers.
+// hiddenOptions: a sandbox inside this one keeps its own state in the directory.
 const hiddenOptions = "mode=0700,size=16m,nr_inodes=1k"
 
-// hide covers each directory that exists with an empty one of our own. Who works in such a directory does so in the new
-// one.
+// hide mounts an empty directory over each that exists. If the working directory is in one of them, it becomes the new one.
 func hide(dirs []string, w *warnings) {
 	here, err := os.Getwd()
 	for _, d := range dirs {
@@ -104,8 +105,7 @@ func hide(dirs []string, w *warnings) {
 	}
 }
 
-// stage mounts an empty tmpfs somewhere, calls f with its path, and takes the mount away again; binds made of its files
-// stay.
+// stage mounts an empty tmpfs on one of stagingDirs, calls f with its path, and unmounts it. Bind mounts of its files stay.
 func stage(f func(dir string) error) error {
 	var errs []error
 	for _, d := range stagingDirs {
@@ -122,11 +122,11 @@ func stage(f func(dir string) error) error {
 		}
 		return err
 	}
-	return &Error{Op: "mount a tmpfs", Err: errors.Join(append(errs, unix.EPERM)...), Hint: doctorHint}
+	return &Error{Op: "mount a tmpfs", Err: errors.Join(append(errs, unix.EPERM)...), Hint: netns.HintDoctor}
 }
 
-// coverNameServices puts empty directories over the sockets of name services, and into that of systemd-resolved the files
-// that /etc/resolv.conf may be a link to.
+// coverNameServices mounts empty directories over those with the sockets of name services. The one of systemd-resolved gets the
+// files that /etc/resolv.conf may link to.
 func coverNameServices(ourResolvConf string, w *warnings) {
 	for _, d := range nameServiceDirs {
 		real, err := filepath.EvalSymlinks(d)
@@ -158,7 +158,7 @@ func coverNameServices(ourResolvConf string, w *warnings) {
 
 func bind(from, to string) error { return unix.Mount(from, to, "", unix.MS_BIND, "") }
 
-// bindOver binds our file over path, through symbolic links.
+// bindOver bind-mounts our file over path, following symbolic links.
 func bindOver(ours, path string, w *warnings) {
 	real, err := filepath.EvalSymlinks(path)
 	if err == nil && strings.HasPrefix(real, resolvedDir+"/") && path == resolvConf {

@@ -1,212 +1,130 @@
 package userns
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"os"
-	"slices"
-	"strings"
+	"syscall"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/netns"
 )
 
-// setupNetwork brings lo up and, for NetworkNew, opens and configures the uplink. It is in the namespace already.
-func setupNetwork(b *setupBody, ready *readyBody, w *warnings) (*os.File, error) {
-	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, &Error{Op: "open netlink", Err: err, Hint: doctorHint}
-	}
-	defer nl.Close()
-	lo, err := nl.LinkByName("lo")
-	if err == nil {
-		err = nl.LinkSetUp(lo)
-	}
-	if err != nil {
-		return nil, &Error{Op: "bring lo up", Err: err, Hint: doctorHint}
-	}
-	setSysctls(b.GIDs, w)
-	if b.Network != NetworkNew {
-		return nil, nil
-	}
-	dev, err := openLink(&b.Link)
+// Redirect sets up a TPROXY redirect inside, whole or not at all; once. It ends with the sandbox.
+func (s *Sandbox) Redirect(ctx context.Context, c netns.RedirectConfig) (*netns.RedirectHandles, error) {
+	r, err := s.request(ctx, &message{Type: msgRedirect, Redirect: &c}, msgRedirected)
 	if err != nil {
 		return nil, err
 	}
-	ready.Kind, ready.Link = dev.kind, dev.result
-	if !slices.ContainsFunc(b.Link.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
-		// Without IPv6 there is no address of the link's either, as with Docker: nothing tries it.
-		_ = writeSysctl("net/ipv6/conf/"+b.Link.Name+"/disable_ipv6", "1") // an error: no IPv6 at all, or not at this MTU
+	return netns.NewRedirectHandles(r.fds, c)
+}
+
+// RedirectForwarded has the redirect take TCP that the namespace forwards, too. Further calls do nothing. From then on the
+// namespace tracks its connections (conntrack).
+func (s *Sandbox) RedirectForwarded(ctx context.Context, h *netns.RedirectHandles) error {
+	if _, err := s.request(ctx, &message{Type: msgForward}, msgDone); err != nil {
+		return err
 	}
-	if err := configureLink(nl, &b.Link, dev.kind, w); err != nil {
-		dev.file.Close()
+	h.Pool.FillForwarded()
+	return nil
+}
+
+// SocketPool opens a pool of sockets of the namespace, without a redirect. The caller closes it.
+func (s *Sandbox) SocketPool(ctx context.Context, o netns.PoolOptions) (*netns.Pool, error) {
+	r, err := s.request(ctx, &message{Type: msgPool}, msgPoolReady)
+	if err != nil {
 		return nil, err
 	}
-	dev.keepTAP()
-	return dev.file, nil
-}
-
-// setSysctls gives the sandbox what Docker gives its containers: ping sockets for everyone and no privileged ports.
-func setSysctls(gids idRange, w *warnings) {
-	// net/ipv4/ping.c takes a range of gids that are mapped; the last of them may be no more than 2^31-1.
-	last := uint64(gids.First)
-	if gids.Count > 0 {
-		last += uint64(gids.Count) - 1
-	}
-	last = min(last, 1<<31-1)
-	for _, s := range []struct{ name, value string }{
-		{"net/ipv4/ping_group_range", fmt.Sprintf("%d %d", gids.First, last)},
-		{"net/ipv4/ip_unprivileged_port_start", "0"},
-		{sysctlCongestion, insideCongestion},
-	} {
-		if err := writeSysctl(s.name, s.value); err != nil {
-			w.add("sysctl %s: %v", strings.ReplaceAll(s.name, "/", "."), err)
-		}
-	}
-}
-
-// Between the sandbox and us nothing is ever lost or slow, so the congestion control inside has nothing to do: the simplest
-// does it with the least work (one that paces, as BBR, costs a third of the throughput here). On the way through the
-// network the host's own sockets use the host's.
-const (
-	sysctlCongestion = "net/ipv4/tcp_congestion_control"
-	insideCongestion = "reno"
-)
-
-// writeSysctl sets a sysctl of the calling thread's network namespace: /proc/sys/net shows that, whoever mounted it.
-func writeSysctl(name, value string) error {
-	err := os.WriteFile("/proc/sys/"+name, []byte(value), 0)
-	return unwrapErrno(err)
-}
-
-// configureLink sets up the interface l.Name, which exists and is down.
-func configureLink(nl *netlink.Handle, l *Link, kind string, w *warnings) error {
-	link, err := nl.LinkByName(l.Name)
+	p, err := netns.NewPool(r.fds[0], o)
 	if err != nil {
-		return &Error{Op: "find " + l.Name, Err: err}
+		return nil, &Error{Op: "open sockets", Err: err}
 	}
-	op := func(what string, err error) error {
-		if err == nil {
-			return nil
-		}
-		return &Error{Op: fmt.Sprintf("set the %s of %s", what, l.Name), Err: err}
+	return p, nil
+}
+
+// Relink gives the uplink other addresses, routes and gateways: those of l, whose other fields are ignored. What is the
+// same before and after is not touched, so that connections of an address that stays go on. What the kernel refuses is a
+// warning. For a bare link there is nothing to do.
+func (s *Sandbox) Relink(ctx context.Context, l netns.Link) error {
+	l, err := l.WithDefaults()
+	if err != nil {
+		return &Error{Op: "configuration", Err: err}
 	}
-	if err := op("MTU", nl.LinkSetMTU(link, l.MTU)); err != nil {
+	r, err := s.request(ctx, &message{Type: msgRelink, Relink: &l}, msgReady)
+	if err != nil {
 		return err
 	}
-	if len(l.MAC) > 0 && kind != KindPacket { // a veth got its address when it was made
-		if err := op("address", nl.LinkSetHardwareAddr(link, l.MAC)); err != nil {
-			return err
+	for _, w := range r.m.Ready.Warnings {
+		s.log.Warn(w)
+	}
+	return nil
+}
+
+// listenBody asks for sockets on the namespace's own loopback, all of one protocol.
+type listenBody struct {
+	Proto string   `json:"proto"` // "tcp" or "udp"
+	Ports []uint16 `json:"ports"`
+}
+
+// listenMost is how many sockets one message asks for: their descriptors go into one answer (SCM_MAX_FD is 253), and for a
+// moment init has as many open, whose limit may be the usual 1024.
+const listenMost = 64
+
+// Listen opens sockets inside for what the namespace sends to its own loopback (netns.ListenLoopback): TCP ones listening, UDP
+// ones bound. Ports below 1024 need no privilege of the caller, since init opens the sockets. files and errs are parallel to
+// ports, and one of each pair is nil; an error is an errno of bind(2). The files are non-blocking and the caller's. err means
+// that none was opened.
+func (s *Sandbox) Listen(ctx context.Context, proto string, ports []uint16) (files []*os.File, errs []error, err error) {
+	for len(ports) > 0 {
+		n := min(len(ports), listenMost)
+		r, err := s.request(ctx, &message{Type: msgListen, Listen: &listenBody{Proto: proto, Ports: ports[:n]}}, msgListening)
+		if err == nil && (len(r.m.Errnos) != n || len(r.fds) != countZero(r.m.Errnos)) {
+			closeAll(r.fds)
+			err = &Error{Op: "listen inside", Err: fmt.Errorf("%w: %d descriptors", errProtocol, len(r.fds))}
 		}
-	}
-	var have6 bool
-	for _, p := range l.Addrs {
-		have6 = have6 || p.Addr().Is6()
-	}
-	if have6 {
-		// Before it is up. The addresses are ours to give: nobody else on the wire has them, so that waiting for
-		// duplicates is lost time, and a router advertisement must not add others.
-		for _, name := range []string{"accept_ra", "accept_dad"} {
-			err := writeSysctl("net/ipv6/conf/"+l.Name+"/"+name, "0")
-			if err != nil && !errors.Is(err, unix.ENOENT) { // ENOENT: no IPv6, or not at this MTU
-				w.add("sysctl %s of %s: %v", name, l.Name, err)
-			}
+		if err != nil {
+			closeAll(files)
+			return nil, nil, err
 		}
-	}
-	if err := op("state", nl.LinkSetUp(link)); err != nil {
-		return err
-	}
-	no6 := false
-	for _, p := range l.Addrs {
-		addr := &netlink.Addr{IPNet: ipNet(p)}
-		if p.Addr().Is6() {
-			addr.Flags = unix.IFA_F_NODAD
-		}
-		if err := nl.AddrAdd(link, addr); err != nil && !errors.Is(err, unix.EEXIST) {
-			if p.Addr().Is6() {
-				w.add("no IPv6 inside: address %v: %v", p, err)
-				no6 = true
+		fds := r.fds
+		for _, e := range r.m.Errnos {
+			if e != 0 {
+				files, errs = append(files, nil), append(errs, syscall.Errno(e))
 				continue
 			}
-			return op(fmt.Sprintf("address %v", p), err)
+			files, errs = append(files, fds[0]), append(errs, nil)
+			fds = fds[1:]
+		}
+		ports = ports[n:]
+	}
+	return files, errs, nil
+}
+
+func countZero(list []int) (n int) {
+	for _, e := range list {
+		if e == 0 {
+			n++
 		}
 	}
-	for _, g := range l.Gateways {
-		if g.Is6() && no6 {
+	return n
+}
+
+// listenInside is init's part of Listen. errnos has 0 for each port whose descriptor is in fds.
+func listenInside(b *listenBody) (fds []*os.File, errnos []int, err error) {
+	if len(b.Ports) > listenMost || b.Proto != "tcp" && b.Proto != "udp" {
+		return nil, nil, &Error{Op: "listen", Err: errProtocol}
+	}
+	for _, port := range b.Ports {
+		f, err := netns.ListenLoopback(b.Proto, port)
+		if err != nil {
+			errno := unix.EIO
+			errors.As(err, &errno)
+			errnos = append(errnos, int(errno))
 			continue
 		}
-		if l.Routes == nil {
-			err := addRoute(nl, link, l, Route{Dst: defaultRoute(g), Gateway: g})
-			if errors.Is(err, unix.EEXIST) {
-				w.add("the default route by %v was not added: there is one", g)
-			} else if err != nil {
-				return &Error{Op: fmt.Sprintf("add the default route by %v", g), Err: err}
-			}
-		}
-		if err := setNeighbour(nl, link, l, g); err != nil {
-			return err
-		}
+		fds, errnos = append(fds, f), append(errnos, 0)
 	}
-	for _, r := range l.Routes {
-		if r.Dst.Addr().Is6() && no6 {
-			continue
-		}
-		if err := addRoute(nl, link, l, r); err != nil && !errors.Is(err, unix.EEXIST) {
-			w.add("the route to %v was not added: %v", r.Dst, err)
-		}
-	}
-	return nil
-}
-
-func addRoute(nl *netlink.Handle, link netlink.Link, l *Link, r Route) error {
-	return nl.RouteAdd(makeRoute(link, l, r))
-}
-
-func makeRoute(link netlink.Link, l *Link, r Route) *netlink.Route {
-	route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(r.Dst), Priority: r.Metric, MTU: r.MTU}
-	if r.Source.IsValid() {
-		route.Src = r.Source.AsSlice()
-	}
-	if g := r.Gateway; !g.IsValid() {
-		route.Scope = netlink.SCOPE_LINK
-	} else {
-		route.Gw = g.AsSlice()
-		onLink := g.IsLinkLocalUnicast()
-		for _, p := range l.Addrs {
-			onLink = onLink || p.Contains(g)
-		}
-		if !onLink {
-			route.Flags = int(netlink.FLAG_ONLINK)
-		}
-	}
-	return route
-}
-
-// setNeighbour spares the guest the question who the gateway is.
-func setNeighbour(nl *netlink.Handle, link netlink.Link, l *Link, g netip.Addr) error {
-	if len(l.GatewayMAC) == 0 {
-		return nil
-	}
-	family := netlink.FAMILY_V4
-	if g.Is6() {
-		family = netlink.FAMILY_V6
-	}
-	if err := nl.NeighSet(&netlink.Neigh{LinkIndex: link.Attrs().Index, Family: family, IP: g.AsSlice(),
-		HardwareAddr: l.GatewayMAC, State: netlink.NUD_PERMANENT}); err != nil {
-		return &Error{Op: fmt.Sprintf("add the neighbour %v", g), Err: err}
-	}
-	return nil
-}
-
-func defaultRoute(g netip.Addr) netip.Prefix {
-	if g.Is4() {
-		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-	}
-	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+	return fds, errnos, nil
 }

@@ -5,10 +5,9 @@ import (
 	"strings"
 )
 
-// filterNsswitch takes from the hosts line of nsswitch.conf(5) the services that ask daemons of the host instead of the
-// name servers of resolv.conf: resolve, mymachines, mdns* and the like. An action in brackets goes with the service before
-// it. Everything else stays byte by byte; changed says whether anything was taken. A hosts line that would be left without
-// files or dns gets what is missing.
+// filterNsswitch removes from the hosts line of nsswitch.conf(5) the services that ask daemons of the host instead of the name
+// servers of resolv.conf: resolve, mymachines and mdns*, each with its action in brackets. Everything else stays byte by byte;
+// changed says whether anything was removed. A changed hosts line without files or dns gets what is missing.
 func filterNsswitch(text []byte) (out []byte, changed bool) {
 	lines := bytes.SplitAfter(text, []byte("\n"))
 	for _, line := range lines {
@@ -62,8 +61,8 @@ func filterHostsLine(line string) (string, bool) {
 	return new + line[len(strings.TrimRight(line, "\r\n")):], true
 }
 
-// splitServices splits at blanks, but keeps an action ("[!UNAVAIL=return SUCCESS=continue]") in one piece; brackets need
-// no blanks around them.
+// splitServices splits at blanks, but not inside an action ("[!UNAVAIL=return SUCCESS=continue]"). Brackets need no blanks
+// around them.
 func splitServices(s string) []string {
 	var out []string
 	for {

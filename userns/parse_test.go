@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"rootlessnet/netns"
 )
 
 func TestFilterNsswitch(t *testing.T) {
@@ -101,7 +103,7 @@ func TestStatParent(t *testing.T) {
 func FuzzParseMessage(f *testing.F) {
 	for _, m := range []message{
 		{Type: msgRun, Run: &runBody{Argv: [][]byte{[]byte("true")}}},
-		{Type: msgReady, Ready: &readyBody{Kind: KindTAP}},
+		{Type: msgReady, Ready: &readyBody{Kind: netns.KindTAP}},
 		{Type: msgFailed, Fail: &failBody{Text: "x", Code: 126}},
 		{Type: msgExited, Code: 3}, {Type: msgRun, Large: 100},
 	} {
@@ -128,7 +130,7 @@ func FuzzParseMessage(f *testing.F) {
 	})
 }
 
-// A message and its descriptors cross whole, small and large, and what does not fit its type is refused.
+// TestSocket: a message and its descriptors arrive whole, small and large; one that does not fit its type is refused.
 func TestSocket(t *testing.T) {
 	a, f, err := socketPair()
 	if err != nil {
@@ -161,15 +163,15 @@ func TestSocket(t *testing.T) {
 		closeAll(fds)
 	}
 	for name, send := range map[string]func() error{
-		"too few fds":  func() error { return a.send(&message{Type: msgRun, Run: &runBody{}}, 0, r) },
-		"stray fd":     func() error { return a.send(&message{Type: msgDone}, 0, r) },
-		"unknown type": func() error { return a.send(&message{Type: "format"}, 0) },
-		"two bodies":   func() error { return a.send(&message{Type: msgDone, Files: &Files{}}, 0) },
-		"no memfd":     func() error { return a.send(&message{Type: msgDone, Large: 5}, 0) },
-		"wrong memfd":  func() error { return a.send(&message{Type: msgDone, Large: 5}, 0, r) },
-		"too large":    func() error { return a.send(&message{Type: msgDone, Large: largeMax + 1}, 0, r) },
-		"not JSON":     func() error { _, err := a.conn.Write([]byte("x")); return err },
-		"truncated":    func() error { _, err := a.conn.Write(make([]byte, inlineMax+1)); return err },
+		"too few fds":   func() error { return a.send(&message{Type: msgRun, Run: &runBody{}}, 0, r) },
+		"unexpected fd": func() error { return a.send(&message{Type: msgDone}, 0, r) },
+		"unknown type":  func() error { return a.send(&message{Type: "format"}, 0) },
+		"two bodies":    func() error { return a.send(&message{Type: msgDone, Files: &Files{}}, 0) },
+		"no memfd":      func() error { return a.send(&message{Type: msgDone, Large: 5}, 0) },
+		"wrong memfd":   func() error { return a.send(&message{Type: msgDone, Large: 5}, 0, r) },
+		"too large":     func() error { return a.send(&message{Type: msgDone, Large: largeMax + 1}, 0, r) },
+		"not JSON":      func() error { _, err := a.conn.Write([]byte("x")); return err },
+		"truncated":     func() error { _, err := a.conn.Write(make([]byte, inlineMax+1)); return err },
 	} {
 		before := openFDs(t)
 		if err := send(); err != nil {
@@ -232,9 +234,9 @@ func TestLookPath(t *testing.T) {
 
 func TestConfigRefused(t *testing.T) {
 	for name, c := range map[string]Config{
-		"network": {Network: "bridge"}, "ids": {IDMap: "x"}, "join nobody": {Network: NetworkJoin},
-		"mtu": {Link: Link{MTU: 67}}, "kind": {Link: Link{Kind: "wire"}}, "hidden": {Hidden: []string{"x"}},
-		"name": {Link: Link{Name: "a234567890123456"}}, "mac": {Link: Link{MAC: []byte{1}}},
+		"network": {Network: "bridge"}, "ids": {IDMap: "x"}, "join without pid": {Network: NetworkJoin},
+		"mtu": {Link: netns.Link{MTU: 67}}, "kind": {Link: netns.Link{Kind: "wire"}}, "hidden": {Hidden: []string{"x"}},
+		"name": {Link: netns.Link{Name: "a234567890123456"}}, "mac": {Link: netns.Link{MAC: []byte{1}}},
 	} {
 		if _, err := Start(t.Context(), c); err == nil {
 			t.Errorf("%s: accepted", name)

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reap collects every child that has ended. ended is true once the command is among them; code is its exit code then.
+// reap waits for every child that has ended. ended says that the command is among them; code is its exit code then.
 func (s *initState) reap() (code int, ended bool) {
 	for {
 		var status syscall.WaitStatus
@@ -36,9 +36,9 @@ func exitCode(w syscall.WaitStatus) int {
 	return w.ExitStatus()
 }
 
-// killAll kills every descendant and returns when none is left. As the pid 1 of a namespace it takes one call.
-// Otherwise it kills its children until there are none: those of a killed child become ours (subreaper) before we can
-// reap it, so that looking again after each death misses nobody.
+// killAll kills every descendant and returns when none is left. As pid 1 of a pid namespace it needs one call. Otherwise it kills
+// its children until there are none: the children of a killed child become ours (subreaper) before it can be reaped, so that
+// listing the children again after each death finds all of them.
 func (s *initState) killAll() {
 	if os.Getpid() == 1 {
 		syscall.Kill(-1, syscall.SIGKILL)
@@ -66,7 +66,7 @@ func (s *initState) killAll() {
 	}
 }
 
-// procDir is /proc as it was before the command could mount something over it.
+// procDir is /proc, opened before the command could mount something over it.
 type procDir struct {
 	dir *os.File
 }
@@ -79,7 +79,7 @@ func openProc() (*procDir, error) {
 	return &procDir{f}, nil
 }
 
-// maxProcFile bounds what is read of one file of /proc: a list of children is at most 8 bytes for each of them.
+// maxProcFile bounds the bytes read of one file of /proc: a list of children has at most 8 bytes for each of them.
 const maxProcFile = 4 << 20
 
 func (p *procDir) read(name string) ([]byte, error) {
@@ -110,8 +110,8 @@ func (p *procDir) list(name string) []int {
 	return out
 }
 
-// children lists our children, of all our threads. Kernels without CONFIG_PROC_CHILDREN have no list of them; there every
-// process is asked for its parent.
+// children lists the children of all our threads. On a kernel without CONFIG_PROC_CHILDREN it goes through all processes and
+// compares their parent.
 func (p *procDir) children() []int {
 	self := strconv.Itoa(os.Getpid())
 	var out []int
@@ -139,7 +139,7 @@ func (p *procDir) children() []int {
 	return out
 }
 
-// statParent reads the parent's pid out of /proc/PID/stat (proc(5)): "pid (comm) state ppid …", where comm may hold any
+// statParent returns the parent's pid from /proc/PID/stat (proc(5)): "pid (comm) state ppid …", where comm may hold any
 // byte but ends with the last parenthesis. 0 if it is not of that form.
 func statParent(stat []byte) int {
 	f := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])

@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ReleaseCode gives back the memory of the program's own code and constants that only the start needed. Every page is
-// still in the page cache and comes back when it is touched; what is never touched again is not counted as ours. It
-// changes nothing but the resident size, and does nothing where /proc cannot be read.
+// ReleaseCode unmaps the pages of the program's code and constants (MADV_DONTNEED), many of which only the start needed. They
+// stay in the page cache and are mapped again when they are used, so that only the resident size changes. Without /proc it does
+// nothing.
 func ReleaseCode() {
 	exe, err := os.Readlink("/proc/self/exe")
 	if err != nil {
@@ -23,7 +23,7 @@ func ReleaseCode() {
 	}
 	defer f.Close()
 	for s := bufio.NewScanner(f); s.Scan(); {
-		// proc_pid_maps(5): from-to perms offset dev inode path. A page that may be written is not the file's any more.
+		// proc_pid_maps(5): from-to perms offset dev inode path. Writable pages may differ from the file.
 		fields := strings.Fields(s.Text())
 		if len(fields) < 6 || fields[5] != exe || strings.Contains(fields[1], "w") {
 			continue

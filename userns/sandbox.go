@@ -12,30 +12,32 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"rootlessnet/netns"
 )
 
-// closeTimeout is how long Close waits for init to kill its descendants before it kills init: a process in
-// uninterruptible sleep (a dead NFS server) may take for ever, and must not take us along.
+// closeTimeout is how long Close waits for init to kill its descendants before it kills init: a process in uninterruptible
+// sleep (a dead NFS server) may never end.
 const closeTimeout = 5 * time.Second
 
-// Sandbox is one init with its namespaces, as the supervisor holds it. Its methods may be called concurrently.
+// Sandbox is the supervisor's side of one init with its namespaces. Its methods may be called concurrently.
 type Sandbox struct {
 	log   *slog.Logger
 	sock  *socket
 	child *child
-	// moved says that init's working directory is not the caller's: entering a mount namespace resets it.
+	// moved says that init is not in the caller's working directory: entering a mount namespace changes it.
 	moved bool
 
 	gone    chan struct{} // closed when init was reaped
 	readEnd chan struct{} // closed when the reader has ended
 	exited  chan struct{} // closed when exitCode is set
-	replies chan reply    // room for one: the answer must wait for nobody, so that exited is read after it
+	replies chan reply    // room for one: the reader must not block on an answer, because exited may follow it
 
 	call sync.Mutex // held for a request and its answer
 
 	mu       sync.Mutex
 	kind     string
-	link     LinkResult
+	link     netns.LinkResult
 	linkFile *os.File
 	exitCode int
 	readErr  error // why the reader ended; valid once readEnd is closed
@@ -89,7 +91,7 @@ func Start(ctx context.Context, cfg Config) (*Sandbox, error) {
 	return s, nil
 }
 
-// launch spawns init on a thread of its own and starts the reader of its messages.
+// launch spawns init on a thread of its own and starts the goroutine that reads its messages.
 func launch(log *slog.Logger, spawn func(sock *os.File) (*child, error)) (*Sandbox, error) {
 	ours, theirs, err := socketPair()
 	if err != nil {
@@ -114,7 +116,8 @@ func launch(log *slog.Logger, spawn func(sock *os.File) (*child, error)) (*Sandb
 	return s, nil
 }
 
-// own spawns init and reaps it. The thread stays locked in between: init's parent-death signal is bound to it.
+// own spawns init and reaps it. The goroutine stays locked to its thread meanwhile, since the parent-death signal of init is
+// sent when that thread ends.
 func (s *Sandbox) own(spawn func(*os.File) (*child, error), theirs *os.File, spawned chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -128,7 +131,7 @@ func (s *Sandbox) own(spawn func(*os.File) (*child, error), theirs *os.File, spa
 	close(s.gone)
 }
 
-// read ends when the socket does, by either side.
+// read receives messages until either side closes the socket.
 func (s *Sandbox) read() {
 	defer close(s.readEnd)
 	for {
@@ -144,11 +147,11 @@ func (s *Sandbox) read() {
 				s.exitCode = m.Code
 				s.mu.Unlock()
 				close(s.exited)
-				return // its last word
-			case msgReady, msgStarted, msgDone, msgFailed, msgDiverted, msgListening, msgMinted:
+				return // the last message
+			case msgReady, msgStarted, msgDone, msgFailed, msgRedirected, msgListening, msgPoolReady:
 				select {
 				case s.replies <- reply{m, fds, pid}:
-				default: // the answer before this one was never asked for
+				default: // an answer without a request
 					closeAll(fds)
 					err = fmt.Errorf("%w %q", errProtocol, m.Type)
 				}
@@ -179,7 +182,7 @@ func (s *Sandbox) request(ctx context.Context, m *message, want msgType, fds ...
 		select {
 		case <-s.readEnd:
 			return reply{}, s.ended(string(m.Type))
-		case <-time.After(time.Second): // the reader ends at once if it was the peer that went
+		case <-time.After(time.Second): // the reader ends at once if init has closed its end
 		}
 		return reply{}, &Error{Op: string(m.Type), Err: err}
 	}
@@ -188,12 +191,12 @@ func (s *Sandbox) request(ctx context.Context, m *message, want msgType, fds ...
 	case r = <-s.replies:
 	case <-s.readEnd:
 		select {
-		case r = <-s.replies: // a short command: its end has been read as well
+		case r = <-s.replies: // a short command: its end has been read after the answer
 		default:
 			return reply{}, s.ended(string(m.Type))
 		}
 	case <-ctx.Done():
-		s.sock.close() // an answer that comes late must not be taken for that of another request
+		s.sock.close() // a late answer must not be taken for that of another request
 		return reply{}, &Error{Op: string(m.Type), Err: ctx.Err()}
 	}
 	if r.m.Type == want {
@@ -203,11 +206,11 @@ func (s *Sandbox) request(ctx context.Context, m *message, want msgType, fds ...
 	if r.m.Type == msgFailed {
 		return reply{}, r.m.Fail.err()
 	}
-	s.sock.close() // out of step for good
+	s.sock.close() // requests and answers do not match any more
 	return reply{}, &Error{Op: string(m.Type), Err: fmt.Errorf("%w %q", errProtocol, r.m.Type)}
 }
 
-// ended is the error after the reader has ended.
+// ended is the error of op after the reader has ended.
 func (s *Sandbox) ended(op string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -238,10 +241,10 @@ func (s *Sandbox) setup(ctx context.Context, b *setupBody) error {
 	return nil
 }
 
-// LinkFD returns the descriptor of the link device, non-blocking, with its kind (KindTAP, KindTAPPlain or KindPacket)
-// and what it can do. The first caller owns the file and closes it; later ones, and those of a sandbox without an
-// uplink, get nil. The namespace of a KindPacket's far end lives as long as the descriptor.
-func (s *Sandbox) LinkFD() (fd *os.File, kind string, offloads LinkResult) {
+// LinkFD returns the descriptor of the link device, non-blocking, with its kind (netns.KindTAP, KindTAPPlain or KindPacket) and
+// its offloads. The first caller owns the file and closes it; later ones, and those of a sandbox without an uplink, get nil.
+// The namespace of the far end of a KindPacket lives as long as the descriptor.
+func (s *Sandbox) LinkFD() (fd *os.File, kind string, offloads netns.LinkResult) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	fd, s.linkFile = s.linkFile, nil
@@ -251,7 +254,7 @@ func (s *Sandbox) LinkFD() (fd *os.File, kind string, offloads LinkResult) {
 // InitPID is the pid of init, in the caller's pid namespace.
 func (s *Sandbox) InitPID() int { return s.child.pid() }
 
-// NetNS is the inode number that names the sandbox's network namespace, 0 if it is gone.
+// NetNS is the inode number that identifies the sandbox's network namespace, 0 if init has ended.
 func (s *Sandbox) NetNS() (inode uint64) {
 	var st syscall.Stat_t
 	if err := syscall.Stat(fmt.Sprintf("/proc/%d/ns/net", s.child.pid()), &st); err != nil {
@@ -260,8 +263,8 @@ func (s *Sandbox) NetNS() (inode uint64) {
 	return st.Ino
 }
 
-// Run starts the command, once, and returns its pid in the caller's pid namespace. *ExecError tells why a command could
-// not be started; another may be tried then.
+// Run starts the command, once, and returns its pid in the caller's pid namespace. An *ExecError says why the command could not
+// be started; Run may be called again then.
 func (s *Sandbox) Run(c Command) (pid int, err error) {
 	if c.Env == nil {
 		c.Env = os.Environ()
@@ -275,7 +278,7 @@ func (s *Sandbox) Run(c Command) (pid int, err error) {
 	var null *os.File
 	for i := range files {
 		if files[i] != nil {
-			files[i].Fd() // as os/exec does: back to blocking, if it was package os that made it non-blocking
+			files[i].Fd() // makes it blocking again if package os has made it non-blocking, as os/exec does
 			continue
 		}
 		if null == nil {
@@ -297,21 +300,21 @@ func (s *Sandbox) Run(c Command) (pid int, err error) {
 	return r.m.PID, nil
 }
 
-// Signal sends sig to the command, and to it alone. ESRCH when there is none.
+// Signal sends sig to the command, not to its descendants. ESRCH: it has not started.
 func (s *Sandbox) Signal(sig syscall.Signal) error {
 	_, err := s.request(context.Background(), &message{Type: msgSignal, Signal: int(sig)}, msgDone)
 	return err
 }
 
-// UpdateFiles replaces the text of resolv.conf and hosts inside, also for those who joined. A nil text is left as it is;
-// a file that Config.Files did not give cannot be given later (ENOENT).
+// UpdateFiles replaces the text of resolv.conf and hosts inside, also for processes that joined the sandbox. A nil text leaves a
+// file as it is; a file without a text in Config.Files cannot get one later (ENOENT).
 func (s *Sandbox) UpdateFiles(f Files) error {
 	_, err := s.request(context.Background(), &message{Type: msgFiles, Files: &f}, msgDone)
 	return err
 }
 
-// Wait waits until the command has ended and nothing is left of its descendants. exitCode is the command's, or 128+n
-// when signal n killed it. An error (with exitCode 125) means that init died or Close was called first.
+// Wait waits until the command and all its descendants have ended. exitCode is the command's, or 128+n if signal n killed it. An
+// error (with exitCode 125) means that init was killed or Close was called first.
 func (s *Sandbox) Wait() (exitCode int, err error) {
 	select {
 	case <-s.exited:
@@ -327,10 +330,10 @@ func (s *Sandbox) Wait() (exitCode int, err error) {
 	return s.exitCode, nil
 }
 
-// Ended is closed when init is gone, or talks to us no more.
+// Ended is closed when the connection to init has ended, mostly because init has.
 func (s *Sandbox) Ended() <-chan struct{} { return s.readEnd }
 
-// Close kills every process of the sandbox that is left and waits until init is gone. It may be called more than once.
+// Close has init kill every process of the sandbox, and waits until init has ended. It may be called more than once.
 func (s *Sandbox) Close() error {
 	s.closeOnce.Do(func() {
 		s.sock.close() // EOF for init
@@ -339,7 +342,7 @@ func (s *Sandbox) Close() error {
 		select {
 		case <-s.gone:
 		case <-t.C:
-			s.log.Warn("killing an init that does not end", "pid", s.child.pid())
+			s.log.Warn("killing the sandbox's init, which did not end in time", "pid", s.child.pid(), "timeout", closeTimeout)
 			s.child.proc.Kill()
 			<-s.gone
 		}
@@ -357,48 +360,6 @@ func (s *Sandbox) Close() error {
 		}
 	})
 	return nil
-}
-
-// ExecIn runs a command in every namespace of the running sandbox whose init pid is target, with the files of c, from
-// the caller's own session and process group, and waits for it. When ctx ends the command is killed. Signals that are
-// not the terminal's are for the caller to forward; a caller that wants that uses Enter.
-func ExecIn(ctx context.Context, target int, c Command) (exitCode int, err error) {
-	s, err := Enter(ctx, target)
-	if err != nil {
-		return CodeFailure, err
-	}
-	defer s.Close()
-	if _, err := s.Run(c); err != nil {
-		var ee *ExecError
-		if errors.As(err, &ee) {
-			return ee.Code, err
-		}
-		return CodeFailure, err
-	}
-	stop := context.AfterFunc(ctx, s.sock.close)
-	defer stop()
-	code, err := s.Wait()
-	if err != nil && ctx.Err() != nil {
-		err = ctx.Err()
-	}
-	return code, err
-}
-
-// Enter returns a Sandbox for one more command in every namespace of the running sandbox whose init pid is target.
-// Closing it ends that command only; files and link are the target's.
-func Enter(ctx context.Context, target int) (*Sandbox, error) {
-	s, err := launch(slog.New(slog.DiscardHandler), func(sock *os.File) (*child, error) {
-		return spawnJoin(target, joinAll, false, sock)
-	})
-	if err != nil {
-		return nil, err
-	}
-	s.moved = true
-	if err := s.setup(ctx, &setupBody{Network: NetworkJoin, Enter: true}); err != nil {
-		s.Close()
-		return nil, err
-	}
-	return s, nil
 }
 
 func toBytes(ss []string) [][]byte {

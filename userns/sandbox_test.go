@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,11 +13,13 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"rootlessnet/netns"
 )
 
 func init() { Init() }
 
-// supervisorEnv makes the test binary a supervisor to be killed: it starts a sandbox that runs the script in the
+// supervisorEnv makes the test binary a supervisor that a test can kill: it starts a sandbox that runs the script in the
 // variable, and waits.
 const supervisorEnv = "USERNS_TEST_SUPERVISOR"
 
@@ -91,7 +92,7 @@ func beSupervisor(script string) int {
 	return code
 }
 
-// start skips, or fails in CI, where there are no user namespaces at all.
+// start starts a sandbox. On a machine without user namespaces it skips the test, or in CI fails it.
 func start(t *testing.T, cfg Config) *Sandbox {
 	t.Helper()
 	s, err := Start(t.Context(), cfg)
@@ -105,7 +106,7 @@ func start(t *testing.T, cfg Config) *Sandbox {
 	return s
 }
 
-// need reports that this machine lacks what.
+// need skips the test, or in CI fails it, because this machine lacks what.
 func need(t *testing.T, what string) {
 	t.Helper()
 	if os.Getenv("ROOTLESSNET_CI") == "1" {
@@ -221,7 +222,7 @@ func TestIDMaps(t *testing.T) {
 	}
 }
 
-// With ranges, a file can be given to uid 1 inside; without, auto is root.
+// TestAutoRanges: with subordinate ranges, a file can be given to uid 1 inside.
 func TestAutoRanges(t *testing.T) {
 	f, err := os.Open("/etc/subuid")
 	if err != nil {
@@ -240,7 +241,7 @@ func TestAutoRanges(t *testing.T) {
 	}
 }
 
-// Nothing but 0, 1 and 2, whatever the supervisor has open or was given.
+// TestNoStrayFDs: the command has the descriptors 0, 1 and 2 only, whatever the supervisor has open or inherited.
 func TestNoStrayFDs(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -277,105 +278,6 @@ func TestNamespaces(t *testing.T) {
 		if n == NetworkNone && lines[1] != "1" || n == NetworkNew && lines[1] != "2" {
 			t.Errorf("%s: %s interfaces", n, lines[1])
 		}
-	}
-}
-
-// testLink has everything that can be set.
-func testLink(kind string) Link {
-	return Link{Kind: kind, MAC: []byte{2, 0, 0, 0, 0, 9}, MTU: 1500,
-		Addrs:    []netip.Prefix{netip.MustParsePrefix("10.0.2.100/24"), netip.MustParsePrefix("fd00::100/64")},
-		Gateways: []netip.Addr{netip.MustParseAddr("10.0.2.2"), netip.MustParseAddr("fd00::2")}}
-}
-
-// Each kind of device: a frame the guest sends comes out of the descriptor, and one written to it goes in.
-func TestLinkKinds(t *testing.T) {
-	for _, kind := range []string{KindTAP, KindTAPPlain, KindPacket, KindAuto} {
-		t.Run(kind, func(t *testing.T) {
-			s, err := Start(t.Context(), Config{Link: testLink(kind)})
-			if errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.EPERM) {
-				if !strings.Contains(err.Error(), "open link "+kind) || !strings.Contains(err.Error(), "doctor") {
-					t.Errorf("unhelpful: %v", err)
-				}
-				need(t, kind+": "+err.Error())
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer s.Close()
-			f, got, res := s.LinkFD()
-			if f == nil || (kind != KindAuto && got != kind) {
-				t.Fatalf("got %v, %q", f, got)
-			}
-			defer f.Close()
-			if kind == KindAuto && got != KindTAP && len(res.Refused) == 0 {
-				t.Errorf("%s chosen without a reason", got)
-			}
-			t.Logf("%s %+v", got, res)
-			header := vnetHeaderLen
-			if got == KindTAPPlain {
-				header = 0
-			}
-			if (got == KindTAPPlain) == res.TSO || res.TSO != res.CSum {
-				t.Errorf("offloads %+v", res)
-			}
-			out, w, err := os.Pipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer out.Close()
-			if _, err := s.Run(Command{Stdout: w, Stderr: w, Argv: []string{"sh", "-c",
-				"cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu /proc/net/route /proc/net/ipv6_route /proc/net/if_inet6; " +
-					"cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/ipv4/ping_group_range; " +
-					"exec 2>/dev/null; echo x > /dev/udp/10.0.2.2/9 || bash -c 'echo x > /dev/udp/10.0.2.2/9'; sleep 1; grep 10.0.2.2 /proc/net/arp"}}); err != nil {
-				t.Fatal(err)
-			}
-			w.Close()
-			// The guest asks for its gateway: answer once, then it knows us.
-			reply := func(frame []byte) []byte {
-				a := make([]byte, header+42)
-				b := a[header:]
-				copy(b, frame[6:12])
-				copy(b[6:], []byte{2, 0, 0, 0, 0, 1, 8, 6})
-				copy(b[14:], frame[14:20])
-				b[21] = 2
-				copy(b[22:], []byte{2, 0, 0, 0, 0, 1})
-				copy(b[28:], frame[38:42])
-				copy(b[32:], frame[22:32])
-				return a
-			}
-			f.SetReadDeadline(time.Now().Add(3 * time.Second))
-			buf := make([]byte, 1<<16+100)
-			udp := false
-			for !udp {
-				n, err := f.Read(buf)
-				if err != nil {
-					t.Fatalf("no datagram came: %v", err)
-				}
-				frame := buf[header:n]
-				switch {
-				case len(frame) >= 42 && frame[12] == 8 && frame[13] == 6:
-					if _, err := f.Write(reply(frame)); err != nil {
-						t.Fatal(err)
-					}
-				case len(frame) > 34 && frame[12] == 8 && frame[13] == 0 && frame[23] == 17:
-					udp = true
-				}
-			}
-			b, err := io.ReadAll(out)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, want := range []string{"02:00:00:00:00:09\n1500\n", "eth0\t00000000\t0202000A\t0003",
-				"00000000000000000000000000000000 00 00000000000000000000000000000000 00 fd000000000000000000000000000002",
-				"fd000000000000000000000000000100", "02:00:00:00:00:01", "\n0\n0\t0\n"} {
-				if !strings.Contains(string(b), want) {
-					t.Errorf("%q is missing in\n%s", want, b)
-				}
-			}
-			if _, err := s.Wait(); err != nil {
-				t.Error(err)
-			}
-		})
 	}
 }
 
@@ -479,10 +381,10 @@ func TestCloseInherited(t *testing.T) {
 	}
 }
 
-// BenchmarkStart is what a sandbox costs from nothing to nothing, to be compared with `unshare -Urn true`.
+// BenchmarkStart measures a sandbox from Start to Close, to be compared with `unshare -Urn true`.
 func BenchmarkStart(b *testing.B) {
 	for b.Loop() {
-		s, err := Start(b.Context(), Config{Link: testLink(KindAuto), Files: Files{ResolvConf: []byte("#"), Hosts: []byte("#")}})
+		s, err := Start(b.Context(), Config{Link: testLink(netns.KindAuto), Files: Files{ResolvConf: []byte("#"), Hosts: []byte("#")}})
 		if err != nil {
 			b.Fatal(err)
 		}

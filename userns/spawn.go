@@ -5,23 +5,25 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/netns"
 )
 
 const (
-	// initArgv0 marks the process that Init turns into init, together with a SOCK_SEQPACKET socket at initFD.
+	// initArgv0 is how Init recognises that it is init; the descriptor initFD is then its SOCK_SEQPACKET socket.
 	initArgv0 = "rootlessnet-init"
-	// initName is what ps shows: 15 bytes at most.
+	// initName is the name that ps shows, at most 15 bytes (TASK_COMM_LEN).
 	initName = "rootless-init"
 	initFD   = 3
 
 	selfExe = "/proc/self/exe"
 )
 
-// initEnv keeps init small: it works on one thing at a time, and its set-up is shorter than a collection is worth (the
-// collector is turned on afterwards). GORACE matters to race-detector builds only, which sleep a second at exit.
+// initEnv keeps init small: it handles one request at a time, and its set-up is too short for garbage collection, which it turns
+// on afterwards. GORACE affects race-detector builds only, which otherwise sleep a second at exit.
 var initEnv = []string{"GOGC=off", "GOMAXPROCS=1", "GORACE=atexit_sleep_ms=0"}
 
-// child is init as its parent sees it.
+// child is the init process, seen from its parent.
 type child struct {
 	proc *os.Process
 }
@@ -29,8 +31,8 @@ type child struct {
 // pid is in the supervisor's pid namespace.
 func (c *child) pid() int { return c.proc.Pid }
 
-// wakeSignal is init's parent-death signal. Without a pid namespace init must live on to kill its descendants, which EOF
-// tells it to; the signal only wakes it if it was stopped. With one, the kernel kills them with init.
+// wakeSignal is init's parent-death signal. Without a pid namespace init must live on and kill its descendants when it reads
+// EOF: SIGCONT only continues an init that was stopped. With one, SIGKILL ends init and the kernel kills the rest.
 func wakeSignal(pidns bool) syscall.Signal {
 	if pidns {
 		return syscall.SIGKILL
@@ -38,8 +40,8 @@ func wakeSignal(pidns bool) syscall.Signal {
 	return syscall.SIGCONT
 }
 
-// spawnNew clones init into new namespaces, with every capability there. The calling goroutine must be locked to its
-// thread, and the thread live as long as init: the parent-death signal follows it.
+// spawnNew clones init into new namespaces, with every capability there. The calling goroutine must be locked to its thread for
+// as long as init lives: the parent-death signal is sent when that thread ends.
 func spawnNew(cfg Config, sock *os.File) (*child, error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
@@ -55,7 +57,7 @@ func spawnNew(cfg Config, sock *os.File) (*child, error) {
 	}
 	proc, err := os.StartProcess(selfExe, []string{initArgv0}, &os.ProcAttr{
 		Env:   initEnv,
-		Files: []*os.File{null, null, os.Stderr, sock}, // stderr for the one case of a crash
+		Files: []*os.File{null, null, os.Stderr, sock}, // stderr for the message of a crash
 		Sys: &syscall.SysProcAttr{
 			Cloneflags:  flags,
 			AmbientCaps: allCaps(),
@@ -63,7 +65,7 @@ func spawnNew(cfg Config, sock *os.File) (*child, error) {
 		},
 	})
 	if err != nil {
-		return nil, &Error{Op: "create a user namespace", Err: unwrapErrno(err), Hint: doctorHint}
+		return nil, &Error{Op: "create a user namespace", Err: unwrapErrno(err), Hint: netns.HintDoctor}
 	}
 	return &child{proc: proc}, nil
 }

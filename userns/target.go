@@ -10,24 +10,23 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rootlessnet/internal/watch"
+	"rootlessnet/netns"
 )
 
-// Target is a network namespace that somebody else made, held open until Close.
+// Target is a network namespace that another program made, held open until Close.
 type Target struct {
 	net   *os.File
-	user  *os.File // to enter first; nil when what we have here is enough
+	user  *os.File // the user namespace to enter first; nil for ours
 	pidfd *os.File // of a target by pid
 	path  string   // of a target by path
 	what  string   // for errors
 }
 
-const targetHint = "the namespace's owner can attach to it, and root of the user namespace that owns it"
-
-// OpenTarget opens the network namespace of process pid, or the one at the path netns, and the user namespace to enter
+// OpenTarget opens the network namespace of process pid, or the one at path, and the user namespace to enter
 // for it: the one at the path user or, where that is empty, its owner's unless that is ours. The error is an *Error.
-func OpenTarget(pid int, netns, user string) (*Target, error) {
-	t := &Target{path: netns, what: netns}
-	if netns == "" {
+func OpenTarget(pid int, path, user string) (*Target, error) {
+	t := &Target{path: path, what: path}
+	if path == "" {
 		t.what = fmt.Sprintf("process %d", pid)
 	}
 	err := t.open(pid, user)
@@ -35,14 +34,14 @@ func OpenTarget(pid int, netns, user string) (*Target, error) {
 		t.Close()
 		hint := ""
 		if errors.Is(err, fs.ErrPermission) {
-			hint = targetHint
+			hint = netns.HintOwner
 		}
 		return nil, &Error{Op: "open the network namespace of " + t.what, Err: plain(err), Hint: hint}
 	}
 	return t, nil
 }
 
-// plain takes the words of package os away from a missing process, which is what /proc/PID/ns/net says.
+// plain returns the cause inside an *os.PathError, whose text would name /proc/PID/ns/net instead of the process.
 func plain(err error) error {
 	var pe *os.PathError
 	if errors.As(err, &pe) {
@@ -72,7 +71,7 @@ func (t *Target) open(pid int, user string) error {
 		return err
 	}
 	if t.pidfd != nil && hasEnded(t.pidfd) {
-		return syscall.ESRCH // the pid may have been another process's by then
+		return syscall.ESRCH // the path may have been that of another process with the same pid
 	}
 	if user != "" {
 		t.user, err = openNS(user, unix.CLONE_NEWUSER)
@@ -81,7 +80,7 @@ func (t *Target) open(pid int, user string) error {
 		}
 	} else if fd, err := unix.IoctlRetInt(int(t.net.Fd()), unix.NS_GET_USERNS); err == nil {
 		t.user = os.NewFile(uintptr(fd), "owner")
-	} // else (EPERM) its owner is none of ours to enter: we are in it, below it, or not allowed
+	} // else EPERM: we are in the owning user namespace or in a descendant of it, or may not enter it
 	if t.user != nil && sameNS(t.user, "/proc/self/ns/user") {
 		t.user.Close()
 		t.user = nil
@@ -89,10 +88,9 @@ func (t *Target) open(pid int, user string) error {
 	return nil
 }
 
-// openNS opens a namespace file and makes sure that it is one of the type (a CLONE_NEW constant): setns(2) with what
-// a path was replaced by must not enter something else.
+// openNS opens a namespace file and checks its type, a CLONE_NEW constant, since the path may have been replaced.
 func openNS(path string, typ int) (*os.File, error) {
-	// Not through os.Open: a FIFO would block, a device might do something.
+	// O_NONBLOCK, unlike os.Open: opening a FIFO must not block.
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
@@ -107,7 +105,7 @@ func openNS(path string, typ int) (*os.File, error) {
 
 var errNotNamespace = errors.New("not a namespace of this type")
 
-// Inode identifies the network namespace; 0 if unknown.
+// Inode is the inode number that identifies the network namespace, 0 if it cannot be read.
 func (t *Target) Inode() uint64 {
 	var st unix.Stat_t
 	if unix.Fstat(int(t.net.Fd()), &st) != nil {
@@ -116,7 +114,7 @@ func (t *Target) Inode() uint64 {
 	return st.Ino
 }
 
-// sameNS says whether path leads to the file f; false also when it leads nowhere.
+// sameNS says whether path is the file f; false also when there is no such path.
 func sameNS(f *os.File, path string) bool {
 	ours, err := f.Stat()
 	if err != nil {
@@ -126,21 +124,21 @@ func sameNS(f *os.File, path string) bool {
 	return err == nil && os.SameFile(ours, theirs)
 }
 
-// stillNS is sameNS for one who may not look any more: without capabilities /proc/PID/ns is closed, and so may be a
-// directory on the way. That says nothing; a process that has ended, or a file that is gone, is something else.
+// stillNS is sameNS, but true also if path may not be read. That is so for /proc/PID/ns once the supervisor has dropped its
+// capabilities, and perhaps for a directory on the way, and does not mean that the namespace is gone.
 func stillNS(f *os.File, path string) bool {
 	_, err := os.Stat(path)
 	return errors.Is(err, fs.ErrPermission) || sameNS(f, path)
 }
 
-// hasEnded says whether the process of a pidfd has.
+// hasEnded says whether the process of a pidfd has ended.
 func hasEnded(pidfd *os.File) bool {
 	p := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
 	n, err := unix.Poll(p, 0)
 	return err == nil && n > 0
 }
 
-// Watch tells when the target is gone: its process has ended, or its path leads to the namespace no more.
+// Watch reports the end of the target: its process has ended, or its path is no longer the namespace.
 func (t *Target) Watch() (*watch.Watch, error) {
 	if t.pidfd == nil {
 		return watch.Path(t.path, func() bool { return stillNS(t.net, t.path) }), nil
@@ -152,10 +150,10 @@ func (t *Target) Watch() (*watch.Watch, error) {
 	return w, nil
 }
 
-// String names the target in messages.
+// String is the target's name for messages: its path or its pid.
 func (t *Target) String() string { return t.what }
 
-// Close lets the namespaces go. It may be called more than once; the watch must be closed before.
+// Close closes the namespaces. It may be called more than once; a Watch must be closed before.
 func (t *Target) Close() {
 	for _, f := range []*os.File{t.net, t.user, t.pidfd} {
 		if f != nil {
@@ -164,7 +162,7 @@ func (t *Target) Close() {
 	}
 }
 
-// spawnAttach starts init in the target's namespaces. The same rule about the calling thread as for spawnNew.
+// spawnAttach starts init in the target's namespaces. The calling goroutine must be locked to its thread, as for spawnNew.
 func spawnAttach(t *Target, sock *os.File) (*child, error) {
 	e := entry{pdeathsig: wakeSignal(false)}
 	for _, f := range []*os.File{t.user, t.net} {
@@ -178,7 +176,7 @@ func spawnAttach(t *Target, sock *os.File) (*child, error) {
 		if !errors.As(err, &ours) {
 			err = &Error{Op: "enter the network namespace of " + t.what, Err: unwrapErrno(err)}
 		} else if errors.Is(err, syscall.EPERM) {
-			ours.Hint = targetHint
+			ours.Hint = netns.HintOwner
 		}
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -8,26 +9,26 @@ import (
 	"time"
 
 	"rootlessnet"
+	"rootlessnet/internal/listenwatch"
 	"rootlessnet/internal/pasta"
 	"rootlessnet/internal/procnet"
 )
 
-// followInterval is how often each side is looked at for what listens there.
+// followInterval is how often the listeners of both sides are read.
 const followInterval = time.Second
 
-// follower opens on one side what listens on the other, as far as rules with "auto" say so, and closes it when that has
-// gone. What it has opened it does not take for somebody's server: it would be led back to where it came from.
+// follower opens on one side what listens on the other, for rules with "auto", and closes it when the listener has gone.
+// Ports that it has opened itself do not count as listeners: they would be forwarded back to where they came from.
 type follower struct {
-	o     *pasta.Options
-	box   *rootlessnet.Sandbox
-	log   *slog.Logger
-	rules []portSpec
-	open  map[followed]bool
-	stop  chan struct{}
-	wg    sync.WaitGroup
+	o      *pasta.Options
+	box    *rootlessnet.Sandbox
+	log    *slog.Logger
+	rules  []portSpec
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
 }
 
-// followed is one port that was opened.
+// followed is one port that is forwarded.
 type followed struct {
 	proto    string
 	fromNS   bool
@@ -35,10 +36,10 @@ type followed struct {
 	port, to uint16
 }
 
-// startFollower looks once before it returns, so that what listens already is there when we are ready. It returns nil if
-// there is nothing to follow.
+// startFollower polls once before it returns, so that what listens already is forwarded when pasta reports that it is ready.
+// It returns nil if there is nothing to follow.
 func startFollower(o *pasta.Options, box *rootlessnet.Sandbox, log *slog.Logger) *follower {
-	f := &follower{o: o, box: box, log: log, open: map[followed]bool{}, stop: make(chan struct{})}
+	f := &follower{o: o, box: box, log: log}
 	for _, s := range specs(o) {
 		if s.Auto() {
 			f.rules = append(f.rules, s)
@@ -47,28 +48,21 @@ func startFollower(o *pasta.Options, box *rootlessnet.Sandbox, log *slog.Logger)
 	if len(f.rules) == 0 {
 		return nil
 	}
-	f.look()
-	f.wg.Go(func() {
-		t := time.NewTicker(followInterval)
-		defer t.Stop()
-		for {
-			select {
-			case <-t.C:
-				f.look()
-			case <-f.stop:
-				return
-			}
-		}
-	})
+	w := &listenwatch.Watcher[followed]{Wanted: f.wanted, Open: f.open, Close: f.remove}
+	w.Poll()
+	var ctx context.Context
+	ctx, f.cancel = context.WithCancel(context.Background())
+	f.wg.Go(func() { w.Run(ctx, followInterval) })
 	return f
 }
 
-// end has it stop; wait waits until it has.
-func (f *follower) end() { close(f.stop) }
+// end asks the follower to stop; wait waits until it has.
+func (f *follower) end() { f.cancel() }
 
 func (f *follower) wait() { f.wg.Wait() }
 
-func (f *follower) look() {
+// wanted are the ports that are to be forwarded now.
+func (f *follower) wanted() map[followed]bool {
 	now := map[followed]bool{}
 	for _, s := range f.rules {
 		servers := f.servers(s)
@@ -80,25 +74,19 @@ func (f *follower) look() {
 			}
 		}
 	}
-	for p := range f.open {
-		if !now[p] {
-			delete(f.open, p)
-			f.remove(p)
-		}
-	}
-	for p := range now {
-		if f.open[p] {
-			continue
-		}
-		if err := f.add(p); err != nil {
-			f.log.Debug("port not forwarded", "proto", p.proto, "port", p.port, "from the namespace", p.fromNS, "err", err)
-			continue
-		}
-		f.open[p] = true
-	}
+	return now
 }
 
-// want adds the ports by which a rule reaches the server's port to.
+// open forwards a port. A failure is tried again at the next poll: the port of the host may have become free.
+func (f *follower) open(p followed) error {
+	if err := f.add(p); err != nil {
+		f.log.Debug("port not forwarded", "proto", p.proto, "port", p.port, "from the namespace", p.fromNS, "err", err)
+		return listenwatch.ErrLater
+	}
+	return nil
+}
+
+// want adds the ports that a rule forwards to the server's port to.
 func (f *follower) want(now map[followed]bool, s portSpec, r pasta.PortRule, to uint16) {
 	p := followed{proto: s.proto, fromNS: s.fromNS, port: r.First + to - r.To, to: to}
 	if s.fromNS {
@@ -129,39 +117,40 @@ func (f *follower) remove(p followed) {
 	})
 }
 
-// servers are the ports that somebody serves on the side where the rule leads.
+// servers are the ports that programs listen on, on the side to which the rule forwards.
 func (f *follower) servers(s portSpec) map[uint16]bool {
-	ours := map[netip.AddrPort]bool{}
+	opened := map[netip.AddrPort]bool{}
 	dir := "/proc/self/net"
 	if s.fromNS {
 		for _, p := range f.box.Ports() {
 			if p.Proto == s.proto {
-				ours[netip.AddrPortFrom(p.HostIP, p.HostPort)] = true
+				opened[netip.AddrPortFrom(p.HostIP, p.HostPort)] = true
 			}
 		}
 	} else {
 		dir = fmt.Sprintf("/proc/%d/net", f.box.PID())
 		for _, p := range f.box.LoopbackForwards() {
 			if p.Proto == s.proto {
-				ours[netip.AddrPortFrom(netip.IPv4Unspecified(), p.Port)] = true
-				ours[netip.AddrPortFrom(netip.IPv6Unspecified(), p.Port)] = true
+				opened[netip.AddrPortFrom(netip.IPv4Unspecified(), p.Port)] = true
+				opened[netip.AddrPortFrom(netip.IPv6Unspecified(), p.Port)] = true
 			}
 		}
 	}
 	ports := map[uint16]bool{}
 	for _, a := range procnet.Listeners(dir, s.proto) {
-		if !ours[a] && f.reached(a.Addr(), s.fromNS) {
+		if !opened[a] && f.reached(a.Addr(), s.fromNS) {
 			ports[a.Port()] = true
 		}
 	}
 	return ports
 }
 
-// reached says whether what is led to the other side finds a server that listens on a: from the namespace it comes to the
-// host's loopback, and from the host to the namespace's interface, or what comes by the host's loopback to its own.
+// reached says whether a forwarded connection reaches a server that listens on a. From the namespace, connections are made to the
+// host's loopback. From the host they are made to the namespace's interface, or to its loopback for clients on the host's
+// loopback.
 func (f *follower) reached(a netip.Addr, fromNS bool) bool {
 	if a.IsLoopback() && f.o.HostLoToNSLo && !f.o.NoSplice {
 		return true
 	}
-	return a.IsUnspecified() || a.IsLoopback() == fromNS && !procnet.Nobody(a)
+	return a.IsUnspecified() || a.IsLoopback() == fromNS && !procnet.Unreachable(a)
 }

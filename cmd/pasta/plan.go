@@ -167,7 +167,7 @@ func addSpecial(o *pasta.Options, c *rootlessnet.Config, t4, t6 template) {
 		if !off(a) {
 			s := at(a)
 			if s.DNS = true; s.To == rootlessnet.ToNetwork {
-				s.To = rootlessnet.ToNothing
+				s.To = rootlessnet.ToRefuse
 			}
 		}
 	}

@@ -21,18 +21,19 @@ import (
 	"rootlessnet/internal/watch"
 )
 
-const attachHelp = `Connect a network namespace that somebody else made, and serve it until it ends.
+const attachHelp = `Connect a network namespace that another program made, and serve it until it ends.
 
-The namespace is that of process PID, or the one at the path given by --netns. Its owner needs no privilege for this; nor
-does root of the user namespace that owns it. By default the uplink is made and left as it is, for the namespace's maker
-to configure, or for DHCP and router advertisements; --configure sets up everything.
+The namespace is that of process PID, or the one at the path given by --netns. The owner of the namespace needs no privilege
+for this; nor does root of the user namespace that owns it. By default the uplink is made but not configured: the program
+that made the namespace may do that, or DHCP and router advertisements. With --configure, attach configures it.
 
-It ends when the process or the path does, at any event on --exit-fd, and on SIGTERM, SIGINT or SIGHUP, and leaves nothing
-behind. Under systemd it reports that it is ready, and takes published ports that were bound for it (LISTEN_FDS).
+It ends when the process ends or the path is removed, at any event on --exit-fd, and on SIGTERM, SIGINT or SIGHUP, and
+undoes everything. Under systemd it reports that it is ready, and uses sockets that systemd has bound (LISTEN_FDS) for the
+published ports of the same address.
 
-Exit status: 0 at an end of these kinds, 1 if something failed, 125 for a wrong command line.`
+Exit status: 0 after an end of these kinds, 1 after a failure, 125 after a mistake on the command line.`
 
-// attachOptions are what the flags of attach are read into.
+// attachOptions are the values of the flags of attach.
 type attachOptions struct {
 	config          rootlessnet.Config
 	target          rootlessnet.Target
@@ -49,7 +50,7 @@ func (p *program) attachCommand() *cobra.Command {
 	var o attachOptions
 	cmd := &cobra.Command{
 		Use:   "attach [flags] PID | --netns PATH [--userns PATH]",
-		Short: "Connect a network namespace that somebody else made",
+		Short: "Connect a network namespace that another program made",
 		Long:  attachHelp,
 		Example: `  unshare --user --map-root-user --net sleep infinity &
   rootless-net attach --configure -p 8080:80 $!`,
@@ -75,17 +76,17 @@ func (o *attachOptions) addFlags(cmd *cobra.Command) {
 	c, f := &o.config, cmd.Flags()
 	f.StringVar(&o.target.NetNS, "netns", "", "`path` of the network namespace")
 	f.StringVar(&o.target.UserNS, "userns", "", "`path` of the user namespace to enter; default: the one that owns the network namespace")
-	f.IntVar(&o.tapFD, "tap-fd", -1, "use the TAP that is open as this `descriptor`, and enter nothing")
-	f.BoolVar(&c.Configure, "configure", false, "bring lo and the uplink up, with addresses and routes")
-	f.StringVar(&c.IfName, "ifname", "eth0", "`name` of the uplink inside; a persistent TAP of that name is used")
-	f.IntVar(&o.readyFD, "ready-fd", -1, "write \"1\" to this `descriptor` when everything is up")
+	f.IntVar(&o.tapFD, "tap-fd", -1, "use the TAP that is open as this `descriptor`, and enter no namespace")
+	f.BoolVar(&c.Configure, "configure", false, "configure lo and the uplink: link state, addresses and routes")
+	f.StringVar(&c.IfName, "ifname", "eth0", "`name` of the uplink inside; a persistent TAP of that name is used if there is one")
+	f.IntVar(&o.readyFD, "ready-fd", -1, "write \"1\" to this `descriptor` when the network is ready")
 	f.IntVar(&o.exitFD, "exit-fd", -1, "end at any event on this `descriptor`")
 	f.StringVar(&o.pidFile, "pid-file", "", "write our pid to `file`")
-	f.StringVar(&c.APISocket, "api-socket", "", "a further `path` for the control socket")
+	f.StringVar(&c.APISocket, "api-socket", "", "additional `path` of the control socket")
 	f.VarP(&o.publish, "publish", "p", "publish a port: [ip:][host[-end]]:port[-end][/tcp|udp] (repeatable)")
-	f.BoolVarP(&c.PublishAll, "publish-all", "P", false, "publish whatever listens inside, on the same port if it is free")
+	f.BoolVarP(&c.PublishAll, "publish-all", "P", false, "publish every port that a program inside listens on, on the same port if that is free")
 	f.StringVar(&c.Name, "name", "", "`name` of the sandbox")
-	f.Var(&flagvalue.Resolvers{List: &c.DNS}, "dns", "resolver that answers instead of the host's (repeatable)")
+	f.Var(&flagvalue.Resolvers{List: &c.DNS}, "dns", "resolver to use instead of the host's (repeatable)")
 	f.StringArrayVar(&c.DNSSearch, "dns-search", nil, "search `domain` that DHCP and router advertisements name (repeatable)")
 	f.Var(&flagvalue.Hosts{List: &c.ExtraHosts}, "add-host", "name for the resolver, as `name:address`; the address may be host-gateway (repeatable)")
 	f.Var(&flagvalue.Addr{Addr: &c.IP, Family: 4}, "ip", "IPv4 address inside")
@@ -98,7 +99,7 @@ func (o *attachOptions) addFlags(cmd *cobra.Command) {
 	f.Var(&flagvalue.Addr{Addr: &c.OutboundAddr, Family: 4}, "outbound-addr", "IPv4 address of the host that connections leave from")
 	f.Var(&flagvalue.Addr{Addr: &c.OutboundAddr6, Family: 6}, "outbound-addr6", "IPv6 address of the host that connections leave from")
 	f.StringVar(&c.Link, "link", rootlessnet.LinkAuto, "link device: auto, tap, tap-plain or packet")
-	f.StringVar(&c.Datapath, "datapath", rootlessnet.DatapathAuto, "how TCP crosses: auto, stack or splice (by the kernel)")
+	f.StringVar(&c.Datapath, "datapath", rootlessnet.DatapathAuto, "how TCP is forwarded: auto, stack (by the TCP/IP stack of this program) or splice (by the kernel)")
 	f.StringVar(&c.PCAP, "pcap", "", "write every frame to `file`")
 	f.Var(&o.logLevel, "log-level", "debug, info, warn or error")
 	for flag, words := range map[string][]string{"datapath": {"auto", "stack", "splice"}, "link": {"auto", "tap", "tap-plain", "packet"}, "log-level": {"debug", "info", "warn", "error"}} {
@@ -106,7 +107,7 @@ func (o *attachOptions) addFlags(cmd *cobra.Command) {
 	}
 }
 
-// setTarget reads the arguments: the pid, unless a flag says what is meant.
+// setTarget reads the PID from the arguments, unless a flag names the target.
 func (o *attachOptions) setTarget(args []string) error {
 	flagged := o.target.NetNS != "" || o.tapFD >= 0
 	switch {
@@ -125,7 +126,7 @@ func (o *attachOptions) setTarget(args []string) error {
 	return nil
 }
 
-// attach connects the namespace and waits for the end.
+// attach connects the namespace and waits until it ends or a signal arrives.
 func (p *program) attach(ctx context.Context, o *attachOptions) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -152,19 +153,19 @@ func (p *program) attach(ctx context.Context, o *attachOptions) error {
 	if err != nil {
 		return err
 	}
-	asked := make(chan struct{})
-	go func() { // for as long as the process lives
+	stopped := make(chan struct{}) // closed when a signal or --exit-fd ends the program
+	go func() {                    // may run until the process ends: attach returns only to exit
 		select {
 		case <-caught:
 		case <-ended:
 		}
-		close(asked)
+		close(stopped)
 		cancel()
 	}()
 	box, err := rootlessnet.Attach(ctx, o.target, c)
 	if err != nil {
 		select {
-		case <-asked:
+		case <-stopped:
 			return nil
 		default:
 			return err
@@ -180,26 +181,27 @@ func (p *program) attach(ctx context.Context, o *attachOptions) error {
 	if err := helper.Ready(files.ready); err != nil {
 		c.Logger.Warn(err.Error())
 	}
-	tell := func(state string) {
+	notify := func(state string) {
 		if err := systemd.Notify(state); err != nil {
 			c.Logger.Warn(err.Error())
 		}
 	}
-	tell(fmt.Sprintf("READY=1\nMAINPID=%d\nSTATUS=Serving %s with %d published ports", os.Getpid(), box.Info().Interface, len(box.Ports())))
+	notify(fmt.Sprintf("READY=1\nMAINPID=%d\nSTATUS=Serving %s with %d published ports", os.Getpid(), box.Info().Interface, len(box.Ports())))
 	<-box.Done()
-	tell("STOPPING=1")
+	notify("STOPPING=1")
 	select {
-	case <-asked:
+	case <-stopped:
 		return nil
 	default:
 		return box.Err()
 	}
 }
 
-// attachFDs are the descriptors our caller named; nil where it named none.
+// attachFDs are the descriptors that the flags name; nil for a flag that is not set.
 type attachFDs struct{ ready, exit, tap *os.File }
 
-// adoptFDs takes what our caller left open for us and closes the rest. Sockets for published ports go into c.
+// adoptFDs takes over the descriptors that the flags name and those of systemd, and closes all others that were inherited. The
+// sockets of systemd, for published ports, go into c.
 func adoptFDs(o *attachOptions, c *rootlessnet.Config) (attachFDs, error) {
 	n := systemd.ListenFDs()
 	numbers := []int{o.readyFD, o.exitFD, o.tapFD}
@@ -214,17 +216,17 @@ func adoptFDs(o *attachOptions, c *rootlessnet.Config) (attachFDs, error) {
 	return attachFDs{ready: files[0], exit: files[1], tap: files[2]}, nil
 }
 
-// watchExit returns a channel that is closed at any event on f; one that never is, when there is no f.
+// watchExit returns a channel that is closed at any event on f. Without f it returns nil.
 func watchExit(f *os.File) (<-chan struct{}, error) {
 	if f == nil {
 		return nil, nil
 	}
 	w, err := watch.File(f)
 	if errors.Is(err, unix.EPERM) {
-		return nil, errors.New("--exit-fd: a file of this kind has no events: use a pipe or a socket")
+		return nil, errors.New("--exit-fd: the kernel reports no events for a file of this kind; use a pipe or a socket")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("--exit-fd: %w", err)
 	}
-	return w.C(), nil // for as long as the process lives
+	return w.C(), nil // the watch stays until the process ends
 }

@@ -16,24 +16,24 @@ import (
 	"rootlessnet/userns"
 )
 
-// Exit codes, those of docker.
+// Exit codes. They are the same as docker's.
 const (
 	exitFailure = 1
 	exitUsage   = 125
 )
 
-// askTimeout bounds one question to a sandbox that hangs, which must not keep the others from being listed.
+// askTimeout bounds a request, so that a sandbox that does not answer cannot prevent the others from being listed.
 const askTimeout = 5 * time.Second
 
-// program is rootless-net with its surroundings as parameters.
+// program is rootless-net. Its fields are what tests replace.
 type program struct {
 	stdin          *os.File
 	stdout, stderr io.Writer
-	// enter runs a command in the sandbox of an init pid.
+	// enter runs a command in the sandbox whose PID 1 is the process target.
 	enter func(ctx context.Context, target int, c userns.Command) (exitCode int, err error)
-	// stateDir is where sandboxes are looked for; empty means the default.
+	// stateDir is the directory of sandboxes; empty means the default (state.Open).
 	stateDir string
-	output   string // of -o
+	output   string // value of -o
 }
 
 // usageError is a mistake on the command line.
@@ -42,10 +42,10 @@ type usageError struct{ err error }
 func (e usageError) Error() string { return e.err.Error() }
 func (e usageError) Unwrap() error { return e.err }
 
-// exitError ends the program with the exit code of a command it ran.
+// exitError ends the program with the exit code of a command that it has run.
 type exitError struct {
 	code int
-	err  error // nil when the command itself exited so
+	err  error // printed; nil if the command itself has exited with the code
 }
 
 func (e exitError) Error() string {
@@ -104,7 +104,7 @@ func (p *program) newCommand() *cobra.Command {
 	return root
 }
 
-// exactly and atLeast check the number of arguments in docker's words.
+// exactly checks the number of arguments. The text of its error is docker's.
 func exactly(n int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) != n {
@@ -114,6 +114,7 @@ func exactly(n int) cobra.PositionalArgs {
 	}
 }
 
+// atLeast checks the minimum number of arguments, as exactly does.
 func atLeast(n int) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) < n {
@@ -130,7 +131,7 @@ func plural(n int, word string) string {
 	return word + "s"
 }
 
-// addOutput gives a command the flag -o.
+// addOutput adds the flag -o to a command.
 func (p *program) addOutput(cmd *cobra.Command, standard string) {
 	output := cmd.Flags().StringP("output", "o", standard, "output format: table or json")
 	cmd.PreRunE = func(*cobra.Command, []string) error {
@@ -145,7 +146,7 @@ func (p *program) addOutput(cmd *cobra.Command, standard string) {
 
 func (p *program) writeJSON(v any) error {
 	e := json.NewEncoder(p.stdout)
-	e.SetIndent("", "    ") // docker's
+	e.SetIndent("", "    ") // as docker does
 	e.SetEscapeHTML(false)
 	return e.Encode(v)
 }
@@ -163,8 +164,8 @@ func (p *program) find(ref string) (state.Record, *api.Client, error) {
 	return r, api.NewClient(dir.SocketPath(r)), nil
 }
 
-// ask finds a sandbox and puts one question to it.
-func ask[T any](ctx context.Context, p *program, ref string, question func(*api.Client, context.Context) (T, error)) (T, error) {
+// ask finds a sandbox and sends it one request, which is a method of the client.
+func ask[T any](ctx context.Context, p *program, ref string, request func(*api.Client, context.Context) (T, error)) (T, error) {
 	_, client, err := p.find(ref)
 	if err != nil {
 		var none T
@@ -173,10 +174,10 @@ func ask[T any](ctx context.Context, p *program, ref string, question func(*api.
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	return question(client, ctx)
+	return request(client, ctx)
 }
 
-// completeNames offers the names of live sandboxes for the first argument.
+// completeNames completes the first argument of a command with the names of live sandboxes.
 func (p *program) completeNames(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveDefault

@@ -20,7 +20,7 @@ import (
 	"rootlessnet/userns"
 )
 
-// fakeSandbox is a supervisor without a sandbox.
+// fakeSandbox is an api.Backend without a sandbox.
 type fakeSandbox struct {
 	entry *state.Entry
 
@@ -33,14 +33,14 @@ func (f *fakeSandbox) Inspect() api.Sandbox {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	prefix, addr := netip.MustParsePrefix, netip.MustParseAddr
-	return api.Sandbox{Ports: f.ports, Record: state.Record{
-		ID: f.entry.ID(), Name: f.entry.Name(), Status: state.Running, Network: "bridge", InitPID: 4711,
+	return api.Sandbox{
+		ID: f.entry.ID(), Name: f.entry.Name(), Status: api.StatusRunning, Network: "bridge", InitPID: 4711, Ports: f.ports,
 		Created: time.Now().Add(-90 * time.Second), Command: []string{"python3", "-m", "http.server", "80"},
 		MAC: "02:42:0a:00:02:64", MTU: 65520,
 		Subnets:   []netip.Prefix{prefix("10.0.2.0/24"), prefix("fd52:6e65:7400::/64")},
 		Gateways:  []netip.Addr{addr("10.0.2.2"), addr("fd52:6e65:7400::2")},
 		Addresses: []netip.Addr{addr("10.0.2.100"), addr("fd52:6e65:7400::100")},
-	}}
+	}
 }
 
 func (f *fakeSandbox) Stats() api.Stats {
@@ -90,7 +90,7 @@ func (f *fakeSandbox) Lease(kind api.LeaseKind) (func(), error) {
 	return func() { f.mu.Lock(); f.execs--; f.mu.Unlock() }, nil
 }
 
-// start makes a live sandbox in dir.
+// start makes the state directory and the control socket of a running sandbox below dir.
 func start(t *testing.T, dir, name string) (*fakeSandbox, *api.Server) {
 	t.Helper()
 	d, err := state.Open(dir)
@@ -183,8 +183,8 @@ func TestPS(t *testing.T) {
 	}
 }
 
-// TestPSWithoutAnAnswer lists a sandbox that is still being made, so without a socket.
-func TestPSWithoutAnAnswer(t *testing.T) {
+// TestPSWithoutSocket lists a sandbox that is still being set up and has no control socket yet.
+func TestPSWithoutSocket(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "s")
 	d, err := state.Open(dir)
 	if err != nil {
@@ -200,7 +200,7 @@ func TestPSWithoutAnAnswer(t *testing.T) {
 	}
 }
 
-func TestInspectHasTheShapeOfDocker(t *testing.T) {
+func TestInspectHasTheFormOfDocker(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "s")
 	f, _ := start(t, dir, "web")
 	f.ports = []api.Port{{Proto: "tcp", HostIP: netip.IPv4Unspecified(), HostPort: 8080, GuestPort: 80}}
@@ -236,7 +236,7 @@ func TestInspectHasTheShapeOfDocker(t *testing.T) {
 	}
 }
 
-func TestPortsComeAndGo(t *testing.T) {
+func TestPortAddAndRemove(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "s")
 	f, _ := start(t, dir, "web")
 	want := "80/tcp -> 0.0.0.0:8080\n80/tcp -> [::]:8080\n"
@@ -252,7 +252,7 @@ func TestPortsComeAndGo(t *testing.T) {
 	if r := invoke(t, dir, nil, "port", "ls", "web", "-o", "json"); r.out != "[]\n" {
 		t.Errorf("%+v", r)
 	}
-	// What was opened before a failure is told.
+	// The ports that were opened before a failure are printed.
 	r := invoke(t, dir, nil, "port", "add", "web", "81:81", "99:99")
 	if r.code != 1 || r.out != "81/tcp -> 0.0.0.0:81\n81/tcp -> [::]:81\n" || !strings.Contains(r.errOut, "address already in use") {
 		t.Errorf("%+v", r)
@@ -274,7 +274,8 @@ func TestStats(t *testing.T) {
 	}
 }
 
-// leases waits a while until there are as many as wanted: one ends when the server notices that its connection has.
+// leases waits up to a second until there are as many exec leases as wanted, and returns how many there are. A lease ends only
+// when the server notices that its connection was closed.
 func (f *fakeSandbox) leases(want int) (n int) {
 	for range 200 {
 		f.mu.Lock()
@@ -343,7 +344,7 @@ func TestExecEndsWithTheSandbox(t *testing.T) {
 	}
 }
 
-func TestHumanWords(t *testing.T) {
+func TestHumanDurationAndSize(t *testing.T) {
 	for d, want := range map[time.Duration]string{
 		0: "Less than a second", time.Second: "1 second", 59 * time.Second: "59 seconds", 90 * time.Second: "About a minute",
 		5 * time.Minute: "5 minutes", 90 * time.Minute: "About an hour", 47 * time.Hour: "47 hours", 50 * time.Hour: "2 days",

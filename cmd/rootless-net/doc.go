@@ -1,6 +1,17 @@
-// Rootless-net is the management side of rootless-run: it lists running sandboxes, describes them, publishes and
-// closes their ports, runs commands in them, and says what is missing on a machine.
+// Rootless-net manages running sandboxes: it lists and describes them, publishes and closes their ports, runs commands in
+// them, and stops them. It also connects network namespaces that other programs made (attach), installs the drop-in programs,
+// and checks what a machine lacks (doctor).
 //
-// It finds sandboxes by their state directories and asks them through their control sockets. What it prints looks
-// like docker's, with -o json for programs.
+// # Theory of operation
+//
+// It finds a sandbox by its state directory (internal/state) and sends requests to its control socket (package api). It has no
+// other access to a supervisor, except that stop sends it signals and exec enters the namespaces of its sandbox (package
+// userns). attach and doctor need no running sandbox: attach calls the root package, doctor internal/doctor. The output has the
+// form of docker's, or is JSON with -o json.
+//
+// # Limits and failures
+//
+// A request takes at most askTimeout, except that port add and port rm wait for the sandbox. ps lists a sandbox that does not
+// answer by what its record says. The exit status is 0; 1 after a failure; 125 after a mistake on the command line; or that of
+// the command that exec has run.
 package main

@@ -9,20 +9,21 @@ import (
 	"rootlessnet/internal/doctor"
 )
 
-// errDoctor ends the command with exit status 1 after the report has said why.
+// errDoctor ends the command with exit status 1. The report, which is printed before it, has the reason.
 var errDoctor = errors.New("something required does not work on this machine")
 
 func newDoctorCommand() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:   "doctor",
-		Short: "Try everything sandboxes need of this machine, and say how to mend what does not work",
-		Long: `Try everything sandboxes need of this machine, as the user who asks, in namespaces made for it.
+		Short: "Check everything that sandboxes need of this machine, and print how to repair what does not work",
+		Long: `Check everything that sandboxes need of this machine, as the calling user, in namespaces that are made for it.
 
-For each check: ok, or missing (the kernel or the system does not have it), denied (this user may not) or untried
-(what it stands on failed first); what is lost without it; and the command that mends it. Nothing is changed.
+The result of a check is ok, missing (the kernel or the system does not have it), denied (this user may not use it) or
+untried (a check that it depends on has failed). The report also says what does not work without it, and which command
+repairs it. Nothing is changed.
 
-Exit status: 0 when everything required works, 1 when not. Optional checks only warn.`,
+Exit status: 0 if everything that is required works, 1 otherwise. Optional checks only warn.`,
 		Args: exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var write func(doctor.Report) error

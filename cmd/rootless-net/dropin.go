@@ -11,29 +11,30 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// dropIns are the programs that stand in for others of the same name.
+// dropIns are the programs that replace others of the same name.
 var dropIns = []string{"slirp4netns", "pasta", "rootlessport"}
 
-// dropInDirs are where they are, seen from this program: beside it as built, or where `make install` puts them, so that
-// they do not get into anybody's PATH unasked.
+// dropInDirs are the directories of these programs, relative to that of rootless-net: the same after make build, another after
+// make install, which keeps them out of PATH.
 var dropInDirs = []string{".", "../libexec/rootlessnet"}
 
 func (p *program) dropInCommand() *cobra.Command {
 	group := &cobra.Command{
 		Use:   "drop-in",
-		Short: "Have Podman, Buildah and RootlessKit use rootlessnet in place of slirp4netns and pasta",
+		Short: "Replace slirp4netns and pasta for Podman, Buildah and RootlessKit",
 		Args:  exactly(0),
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	group.AddCommand(&cobra.Command{
 		Use:   "install DIR",
-		Short: "Put slirp4netns, pasta and rootlessport into a directory, and print what to write into containers.conf",
+		Short: "Install slirp4netns, pasta and rootlessport in a directory, and print the settings for containers.conf",
 		Args:  exactly(1),
 		RunE:  func(_ *cobra.Command, args []string) error { return p.installDropIns(args[0]) },
 	})
 	return group
 }
 
+// installDropIns copies the programs to dir and prints how to configure their callers.
 func (p *program) installDropIns(dir string) error {
 	self, err := os.Executable()
 	if err != nil {
@@ -64,6 +65,7 @@ RootlessKit: --slirp4netns-binary=%s or --pasta-binary=%s
 	return err
 }
 
+// findDropIn returns the path of a program. from is the directory of rootless-net.
 func findDropIn(from, name string) (string, error) {
 	for _, dir := range dropInDirs {
 		path := filepath.Join(from, dir, name)
@@ -74,7 +76,7 @@ func findDropIn(from, name string) (string, error) {
 	return "", fmt.Errorf("%s is neither in %s nor in %s", name, from, filepath.Join(from, dropInDirs[1]))
 }
 
-// installFile replaces a program that may be running.
+// installFile copies a program by rename(2), because the one it replaces may be running.
 func installFile(to, from string) (err error) {
 	in, err := os.Open(from)
 	if err != nil {
@@ -83,7 +85,7 @@ func installFile(to, from string) (err error) {
 	defer in.Close()
 	if old, err := os.Stat(to); err == nil {
 		if fi, err := in.Stat(); err == nil && os.SameFile(old, fi) {
-			return nil // it is there
+			return nil // from is already installed at to
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err

@@ -10,7 +10,7 @@ import (
 	"rootlessnet/userns"
 )
 
-// enter runs a command in every namespace of the sandbox whose init is target, and passes signals on to it.
+// enter runs a command in all namespaces of the sandbox whose PID 1 is the process target, and forwards signals to it.
 func enter(ctx context.Context, target int, c userns.Command) (int, error) {
 	caught := make(chan os.Signal, signals.Backlog)
 	signals.Catch(caught)
@@ -39,7 +39,7 @@ func enter(ctx context.Context, target int, c userns.Command) (int, error) {
 			return r.code, r.err
 		case sig := <-caught:
 			if signals.FromTerminal(sig) {
-				continue // the command has it
+				continue // the terminal has sent it to the command, too
 			}
 			s.Signal(sig.(syscall.Signal))
 		case <-ctx.Done():

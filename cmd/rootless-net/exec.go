@@ -35,13 +35,13 @@ found, 128+n if signal n ended it, 1 if there is no such sandbox.`,
 	cmd.Flags().SetInterspersed(false)
 	cmd.Flags().StringArrayVarP(&env, "env", "e", nil, "set an environment variable: `NAME=value`, or NAME for the caller's (repeatable)")
 	cmd.Flags().StringVarP(&dir, "workdir", "w", "", "working `directory`")
-	// docker exec needs these to be asked for; here the command has the caller's own standard streams.
+	// docker exec needs these flags for standard input and a terminal. Here the command always has the caller's.
 	cmd.Flags().BoolP("interactive", "i", true, "no effect: standard input is always the caller's")
 	cmd.Flags().BoolP("tty", "t", true, "no effect: the terminal is always the caller's")
 	return cmd
 }
 
-// withValues gives variables that are named only the value they have here; one that is not set stays away.
+// withValues completes each variable that has a name only with its value in our environment, and omits it if it is not set.
 func withValues(env []string) []string {
 	var full []string
 	for _, v := range env {
@@ -57,22 +57,22 @@ func withValues(env []string) []string {
 	return full
 }
 
-// exec holds a lease while the command runs, so that neither outlives the other.
+// exec runs a command in a sandbox. It holds a lease meanwhile: when that ends, so has the sandbox, and the command is killed.
 func (p *program) exec(ctx context.Context, ref string, c userns.Command) error {
 	r, client, err := p.find(ref)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	asking, cancelAsking := context.WithTimeout(ctx, askTimeout)
-	defer cancelAsking()
-	lease, err := client.Lease(asking, api.LeaseExec)
+	requests, cancelRequests := context.WithTimeout(ctx, askTimeout)
+	defer cancelRequests()
+	lease, err := client.Lease(requests, api.LeaseExec)
 	if err != nil {
 		return fmt.Errorf("%s: %w", r.Name, err)
 	}
 	defer lease.Close()
-	// Asked under the lease: the pid is that of an init that lives.
-	box, err := client.Inspect(asking)
+	// The lease was taken before, so the sandbox has not ended and the pid is that of its PID 1.
+	box, err := client.Inspect(requests)
 	if err != nil {
 		return fmt.Errorf("%s: %w", r.Name, err)
 	}
@@ -113,7 +113,7 @@ func (p *program) exec(ctx context.Context, ref string, c userns.Command) error 
 
 var errSandboxEnded = errors.New("the sandbox has ended")
 
-// file returns the file behind a writer; the command writes to it by itself.
+// file returns the writer as a file, which the command inherits, or nil if it is none.
 func file(w any) *os.File {
 	f, _ := w.(*os.File)
 	return f

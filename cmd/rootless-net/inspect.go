@@ -11,11 +11,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"rootlessnet/api"
-	"rootlessnet/internal/state"
 )
 
-// network is what docker network inspect prints of a network (moby/api/types/network), and behind it what only we
-// have. A sandbox's private network bears its name and id.
+// network has the fields that docker network inspect prints (moby/api/types/network), followed by fields of our own. Name and
+// ID are those of the sandbox, whose private network it is.
 type network struct {
 	Name       string
 	ID         string `json:"Id"`
@@ -66,7 +65,7 @@ type binding struct {
 func (p *program) inspectCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "inspect NAME [NAME...]",
-		Short: "Show all about sandboxes, in the shape of docker network inspect",
+		Short: "Describe sandboxes in JSON, in the form of docker network inspect",
 		Args:  atLeast(1),
 		RunE: func(cmd *cobra.Command, refs []string) error {
 			found := []network{}
@@ -119,9 +118,10 @@ func (p *program) inspect(ctx context.Context, ref string) (network, error) {
 	return describe(box, stats), nil
 }
 
-// drivers are docker's for the predefined networks.
+// drivers are docker's drivers of the predefined networks, by our network modes.
 var drivers = map[string]string{"bridge": "bridge", "host": "host", "none": "null", "attach": "bridge"}
 
+// describe converts a sandbox and its counters into docker's form.
 func describe(box api.Sandbox, stats api.Stats) network {
 	n := network{
 		Name: box.Name, ID: box.ID, Created: box.Created, Scope: "local", Driver: drivers[box.Network],
@@ -153,7 +153,7 @@ func describe(box api.Sandbox, stats api.Stats) network {
 			n.EnableIPv6, end.IPv6Address = true, addr
 		}
 	}
-	if box.Status != state.Lingering {
+	if box.Status != api.StatusLingering {
 		n.Containers[box.ID] = end
 	}
 	for _, port := range box.Ports {
@@ -162,7 +162,7 @@ func describe(box api.Sandbox, stats api.Stats) network {
 	return n
 }
 
-// counters puts those of the link among the others.
+// counters returns all counters, those of the link included, under the prefix "link.".
 func counters(s api.Stats) map[string]uint64 {
 	all := map[string]uint64{
 		"link.rx_bytes": s.RxBytes, "link.rx_packets": s.RxPackets, "link.rx_dropped": s.RxDropped,

@@ -8,11 +8,11 @@ import (
 	"rootlessnet/userns"
 )
 
-// version is set at link time.
+// version is set by the linker (-X main.version).
 var version = "unknown"
 
 func main() {
-	userns.Init() // does not return in the process that enters a sandbox for exec
+	userns.Init() // does not return in the child process that enters a sandbox for exec
 	if doctor.IsProbe() {
 		doctor.ProbeMain()
 		return

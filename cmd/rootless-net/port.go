@@ -36,12 +36,13 @@ func (p *program) portCommand() *cobra.Command {
 		ValidArgsFunction: p.completeNames,
 	}
 	cmd.AddCommand(list,
-		p.portChange("add", "Publish ports, in the grammar of rootless-run -p; those that are there stay", (*api.Client).AddPorts),
-		p.portChange("rm", "Close published ports; what a SPEC leaves out may be anything", (*api.Client).RemovePorts))
+		p.portChange("add", "Publish further ports, in the grammar of rootless-run -p", (*api.Client).AddPorts),
+		p.portChange("rm", "Close published ports; what a SPEC leaves out matches anything", (*api.Client).RemovePorts))
 	p.addOutput(list, "table")
 	return cmd
 }
 
+// portChange returns a command that sends one request for each SPEC.
 func (p *program) portChange(name, short string, change func(*api.Client, context.Context, string) ([]api.Port, error)) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   name + " NAME SPEC [SPEC...]",
@@ -49,7 +50,7 @@ func (p *program) portChange(name, short string, change func(*api.Client, contex
 		Args:  atLeast(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			specs := args[1:]
-			// All are checked before the first is carried out.
+			// All specs are checked before the first port is changed.
 			for _, spec := range specs {
 				if _, err := rootlessnet.ParsePortSpec(spec); err != nil {
 					return usageError{fmt.Errorf("invalid port spec %q: %w", spec, err)}
@@ -69,7 +70,7 @@ func (p *program) portChange(name, short string, change func(*api.Client, contex
 				}
 				changed = append(changed, ports...)
 			}
-			// What was done is told even if something after it failed.
+			// The ports that were changed before a failure are printed, too.
 			if failure != nil && len(changed) == 0 {
 				return failure
 			}
@@ -84,7 +85,7 @@ func (p *program) portChange(name, short string, change func(*api.Client, contex
 	return cmd
 }
 
-// writePorts prints ports as docker port does.
+// writePorts prints ports in the form of docker port.
 func (p *program) writePorts(ports []api.Port) error {
 	if p.output == "json" {
 		return p.writeJSON(ports)

@@ -45,7 +45,7 @@ func (p *program) psCommand() *cobra.Command {
 	return cmd
 }
 
-// list asks all sandboxes at once. One that does not answer is described by its record.
+// list describes all sandboxes, which it asks in parallel. It describes a sandbox that does not answer by its record.
 func (p *program) list(ctx context.Context) ([]api.Sandbox, error) {
 	dir, err := state.Open(p.stateDir)
 	if err != nil {
@@ -58,23 +58,23 @@ func (p *program) list(ctx context.Context) ([]api.Sandbox, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	boxes := make([]api.Sandbox, len(records))
-	var asking sync.WaitGroup
+	var requests sync.WaitGroup
 	for i, r := range records {
-		asking.Go(func() {
+		requests.Go(func() {
 			client := api.NewClient(dir.SocketPath(r))
 			defer client.Close()
 			box, err := client.Inspect(ctx)
 			if err != nil {
-				box = api.Sandbox{Record: r, Ports: []api.Port{}}
+				box = api.SandboxFromRecord(r)
 			}
 			boxes[i] = box
 		})
 	}
-	asking.Wait()
+	requests.Wait()
 	return boxes, nil
 }
 
-// table returns a writer that lays out columns as docker does. The caller must flush it.
+// table returns a writer that aligns columns as docker does. The caller must flush it.
 func (p *program) table() *tabwriter.Writer {
 	return tabwriter.NewWriter(p.stdout, 10, 1, 3, ' ', 0)
 }
@@ -96,7 +96,7 @@ func shownID(id string, whole bool) string {
 	return state.ShortID(id)
 }
 
-// shownWidth is how much of a command docker ps shows.
+// shownWidth is the number of characters of a command that docker ps shows.
 const shownWidth = 20
 
 func shownCommand(argv []string, whole bool) string {
@@ -114,7 +114,7 @@ func shownNetwork(network string) string {
 	return network
 }
 
-// shownPorts lists what is published as docker ps does, runs of ports put together:
+// shownPorts lists published ports as docker ps does, with consecutive ports joined:
 // "0.0.0.0:8000-8002->80-82/tcp, [::]:8000-8002->80-82/tcp".
 func shownPorts(b api.Sandbox) string {
 	ports := slices.Clone(b.Ports)
@@ -145,11 +145,12 @@ func shownPorts(b api.Sandbox) string {
 	return strings.Join(words, ", ")
 }
 
+// follows reports whether b is the port after a, on the host and inside.
 func follows(a, b api.Port) bool {
 	return a.Proto == b.Proto && a.HostIP == b.HostIP && int(a.HostPort)+1 == int(b.HostPort) && int(a.GuestPort)+1 == int(b.GuestPort)
 }
 
-// humanDuration says roughly how long, in docker's words.
+// humanDuration formats a duration approximately, as docker does.
 func humanDuration(d time.Duration) string {
 	count := func(n int, unit string) string { return fmt.Sprintf("%d %s", n, plural(n, unit)) }
 	switch s := int(d.Seconds()); {

@@ -40,7 +40,7 @@ func (p *program) statsCommand() *cobra.Command {
 	return cmd
 }
 
-// humanSize writes bytes with four significant digits and a decimal unit, as docker stats does.
+// humanSize formats a number of bytes with four significant digits and a decimal unit, as docker stats does.
 func humanSize(n uint64) string {
 	size, unit := float64(n), 0
 	units := []string{"B", "kB", "MB", "GB", "TB", "PB", "EB"}

@@ -11,9 +11,9 @@ import (
 )
 
 const (
-	// stopSeconds is how long a command has to end by itself, as with docker stop.
+	// stopSeconds is how long a command may take to end after SIGTERM, by default. docker stop has the same.
 	stopSeconds = 10
-	// killPatience is for the kernel to end what was killed.
+	// killPatience is how long the kernel may take to end a supervisor after SIGKILL.
 	killPatience = 5 * time.Second
 )
 
@@ -21,7 +21,7 @@ func (p *program) stopCommand() *cobra.Command {
 	var seconds int
 	cmd := &cobra.Command{
 		Use:   "stop NAME...",
-		Short: "End sandboxes: by SIGTERM to the command, and by SIGKILL to everything when that takes too long",
+		Short: "Stop sandboxes: send SIGTERM to the command, and kill everything if it does not end in time",
 		Args:  atLeast(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if seconds < 0 {
@@ -43,6 +43,7 @@ func (p *program) stopCommand() *cobra.Command {
 	return cmd
 }
 
+// stop ends the supervisor of a sandbox, which passes SIGTERM on to the command.
 func (p *program) stop(ctx context.Context, ref string, patience time.Duration) error {
 	r, client, err := p.find(ref)
 	if err != nil {
@@ -51,7 +52,7 @@ func (p *program) stop(ctx context.Context, ref string, patience time.Duration) 
 	client.Close()
 	fd, err := r.Supervisor.Open()
 	if errors.Is(err, unix.ESRCH) {
-		return nil // it has ended since
+		return nil // it has ended since find
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", r.Name, err)
@@ -68,10 +69,10 @@ func (p *program) stop(ctx context.Context, ref string, patience time.Duration) 
 			return err
 		}
 	}
-	return fmt.Errorf("%s: process %d does not end", r.Name, r.Supervisor.PID)
+	return fmt.Errorf("%s: the supervisor (process %d) does not end after SIGKILL", r.Name, r.Supervisor.PID)
 }
 
-// waitEnd waits for the end of a process, at most so long.
+// waitEnd waits until a process has ended, at most for the duration wait.
 func waitEnd(ctx context.Context, pidfd int, wait time.Duration) (ended bool, err error) {
 	const step = 100 * time.Millisecond
 	for end := time.Now().Add(wait); ; {

@@ -33,10 +33,10 @@ func config(o *slirp.Options, log *slog.Logger) rootlessnet.Config {
 	gateway, dns := rootlessnet.SpecialAddr{To: rootlessnet.ToLoopback}, rootlessnet.SpecialAddr{DNS: true}
 	c.HostLoopback.All = true
 	if o.DisableHostLoopback {
-		gateway.To, c.HostLoopback.All = rootlessnet.ToNowhere, false
+		gateway.To, c.HostLoopback.All = rootlessnet.ToNoRoute, false
 	}
 	if o.DisableDNS {
-		dns = rootlessnet.SpecialAddr{To: rootlessnet.ToSilence}
+		dns = rootlessnet.SpecialAddr{To: rootlessnet.ToDrop}
 	}
 	p := &rootlessnet.NetworkPlan{
 		Addrs:   []netip.Prefix{netip.PrefixFrom(o.Guest(), o.CIDR.Bits())},

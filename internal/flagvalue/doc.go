@@ -1,3 +1,5 @@
-// Package flagvalue has the values of flags that several commands share. Each checks what it is given at once, so that the
-// error names the flag, and is a pflag.Value.
+// Package flagvalue contains the types of flags that several commands share. Each implements pflag.Value and checks its argument in
+// Set, so that the error message names the flag.
+//
+// Of this project it imports the root package, and only commands import it.
 package flagvalue

@@ -24,7 +24,7 @@ var (
 	_ pflag.Value = (*Level)(nil)
 )
 
-// Publish collects port specs.
+// Publish collects specifications of published ports, see rootlessnet.ParsePortSpec.
 type Publish struct{ Specs []string }
 
 func (v *Publish) Set(s string) error {
@@ -37,7 +37,7 @@ func (v *Publish) Set(s string) error {
 func (v *Publish) String() string { return strings.Join(v.Specs, " ") }
 func (v *Publish) Type() string   { return "spec" }
 
-// Subnets collects one network of each family.
+// Subnets collects at most one prefix of each address family.
 type Subnets struct{ List []netip.Prefix }
 
 func (v *Subnets) Set(s string) error {
@@ -56,7 +56,7 @@ func (v *Subnets) Set(s string) error {
 func (v *Subnets) String() string { return "" }
 func (v *Subnets) Type() string   { return "cidr" }
 
-// Resolvers collects addresses.
+// Resolvers collects addresses of DNS servers.
 type Resolvers struct{ List *[]netip.Addr }
 
 func (v *Resolvers) Set(s string) error {
@@ -83,7 +83,7 @@ func (v *Hosts) Set(s string) error {
 func (v *Hosts) String() string { return "" }
 func (v *Hosts) Type() string   { return "name:address" }
 
-// Addr is an address of one family.
+// Addr is an address of the given family.
 type Addr struct {
 	Addr   *netip.Addr
 	Family int // 4 or 6
@@ -103,7 +103,7 @@ func (v *Addr) Set(s string) error {
 func (v *Addr) String() string { return "" }
 func (v *Addr) Type() string   { return "address" }
 
-// MAC is an Ethernet address.
+// MAC is an Ethernet address (6 bytes).
 type MAC struct{ MAC *net.HardwareAddr }
 
 func (v *MAC) Set(s string) error {
@@ -117,7 +117,7 @@ func (v *MAC) Set(s string) error {
 func (v *MAC) String() string { return "" }
 func (v *MAC) Type() string   { return "address" }
 
-// Loopback collects what is open of the host's loopback.
+// Loopback collects the open ports of the host's loopback, see rootlessnet.ParseHostLoopback.
 type Loopback struct{ To *rootlessnet.HostLoopback }
 
 func (v *Loopback) Set(s string) error {
@@ -132,7 +132,7 @@ func (v *Loopback) Set(s string) error {
 func (v *Loopback) String() string { return "" }
 func (v *Loopback) Type() string   { return "ports" }
 
-// Level is the least level that is printed. Its zero value is warn.
+// Level is the lowest log level that is printed. The zero value is warn.
 type Level struct {
 	level slog.Level
 	set   bool
@@ -156,7 +156,7 @@ func (v *Level) String() string {
 }
 func (v *Level) Type() string { return "level" }
 
-// Least returns the level to print from.
+// Least returns the level.
 func (v *Level) Least() slog.Level {
 	if !v.set {
 		return slog.LevelWarn

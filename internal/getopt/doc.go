@@ -1,14 +1,18 @@
-// Package getopt reads a command line as GNU getopt_long(3) does, for the programs that stand in for ones written in C:
-// their callers rely on its abbreviations, clusters and error texts, which no Go flag package has.
+// Package getopt parses a command line as GNU getopt_long(3) does, for the programs that replace programs written in C. Their
+// callers depend on getopt's abbreviations, clusters of short options and error texts, which Go's flag packages do not provide.
 //
-// # What is read
+// # Syntax
 //
-//	--name value   --name=value   --nam value (any unambiguous beginning)   -n value   -nvalue   -abc (a cluster)
+//	--name value   --name=value   --nam value (any unambiguous prefix)   -n value   -nvalue   -abc (a cluster)
 //
-// "--" ends the options. Operands are collected wherever they stand (Permute), as GNU does without POSIXLY_CORRECT, or
-// the first of them ends the options (Strict), which is what a program that runs another one needs.
+// "--" ends the options. With Permute, operands may stand between options, as with GNU getopt without POSIXLY_CORRECT. With
+// Strict, the first operand ends the options, as needed by a program that runs another one.
 //
 // # Errors
 //
-// The texts are getopt_long's own, "NAME: unrecognized option '--x'" and so on, since callers match on them.
+// The texts are those of getopt_long, such as "NAME: unrecognized option '--x'", because callers compare them.
+//
+// # Imports
+//
+// The standard library. The package has no state.
 package getopt

@@ -6,22 +6,22 @@ import (
 	"strings"
 )
 
-// Arg says whether an option takes a value.
+// Arg is whether an option takes a value.
 type Arg int
 
 // The three kinds of options.
 const (
-	None     Arg = iota
-	Required     // --name VALUE, --name=VALUE, -nVALUE
-	Optional     // --name=VALUE and -nVALUE only
+	None     Arg = iota // --name and -n only
+	Required            // --name VALUE, --name=VALUE, -nVALUE
+	Optional            // --name=VALUE and -nVALUE only
 )
 
-// Option is one option. Several names with the same Key are one option with aliases.
+// Option is one option. Options with the same Key are aliases.
 type Option struct {
-	Name string // long name without dashes; empty for none
-	Char byte   // short name; 0 for none
+	Name string // long name without dashes; empty if there is none
+	Char byte   // short name; 0 if there is none
 	Arg  Arg
-	// Key is what Parse reports; empty means Name.
+	// Key is the key that Parse returns; empty means Name.
 	Key string
 }
 
@@ -32,7 +32,7 @@ func (o Option) key() string {
 	return o.Name
 }
 
-// Mode says what an operand does.
+// Mode is how operands are treated.
 type Mode int
 
 // The two modes.
@@ -41,14 +41,14 @@ const (
 	Strict              // the first operand ends the options
 )
 
-// Found is one option of a command line.
+// Found is one option in a command line.
 type Found struct {
 	Key   string
 	Value string
 }
 
-// Parse reads args, which does not include the program's name. program stands before error texts. What was found before
-// an error is returned with it, for programs that act on options in order.
+// Parse parses args, which does not include the program's name. program is the prefix of error texts. The options before an
+// error are returned with it, for programs that act on options in order.
 func Parse(program string, options []Option, mode Mode, args []string) (found []Found, operands []string, err error) {
 	for len(args) > 0 {
 		arg := args[0]
@@ -78,7 +78,7 @@ func Parse(program string, options []Option, mode Mode, args []string) (found []
 	return found, operands, nil
 }
 
-// long reads one "--name[=value]" without its dashes.
+// long parses one "--name[=value]", of which word is the part after the dashes.
 func long(options []Option, word string, rest []string) (Found, []string, error) {
 	name, value, hasValue := strings.Cut(word, "=")
 	o, err := lookUp(options, name, word)
@@ -97,7 +97,7 @@ func long(options []Option, word string, rest []string) (Found, []string, error)
 	return Found{o.key(), value}, rest, nil
 }
 
-// lookUp finds the option of that name, or the only one that begins with it: several are one if they have the same key.
+// lookUp returns the option with that name, or the only one with that prefix. Aliases count as one.
 func lookUp(options []Option, name, word string) (Option, error) {
 	var begins []Option
 	for _, o := range options {
@@ -122,7 +122,7 @@ func lookUp(options []Option, name, word string) (Option, error) {
 	return begins[0], nil
 }
 
-// cluster reads "abcVALUE" of "-abcVALUE".
+// cluster parses the "abcVALUE" of "-abcVALUE".
 func cluster(options []Option, word string, rest []string) (found []Found, _ []string, err error) {
 	for i := range len(word) {
 		c := word[i]

@@ -1,3 +1,6 @@
-// Package helper holds what programs have in common that other programs start as their helpers: the descriptors they are
-// given by number, the byte that says they are ready, and the descriptor whose end is theirs.
+// Package helper contains what programs need that other programs start as their helpers: it takes over the descriptors the
+// caller passes by number, and reports to the caller when the helper is ready.
+//
+// It has no state and no locks, and imports the standard library and golang.org/x/sys/unix only. Adopt must be called before other
+// goroutines open descriptors without close-on-exec.
 package helper

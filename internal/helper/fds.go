@@ -8,12 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// firstInherited is the first descriptor beyond the standard three.
+// firstInherited is the first descriptor after the standard streams.
 const firstInherited = 3
 
-// Adopt takes over the descriptors that our caller named, and closes what else it left open: a pipe or a lock held by a
-// helper that lives long would keep others waiting. A negative number names none and gives a nil file. What has
-// close-on-exec set was opened since we were started (the Go runtime has descriptors of its own) and stays.
+// Adopt takes over the descriptors that the caller of this program passed by number, and closes all others it left open, because a
+// pipe or lock kept open by a long-lived helper would block other processes. A negative number yields a nil file. Descriptors with
+// close-on-exec were opened by this process (such as those of Go's runtime) and stay open.
 func Adopt(fds ...int) ([]*os.File, error) {
 	files := make([]*os.File, len(fds))
 	named := map[int]bool{}
@@ -22,13 +22,13 @@ func Adopt(fds ...int) ([]*os.File, error) {
 			continue
 		}
 		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
-			return nil, fmt.Errorf("descriptor %d, which the caller names: %w", fd, err)
+			return nil, fmt.Errorf("descriptor %d, passed by the caller: %w", fd, err)
 		}
 		named[fd] = true
-		if fd < firstInherited { // a standard stream: leave it where it is, and let the file have its own
+		if fd < firstInherited { // a standard stream stays open; the file gets a duplicate
 			dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, firstInherited)
 			if err != nil {
-				return nil, fmt.Errorf("descriptor %d, which the caller names: %w", fd, err)
+				return nil, fmt.Errorf("descriptor %d, passed by the caller: %w", fd, err)
 			}
 			fd = dup
 		}
@@ -37,7 +37,7 @@ func Adopt(fds ...int) ([]*os.File, error) {
 	}
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
-		return files, nil // without /proc nobody can tell what is open
+		return files, nil // without /proc the open descriptors are not known
 	}
 	for _, e := range entries {
 		fd, err := strconv.Atoi(e.Name())
@@ -51,7 +51,7 @@ func Adopt(fds ...int) ([]*os.File, error) {
 	return files, nil
 }
 
-// Ready tells the caller that everything is up, and closes the descriptor; a nil file means nobody asked.
+// Ready reports to the caller that the helper is ready, by writing "1" to f, and closes f. It does nothing if f is nil.
 func Ready(f *os.File) error {
 	if f == nil {
 		return nil
@@ -61,7 +61,7 @@ func Ready(f *os.File) error {
 		err = cerr
 	}
 	if err != nil {
-		return fmt.Errorf("tell the caller that the network is ready: %w", err)
+		return fmt.Errorf("report to the caller that the network is ready: %w", err)
 	}
 	return nil
 }

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestAdopt gives a process three pipes of which it is told two: it says ready on one, ends with the other, and lets go
-// of the third.
+// TestAdopt passes three pipes to a process and names two of them: the process reports ready on one, ends when the other is
+// closed, and closes the third.
 func TestAdopt(t *testing.T) {
 	if os.Getenv("ADOPT_CHILD") != "" {
 		files, err := Adopt(4, -1, 3)
@@ -41,7 +41,7 @@ func TestAdopt(t *testing.T) {
 		t.Errorf("the ready descriptor gave %q, %v", got, err)
 	}
 	if _, err := strayR.Read(make([]byte, 1)); err != io.EOF {
-		t.Errorf("the stray pipe is still open: %v", err)
+		t.Errorf("the pipe that was not named is still open: %v", err)
 	}
 	exitW.Close()
 	if err := cmd.Wait(); err != nil {
@@ -66,7 +66,7 @@ func TestAdoptClosed(t *testing.T) {
 	w.Close()
 	if os.Getenv("ADOPT_CHILD") == "" {
 		if _, err := Adopt(fd); err == nil {
-			t.Error("a closed descriptor was adopted")
+			t.Error("Adopt accepted a closed descriptor")
 		}
 	}
 }

@@ -131,14 +131,14 @@ func (d *FakeDevice) PollFrames(frames []tap.Frame) (int, error) {
 }
 
 // Serve implements tap.Poller.
-func (d *FakeDevice) Serve(turn func() spin.Did) error {
+func (d *FakeDevice) Serve(handler func() spin.Result) error {
 	for {
 		d.mu.Lock()
 		for len(d.toUs) == 0 && !d.closed {
 			d.changed.Wait()
 		}
 		d.mu.Unlock()
-		if turn() == spin.Over {
+		if handler() == spin.Done {
 			return nil
 		}
 	}

@@ -1,2 +1,3 @@
-// Package procnet reads what listens in a network namespace from /proc/PID/net, as one who follows it needs it.
+// Package procnet reads from /proc/PID/net which sockets listen in a network namespace. It imports none of our packages, and its
+// functions may be called concurrently.
 package procnet

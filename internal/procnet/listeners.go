@@ -18,12 +18,13 @@ const (
 )
 
 // Listeners are the addresses on which "tcp" sockets listen, or to which "udp" sockets are bound without a peer, in the
-// namespace that dir (/proc/PID/net) shows. A namespace that is going has none.
+// namespace that dir (/proc/PID/net) shows. A file that cannot be read counts as empty: IPv6 may be off, or the process of the
+// directory may have ended.
 func Listeners(dir, proto string) (list []netip.AddrPort) {
 	for _, name := range []string{proto, proto + "6"} {
 		file, err := os.Open(filepath.Join(dir, name))
 		if err != nil {
-			continue // IPv6 off, or the namespace is going
+			continue
 		}
 		for sc := bufio.NewScanner(file); sc.Scan(); {
 			if a, ok := parse(sc.Text(), proto); ok {
@@ -35,17 +36,18 @@ func Listeners(dir, proto string) (list []netip.AddrPort) {
 	return list
 }
 
-// Nobody says whether no server is reached at a: what listens there is for the namespace itself. The listeners of a
-// userns.Diversion are.
-func Nobody(a netip.Addr) bool { return nobody4.Contains(a) || nobody6.Contains(a) }
+// Unreachable says whether a listener on a can be reached only inside its namespace, because a is in a prefix that is never
+// routed. The listeners of the splice path have such addresses.
+func Unreachable(a netip.Addr) bool { return unrouted4.Contains(a) || unrouted6.Contains(a) }
 
+// Prefixes without hosts, from which the network setup takes the addresses of its listeners.
 var (
-	nobody4 = netip.MustParsePrefix("192.0.0.0/24") // RFC 6890, 2.2.2
-	nobody6 = netip.MustParsePrefix("100::/64")     // RFC 6666
+	unrouted4 = netip.MustParsePrefix("192.0.0.0/24") // IETF protocol assignments, RFC 6890 section 2.2.2
+	unrouted6 = netip.MustParsePrefix("100::/64")     // discard-only prefix, RFC 6666
 )
 
-// parse reads one line: "sl local_address rem_address st …", where an address is in hexadecimal, each 32-bit word
-// in the host's byte order (net/ipv4/tcp_ipv4.c, get_tcp4_sock).
+// parse parses one line, "sl local_address rem_address st …". Addresses are in hexadecimal, each 32-bit word in host byte order
+// (get_tcp4_sock in net/ipv4/tcp_ipv4.c). ok is false for lines that describe no listener.
 func parse(line, proto string) (addr netip.AddrPort, ok bool) {
 	words := strings.Fields(line)
 	if len(words) < 4 {

@@ -8,11 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Addr is room for a struct sockaddr_in or sockaddr_in6.
+// Addr has space for a struct sockaddr_in or sockaddr_in6.
 type Addr struct{ unix.RawSockaddrInet6 }
 
-// Set fills in a for a socket of the given family and returns its length. An IPv4 address on an IPv6 socket becomes
-// the mapped one.
+// Set fills in a for an IPv4 or, with v6, an IPv6 socket, and returns its length in bytes. For an IPv6 socket an IPv4 address
+// becomes an IPv4-mapped one. scope is the scope ID of a link-local IPv6 address, else 0.
 func (a *Addr) Set(ap netip.AddrPort, v6 bool, scope uint32) uint32 {
 	if !v6 {
 		p := (*unix.RawSockaddrInet4)(unsafe.Pointer(a))
@@ -25,7 +25,7 @@ func (a *Addr) Set(ap netip.AddrPort, v6 bool, scope uint32) uint32 {
 	return unix.SizeofSockaddrInet6
 }
 
-// Get returns the address, unmapped, and the scope of a link-local one.
+// Get returns the address, unmapped, and the scope ID of an IPv6 address. The zero AddrPort means an unknown family.
 func (a *Addr) Get() (ap netip.AddrPort, scope uint32) {
 	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&a.Port))[:])
 	switch a.Family {

@@ -3,18 +3,18 @@ package rootlessport
 import (
 	"os"
 	"path/filepath"
-	"runtime"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
+
+	"rootlessnet/netns"
 )
 
 // uplinkNamespaces are where Podman keeps the namespace that holds the bridges of its networks: beside those of the
 // containers up to version 4, in a directory of its own from version 5.
 var uplinkNamespaces = []string{"rootless-netns*", "../containers/networks/rootless-netns/rootless-netns"}
 
-// findEngine returns the control socket of the helper that connects the namespace at path: itself, or the one its veth
-// leads to; "" when there is none.
+// findEngine returns the control socket of the helper that connects the namespace at path, or the namespace in which a veth of
+// it has its peer; "" if there is none.
 func findEngine(path string, find Finder) (socket string) {
 	inode, err := NamespaceInode(path)
 	if err != nil {
@@ -33,7 +33,7 @@ func findEngine(path string, find Finder) (socket string) {
 			if err != nil {
 				continue
 			}
-			if socket := find(inode); socket != "" && leadsTo(path, uplink) {
+			if socket := find(inode); socket != "" && hasVethTo(path, uplink) {
 				return socket
 			}
 		}
@@ -41,43 +41,24 @@ func findEngine(path string, find Finder) (socket string) {
 	return ""
 }
 
-// leadsTo says whether a link of the namespace at path has its other end in the namespace at uplink. Several Podmans of
-// one user may each have one.
-func leadsTo(path, uplink string) bool {
+// hasVethTo says whether a veth of the namespace at path has its peer in the namespace at uplink. Several Podmans of one user
+// may each have such a namespace.
+func hasVethTo(path, uplink string) bool {
 	to, err := os.Open(uplink)
 	if err != nil {
 		return false
 	}
 	defer to.Close()
 	is := false
-	err = inNamespace(path, func() error {
+	err = netns.RunAt(path, func() error {
 		is = hasPeerIn(int(to.Fd()))
 		return nil
 	})
 	return is && err == nil
 }
 
-// inNamespace runs f in the network namespace at path, on a thread of its own: there is no way back, which would take a
-// capability over the namespace that one comes from.
-func inNamespace(path string, f func() error) error {
-	ns, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
-		if err == nil {
-			err = f()
-		}
-		result <- err
-	}()
-	return <-result
-}
-
-// hasPeerIn asks in the namespace of the calling thread, which numbers those it has links to.
+// hasPeerIn says whether a veth of the calling thread's namespace has its peer in the namespace ns: the kernel gives a number to
+// each namespace that has a peer of its links (rtnetlink, RTM_GETNSID).
 func hasPeerIn(ns int) bool {
 	id, err := netlink.GetNetNsIdByFd(ns)
 	if err != nil || id < 0 {

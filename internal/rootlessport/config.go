@@ -14,7 +14,7 @@ import (
 // maxConfig bounds what is read from Podman. A mapping takes about a hundred bytes; there are at most 65535 ports.
 const maxConfig = 16 << 20
 
-// Config is what Podman writes. The names of the fields are its.
+// Config is the document that Podman writes. The names of the fields are Podman's.
 type Config struct {
 	Mappings    []Mapping
 	NetNSPath   string
@@ -51,7 +51,7 @@ func (p Port) Listens() []netip.AddrPort {
 	return []netip.AddrPort{netip.AddrPortFrom(netip.IPv4Unspecified(), p.HostPort), netip.AddrPortFrom(netip.IPv6Unspecified(), p.HostPort)}
 }
 
-// ReadConfig reads the document and makes sure that it can be carried out.
+// ReadConfig reads the document and checks it.
 func ReadConfig(r io.Reader) (*Config, error) {
 	c := &Config{ExitFD: -1, ReadyFD: -1}
 	if err := json.NewDecoder(io.LimitReader(r, maxConfig)).Decode(c); err != nil {
@@ -92,7 +92,7 @@ func parseChild(s string) (netip.Addr, error) {
 	return a.Unmap(), nil
 }
 
-// Socket is where the container's new address is told; "" when nobody will.
+// Socket is the path of the socket on which Podman sends the container's new address; "" if it does not.
 func (c *Config) Socket() string {
 	if !c.RootlessCNI {
 		return ""

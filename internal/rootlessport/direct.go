@@ -2,102 +2,102 @@ package rootlessport
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/breaker"
+	"rootlessnet/internal/clientaddr"
+	"rootlessnet/internal/inbound"
 	"rootlessnet/internal/rawsock"
 	"rootlessnet/internal/spin"
+	"rootlessnet/netns"
 	"rootlessnet/splice"
-	"rootlessnet/userns"
 )
 
 const (
-	// plainFor is how long a port whose server only plain sockets reach is served by those. It is one after plainRow
-	// clients in a row: a server that is merely busy answers transparent sockets in between.
-	plainFor = 10 * time.Minute
-	plainRow = 3
+	// plainFailures clients in a row that only a plain socket could connect switch a port to plain sockets for plainFor: a
+	// server that is merely busy answers some transparent socket in between.
+	plainFailures = 3
+	plainFor      = 10 * time.Minute
 )
 
-// direct is the way in by the kernel, for TCP: a socket of the container's namespace that has the client's own address
-// connects to the server there, and what the two sockets say is moved from one to the other by splice(2). Neither a
-// helper nor a bridge is on the way.
+// direct is the datapath for TCP by sockets of the container's namespace: one that is bound to the client's address connects to
+// the server, and splice(2) moves the data between it and the client's socket.
 type direct struct {
-	log    *slog.Logger
-	ctx    context.Context
-	cancel context.CancelFunc
-	get    getSocket
-	routes *netlink.Handle // of the namespace; nil in tests
-	mint   *userns.Minter  // nil in tests
-	loop   *splice.Loop
-	group  *spin.Group
-	wg     sync.WaitGroup // accept loops
+	log     *slog.Logger
+	ctx     context.Context
+	cancel  context.CancelFunc
+	get     getSocket
+	routes  *netlink.Handle // of the namespace; nil in tests
+	pool    *netns.Pool     // nil in tests
+	loop    *splice.Loop
+	waiting *inbound.Dialler // clients that the server has not answered yet
+	group   *spin.Group
 
-	mu      sync.Mutex
-	child   netip.Addr             // guarded by mu
-	gateway map[bool]netip.Addr    // by whether it is IPv4; guarded by mu
-	open    []*listener            // guarded by mu
-	dials   map[*dialling]struct{} // guarded by mu; nil when closed
+	mu     sync.Mutex
+	child  netip.Addr         // guarded by mu
+	inside clientaddr.Network // guarded by mu
+	open   []*inbound.Listener
+	closed bool // guarded by mu
 }
 
-// getSocket takes a socket of the namespace out of stock, a transparent or a plain one. The error may be
-// userns.ErrNoSocket, for the moment.
+// getSocket takes a socket of the namespace out of the pool, a transparent or a plain one. The error may be
+// netns.ErrPoolEmpty, for the moment.
 type getSocket func(ipv6, plain bool) (fd int, err error)
 
 func newDirect(path string, child netip.Addr, log *slog.Logger) (*direct, error) {
 	var routes *netlink.Handle
-	err := inNamespace(path, func() (err error) {
+	err := netns.RunAt(path, func() (err error) {
 		routes, err = netlink.NewHandle(unix.NETLINK_ROUTE)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("ask the network namespace %s for its routes: %w", path, err)
 	}
-	mint, err := userns.MintAt(path)
+	pool, err := netns.OpenPoolAt(path, 0)
 	if err != nil {
 		routes.Close()
 		return nil, err
 	}
 	d, err := startDirect(func(ipv6, plain bool) (int, error) {
 		if plain {
-			return mint.GetPlain(ipv6)
+			return pool.GetPlain(ipv6)
 		}
-		return mint.Get(ipv6, false)
+		return pool.Get(ipv6, false)
 	}, child, log)
 	if err != nil {
-		mint.Close()
+		pool.Close()
 		routes.Close()
 		return nil, err
 	}
-	d.routes, d.mint = routes, mint
+	d.routes, d.pool = routes, pool
 	d.findGateways()
 	return d, nil
 }
 
 func startDirect(get getSocket, child netip.Addr, log *slog.Logger) (*direct, error) {
-	d := &direct{log: log, get: get, child: child, dials: map[*dialling]struct{}{}, group: spin.NewGroup()}
+	d := &direct{log: log, get: get, child: child, group: spin.NewGroup()}
 	var err error
 	if d.loop, err = splice.NewLoop(log, d.group); err != nil {
 		d.group.Close()
 		return nil, err
 	}
+	d.waiting = inbound.NewDialler(d.loop)
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	return d, nil
 }
 
-// findGateways asks for whom clients are shown as that cannot be shown as themselves. It is called with mu held, or before
-// there is another goroutine.
+// findGateways looks up the gateways of the namespace's default routes, which stand for clients whose own address the server
+// cannot see. It is called with mu held, or before another goroutine has d.
 func (d *direct) findGateways() {
-	d.gateway = map[bool]netip.Addr{}
+	d.inside = clientaddr.Network{}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		routes, err := d.routes.RouteList(nil, family)
 		if err != nil {
@@ -106,7 +106,11 @@ func (d *direct) findGateways() {
 		for _, r := range routes {
 			a, ok := netip.AddrFromSlice(r.Gw)
 			if a = a.Unmap(); ok && (r.Dst == nil || r.Dst.IP.IsUnspecified()) && !a.IsLinkLocalUnicast() {
-				d.gateway[a.Is4()] = a
+				if a.Is4() {
+					d.inside.Gateway4 = a
+				} else {
+					d.inside.Gateway6 = a
+				}
 				break
 			}
 		}
@@ -123,99 +127,55 @@ func (d *direct) setChild(a netip.Addr) error {
 	return nil
 }
 
-// ends are a connection's inside: whose address the server sees, and where it is. A zero source is for the kernel to choose.
+// ends returns the addresses of a connection inside: src, which the server sees as its client, and the server's. With an invalid
+// src the kernel chooses. The namespace's subnets do not matter here: answers are routed back by a firewall mark, and not by
+// the link.
 func (d *direct) ends(client netip.AddrPort, port uint16) (src, dst netip.AddrPort) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	dst = inContainer(d.child, port)
-	switch a := client.Addr(); {
-	case a.Is4() == dst.Addr().Is4() && !a.IsLoopback() && !a.IsUnspecified() && !a.IsLinkLocalUnicast():
-		return client, dst
-	case d.gateway[dst.Addr().Is4()].IsValid():
-		return netip.AddrPortFrom(d.gateway[dst.Addr().Is4()], client.Port()), dst
-	}
-	return netip.AddrPort{}, dst
+	return d.inside.Source(client, dst.Addr()), dst
 }
 
 func (d *direct) close() {
 	d.cancel()
 	d.mu.Lock()
-	open, dials := d.open, d.dials
-	d.open, d.dials = nil, nil
+	open := d.open
+	d.open, d.closed = nil, true
 	d.mu.Unlock()
 	for _, l := range open {
-		l.close()
+		l.Close()
 	}
-	d.wg.Wait()
-	for q := range dials {
-		q.drop(nil)
-		rawsock.Reset(q.host)
-	}
+	d.waiting.Close()
 	d.loop.Close()
 	d.group.Close()
-	if d.mint != nil {
-		d.mint.Close()
+	if d.pool != nil {
+		d.pool.Close()
 		d.routes.Close()
 	}
 }
 
-// listener is one listening socket of the host.
-type listener struct {
-	d    *direct
-	f    *os.File
-	port Port
-
-	member *spin.Member
-
-	row        atomic.Int32 // clients whom plain sockets served, since the last one who was by a transparent one
-	plainUntil time.Time    // guarded by d.mu
-}
-
+// listen serves a port at one address of the host.
 func (d *direct) listen(p Port, addr netip.AddrPort) error {
 	tcp, err := listenTCP(addr)
 	if err != nil {
 		return err
 	}
-	defer tcp.Close()
-	l := &listener{d: d, port: p}
-	// A listener of package net gives each connection a keep-alive pace of its own. The copy shares the socket.
-	if l.f, err = tcp.File(); err != nil {
+	h := &handler{d: d, port: p, transparent: breaker.New(plainFailures, plainFor)}
+	// The handler may wait for a socket. What the listener accepts inherits its options.
+	l, err := inbound.Listen(d.group, tcp, true, rawsock.NoDelay, h)
+	if err != nil {
 		return err
 	}
-	if l.member, err = d.group.Alone(l.f, l.turn); err == nil { // it may wait for a socket
-		rawsock.NoDelay(l.member.FD()) // what it accepts inherits that
-	}
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err != nil || d.dials == nil {
-		l.f.Close()
-		return errors.Join(err, net.ErrClosed)
+	if !d.closed {
+		d.open = append(d.open, l)
+		d.mu.Unlock()
+		return nil
 	}
-	d.open = append(d.open, l)
-	d.wg.Go(l.run)
-	return nil
-}
-
-func (l *listener) close() {
-	l.member.Leave()
-	_ = l.f.Close()
-}
-
-func (l *listener) run() { _ = l.member.Run() }
-
-// turn takes one client.
-func (l *listener) turn() spin.Did {
-	fd, client, err := rawsock.Accept(l.member.FD())
-	switch {
-	case err == unix.EAGAIN:
-		return spin.Nothing
-	case err != nil:
-		l.d.log.Warn("connection not accepted", "port", l.port.HostPort, "err", err)
-		l.d.pause(acceptPause)
-	default:
-		l.serve(fd, client)
-	}
-	return spin.Some
+	d.mu.Unlock()
+	l.Close()
+	return net.ErrClosed
 }
 
 func (d *direct) pause(t time.Duration) {

@@ -1,73 +1,72 @@
 package rootlessport
 
 import (
-	"net"
 	"net/netip"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/breaker"
+	"rootlessnet/internal/inbound"
 	"rootlessnet/internal/rawsock"
+	"rootlessnet/internal/spin"
 )
 
 const (
-	// stockPause is how long a client waits for a socket when all in stock are used up, again and again up to
-	// stockPatience; a batch takes a fraction of it.
-	stockPause    = time.Millisecond
-	stockPatience = 500 * time.Millisecond
-	// plainAfter is how long a transparent socket may go without an answer before a plain one tries as well: a little more
-	// than a kernel waits before it sends its SYN again, so that a server which is busy for a moment sees its client.
+	// poolPause is the time between two attempts to take a socket from an empty pool, for poolPatience in all; a batch of
+	// sockets arrives in a fraction of it.
+	poolPause    = time.Millisecond
+	poolPatience = 500 * time.Millisecond
+	// plainAfter is how long a transparent socket waits for an answer before a plain socket is tried as well: a little more than
+	// the kernel waits before it sends the SYN again (1 s), so that a server that is busy for a moment sees its client's address.
 	plainAfter = 1200 * time.Millisecond
 )
 
-// dialling is a client whose connection inside did not come about at once. States: one attempt; from plainAfter on two,
-// unless the first was plain already; then one has succeeded and is joined with the client, or the client is reset.
-type dialling struct {
-	l     *listener
-	host  int // the client's socket
-	dst   netip.AddrPort
-	tries []*attempt // under way; guarded by d.mu
-	timer *time.Timer
+// handler serves the clients of one listening socket of the host.
+type handler struct {
+	d    *direct
+	port Port
+	// transparent is open while only plain sockets reach the server.
+	transparent *breaker.Breaker
 }
 
-// attempt is one connect.
-type attempt struct {
-	q     *dialling
-	fd    int
-	token int32
-	plain bool
+// Ready implements inbound.Handler.
+func (h *handler) Ready() bool { return true }
+
+// AcceptFailed implements inbound.Handler.
+func (h *handler) AcceptFailed(err error) {
+	h.d.log.Warn("connection not accepted", "port", h.port.HostPort, "err", err)
 }
 
-// serve connects a client, whose socket is host, to the server inside. Refused inside is a reset outside.
-func (l *listener) serve(host int, client netip.AddrPort) {
-	d := l.d
-	src, dst := d.ends(client, l.port.ChildPort)
-	d.mu.Lock()
-	plain := time.Now().Before(l.plainUntil)
-	d.mu.Unlock()
+// Serve implements inbound.Handler: it connects the client to the server inside. If that refuses, the client is reset.
+func (h *handler) Serve(client int, addr netip.AddrPort) spin.Result {
+	d := h.d
+	src, dst := d.ends(addr, h.port.ChildPort)
+	plain := h.transparent.Open()
 	fd, done, err := d.connect(src, dst, plain)
 	if (err == unix.EADDRNOTAVAIL || err == unix.EADDRINUSE) && src.IsValid() {
-		// A client may use one port for two that are published, and two that are shown as the gateway the same one.
+		// One client may use one source port for two published ports, and two clients with the gateway's address the same port.
 		fd, done, err = d.connect(netip.AddrPortFrom(src.Addr(), 0), dst, plain)
 	}
 	switch {
 	case err != nil:
-		d.log.Debug("the container did not accept", "port", l.port.HostPort, "err", err)
-		rawsock.Reset(host)
+		d.log.Debug("the connection to the container failed", "port", h.port.HostPort, "err", err)
+		rawsock.Reset(client)
 	case done:
 		if !plain {
-			l.row.Store(0)
+			h.transparent.Succeed()
 		}
-		d.join(host, fd)
+		d.join(client, fd)
 	default:
-		l.wait(host, fd, dst, plain)
+		h.wait(client, fd, dst, plain)
 	}
+	return spin.Progress
 }
 
-// connect starts a connection inside: from src, or from wherever the kernel likes if that is invalid or the socket plain.
-// Nearly always it ends at once.
+// connect starts a connection inside: from src, or from an address that the kernel chooses if src is invalid or the socket plain.
+// done says that it is established already, which is nearly always so.
 func (d *direct) connect(src, dst netip.AddrPort, plain bool) (fd int, done bool, err error) {
-	for end := time.Now().Add(stockPatience); ; d.pause(stockPause) {
+	for end := time.Now().Add(poolPatience); ; d.pause(poolPause) {
 		fd, err = d.get(dst.Addr().Is6(), plain)
 		if err == nil {
 			break
@@ -78,16 +77,10 @@ func (d *direct) connect(src, dst netip.AddrPort, plain bool) (fd int, done bool
 	}
 	if plain {
 		rawsock.NoDelay(fd)
-	} else if src.IsValid() {
-		err = rawsock.Bind(fd, src)
+		src = netip.AddrPort{}
 	}
-	if err == nil {
-		if done, err = rawsock.ConnectState(fd, dst); err == nil && !done {
-			done, err = rawsock.ConnectState(fd, dst)
-		}
-	}
-	if err == nil && done && (plain || !src.IsValid() || src.Addr() == dst.Addr()) && rawsock.LocalAddr(fd) == dst {
-		err = unix.ECONNREFUSED // connected to itself, as nobody listens (RFC 9293 3.5)
+	if done, err = rawsock.ConnectFrom(fd, src, dst); err == nil && done && rawsock.IsSelf(fd, dst) {
+		err = unix.ECONNREFUSED // there is no server
 	}
 	if err != nil {
 		rawsock.Reset(fd)
@@ -96,129 +89,69 @@ func (d *direct) connect(src, dst netip.AddrPort, plain bool) (fd int, done bool
 	return fd, done, nil
 }
 
-func (d *direct) join(host, inside int) {
-	if _, err := d.loop.Join(host, inside, nil); err != nil {
-		rawsock.Reset(host)
-		rawsock.Reset(inside)
+func (d *direct) join(client, server int) {
+	if _, err := d.loop.Join(client, server, nil); err != nil {
+		rawsock.Reset(client)
+		rawsock.Reset(server)
 	}
 }
 
-func (l *listener) wait(host, fd int, dst netip.AddrPort, plain bool) {
-	d := l.d
-	q := &dialling{l: l, host: host, dst: dst}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if !q.try(fd, plain) {
-		rawsock.Reset(host)
-		return
-	}
-	d.dials[q] = struct{}{}
+// wait is for a client whose connection inside is not established at once. One attempt is under way; after plainAfter two,
+// unless the first is by a plain socket. The first outcome decides, and nothing within dialTimeout is a reset.
+func (h *handler) wait(client, fd int, dst netip.AddrPort, plain bool) {
+	d := h.d
+	c := &inbound.Client{Socket: client}
+	transparent := fd
 	if plain {
-		q.timer = time.AfterFunc(dialTimeout, q.late)
-	} else {
-		q.timer = time.AfterFunc(plainAfter, q.second)
+		transparent = -1
+	}
+	c.Connected = func(fd int, _ netip.AddrPort) {
+		if fd == transparent {
+			h.transparent.Succeed()
+		} else if !plain {
+			h.plainWon()
+		}
+		d.join(client, fd)
+	}
+	c.Failed = func(netip.AddrPort, error) { rawsock.Reset(client) }
+	timeOut := func() {
+		if d.waiting.Take(c) {
+			rawsock.Reset(client)
+		}
+	}
+	patience := plainAfter
+	if c.Late = func() { h.retryPlain(c, dst, timeOut) }; plain {
+		patience, c.Late = dialTimeout, timeOut
+	}
+	if d.waiting.Wait(c, fd, dst, patience) != nil {
+		rawsock.Reset(client)
 	}
 }
 
-// try watches an attempt, or closes it. d.mu is held.
-func (q *dialling) try(fd int, plain bool) bool {
-	a := &attempt{q: q, fd: fd, plain: plain}
-	err := error(net.ErrClosed)
-	if q.l.d.dials != nil {
-		a.token, err = q.l.d.loop.Watch(fd, unix.EPOLLOUT|unix.EPOLLONESHOT, a)
-	}
-	if err != nil {
-		rawsock.Reset(fd)
-		return false
-	}
-	q.tries = append(q.tries, a)
-	return true
-}
-
-// second is called when the transparent socket has had no answer: rules of the container's (its own DNAT, marks) may lead
-// what has our mark astray, or its address has gone. A plain socket goes the way that any of the container's does.
-func (q *dialling) second() {
-	d := q.l.d
-	fd, done, err := d.connect(netip.AddrPort{}, q.dst, true)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	_, there := d.dials[q]
+// retryPlain tries a plain socket as well, when the transparent one has no answer. Rules in the container (its own DNAT, marks)
+// may route the answers with our mark elsewhere, or the client's address is unreachable from it. A plain socket is routed like any
+// of the container's.
+func (h *handler) retryPlain(c *inbound.Client, dst netip.AddrPort, timeOut func()) {
+	d := h.d
+	fd, done, err := d.connect(netip.AddrPort{}, dst, true)
 	switch {
-	case !there:
-		if err == nil {
-			rawsock.Reset(fd)
-		}
 	case err != nil:
-		q.end(nil)
-		rawsock.Reset(q.host)
-	case done:
-		q.won(fd)
-	default:
-		q.timer = time.AfterFunc(dialTimeout, q.late)
-		q.try(fd, true)
+		timeOut()
+	case !done:
+		c.Late = timeOut
+		d.waiting.Add(c, fd, dst, dialTimeout)
+	case d.waiting.Take(c):
+		h.plainWon()
+		d.join(c.Socket, fd)
+	default: // the transparent one was faster
+		rawsock.Reset(fd)
 	}
 }
 
-// late is called when nothing has come of it.
-func (q *dialling) late() {
-	d := q.l.d
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if _, there := d.dials[q]; there {
-		q.end(nil)
-		rawsock.Reset(q.host)
+// plainWon notes that a plain socket has connected where a transparent one did not.
+func (h *handler) plainWon() {
+	if h.transparent.Fail() {
+		h.d.log.Info("the server of a published port does not see the addresses of its clients: rules in the container keep its answers from transparent sockets",
+			"port", h.port.HostPort, "for", plainFor)
 	}
-}
-
-// Ready is called when the connect has ended.
-func (a *attempt) Ready(uint32) {
-	q := a.q
-	d := q.l.d
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if _, there := d.dials[q]; !there {
-		return
-	}
-	switch done, err := rawsock.ConnectState(a.fd, q.dst); {
-	case err == nil && !done:
-		_ = d.loop.Rearm(a.fd, unix.EPOLLOUT|unix.EPOLLONESHOT, a.token)
-	case err != nil:
-		q.end(nil)
-		rawsock.Reset(q.host)
-	case a.plain:
-		q.end(a)
-		q.won(a.fd)
-	default:
-		q.end(a)
-		q.l.row.Store(0)
-		d.join(q.host, a.fd)
-	}
-}
-
-// won joins the client with a plain socket that was heard where a transparent one was not. d.mu is held.
-func (q *dialling) won(fd int) {
-	q.end(nil)
-	if q.l.row.Add(1) >= plainRow {
-		q.l.row.Store(plainRow - 1) // one that tries again decides for the next time
-		q.l.plainUntil = time.Now().Add(plainFor)
-		q.l.d.log.Info("a published port is served without the addresses of its clients: rules in the container are in the way", "port", q.l.port.HostPort)
-	}
-	q.l.d.join(q.host, fd)
-}
-
-// end forgets the client, and every attempt but one. d.mu is held.
-func (q *dialling) end(but *attempt) {
-	delete(q.l.d.dials, q)
-	q.drop(but)
-}
-
-func (q *dialling) drop(but *attempt) {
-	q.timer.Stop()
-	for _, a := range q.tries {
-		q.l.d.loop.Unwatch(a.fd, a.token)
-		if a != but {
-			rawsock.Reset(a.fd)
-		}
-	}
-	q.tries = nil
 }

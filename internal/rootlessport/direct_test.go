@@ -13,16 +13,16 @@ import (
 
 	"rootlessnet/internal/nettest"
 	"rootlessnet/internal/rawsock"
-	"rootlessnet/userns"
+	"rootlessnet/netns"
 )
 
-// here makes sockets of this namespace in place of the container's. A client on the loopback has no address inside, so
-// that they need not be transparent. Every other time there is none in stock.
+// here opens sockets of this namespace in place of the container's. A client on the loopback has no address inside, so that the
+// sockets need not be transparent. Every other time the pool is empty.
 func here() getSocket {
 	n := 0
 	return func(ipv6, _ bool) (int, error) {
 		if n++; n%2 == 1 {
-			return -1, userns.ErrNoSocket
+			return -1, netns.ErrPoolEmpty
 		}
 		return rawsock.Socket(!ipv6)
 	}
@@ -84,7 +84,7 @@ type rawConn struct {
 func (c *rawConn) Write(b []byte) (int, error) { return unix.Write(c.fd, b) }
 func (c *rawConn) Close() error                { return unix.Close(c.fd) }
 
-// A server that takes its time to accept is waited for.
+// TestDirectServerIsBusy: a client waits for a server that is slow to accept.
 func TestDirectServerIsBusy(t *testing.T) {
 	nettest.CheckLeaks(t)
 	childPort, accept := fullServer(t)
@@ -106,7 +106,7 @@ func TestDirectServerIsBusy(t *testing.T) {
 	}
 }
 
-// The end of the helper is that of clients who wait.
+// TestDirectEndsWhileDialling: the end of the helper resets clients whose connection is not established yet.
 func TestDirectEndsWhileDialling(t *testing.T) {
 	nettest.CheckLeaks(t)
 	childPort, _ := fullServer(t)
@@ -126,9 +126,7 @@ func TestDirectEndsWhileDialling(t *testing.T) {
 	}
 	defer c.Close()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		d.mu.Lock()
-		waiting := len(d.dials)
-		d.mu.Unlock()
+		waiting := d.waiting.Len()
 		if waiting == 1 {
 			break
 		}

@@ -1,52 +1,48 @@
 package rootlessport
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"sync"
 	"syscall"
 	"time"
+
+	"rootlessnet/api"
 )
 
 const (
-	// requestTimeout is for one request to the engine, which answers at once.
+	// requestTimeout bounds one request to a helper, which publishes or closes one port and takes milliseconds for it.
 	requestTimeout = 10 * time.Second
-	// lookInterval is how often a namespace whose helper has ended is looked up for the next one. Podman starts one when
-	// a container is started or stopped.
-	lookInterval = time.Second
-	// maxReply bounds what is read of an answer.
-	maxReply = 1 << 20
+	// checkInterval is how often the engine checks that its helper still runs and, if it does not, looks for the next one.
+	// Podman replaces the helper when it starts or stops a container.
+	checkInterval = time.Second
 )
 
-// Finder returns the control socket of the helper of ours that connects the network namespace with that inode; "" when
-// there is none.
+// Finder returns the path of the control socket of the helper that connects the network namespace with that inode, or "" if
+// no helper of this project does.
 type Finder func(inode uint64) string
 
-// engine publishes through the helper that connects the namespace.
+// engine publishes the ports through the helper that connects the namespace, over the helper's control socket. When that
+// helper ends, the engine publishes them through its successor.
 type engine struct {
-	locate func() (socket string) // the helper that is there now, of the namespace that is there now; "" when there is none
+	locate func() (socket string) // finds the current helper of the namespace, as a Finder does
 	ports  []Port
 	log    *slog.Logger
 
-	change sync.Mutex // held while ports are opened or closed
-	child  netip.Addr // guarded by change
-	client *restClient
-	ids    []int // guarded by change; fewer than ports when some could not be opened again
+	change sync.Mutex  // held while ports are opened or closed
+	child  netip.Addr  // address to forward to; the zero value is the guest's own; guarded by change
+	client *api.Client // of the current helper; guarded by change
+	ids    []int       // of the ports that are open, in their order; fewer than ports after a failure; guarded by change
 
-	quit chan struct{}
+	quit chan struct{} // closed by close
 	wg   sync.WaitGroup
 }
 
-// NamespaceInode identifies the network namespace at path.
+// NamespaceInode returns the inode of the network namespace at path, which identifies it.
 func NamespaceInode(path string) (uint64, error) {
 	fi, err := os.Stat(path)
 	if err != nil {
@@ -59,22 +55,22 @@ func NamespaceInode(path string) (uint64, error) {
 	return st.Ino, nil
 }
 
-// newEngine opens all ports, or none.
+// newEngine opens all ports or none, through the helper at socket.
 func newEngine(locate func() string, socket string, ports []Port, child netip.Addr, log *slog.Logger) (*engine, error) {
 	e := &engine{locate: locate, ports: ports, child: child, log: log, quit: make(chan struct{})}
 	if err := e.open(socket); err != nil {
 		return nil, err
 	}
-	e.wg.Go(e.follow)
+	e.wg.Go(e.watchHelper)
 	return e, nil
 }
 
-// open publishes everything through the helper at socket. It is called with change held, or before there is another
-// goroutine.
+// open publishes all ports through the helper at socket, or none. The caller holds change, or is the only user of e.
 func (e *engine) open(socket string) error {
-	e.client, e.ids = newRESTClient(socket), nil
+	e.client, e.ids = api.NewClient(socket), nil
+	defer e.client.Close()
 	for _, p := range e.ports {
-		id, err := e.client.add(p, e.child)
+		id, err := e.openPort(p)
 		if err != nil {
 			e.closePorts()
 			return fmt.Errorf("listen %s %s: %w", p.Proto, p.Listens()[0], err)
@@ -84,16 +80,40 @@ func (e *engine) open(socket string) error {
 	return nil
 }
 
+// openPort returns the ID that the helper has given the port. The caller holds change.
+func (e *engine) openPort(p Port) (id int, err error) {
+	spec := api.RootlessKitPortSpec{Proto: p.Proto, ParentPort: int(p.HostPort), ChildPort: int(p.ChildPort)}
+	if p.Host.IsValid() {
+		spec.ParentIP = p.Host.String()
+	}
+	if e.child.IsValid() {
+		spec.ChildIP = e.child.String()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	defer cancel()
+	opened, err := e.client.AddRootlessKitPort(ctx, spec)
+	return opened.ID, err
+}
+
+// closePorts closes the ports that are open. It logs failures only: a helper that has ended has closed its ports itself. The
+// caller holds change.
 func (e *engine) closePorts() {
+	defer e.client.Close()
 	for _, id := range e.ids {
-		if err := e.client.remove(id); err != nil {
-			e.log.Debug("port not closed", "id", id, "err", err)
+		if err := e.closePort(id); err != nil {
+			e.log.Debug("published port not closed", "id", id, "err", err)
 		}
 	}
 	e.ids = nil
 }
 
-// setChild leads the ports to another address.
+func (e *engine) closePort(id int) error {
+	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	defer cancel()
+	return e.client.RemoveRootlessKitPort(ctx, id)
+}
+
+// setChild forwards the ports to another address.
 func (e *engine) setChild(a netip.Addr) error {
 	e.change.Lock()
 	defer e.change.Unlock()
@@ -102,10 +122,10 @@ func (e *engine) setChild(a netip.Addr) error {
 	return e.reopen()
 }
 
-// errNoHelper is for a namespace that nobody connects.
+// errNoHelper is returned while no helper connects the namespace.
 var errNoHelper = errors.New("the network namespace has no helper")
 
-// reopen opens the ports by the helper that is there now. It is called with change held.
+// reopen opens the ports through the current helper. The caller holds change.
 func (e *engine) reopen() error {
 	socket := e.locate()
 	if socket == "" {
@@ -114,6 +134,7 @@ func (e *engine) reopen() error {
 	return e.open(socket)
 }
 
+// close closes the ports and waits for the engine's goroutine.
 func (e *engine) close() {
 	close(e.quit)
 	e.wg.Wait()
@@ -122,23 +143,24 @@ func (e *engine) close() {
 	e.closePorts()
 }
 
-// follow opens the ports again when the helper has ended and another one is there. That may take several attempts: Podman
-// replaces the namespace of its bridges together with the helper, whose predecessor may still have the ports.
-func (e *engine) follow() {
+// watchHelper opens the ports again once the helper has ended and its successor runs. That may take several attempts: Podman
+// replaces the namespace of its bridges together with the helper, and the old helper may still hold the ports. It runs until
+// close.
+func (e *engine) watchHelper() {
 	warned := false
 	for {
 		select {
 		case <-e.quit:
 			return
-		case <-time.After(lookInterval):
+		case <-time.After(checkInterval):
 		}
 		e.change.Lock()
-		if len(e.ids) < len(e.ports) || !e.client.alive() {
+		if len(e.ids) < len(e.ports) || !e.helperRuns() {
 			switch err := e.reopen(); {
 			case err == nil:
 				warned = false
 			case !warned && !errors.Is(err, errNoHelper):
-				e.log.Warn("ports not opened again", "err", err)
+				e.log.Warn("the new helper does not publish the container's ports; trying again every second", "err", err)
 				warned = true
 			}
 		}
@@ -146,97 +168,9 @@ func (e *engine) follow() {
 	}
 }
 
-// restClient speaks the part of RootlessKit's REST API that is about ports.
-type restClient struct {
-	socket string
-	http   *http.Client
-}
-
-func newRESTClient(socket string) *restClient {
-	return &restClient{socket, &http.Client{
-		Timeout: requestTimeout,
-		Transport: &http.Transport{
-			DisableKeepAlives: true,
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-			},
-		},
-	}}
-}
-
-// alive says whether somebody still answers on the socket.
-func (c *restClient) alive() bool {
-	conn, err := net.Dial("unix", c.socket)
-	if err != nil {
-		return false
-	}
-	_ = conn.Close()
-	return true
-}
-
-type portSpec struct {
-	Proto      string `json:"proto"`
-	ParentIP   string `json:"parentIP,omitempty"` // empty: every address of both families
-	ParentPort int    `json:"parentPort"`
-	ChildIP    string `json:"childIP,omitempty"`
-	ChildPort  int    `json:"childPort"`
-}
-
-func (c *restClient) add(p Port, child netip.Addr) (id int, err error) {
-	s := portSpec{Proto: p.Proto, ParentPort: int(p.HostPort), ChildPort: int(p.ChildPort)}
-	if p.Host.IsValid() {
-		s.ParentIP = p.Host.String()
-	}
-	if child.IsValid() {
-		s.ChildIP = child.String()
-	}
-	var reply struct {
-		ID int `json:"id"`
-	}
-	err = c.do(http.MethodPost, "/v1/ports", s, http.StatusCreated, &reply)
-	return reply.ID, err
-}
-
-func (c *restClient) remove(id int) error {
-	return c.do(http.MethodDelete, fmt.Sprintf("/v1/ports/%d", id), nil, http.StatusOK, nil)
-}
-
-func (c *restClient) do(method, path string, body any, want int, reply any) error {
-	var content io.Reader
-	if body != nil {
-		text, err := json.Marshal(body)
-		if err != nil {
-			return err
-		}
-		content = bytes.NewReader(text)
-	}
-	req, err := http.NewRequest(method, "http://engine"+path, content)
-	if err != nil {
-		return err
-	}
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
-	if err != nil {
-		return err
-	}
-	if resp.StatusCode != want {
-		var e struct {
-			Message string `json:"message"`
-		}
-		if json.Unmarshal(text, &e) != nil || e.Message == "" {
-			e.Message = resp.Status
-		}
-		return errors.New(e.Message)
-	}
-	if reply == nil {
-		return nil
-	}
-	return json.Unmarshal(text, reply)
+// helperRuns reports whether the helper accepts connections. The caller holds change.
+func (e *engine) helperRuns() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
+	defer cancel()
+	return e.client.Reachable(ctx) == nil
 }

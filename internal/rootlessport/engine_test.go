@@ -14,26 +14,27 @@ import (
 	"testing"
 	"time"
 
+	"rootlessnet/api"
 	"rootlessnet/internal/nettest"
 )
 
-// fakeEngine answers as the control socket does.
+// fakeEngine answers as the control socket of a helper does.
 type fakeEngine struct {
 	path string
 	http *http.Server
 
 	mu   sync.Mutex
 	next int
-	open map[int]portSpec
-	busy int // how many requests for a port are refused
+	open map[int]api.RootlessKitPortSpec
+	busy int // how many further requests for a port are refused
 }
 
 func startEngine(t *testing.T) *fakeEngine {
 	t.Helper()
-	e := &fakeEngine{path: filepath.Join(t.TempDir(), "api.sock"), open: map[int]portSpec{}}
+	e := &fakeEngine{path: filepath.Join(t.TempDir(), "api.sock"), open: map[int]api.RootlessKitPortSpec{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/ports", func(w http.ResponseWriter, r *http.Request) {
-		var s portSpec
+		var s api.RootlessKitPortSpec
 		_ = json.NewDecoder(r.Body).Decode(&s)
 		e.mu.Lock()
 		defer e.mu.Unlock()
@@ -75,8 +76,8 @@ func (e *fakeEngine) children() (list []string) {
 	return list
 }
 
-// TestEngine: ports are opened, led to another address, opened anew when the helper was replaced, whose predecessor may have
-// them for a while, and closed.
+// TestEngine: the engine opens the ports, forwards them to another address, opens them again through the next helper, which
+// refuses at first as it does while the previous helper still holds the ports, and closes them.
 func TestEngine(t *testing.T) {
 	nettest.CheckLeaks(t)
 	first, second := startEngine(t), startEngine(t)
@@ -101,7 +102,7 @@ func TestEngine(t *testing.T) {
 	expect(first, "tcp :8080 -> 10.89.0.9:80")
 	there.Store(second)
 	first.http.Close()
-	deadline := time.Now().Add(10 * lookInterval)
+	deadline := time.Now().Add(10 * checkInterval)
 	for len(second.children()) == 0 && time.Now().Before(deadline) {
 		time.Sleep(20 * time.Millisecond)
 	}
@@ -110,8 +111,8 @@ func TestEngine(t *testing.T) {
 	expect(second, "")
 }
 
-// TestEngineNewNamespace: Podman tells the address when it has made the namespace of its bridges anew, with a new helper. The
-// ports are there at once.
+// TestEngineNewNamespace: after Podman has replaced the namespace of its bridges, and with it the helper, it sends the
+// container's address. The engine opens the ports through the new helper at once, without waiting for checkInterval.
 func TestEngineNewNamespace(t *testing.T) {
 	nettest.CheckLeaks(t)
 	first, second := startEngine(t), startEngine(t)
@@ -134,7 +135,7 @@ func TestEngineNewNamespace(t *testing.T) {
 	}
 }
 
-// TestEngineAllOrNone: what was opened before a port that cannot be is closed again.
+// TestEngineAllOrNone: if a port cannot be opened, the engine closes those it has opened before.
 func TestEngineAllOrNone(t *testing.T) {
 	nettest.CheckLeaks(t)
 	fake := startEngine(t)

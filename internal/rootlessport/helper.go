@@ -5,16 +5,18 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+
+	"rootlessnet/netns"
 )
 
 // Helper holds the ports of one container.
 type Helper struct {
 	ways   []way
-	minter *minter // of the relay; nil without one
+	thread *netns.Thread // of the relay, in the container's namespace; nil without a relay
 	socket *addressSocket
 }
 
-// way is one of the ways in.
+// way is one of the datapaths into the container.
 type way interface {
 	setChild(netip.Addr) error
 	close()
@@ -35,14 +37,14 @@ func Start(c *Config, find Finder, log *slog.Logger) (h *Helper, err error) {
 		return nil, fmt.Errorf("network namespace: %w", err)
 	}
 	h = new(Helper)
-	made, all := h, ports // an error returns nil in the place of h
+	made, all := h, ports // an error returns nil in place of h
 	defer func() {
 		if err != nil {
 			made.Close()
-			err = explainPrivileged(err, all, unprivilegedStart())
+			err = explain(err, all)
 		}
 	}()
-	// A namespace that a helper of ours connects is that helper's to set up.
+	// In a namespace that one of our helpers connects, only that helper changes rules and sysctls.
 	if find(inode) == "" {
 		if ports, err = h.openDirect(c.NetNSPath, ports, child, log); err != nil {
 			return nil, err
@@ -61,7 +63,7 @@ func Start(c *Config, find Finder, log *slog.Logger) (h *Helper, err error) {
 	return h, nil
 }
 
-// openDirect opens the ports that the kernel's way can take, and returns the others.
+// openDirect opens the TCP ports by the datapath direct and returns the others, or all of them if it is not possible.
 func (h *Helper) openDirect(path string, ports []Port, child netip.Addr, log *slog.Logger) (rest []Port, err error) {
 	var tcp []Port
 	for _, p := range ports {
@@ -76,7 +78,7 @@ func (h *Helper) openDirect(path string, ports []Port, child netip.Addr, log *sl
 	}
 	d, err := newDirect(path, child, log)
 	if err != nil {
-		log.Warn("connections are not continued by the kernel", "err", err)
+		log.Warn("published TCP ports use a slower path, without transparent sockets", "err", err)
 		return ports, nil
 	}
 	h.ways = append(h.ways, d)
@@ -93,10 +95,10 @@ func (h *Helper) openRest(path string, ports []Port, child netip.Addr, find Find
 		return err
 	}
 	var err error
-	if h.minter, err = newMinter(path); err != nil {
+	if h.thread, err = netns.Enter(path); err != nil {
 		return err
 	}
-	r := newRelay(h.minter, child, log)
+	r := newRelay(threadDialer{h.thread}, child, log)
 	h.ways = append(h.ways, r)
 	return publish(ports, r.listen)
 }
@@ -116,7 +118,7 @@ func (h *Helper) Close() {
 	for _, w := range h.ways {
 		w.close()
 	}
-	if h.minter != nil {
-		h.minter.close()
+	if h.thread != nil {
+		h.thread.Close()
 	}
 }

@@ -11,14 +11,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	"rootlessnet/internal/bindaddr"
 	"rootlessnet/internal/rawsock"
 )
 
 const (
-	// dialTimeout is how long the container may take to accept: inside one machine, anything longer is a server that
-	// does not.
+	// dialTimeout is how long the container may take to accept: within one machine, a server that takes longer does not.
 	dialTimeout = 10 * time.Second
-	// acceptPause is how long nothing is accepted after that failed, which it does for want of descriptors.
+	// acceptPause is the pause after a failed accept, which mostly means that the limit of open files is reached.
 	acceptPause = 100 * time.Millisecond
 )
 
@@ -27,7 +27,7 @@ type dialer interface {
 	dial(ctx context.Context, proto string, to netip.AddrPort) (net.Conn, error)
 }
 
-// relay is the way in without an engine.
+// relay is the datapath without an engine.
 type relay struct {
 	dialer dialer
 	log    *slog.Logger
@@ -47,7 +47,7 @@ func newRelay(d dialer, child netip.Addr, log *slog.Logger) *relay {
 
 func (r *relay) listen(p Port, addr netip.AddrPort) error {
 	if p.Proto == "udp" {
-		c, err := net.ListenUDP(network("udp", addr), net.UDPAddrFromAddrPort(addr))
+		c, err := net.ListenUDP(bindaddr.Network("udp", addr), net.UDPAddrFromAddrPort(addr))
 		if err != nil {
 			return nameProto(err, "udp")
 		}
@@ -90,7 +90,7 @@ func (r *relay) drop(c io.Closer) {
 	_ = c.Close()
 }
 
-// setChild leads new connections and flows to another address.
+// setChild has new connections and flows go to another address.
 func (r *relay) setChild(a netip.Addr) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -98,7 +98,7 @@ func (r *relay) setChild(a netip.Addr) error {
 	return nil
 }
 
-// target is where a port leads now.
+// target is the address in the container that a port is forwarded to now.
 func (r *relay) target(port uint16) netip.AddrPort {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -134,14 +134,14 @@ func (r *relay) serveTCP(l *net.TCPListener, p Port) {
 	}
 }
 
-// connect continues one connection.
+// connect connects one client to the server and moves the data of the two.
 func (r *relay) connect(client *net.TCPConn, p Port) {
 	ctx, cancel := context.WithTimeout(r.ctx, dialTimeout)
 	conn, err := r.dialer.dial(ctx, "tcp", r.target(p.ChildPort))
 	cancel()
 	if err != nil {
-		r.log.Debug("the container did not accept", "port", p.ChildPort, "err", err)
-		_ = client.SetLinger(0) // refused inside is a reset outside
+		r.log.Debug("the connection to the container failed", "port", p.ChildPort, "err", err)
+		_ = client.SetLinger(0) // refused inside: the client is reset
 		return
 	}
 	server := conn.(*net.TCPConn)
@@ -150,7 +150,7 @@ func (r *relay) connect(client *net.TCPConn, p Port) {
 		return
 	}
 	defer r.drop(server)
-	_ = server.SetKeepAlive(true) // as on the accepted side: it tells a peer that has vanished from one that is silent
+	_ = server.SetKeepAlive(true) // as on the accepted side: it detects a peer that has vanished
 	var pumps sync.WaitGroup
 	var toServer, toClient atomic.Bool // FIN was passed on
 	pumps.Go(func() { pump(server, client, &toServer, &toClient) })
@@ -158,8 +158,8 @@ func (r *relay) connect(client *net.TCPConn, p Port) {
 	pumps.Wait()
 }
 
-// pump moves one direction: bytes, then the end of the stream, which passed tells; an error resets both sides. back is
-// the other direction's passed.
+// pump moves one direction: the bytes, then FIN, which it notes in passed. An error resets both sides. back is the other
+// direction's passed.
 func pump(to, from *net.TCPConn, passed, back *atomic.Bool) {
 	_, err := io.Copy(to, from) // by splice(2)
 	if err != nil || dead(from) && !back.Load() {
@@ -178,7 +178,7 @@ func pump(to, from *net.TCPConn, passed, back *atomic.Bool) {
 func dead(c *net.TCPConn) (is bool) {
 	rc, err := c.SyscallConn()
 	if err == nil {
-		err = rc.Control(func(fd uintptr) { is = rawsock.Dead(fd) })
+		err = rc.Control(func(fd uintptr) { is = rawsock.Closed(fd) })
 	}
 	return is || err != nil
 }

@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -214,22 +213,6 @@ func TestPortInUse(t *testing.T) {
 	err = publish([]Port{{"tcp", localhost, l.Addr().(*net.TCPAddr).AddrPort().Port(), 80}}, r.listen)
 	if !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("got %v, want address already in use", err)
-	}
-}
-
-func TestExplainPrivileged(t *testing.T) {
-	ports := []Port{{Proto: "tcp", HostPort: 8080}, {Proto: "tcp", HostPort: 80}}
-	const want = "cannot expose privileged port 80, you can add 'net.ipv4.ip_unprivileged_port_start=80' to /etc/sysctl.conf (currently 1024), " +
-		"or choose a larger port number (>= 1024): listen tcp 0.0.0.0:80: permission denied"
-	if got := explainPrivileged(fmt.Errorf("listen tcp 0.0.0.0:80: %w", syscall.EACCES), ports, 1024); got.Error() != want || !errors.Is(got, syscall.EACCES) {
-		t.Errorf("got %v", got)
-	}
-	for _, err := range []error{
-		explainPrivileged(syscall.EADDRINUSE, ports, 1024), explainPrivileged(syscall.EACCES, ports, 80), explainPrivileged(syscall.EACCES, ports, 0),
-	} {
-		if strings.Contains(err.Error(), "privileged") {
-			t.Errorf("got %v", err)
-		}
 	}
 }
 

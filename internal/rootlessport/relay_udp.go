@@ -10,9 +10,11 @@ import (
 )
 
 const (
-	// udpIdle ends a flow, like that of a firewall for a flow that was answered (nf_conntrack_udp_timeout_stream).
+	// udpIdle is how long a flow without datagrams lasts, as in conntrack for one that was answered
+	// (nf_conntrack_udp_timeout_stream).
 	udpIdle = 120 * time.Second
-	// maxFlows bounds the sockets that strangers can make us open on one port; datagrams of further clients are dropped.
+	// maxFlows bounds the sockets of one port, which any remote host can cause to be opened; datagrams of further clients are
+	// dropped.
 	maxFlows = 1024
 	// maxDatagram is the largest payload of UDP over IPv4 or IPv6.
 	maxDatagram = 65535
@@ -37,7 +39,7 @@ func (r *relay) serveUDP(c *net.UDPConn, p Port) {
 			return
 		}
 		if err != nil {
-			continue // an ICMP error of an answer, which ends nothing
+			continue // the ICMP error of one answer
 		}
 		conn, err := f.flow(client)
 		if err != nil {
@@ -45,7 +47,7 @@ func (r *relay) serveUDP(c *net.UDPConn, p Port) {
 			continue
 		}
 		_ = conn.SetReadDeadline(time.Now().Add(udpIdle))
-		_, _ = conn.Write(buf[:n]) // refused inside: the client hears nothing, as behind any port forwarding
+		_, _ = conn.Write(buf[:n]) // refused inside: the client gets no answer, as behind any port forwarding
 	}
 }
 
@@ -73,7 +75,7 @@ func (f *udpFlows) flow(client netip.AddrPort) (net.Conn, error) {
 	return c, nil
 }
 
-// answer carries what the container says to one client, until the flow has been idle.
+// answer sends the container's datagrams to one client, until the flow has been idle for udpIdle.
 func (f *udpFlows) answer(client netip.AddrPort, c net.Conn) {
 	defer func() {
 		f.mu.Lock()

@@ -16,10 +16,10 @@ import (
 // maxMessage is the largest packet read: a JSON string with an address.
 const maxMessage = 1024
 
-// addressTimeout is how long Podman may take to say the address once it has connected.
+// addressTimeout is how long Podman may take to send the address once it has connected.
 const addressTimeout = 10 * time.Second
 
-// addressSocket is where Podman tells the container's new address after it has connected it to another network.
+// addressSocket receives the container's new address from Podman, after Podman has connected it to another network.
 type addressSocket struct {
 	l      *net.UnixListener
 	change func(netip.Addr) error
@@ -65,7 +65,7 @@ func listenPacket(path string) (*net.UnixListener, error) {
 	short := fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
 	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: short, Net: "unixpacket"})
 	if err == nil {
-		l.SetUnlinkOnClose(false) // by a name that is gone
+		l.SetUnlinkOnClose(false) // its name, by the descriptor, is invalid by then
 	}
 	return l, err
 }

@@ -1,14 +1,18 @@
-// Package signals decides which of the signals a launcher catches are for the command it has launched.
+// Package signals decides which of the signals that a launcher receives it must pass on to the command it has launched.
 //
 // # Theory of operation
 //
-// Launcher and command share a process group, so that a terminal acts on the command as if there were no launcher.
-// What the terminal sends to its foreground group the command has got already; what another process sent to the
-// launcher alone it has not. The signal itself does not tell the two apart where Go can see it, so the process group
-// in the terminal's foreground is looked at.
+// Launcher and command share a process group, so that a terminal treats the command as if there were no launcher. A signal that the
+// terminal sends to its foreground process group has reached the command as well; one that another process sent to the launcher has
+// not. Go does not report the sender of a signal, so FromTerminal checks whether the launcher's process group is the terminal's
+// foreground group.
 //
 // # Limits
 //
-// A SIGINT, SIGQUIT or SIGWINCH that a process sends to the launcher alone, while the launcher is in the foreground of
-// its terminal, is taken for the terminal's.
+// A SIGINT, SIGQUIT or SIGWINCH that a process sends to the launcher alone, while the launcher is in the foreground of its
+// terminal, is mistaken for the terminal's and not passed on.
+//
+// # Imports
+//
+// The standard library and golang.org/x/sys/unix. There are no locks and no state.
 package signals

@@ -9,19 +9,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// forwarded are the signals that are caught. SIGTSTP and its like keep their meaning, so that Ctrl-Z stops the whole
-// job.
+// forwarded are the signals that Catch catches. SIGTSTP and other stop signals keep their default action, so that Ctrl-Z stops the
+// whole job.
 var forwarded = []os.Signal{
 	syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM,
 	syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM, syscall.SIGWINCH,
 }
 
-// Backlog is how many signals the channel given to Catch should hold: a burst while one is passed on. A kernel keeps
-// but one of each kind pending.
+// Backlog is the capacity that the channel for Catch should have: for a burst of signals while one is being passed on. The
+// kernel keeps at most one of each kind pending.
 const Backlog = 16
 
-// Catch has signals delivered to ch until signal.Stop, but for those this process was started with ignored: nohup,
-// and a shell without job control, do that for a reason.
+// Catch delivers the signals of forwarded to ch until signal.Stop. Signals that were ignored when this process was started stay
+// ignored, as nohup and shells without job control intend.
 func Catch(ch chan<- os.Signal) {
 	for _, sig := range forwarded {
 		if !signal.Ignored(sig) {
@@ -30,12 +30,13 @@ func Catch(ch chan<- os.Signal) {
 	}
 }
 
-// Ends says whether a signal asks a program to end.
-func Ends(sig os.Signal) bool {
+// Terminates reports whether sig requests a program to end.
+func Terminates(sig os.Signal) bool {
 	return slices.Contains([]os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM}, sig)
 }
 
-// FromTerminal guesses whether the terminal sent a signal that was caught, to the command too.
+// FromTerminal reports whether the terminal has probably sent the caught signal sig, in which case the command has received it
+// too. See Limits in the package comment.
 func FromTerminal(sig os.Signal) bool {
 	if sig != syscall.SIGINT && sig != syscall.SIGQUIT && sig != syscall.SIGWINCH {
 		return false

@@ -13,7 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestMain lets the test binary be a launcher that says what it makes of the signals it is sent.
+// TestMain: with SIGNALS_TEST_CHILD set, the test binary is a launcher that prints each signal it receives and the result of
+// FromTerminal.
 func TestMain(m *testing.M) {
 	if os.Getenv("SIGNALS_TEST_CHILD") != "" {
 		ch := make(chan os.Signal, Backlog)
@@ -26,7 +27,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// child starts the launcher; on a terminal if tty is given, which is its standard input.
+// child starts the launcher in a session of its own. tty, if not nil, is its controlling terminal and standard input. next
+// returns the next line it prints.
 func child(t *testing.T, tty *os.File) (*exec.Cmd, func() string) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
@@ -57,7 +59,7 @@ func child(t *testing.T, tty *os.File) (*exec.Cmd, func() string) {
 	return cmd, next
 }
 
-func TestWithoutATerminal(t *testing.T) {
+func TestWithoutTerminal(t *testing.T) {
 	cmd, next := child(t, nil)
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGWINCH, syscall.SIGUSR1} {
 		cmd.Process.Signal(sig)
@@ -67,8 +69,8 @@ func TestWithoutATerminal(t *testing.T) {
 	}
 }
 
-// TestOnATerminal types Ctrl-C and Ctrl-\ on a pseudo terminal.
-func TestOnATerminal(t *testing.T) {
+// TestOnTerminal sends Ctrl-C and Ctrl-\ through a pseudo terminal.
+func TestOnTerminal(t *testing.T) {
 	master, tty := openPTY(t)
 	cmd, next := child(t, tty)
 	for _, c := range []struct{ key, want string }{{"\x03", "SIGINT true"}, {"\x1c", "SIGQUIT true"}} {
@@ -107,7 +109,7 @@ func openPTY(t *testing.T) (master, tty *os.File) {
 	return master, tty
 }
 
-// TestIgnoredStaysIgnored is what nohup wants.
+// TestIgnoredStaysIgnored: as needed under nohup.
 func TestIgnoredStaysIgnored(t *testing.T) {
 	signal.Ignore(syscall.SIGHUP)
 	defer signal.Reset(syscall.SIGHUP)
@@ -119,8 +121,8 @@ func TestIgnoredStaysIgnored(t *testing.T) {
 	}
 }
 
-func TestEnds(t *testing.T) {
-	if !Ends(syscall.SIGTERM) || Ends(syscall.SIGUSR1) || Ends(syscall.SIGWINCH) {
-		t.Error("SIGTERM ends a program, SIGUSR1 and SIGWINCH do not ask for it")
+func TestTerminates(t *testing.T) {
+	if !Terminates(syscall.SIGTERM) || Terminates(syscall.SIGUSR1) || Terminates(syscall.SIGWINCH) {
+		t.Error("SIGTERM requests a program to end, SIGUSR1 and SIGWINCH do not")
 	}
 }

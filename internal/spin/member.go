@@ -3,51 +3,60 @@ package spin
 import (
 	"errors"
 	"os"
-	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/lockrank"
 )
 
-// Did is what a turn found to do.
-type Did int
+// Result is what one run of a handler reports.
+type Result int
 
 const (
-	Nothing Did = iota // and whoever waits goes on waiting
-	Some               // a step of an exchange
-	Handed             // the same, and other goroutines go on with it: they come before the next look
-	Bulk               // more than that: it comes anyway, in larger pieces to one who sleeps
-	Over               // the last there was: said again if it is asked again
+	// Idle: there was nothing to do. The caller of the handler goes on waiting.
+	Idle Result = iota
+	// Progress: the handler did one step of an exchange, and the next one is expected soon.
+	Progress
+	// Yield is Progress whose next step belongs to another goroutine, which was made runnable (by a channel, a go statement or
+	// a wake-up): let it run before polling again.
+	Yield
+	// Bulk: the handler moved more than one message. More will follow without an answer being waited for, so busy polling
+	// gains nothing.
+	Bulk
+	// Done: there will be nothing more to do. A handler that has returned Done must return it on every later run too.
+	Done
 )
 
-// Member is one who waits for a descriptor. Its methods may be called from any goroutine.
+// Member is one descriptor of a Group, with its handler. Its methods may be called from any goroutine.
 type Member struct {
-	g    *Group
-	f    *os.File
-	rc   syscall.RawConn
-	fd   int
-	id   int32
-	turn func() Did
-	// alone: turn may wait for something, and only Run does it.
-	alone bool
+	g       *Group
+	f       *os.File
+	rc      syscall.RawConn
+	fd      int
+	id      int32 // index in g.members, and the data of the descriptor's events
+	handler func() Result
+	// blocking: the handler may block, so only Run runs it.
+	blocking bool
 
-	// Run's own.
-	step  func(uintptr) bool // take, bound once
-	did   Did                // in the last step
-	quick bool               // and it came soon after another turn
+	// Used by Run's goroutine alone.
+	step   func(uintptr) bool // take, bound once to save an allocation for each wait
+	result Result             // of the latest step
+	recent bool               // the latest step came within exchangeGap of another handler run of the group
 
-	mu   sync.Mutex // held during a turn
-	in   bool       // the group sees f, or did; guarded by mu
-	bulk bool       // the last turn was; guarded by mu
-	left bool       // guarded by mu
+	mu     lockrank.Mutex // held while the handler runs
+	joined bool           // the descriptor has been added to the group's epoll set; guarded by mu
+	bulk   bool           // the latest run that was not Idle was Bulk; guarded by mu
+	left   bool           // Leave was called; guarded by mu
 }
 
-// Member makes one of whoever waits for f, which stays the caller's, must be non-blocking and is ready when epoll(7) says
-// EPOLLIN. turn does what there is to do, without waiting. It is called by Run, and from then on by those of the group who look,
-// never twice at once. The error says that f is closed.
-func (g *Group) Member(f *os.File, turn func() Did) (*Member, error) {
-	m := &Member{g: g, f: f, turn: turn}
+// NewMember makes a Member for f, which remains the caller's to close, must be in non-blocking mode and without a read deadline,
+// and counts as ready when epoll(7) reports EPOLLIN. handler does what there is to do without blocking. It is called by Run and,
+// once Run has started, by any goroutine of the group that busy-polls; never by two at once. The only error is that f is closed.
+func (g *Group) NewMember(f *os.File, handler func() Result) (*Member, error) {
+	m := &Member{g: g, f: f, handler: handler}
+	m.mu.SetRank(lockrank.SpinMember)
 	m.step = m.take
 	var err error
 	if m.rc, err = f.SyscallConn(); err != nil {
@@ -59,25 +68,26 @@ func (g *Group) Member(f *os.File, turn func() Did) (*Member, error) {
 	return m, nil
 }
 
-// Alone is Member for a turn that may wait for something: only Run does it, and those who look sleep when f is ready.
-func (g *Group) Alone(f *os.File, turn func() Did) (*Member, error) {
-	m, err := g.Member(f, turn)
+// NewBlockingMember is NewMember for a handler that may block: only Run calls it. Goroutines that busy-poll go to sleep when f
+// becomes ready, which leaves the processor to Run's goroutine.
+func (g *Group) NewBlockingMember(f *os.File, handler func() Result) (*Member, error) {
+	m, err := g.NewMember(f, handler)
 	if err == nil {
-		m.alone = true
+		m.blocking = true
 	}
 	return m, err
 }
 
-// enter has those who look see f.
-func (m *Member) enter() error {
+// join adds the descriptor to the group's epoll set, unless it is there already or the Member has left.
+func (m *Member) join() error {
 	if m.g == nil {
 		return nil
 	}
 	return m.rc.Control(func(uintptr) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if !m.in && !m.left {
-			m.in = true
+		if !m.joined && !m.left {
+			m.joined = true
 			m.g.add(m)
 		}
 	})
@@ -93,23 +103,24 @@ func (g *Group) add(m *Member) {
 		g.members = append(g.members, nil)
 	}
 	g.members[m.id] = m
-	// Where this fails nobody looks at f: slower, that is all.
+	// If this fails, busy polling does not cover f. Run is still woken by Go's poller.
 	_ = unix.EpollCtl(g.ep, unix.EPOLL_CTL_ADD, m.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: m.id})
 }
 
 func (g *Group) remove(m *Member) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	// Where f is closed already the number may be somebody else's.
+	// Control fails if f is closed already: the number may belong to another file by now, and must not be touched.
 	_ = m.rc.Control(func(uintptr) { _ = unix.EpollCtl(g.ep, unix.EPOLL_CTL_DEL, m.fd, nil) })
 	g.members[m.id] = nil
 }
 
-// FD is that of the file given to Member, for turns.
+// FD returns the descriptor of f, for use in the handler.
 func (m *Member) FD() int { return m.fd }
 
-// Leave ends turns: it waits for one that is being done, and Run will do no more. It must come before f is closed, as a copy
-// may stay open, and must not be called in a turn. It may be called more than once.
+// Leave removes the Member from the group. It waits for a handler run that is under way; after it the handler is not called any
+// more. It must be called before f is closed, because a duplicate of f would keep the descriptor in the epoll set, and must not
+// be called by the handler. It may be called more than once.
 func (m *Member) Leave() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -117,74 +128,76 @@ func (m *Member) Leave() {
 		return
 	}
 	m.left = true
-	if m.in {
+	if m.joined {
 		m.g.remove(m)
 	}
 }
 
-// Run does turns until one says Over, which returns nil, or f is closed, before or meanwhile, or has failed. It is for one
-// goroutine at a time. After it the others may still do turns, until Leave.
+// Run waits for f and runs the handler whenever f is ready, until the handler returns Done, for which Run returns nil, or until
+// f is closed or fails, for which it returns the error. One goroutine may be in Run at a time. When Run has returned, other
+// goroutines of the group may still run the handler until Leave.
 func (m *Member) Run() error {
-	if err := m.enter(); err != nil {
+	if err := m.join(); err != nil {
 		return err
 	}
 	for {
 		err := m.rc.Read(m.step)
 		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded): // Wake
+		case errors.Is(err, os.ErrDeadlineExceeded): // by Wake
 			if err = m.f.SetReadDeadline(time.Time{}); err != nil {
 				return err
 			}
 		case err != nil:
 			return err
-		case m.did == Over:
+		case m.result == Done:
 			return nil
 		default:
-			m.g.look(m, m.did, m.quick)
+			m.g.busyPoll(m, m.result, m.recent)
 		}
 	}
 }
 
-// Turn does a turn, as Run would.
-func (m *Member) Turn() Did {
+// RunOnce runs the handler once, after waiting for a run that is under way. It returns Done after Leave.
+func (m *Member) RunOnce() Result {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.doLocked()
+	return m.runLocked()
 }
 
-// take is called when f may have something. It returns whether Run need not wait.
+// take is Run's callback for syscall.RawConn.Read: it runs the handler, and returns false to wait for readiness.
 func (m *Member) take(uintptr) bool {
-	m.quick = m.g != nil && m.g.now()-m.g.last.Load() < int64(soon)
-	m.did = m.Turn()
-	return m.did != Nothing
+	m.recent = m.g != nil && m.g.now()-m.g.last.Load() < int64(exchangeGap)
+	m.result = m.RunOnce()
+	return m.result != Idle
 }
 
-// Wake has Run do a turn, though f may say nothing. f must have no deadline of its own.
+// Wake makes Run run the handler once more, whether or not f is ready. It uses the read deadline of f.
 func (m *Member) Wake() { _ = m.f.SetReadDeadline(time.Unix(1, 0)) }
 
-// try does the turn for Run, unless it is being done, or would take long.
-func (m *Member) try() Did {
-	if m.alone || !m.mu.TryLock() {
-		return Nothing
+// tryHandler runs the handler on behalf of Run's goroutine. It returns Idle without running it if the handler may block, is being
+// run, or is in bulk transfer.
+func (m *Member) tryHandler() Result {
+	if m.blocking || !m.mu.TryLock() {
+		return Idle
 	}
 	defer m.mu.Unlock()
 	if m.bulk {
-		return Nothing
+		return Idle
 	}
-	did := m.doLocked()
-	if did == Over { // which f may have told once
+	result := m.runLocked()
+	if result == Done { // the event behind it is consumed, so Go's poller may never wake Run's goroutine for it
 		m.Wake()
 	}
-	return did
+	return result
 }
 
-func (m *Member) doLocked() Did {
+func (m *Member) runLocked() Result {
 	if m.left {
-		return Over
+		return Done
 	}
-	did := m.turn()
-	if did != Nothing {
-		m.bulk = did == Bulk
+	result := m.handler()
+	if result != Idle {
+		m.bulk = result == Bulk
 	}
-	return did
+	return result
 }

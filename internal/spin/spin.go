@@ -2,45 +2,48 @@ package spin
 
 import (
 	"runtime"
-	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/lockrank"
 )
 
 const (
-	// Time is how long a look lasts. It is what an answer takes that comes at all soon.
-	Time = 40 * time.Microsecond
+	// pollTime is how long a busy-poll goes on without an event. A peer on the same machine that answers at once does so
+	// within this time.
+	pollTime = 40 * time.Microsecond
 
-	// soon is how far apart two turns of a Group may be in an exchange: Time, and that which waking takes.
-	soon = 100 * time.Microsecond
+	// exchangeGap is the longest time between two handler runs of a Group for them to count as the same exchange: pollTime plus
+	// the time that waking a sleeping thread takes.
+	exchangeGap = 100 * time.Microsecond
 
-	// chain is how long turn may follow turn before goroutines that can run do, and Go's poller has its chance: everybody who
-	// is in no Group waits there. While there is always something for the one who looks it is Go's monitor that asks the poller,
-	// every 10 ms.
-	chain = time.Millisecond
+	// maxPoll is the longest time a goroutine busy-polls in a row, handler runs included. After it the goroutine yields, so that
+	// runnable goroutines run and an idle processor asks Go's network poller, on which everything outside the Group depends.
+	// Without this limit Go's monitor thread would be the only one to ask it, every 10 ms.
+	maxPoll = time.Millisecond
 )
 
-// Group is everything that is waited for by those who take part in the same exchanges. Its methods may be called from any
-// goroutine, and on nil, which is a Group that never looks.
+// Group is an epoll set of all descriptors that take part in the same exchanges. Its methods may be called from any goroutine,
+// and on a nil *Group, which never busy-polls.
 type Group struct {
-	ep   int
-	base time.Time
-	last atomic.Int64 // when a turn ended last, since base
+	ep   int          // the epoll set; the data of each event is Member.id
+	base time.Time    // origin of all times below, which are monotonic nanoseconds
+	last atomic.Int64 // when the latest handler run of the group ended
 
-	mu      sync.Mutex
-	members []*Member // by the number in their events, nil where one has left; guarded by mu
+	mu      lockrank.Mutex
+	members []*Member // by Member.id; nil for an id that is free; guarded by mu
 }
 
-// NewGroup returns nil where looking is of no use.
+// NewGroup returns nil, a Group without busy polling, on a machine with one processor or when no epoll set can be created.
 func NewGroup() *Group {
 	if runtime.NumCPU() == 1 {
 		return nil
 	}
 	g, err := newGroup()
-	if err != nil { // no descriptors: everything works, slower
+	if err != nil { // the descriptor limit is reached: work without busy polling
 		return nil
 	}
 	return g
@@ -52,65 +55,71 @@ func newGroup() (*Group, error) {
 		return nil, err
 	}
 	g := &Group{ep: ep, base: time.Now()}
-	g.last.Store(-int64(time.Hour))
+	g.mu.SetRank(lockrank.SpinGroup)
+	g.last.Store(-int64(time.Hour)) // no earlier run to be close to
 	return g, nil
 }
 
-// Close must come after the last Run and the last Leave.
+// Close releases the epoll set. Every Run must have returned, and every Member must have left.
 func (g *Group) Close() {
 	if g != nil {
 		unix.Close(g.ep)
 	}
 }
 
-// look follows a turn of m. quick says that it came soon after another one.
-func (g *Group) look(m *Member, did Did, quick bool) {
+// busyPoll is called after m's handler has run with the given result. recent says that the run came within exchangeGap of another
+// one of the group. It polls the group's members and runs the handlers of those that are ready, until nothing happens for
+// pollTime, a handler reports bulk transfer, or maxPoll has passed.
+func (g *Group) busyPoll(m *Member, result Result, recent bool) {
 	if g == nil {
 		return
 	}
-	start := g.turned()
-	if did == Bulk || !quick {
+	start := g.noteRun()
+	if result == Bulk || !recent {
 		return
 	}
-	for begin := start; begin-start <= int64(chain); begin = g.turned() {
-		if did == Handed {
+	for begin := start; begin-start <= int64(maxPoll); begin = g.noteRun() {
+		if result == Yield {
 			runtime.Gosched()
 		}
-		if did = m.try(); did == Nothing {
-			m, did = g.await(m, begin)
+		if result = m.tryHandler(); result == Idle {
+			m, result = g.pollUntil(m, begin)
 		}
-		if did != Some && did != Handed { // or he is at it, or in bulk, or it was a false alarm: Go's poller tells him
+		if result != Progress && result != Yield {
+			// Idle covers a member that another goroutine is serving, one in bulk transfer, and an event that was gone already. In
+			// all these cases, and for Bulk and Done, the member's own goroutine goes on.
 			return
 		}
 	}
 	runtime.Gosched()
 }
 
-// await looks from begin on until something comes, and has the turn done. Most often it is for m again: to try that costs as
-// much as to look, and less than to look first.
-func (g *Group) await(m *Member, begin int64) (*Member, Did) {
+// pollUntil polls until pollTime after begin. It returns the member whose handler it ran, with the result. The next event is most
+// often for m again, and running m's handler costs no more than asking epoll, so each round tries that as well.
+func (g *Group) pollUntil(m *Member, begin int64) (*Member, Result) {
 	for {
-		if other := g.ready(); other != nil {
-			return other, other.try()
+		if other := g.readyMember(); other != nil {
+			return other, other.tryHandler()
 		}
-		if g.now()-begin > int64(Time) {
-			return m, Nothing
+		if g.now()-begin > int64(pollTime) {
+			return m, Idle
 		}
-		if did := m.try(); did != Nothing {
-			return m, did
+		if result := m.tryHandler(); result != Idle {
+			return m, result
 		}
 	}
 }
 
-// turned notes that a turn has ended, and returns when.
-func (g *Group) turned() int64 {
+// noteRun records that a handler run ends now, and returns the time.
+func (g *Group) noteRun() int64 {
 	now := g.now()
 	g.last.Store(now)
 	return now
 }
 
-// ready returns a Member for whom something is there. RawSyscall: it cannot block.
-func (g *Group) ready() *Member {
+// readyMember returns a member whose descriptor is ready, or nil. The epoll_pwait has a timeout of 0 and so cannot block, which
+// is why it need not be announced to Go's scheduler (RawSyscall).
+func (g *Group) readyMember() *Member {
 	var e unix.EpollEvent
 	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(g.ep), uintptr(unsafe.Pointer(&e)), 1, 0, 0, 0)
 	if errno != 0 || n == 0 {
@@ -121,4 +130,5 @@ func (g *Group) ready() *Member {
 	return g.members[e.Fd]
 }
 
+// now returns monotonic nanoseconds since the Group was created.
 func (g *Group) now() int64 { return int64(time.Since(g.base)) }

@@ -8,9 +8,11 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/lockrank"
 )
 
-// group returns a Group, also where there is one processor only.
+// group returns a Group, even on a machine with one processor.
 func group(t *testing.T) *Group {
 	t.Helper()
 	g, err := newGroup()
@@ -21,25 +23,25 @@ func group(t *testing.T) *Group {
 	return g
 }
 
-// bell is a member with a pipe, whose turn takes one byte out of it.
-type bell struct {
+// pipeMember is a Member on the read end of a pipe. Its handler reads one byte and returns result.
+type pipeMember struct {
 	*Member
-	r, w  *os.File
-	turns atomic.Int32
-	did   Did
-	buf   [1]byte
-	ended chan error // of Run
+	r, w   *os.File
+	runs   atomic.Int32 // of the handler, those that found a byte
+	result Result
+	buf    [1]byte
+	ended  chan error // what Run returned
 }
 
-func newBell(t *testing.T, g *Group) *bell {
+func newPipeMember(t *testing.T, g *Group) *pipeMember {
 	t.Helper()
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
 		t.Fatal(err)
 	}
-	b := &bell{r: os.NewFile(uintptr(p[0]), "r"), w: os.NewFile(uintptr(p[1]), "w"), did: Some, ended: make(chan error, 1)}
+	b := &pipeMember{r: os.NewFile(uintptr(p[0]), "r"), w: os.NewFile(uintptr(p[1]), "w"), result: Progress, ended: make(chan error, 1)}
 	var err error
-	if b.Member, err = g.Member(b.r, b.take); err != nil {
+	if b.Member, err = g.NewMember(b.r, b.readByte); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -50,145 +52,146 @@ func newBell(t *testing.T, g *Group) *bell {
 	return b
 }
 
-func (b *bell) take() Did {
+func (b *pipeMember) readByte() Result {
 	if n, _ := unix.Read(b.FD(), b.buf[:]); n <= 0 {
-		return Nothing
+		return Idle
 	}
-	b.turns.Add(1)
-	return b.did
+	b.runs.Add(1)
+	return b.result
 }
 
-func (b *bell) ring(t *testing.T) {
+// writeByte makes the member ready.
+func (b *pipeMember) writeByte(t *testing.T) {
 	t.Helper()
 	if _, err := b.w.Write([]byte{1}); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func (b *bell) await(t *testing.T, turns int32) {
+func (b *pipeMember) awaitRuns(t *testing.T, runs int32) {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Second); b.turns.Load() < turns; time.Sleep(100 * time.Microsecond) {
+	for end := time.Now().Add(5 * time.Second); b.runs.Load() < runs; time.Sleep(100 * time.Microsecond) {
 		if time.Now().After(end) {
-			t.Fatalf("%d turns, want %d", b.turns.Load(), turns)
+			t.Fatalf("the handler has read %d bytes, want %d", b.runs.Load(), runs)
 		}
 	}
 }
 
-// stand has the group see b, without anybody who waits for it.
-func (b *bell) stand(t *testing.T) *bell {
+// joined adds b to the group's epoll set without a goroutine in Run: only busy polling can run its handler.
+func (b *pipeMember) joined(t *testing.T) *pipeMember {
 	t.Helper()
-	if err := b.enter(); err != nil {
+	if err := b.join(); err != nil {
 		t.Fatal(err)
 	}
 	return b
 }
 
-func TestRunDoesTurns(t *testing.T) {
-	for name, g := range map[string]*Group{"in a group": group(t), "in none": nil} {
+func TestRunCallsHandlerForEveryEvent(t *testing.T) {
+	for name, g := range map[string]*Group{"with a group": group(t), "with a nil group": nil} {
 		t.Run(name, func(t *testing.T) {
-			b := newBell(t, g)
+			b := newPipeMember(t, g)
 			go func() { b.ended <- b.Run() }()
 			for i := range int32(100) {
-				b.ring(t)
-				b.await(t, i+1)
+				b.writeByte(t)
+				b.awaitRuns(t, i+1)
 			}
 			b.Leave()
 			b.r.Close()
 			if err := <-b.ended; err == nil {
-				t.Error("Run says that all is well with a closed file")
+				t.Error("Run returned no error after its file was closed")
 			}
-			b.Leave() // again: nothing
+			b.Leave() // a second call does nothing
 		})
 	}
 }
 
-func TestOverEndsRun(t *testing.T) {
-	b := newBell(t, group(t))
-	b.did = Over
-	b.ring(t)
+func TestDoneEndsRun(t *testing.T) {
+	b := newPipeMember(t, group(t))
+	b.result = Done
+	b.writeByte(t)
 	if err := b.Run(); err != nil {
 		t.Error("Run:", err)
 	}
 }
 
-func TestRunOfAClosedFile(t *testing.T) {
-	b := newBell(t, group(t))
+func TestRunOfClosedFile(t *testing.T) {
+	b := newPipeMember(t, group(t))
 	b.r.Close()
 	if err := b.Run(); err == nil {
-		t.Error("Run says that all is well")
+		t.Error("Run returned no error")
 	}
-	if _, err := group(t).Member(b.r, b.take); err == nil {
-		t.Error("Member says that all is well")
-	}
-}
-
-// TestWhoLooksDoesTheTurnsOfOthers: nobody else is there to do them.
-func TestWhoLooksDoesTheTurnsOfOthers(t *testing.T) {
-	g := group(t)
-	a, b := newBell(t, g).stand(t), newBell(t, g).stand(t)
-	a.ring(t)
-	b.ring(t)
-	g.look(a.Member, Some, true)
-	if a.turns.Load() != 1 || b.turns.Load() != 1 {
-		t.Errorf("turns: %d and %d, want one of each", a.turns.Load(), b.turns.Load())
+	if _, err := group(t).NewMember(b.r, b.readByte); err == nil {
+		t.Error("NewMember returned no error")
 	}
 }
 
-func TestNobodyLooksWhenItPromisesNothing(t *testing.T) {
+// TestBusyPollRunsHandlersOfOtherMembers: neither member has a goroutine in Run.
+func TestBusyPollRunsHandlersOfOtherMembers(t *testing.T) {
 	g := group(t)
-	b := newBell(t, g).stand(t)
-	b.ring(t)
-	g.look(b.Member, Some, false)
-	if b.turns.Load() != 0 {
-		t.Error("after a turn out of the blue")
-	}
-	g.look(b.Member, Bulk, true)
-	if b.turns.Load() != 0 {
-		t.Error("in bulk")
+	a, b := newPipeMember(t, g).joined(t), newPipeMember(t, g).joined(t)
+	a.writeByte(t)
+	b.writeByte(t)
+	g.busyPoll(a.Member, Progress, true)
+	if a.runs.Load() != 1 || b.runs.Load() != 1 {
+		t.Errorf("the handlers have read %d and %d bytes, want one each", a.runs.Load(), b.runs.Load())
 	}
 }
 
-// TestWhoIsInBulkDoesHisTurns: whoever looks does the first one at most, not knowing.
-func TestWhoIsInBulkDoesHisTurns(t *testing.T) {
+func TestNoBusyPollWithoutRecentRunOrInBulk(t *testing.T) {
 	g := group(t)
-	b := newBell(t, g).stand(t)
-	b.did = Bulk
-	b.ring(t)
-	b.ring(t)
-	g.look(b.Member, Some, true)
-	g.look(b.Member, Some, true)
-	if n := b.turns.Load(); n != 1 {
-		t.Error(n, "turns by others, want 1")
+	b := newPipeMember(t, g).joined(t)
+	b.writeByte(t)
+	g.busyPoll(b.Member, Progress, false)
+	if b.runs.Load() != 0 {
+		t.Error("polled although no other run of the group was recent")
 	}
-	b.did = Some
-	b.Turn()
-	b.ring(t)
-	g.look(b.Member, Some, true)
-	if n := b.turns.Load(); n != 3 {
-		t.Error("not done by others though it is not in bulk any more")
+	g.busyPoll(b.Member, Bulk, true)
+	if b.runs.Load() != 0 {
+		t.Error("polled although the last result was Bulk")
 	}
 }
 
-// TestOverReachesRun: f may say it once, to somebody else.
-func TestOverReachesRun(t *testing.T) {
+// TestBulkMemberIsServedByItsOwnGoroutine: busy polling runs its handler once at most, namely before the first Bulk result.
+func TestBulkMemberIsServedByItsOwnGoroutine(t *testing.T) {
 	g := group(t)
-	b := newBell(t, g)
-	var once, over atomic.Bool // once: somebody else has been told
-	b.turn = func() Did {
-		if over.Load() {
-			return Over
+	b := newPipeMember(t, g).joined(t)
+	b.result = Bulk
+	b.writeByte(t)
+	b.writeByte(t)
+	g.busyPoll(b.Member, Progress, true)
+	g.busyPoll(b.Member, Progress, true)
+	if n := b.runs.Load(); n != 1 {
+		t.Error(n, "runs by busy polling, want 1")
+	}
+	b.result = Progress
+	b.RunOnce()
+	b.writeByte(t)
+	g.busyPoll(b.Member, Progress, true)
+	if n := b.runs.Load(); n != 3 {
+		t.Error("busy polling does not run the handler although the bulk transfer is over")
+	}
+}
+
+// TestDoneReachesRun: another goroutine runs the handler that returns Done, and its event is consumed with it.
+func TestDoneReachesRun(t *testing.T) {
+	g := group(t)
+	b := newPipeMember(t, g)
+	var last, done atomic.Bool // last: the next run consumes the last event
+	b.handler = func() Result {
+		if done.Load() {
+			return Done
 		}
-		if once.Swap(false) {
-			over.Store(true)
-			return Over
+		if last.Swap(false) {
+			done.Store(true)
+			return Done
 		}
-		return Nothing
+		return Idle
 	}
 	go func() { b.ended <- b.Run() }()
-	time.Sleep(10 * time.Millisecond) // it sleeps
-	once.Store(true)
-	if did := b.try(); did != Over {
-		t.Fatal("did", did)
+	time.Sleep(10 * time.Millisecond) // until Run sleeps in the poller
+	last.Store(true)
+	if result := b.tryHandler(); result != Done {
+		t.Fatal("result", result)
 	}
 	select {
 	case err := <-b.ended:
@@ -196,172 +199,176 @@ func TestOverReachesRun(t *testing.T) {
 			t.Error("Run:", err)
 		}
 	case <-time.After(5 * time.Second):
-		t.Fatal("Run sleeps on")
+		t.Fatal("Run does not return")
 	}
 }
 
-// TestOtherGoroutinesGoOnBeforeTheNextLook: they would wait for its end, as there is one processor for them.
-func TestOtherGoroutinesGoOnBeforeTheNextLook(t *testing.T) {
+// TestYieldLetsOtherGoroutinesRun: with one processor they would otherwise wait until the busy-poll ends.
+func TestYieldLetsOtherGoroutinesRun(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	g := group(t)
-	b := newBell(t, g).stand(t)
-	var gone atomic.Bool
-	go gone.Store(true)
-	g.look(b.Member, Handed, true)
-	if !gone.Load() {
-		t.Error("the other goroutine waits")
+	b := newPipeMember(t, g).joined(t)
+	var ran atomic.Bool
+	go ran.Store(true)
+	g.busyPoll(b.Member, Yield, true)
+	if !ran.Load() {
+		t.Error("the other goroutine did not run")
 	}
 }
 
-func TestATurnIsDoneOnceAtATime(t *testing.T) {
+func TestHandlerRunsAreExclusive(t *testing.T) {
 	g := group(t)
-	b := newBell(t, g).stand(t)
-	b.ring(t)
-	b.mu.Lock() // it is being done
-	g.look(b.Member, Some, true)
+	b := newPipeMember(t, g).joined(t)
+	b.writeByte(t)
+	b.mu.Lock() // as if another goroutine were running the handler
+	g.busyPoll(b.Member, Progress, true)
 	b.mu.Unlock()
-	if b.turns.Load() != 0 {
-		t.Error("it was done twice at once")
+	if b.runs.Load() != 0 {
+		t.Error("two goroutines ran the handler at once")
 	}
 }
 
-func TestAloneIsForRunOnly(t *testing.T) {
+func TestBlockingMemberIsServedByRunOnly(t *testing.T) {
 	g := group(t)
-	b := newBell(t, g)
-	m, err := g.Alone(b.r, b.take)
+	b := newPipeMember(t, g)
+	m, err := g.NewBlockingMember(b.r, b.readByte)
 	if err != nil {
 		t.Fatal(err)
 	}
 	b.Member = m
-	b.stand(t).ring(t)
+	b.joined(t).writeByte(t)
 	begin := time.Now()
-	g.look(b.Member, Some, true)
-	if b.turns.Load() != 0 {
-		t.Error("somebody else did it")
+	g.busyPoll(b.Member, Progress, true)
+	if b.runs.Load() != 0 {
+		t.Error("busy polling ran the handler")
 	}
-	if d := time.Since(begin); d > 20*Time {
-		t.Errorf("the look lasted %v, though something is there for who must be woken", d)
+	if d := time.Since(begin); d > 20*pollTime {
+		t.Errorf("the busy-poll lasted %v, although a member is ready whose own goroutine must be woken", d)
 	}
 	go func() { b.ended <- b.Run() }()
-	b.await(t, 1)
+	b.awaitRuns(t, 1)
 }
 
-// TestLeave: no turn after it, and nobody looks at the file, of which a copy is open.
+// TestLeave: afterwards the handler is not run and the file, of which a duplicate is open, is not in the epoll set.
 func TestLeave(t *testing.T) {
 	g := group(t)
-	b := newBell(t, g).stand(t)
-	copied, err := unix.Dup(b.FD())
+	b := newPipeMember(t, g).joined(t)
+	duplicate, err := unix.Dup(b.FD())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(copied)
+	defer unix.Close(duplicate)
 	b.Leave()
-	b.ring(t)
-	g.look(b.Member, Some, true)
-	if b.turns.Load() != 0 || b.Turn() != Over {
-		t.Error("a turn of one who has left")
+	b.writeByte(t)
+	g.busyPoll(b.Member, Progress, true)
+	if b.runs.Load() != 0 || b.RunOnce() != Done {
+		t.Error("the handler ran after Leave")
 	}
 	var e [1]unix.EpollEvent
 	if n, err := unix.EpollWait(g.ep, e[:], 0); n != 0 || err != nil {
 		t.Errorf("%d events, %v", n, err)
 	}
-	c := newBell(t, g).stand(t) // in the other's place
-	c.ring(t)
-	g.look(c.Member, Some, true)
-	if c.turns.Load() != 1 {
-		t.Error("the next one's turn was not done")
+	c := newPipeMember(t, g).joined(t) // gets the id that b had
+	c.writeByte(t)
+	g.busyPoll(c.Member, Progress, true)
+	if c.runs.Load() != 1 {
+		t.Error("the handler of the member that has the id now did not run")
 	}
 }
 
 func TestWakeWithoutAnEvent(t *testing.T) {
-	b := newBell(t, group(t))
-	var woken atomic.Int32
-	b.turn = func() Did {
-		woken.Add(1)
-		return Nothing
+	b := newPipeMember(t, group(t))
+	var runs atomic.Int32
+	b.handler = func() Result {
+		runs.Add(1)
+		return Idle
 	}
 	go func() { b.ended <- b.Run() }()
 	for i := range int32(10) {
-		for end := time.Now().Add(5 * time.Second); woken.Load() <= i; runtime.Gosched() {
+		for end := time.Now().Add(5 * time.Second); runs.Load() <= i; runtime.Gosched() {
 			if time.Now().After(end) {
-				t.Fatal("no turn")
+				t.Fatal("the handler did not run")
 			}
 		}
 		b.Wake()
 	}
 }
 
-// TestOneTurnMakesAnotherOnesQuick: an exchange goes by several members.
-func TestOneTurnMakesAnotherOnesQuick(t *testing.T) {
+// TestRunOfOneMemberIsRecentForAnother: an exchange passes through several members.
+func TestRunOfOneMemberIsRecentForAnother(t *testing.T) {
 	g := group(t)
-	a, b := newBell(t, g), newBell(t, g)
-	for range 1000 { // the machine may pause for longer than an exchange
-		a.ring(t)
-		b.ring(t)
+	a, b := newPipeMember(t, g), newPipeMember(t, g)
+	for range 1000 { // repeated, as the machine may pause this process for longer than exchangeGap
+		a.writeByte(t)
+		b.writeByte(t)
 		a.step(0)
-		g.look(a.Member, a.Member.did, a.quick)
-		if b.step(0); b.quick {
+		g.busyPoll(a.Member, a.Member.result, a.recent)
+		if b.step(0); b.recent {
 			break
 		}
 	}
-	if !b.quick {
-		t.Error("a turn soon after another one is not quick")
+	if !b.recent {
+		t.Error("a run right after one of another member does not count as recent")
 	}
-	time.Sleep(2 * soon * time.Nanosecond)
-	b.ring(t)
-	if b.step(0); b.quick {
-		t.Error("a turn long after another one is quick")
+	time.Sleep(2 * exchangeGap)
+	b.writeByte(t)
+	if b.step(0); b.recent {
+		t.Error("a run long after the last one counts as recent")
 	}
 }
 
-func TestLookEnds(t *testing.T) {
+func TestBusyPollEndsAfterPollTime(t *testing.T) {
 	g := group(t)
-	b := newBell(t, g).stand(t)
-	least := time.Hour
+	b := newPipeMember(t, g).joined(t)
+	shortest := time.Hour
 	for range 20 {
 		begin := time.Now()
-		g.look(b.Member, Some, true)
-		least = min(least, time.Since(begin))
+		g.busyPoll(b.Member, Progress, true)
+		shortest = min(shortest, time.Since(begin))
 	}
-	if least < Time || least > 20*Time {
-		t.Errorf("a look in vain takes %v, want %v", least, Time)
+	if shortest < pollTime || shortest > 20*pollTime {
+		t.Errorf("a busy-poll without an event takes %v, want %v", shortest, pollTime)
 	}
 }
 
-// TestChainEnds: who always finds something goes to Go's poller nevertheless.
-func TestChainEnds(t *testing.T) {
+// TestBusyPollEndsAfterMaxPoll: also when there is always an event.
+func TestBusyPollEndsAfterMaxPoll(t *testing.T) {
 	g := group(t)
-	b := newBell(t, g).stand(t)
+	b := newPipeMember(t, g).joined(t)
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
-	var gone atomic.Bool
-	b.turn = func() Did { return Some }
-	b.ring(t) // and nobody takes it
+	var ran atomic.Bool
+	b.handler = func() Result { return Progress }
+	b.writeByte(t) // which this handler never reads
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		go gone.Store(true)
-		if g.look(b.Member, Some, true); !gone.Load() {
-			t.Error("and no other goroutine goes on meanwhile")
+		go ran.Store(true)
+		if g.busyPoll(b.Member, Progress, true); !ran.Load() {
+			t.Error("no other goroutine ran in the meantime")
 		}
 	}()
 	select {
 	case <-done:
 	case <-time.After(5 * time.Second):
-		t.Fatal("it does not end")
+		t.Fatal("the busy-poll does not end")
 	}
 }
 
 func TestNilGroup(t *testing.T) {
 	var g *Group
-	g.look(newBell(t, nil).Member, Some, true)
+	g.busyPoll(newPipeMember(t, nil).Member, Progress, true)
 	g.Close()
 }
 
-func TestLookDoesNotAllocate(t *testing.T) {
+func TestBusyPollDoesNotAllocate(t *testing.T) {
+	if lockrank.Checked {
+		t.Log("the lock-checking build allocates")
+		return
+	}
 	g := group(t)
-	b := newBell(t, g).stand(t)
+	b := newPipeMember(t, g).joined(t)
 	one := []byte{1}
-	if n := testing.AllocsPerRun(100, func() { b.w.Write(one); b.step(0); g.look(b.Member, Some, true) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { b.w.Write(one); b.step(0); g.busyPoll(b.Member, Progress, true) }); n != 0 {
 		t.Error(n, "allocations")
 	}
 }

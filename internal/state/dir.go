@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Error is a failure of this package.
+// Error is a failure of this package. It wraps the cause.
 type Error struct {
 	Op  string // "open", "create", "write", "list", "lookup"
 	Err error
@@ -21,7 +21,7 @@ type Error struct {
 func (e *Error) Error() string { return "state: " + e.Op + ": " + e.Err.Error() }
 func (e *Error) Unwrap() error { return e.Err }
 
-// dirName is the directory below the runtime directory.
+// dirName is the name of the directory below the runtime directory.
 const dirName = "rootless-run"
 
 // Dir is the directory of a user's sandboxes. Its methods may be called from several goroutines and processes.
@@ -29,9 +29,10 @@ type Dir struct {
 	path string
 }
 
-// Open returns the directory at path and makes it where it is missing. An empty path means the default:
-// $XDG_RUNTIME_DIR/rootless-run, where that cannot be had /run/user/UID/rootless-run, and at last
-// /tmp/rootless-run-UID. A directory that is a symbolic link, not ours, or open to others is refused.
+// Open returns the directory at path and makes it if it is missing. An empty path means the first of these that can be used:
+// $XDG_RUNTIME_DIR/rootless-run, /run/user/UID/rootless-run, /run/rootless-run (for uid 0 only) and
+// /tmp/rootless-run-UID. A directory that is a symbolic link or belongs to another user is refused; one that others may enter is
+// set to mode 0700.
 func Open(path string) (*Dir, error) {
 	if path != "" {
 		if err := makePrivate(path); err != nil {
@@ -50,22 +51,22 @@ func Open(path string) (*Dir, error) {
 	return nil, &Error{"open", errors.Join(errs...)}
 }
 
-// defaults lists the places to try in order.
+// defaults lists the directories to try, in order.
 func defaults(xdg string, uid int) []string {
 	var list []string
-	if filepath.IsAbs(xdg) { // the XDG specification has relative paths ignored
+	if filepath.IsAbs(xdg) { // the XDG base directory specification says to ignore relative paths
 		list = append(list, filepath.Join(xdg, dirName))
 	}
 	id := strconv.Itoa(uid)
 	list = append(list, filepath.Join("/run/user", id, dirName))
 	if uid == 0 {
-		list = append(list, filepath.Join("/run", dirName)) // in /tmp anybody may be first
+		list = append(list, filepath.Join("/run", dirName)) // preferred to /tmp, where another user may have made the directory
 	}
 	return append(list, filepath.Join("/tmp", dirName+"-"+id))
 }
 
-// outsideUID is whom our user is outside of our user namespace (user_namespaces(7)): in a sandbox, root is the user who
-// started it, whose directory is what the sandbox covers with a private one.
+// outsideUID translates our uid to the parent of our user namespace (user_namespaces(7)). Inside a sandbox, root is the user who
+// started the sandbox; the directory of that uid is the one that the sandbox covers with a private mount.
 func outsideUID() int {
 	uid := os.Geteuid()
 	text, err := os.ReadFile("/proc/self/uid_map")
@@ -81,12 +82,14 @@ func outsideUID() int {
 	return uid
 }
 
-// makePrivate makes sure that path is a directory of ours alone that we can write to. Its parent must exist.
+// makePrivate makes the directory path if it is missing, and makes sure that it belongs to our user, that no other user may
+// enter it and that we can write to it. Its parent must exist.
 func makePrivate(path string) error {
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	// In /tmp somebody else may have been first: the fd pins what was checked, and is not got through a link.
+	// In /tmp another user may have made the path. All checks use one descriptor, so they are about the same directory, and
+	// O_NOFOLLOW refuses a symbolic link.
 	fd, err := unix.Open(path, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_RDONLY, 0)
 	if err != nil {
 		return &fs.PathError{Op: "open", Path: path, Err: err}
@@ -110,10 +113,11 @@ func makePrivate(path string) error {
 	return nil
 }
 
-// Path is where the directory is.
+// Path returns the path of the directory.
 func (d *Dir) Path() string { return d.path }
 
-// lock takes the outer lock, which is on the directory itself so that no file stays behind, and returns what lets it go.
+// lock takes the outer lock and returns the function that releases it. The lock is on the directory itself, so that no lock
+// file remains.
 func (d *Dir) lock() (unlock func(), err error) {
 	f, err := lockPath(d.path, unix.O_RDONLY|unix.O_DIRECTORY, unix.LOCK_EX)
 	if err != nil {
@@ -122,7 +126,7 @@ func (d *Dir) lock() (unlock func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-// lockFile opens (or makes) a file and locks it: the lock is let go of when the file is closed.
+// lockFile opens a file, which it makes if it is missing, and locks it. Closing the file releases the lock.
 func lockFile(path string, how int) (*os.File, error) {
 	return lockPath(path, os.O_RDWR|os.O_CREATE, how)
 }

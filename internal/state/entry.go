@@ -25,14 +25,14 @@ const (
 	oldLogFile = "output.log.1"
 )
 
-// Errors of Create and Lookup; the text of those returned has the name in it.
+// Errors of Create and Lookup, by errors.Is. The text of the error that they return also contains the name.
 var (
 	ErrNameInUse = errors.New("name in use")
 	ErrNotFound  = errors.New("no such sandbox")
 	ErrAmbiguous = errors.New("ambiguous id")
 )
 
-// refError is one of the above in the words of docker.
+// refError is one of the errors above with the text that docker prints.
 type refError struct {
 	text string
 	kind error
@@ -41,7 +41,7 @@ type refError struct {
 func (e *refError) Error() string { return e.text }
 func (e *refError) Unwrap() error { return e.kind }
 
-// Entry is the directory of a live sandbox, held by its supervisor. Its methods may be called concurrently.
+// Entry is the directory of a live sandbox, as its supervisor uses it. Its methods may be called concurrently.
 type Entry struct {
 	dir  *Dir
 	path string
@@ -53,9 +53,9 @@ type Entry struct {
 	closed bool
 }
 
-// Create makes the directory of a new sandbox, with a Record of status Created, and claims the name for it; an empty
-// name becomes the short id. The error is ErrNameInUse (by errors.Is) when a live sandbox has it. The caller must
-// Close the Entry.
+// Create makes the directory of a new sandbox, with a Record of status Created, and claims the name for it. An empty name
+// becomes the short id. The error is ErrNameInUse, by errors.Is, if a live sandbox has the name. The caller must Close the
+// Entry.
 func (d *Dir) Create(name string) (*Entry, error) {
 	self, err := Self()
 	if err != nil {
@@ -89,14 +89,14 @@ func (d *Dir) Create(name string) (*Entry, error) {
 	return e, nil
 }
 
-// makeEntry draws an id, and makes and locks its directory. The outer lock is held.
+// makeEntry chooses a random id, and makes and locks its directory. The caller holds the outer lock.
 func (d *Dir) makeEntry() (*Entry, error) {
 	for {
 		var raw [idLen / 2]byte
 		rand.Read(raw[:])
 		e := &Entry{dir: d, id: hex.EncodeToString(raw[:])}
 		e.path = filepath.Join(d.path, ShortID(e.id))
-		// A short id of digits only would be taken for a number by many a tool; Docker draws again too.
+		// Programs would read a short id of decimal digits only as a number. Docker chooses another id, too.
 		if strings.IndexFunc(ShortID(e.id), func(c rune) bool { return c > '9' }) < 0 {
 			continue
 		}
@@ -115,20 +115,20 @@ func (d *Dir) makeEntry() (*Entry, error) {
 	}
 }
 
-// ID is the sandbox's id, 64 hexadecimal digits.
+// ID returns the sandbox's id, 64 hexadecimal digits.
 func (e *Entry) ID() string { return e.id }
 
-// Name is the sandbox's name, never empty.
+// Name returns the sandbox's name, which is never empty.
 func (e *Entry) Name() string { return e.name }
 
-// Path is the sandbox's directory.
+// Path returns the path of the sandbox's directory.
 func (e *Entry) Path() string { return e.path }
 
-// SocketPath is where the control socket belongs.
+// SocketPath returns the path for the control socket.
 func (e *Entry) SocketPath() string { return filepath.Join(e.path, socketFile) }
 
-// Update reads the Record, has it changed by f, and replaces it. Id and name stay what they are. After Close it does
-// nothing.
+// Update reads the Record, lets f change it, and replaces it. Changes of the id and the name are ignored. After Close it does
+// nothing and returns nil.
 func (e *Entry) Update(f func(*Record)) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -147,7 +147,7 @@ func (e *Entry) Update(f func(*Record)) error {
 	return nil
 }
 
-// Record reads the Record back.
+// Record reads the Record.
 func (e *Entry) Record() (Record, error) {
 	r, err := readRecord(e.path)
 	if err != nil {
@@ -156,7 +156,7 @@ func (e *Entry) Record() (Record, error) {
 	return r, nil
 }
 
-// Close removes the directory and lets the name go. It may be called more than once.
+// Close removes the directory, which frees the name. It may be called more than once.
 func (e *Entry) Close() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -164,7 +164,8 @@ func (e *Entry) Close() error {
 		return nil
 	}
 	e.closed = true
-	// Not under the outer lock: who sees half of it sees a lock that is held, or a directory without a record.
+	// The outer lock is not needed: a concurrent reader of the half-removed directory finds the lock held or the record
+	// missing, and skips the directory in either case.
 	return e.remove()
 }
 
@@ -173,7 +174,8 @@ func (e *Entry) remove() error {
 	return errors.Join(err, e.lock.Close())
 }
 
-// List returns the live sandboxes, the youngest first, and removes what dead ones left behind.
+// List returns the records of the live sandboxes, the newest first. It removes the directories of sandboxes whose supervisor was
+// killed.
 func (d *Dir) List() ([]Record, error) {
 	unlock, err := d.lock()
 	if err != nil {
@@ -188,8 +190,8 @@ func (d *Dir) List() ([]Record, error) {
 	return records, nil
 }
 
-// sweep reads the records of the live and removes the directories of the dead. The outer lock is held, so nobody is
-// between making a directory and locking it.
+// sweep reads the records of live sandboxes and removes the directories of others. The caller holds the outer lock, so no
+// process has made a directory that it has not locked yet.
 func (d *Dir) sweep() ([]Record, error) {
 	entries, err := os.ReadDir(d.path)
 	if err != nil {
@@ -197,7 +199,7 @@ func (d *Dir) sweep() ([]Record, error) {
 	}
 	var live []Record
 	for _, entry := range entries {
-		// Touch nothing that is not of our making.
+		// Files that this package has not made are left alone.
 		if !entry.IsDir() || len(entry.Name()) != ShortIDLen || !isHex(entry.Name()) {
 			continue
 		}
@@ -213,7 +215,8 @@ func (d *Dir) sweep() ([]Record, error) {
 	return live, nil
 }
 
-// isDead tries for the lock of a sandbox, shared so that two who try do not take each other for the owner.
+// isDead reports whether no supervisor holds the lock of the sandbox at path. It tries to take the lock in shared mode, so that
+// two processes that try at the same time do not mistake each other for a supervisor.
 func isDead(path string) bool {
 	f, err := os.OpenFile(filepath.Join(path, lockName), os.O_RDWR|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -223,8 +226,8 @@ func isDead(path string) bool {
 	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == nil
 }
 
-// Lookup finds a live sandbox by its id, its name, or the beginning of its id, in that order. The error is
-// ErrNotFound or ErrAmbiguous by errors.Is.
+// Lookup finds a live sandbox by its id, its name, or the beginning of its id, in that order. The error is ErrNotFound or
+// ErrAmbiguous, by errors.Is.
 func (d *Dir) Lookup(ref string) (Record, error) {
 	records, err := d.List()
 	if err != nil {
@@ -258,5 +261,5 @@ func find(records []Record, ref string) (Record, error) {
 	return Record{}, &refError{"multiple IDs found with provided prefix: " + ref, ErrAmbiguous}
 }
 
-// SocketPath is where the control socket of a sandbox is.
+// SocketPath returns the path of the control socket of a sandbox.
 func (d *Dir) SocketPath(r Record) string { return filepath.Join(d.path, r.ShortID(), socketFile) }

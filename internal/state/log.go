@@ -7,23 +7,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// logLimit is the most that output.log holds, in bytes. XDG_RUNTIME_DIR is memory, by systemd's default a tenth of the
-// machine's for all that the user's programs keep there (logind.conf(5), RuntimeDirectorySize): with twice this a sandbox is
-// a small part of it even where that is 100 MB, and some 40,000 lines of a server are there at any time.
+// logLimit is the maximum size of output.log in bytes; output.log.1 has the same. XDG_RUNTIME_DIR is in memory: by default
+// systemd gives all programs of a user a tenth of the machine's memory there (logind.conf(5), RuntimeDirectorySize). The two files
+// of a sandbox are a small part of that even if it is only 100 MB, and hold at least 40,000 lines of 100 bytes.
 const logLimit = 4 << 20
 
-// Log keeps what a detached command wrote last: in output.log and, once that was full, what came before it in output.log.1.
-// The command does not have the file itself, which could then not be bounded, and which it would empty by opening
-// /dev/stderr. A line may begin in the one and end in the other. The methods are for one goroutine at a time.
+// Log keeps the latest output of a detached command in output.log. When that file is full it becomes output.log.1, in place of
+// the previous one. The command writes to a pipe and not to the file: its size could not be limited otherwise, and a command that
+// opens /dev/stderr would truncate it. A line may be split between the two files. The methods must not be called concurrently.
 type Log struct {
 	dir   string
 	limit int64
-	f     *os.File // nil where it could not be made anew
-	size  int64
+	f     *os.File // nil after it could not be made again
+	size  int64    // of f
 }
 
-// OpenLog makes the file that a detached command's output is kept in. It goes with the directory; the caller must Close it
-// before the Entry.
+// OpenLog makes the file for the output of a detached command. Entry.Close removes it; the caller must Close the Log before
+// that.
 func (e *Entry) OpenLog() (*Log, error) {
 	l := &Log{dir: e.path, limit: logLimit}
 	if err := l.open(); err != nil {
@@ -33,13 +33,14 @@ func (e *Entry) OpenLog() (*Log, error) {
 }
 
 func (l *Log) open() (err error) {
-	// Emptied if it is there: it is when it was full, and could not be renamed.
+	// The file exists if it was full and could not be renamed. It is then truncated.
 	l.f, err = os.OpenFile(filepath.Join(l.dir, logFile), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
 	l.size = 0
 	return err
 }
 
-// Write keeps p. What cannot be kept (no room on the disk, no descriptor) is lost, and is no error: the command goes on.
+// Write appends p. It discards what it cannot write, for want of space or of a descriptor, and reports success all the same, so
+// that the command continues.
 func (l *Log) Write(p []byte) (int, error) {
 	for rest := p; len(rest) > 0; {
 		n := min(int64(len(rest)), l.limit-l.size)
@@ -58,5 +59,5 @@ func (l *Log) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Close lets the file go.
+// Close closes the file.
 func (l *Log) Close() error { return l.f.Close() }

@@ -20,6 +20,7 @@ func smallLog(t *testing.T) *Log {
 	return l
 }
 
+// contents reads the two files and checks that neither is larger than the limit.
 func (l *Log) contents(t *testing.T) (older, newer string) {
 	t.Helper()
 	var texts [2]string
@@ -36,8 +37,8 @@ func (l *Log) contents(t *testing.T) (older, newer string) {
 	return texts[0], texts[1]
 }
 
-// Whatever is written, and however it is cut, the log is its end: more than one file's, at most two, and nothing in
-// between is missing.
+// TestLogKeepsTheEnd writes the same text in chunks of different sizes. The two files together must hold the end of the text
+// without a gap, and the older one must be full.
 func TestLogKeepsTheEnd(t *testing.T) {
 	var all strings.Builder
 	for i := range 100 {
@@ -59,8 +60,9 @@ func TestLogKeepsTheEnd(t *testing.T) {
 	}
 }
 
-// The bound holds where the older part cannot be kept, and a log that can be kept no more stops nobody.
-func TestLogInTrouble(t *testing.T) {
+// TestLogAfterFailures: the size stays limited if the older file cannot be replaced, and writing succeeds and discards the text
+// while the file cannot be made.
+func TestLogAfterFailures(t *testing.T) {
 	l := smallLog(t)
 	inTheWay := filepath.Join(l.dir, oldLogFile)
 	if err := os.Mkdir(inTheWay, 0o700); err != nil {

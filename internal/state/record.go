@@ -15,7 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Record is what state.json holds. Fields are added, never given another meaning.
+// Record is the content of state.json. Fields may be added, but the meaning of a field does not change: programs of other
+// versions read the file.
 type Record struct {
 	ID      string    `json:"id"` // 64 hexadecimal digits
 	Name    string    `json:"name"`
@@ -23,50 +24,52 @@ type Record struct {
 	Status  Status    `json:"status"`
 
 	Supervisor Process  `json:"supervisor"`
-	InitPID    int      `json:"initPid,omitempty"`  // in the caller's pid namespace
-	ExitCode   *int     `json:"exitCode,omitempty"` // of the command, once Lingering
+	InitPID    int      `json:"initPid,omitempty"`  // PID 1 of the sandbox, in the supervisor's pid namespace
+	ExitCode   *int     `json:"exitCode,omitempty"` // of the command, once the status is Lingering
 	Command    []string `json:"command"`
 
-	// Network is the mode: "bridge", "host", "none" or "container:ID"; "attach" where the namespace is somebody else's,
-	// whose Command says what was attached to.
+	// Network is the mode: "bridge", "host", "none", "container:ID", or "attach" for a namespace that another program made;
+	// Command then names that namespace.
 	Network  string `json:"network"`
 	Hostname string `json:"hostname,omitempty"`
 	NetNS    uint64 `json:"netns,omitempty"` // inode of the network namespace
 
 	Interface string         `json:"interface,omitempty"`
-	Link      string         `json:"link,omitempty"`     // the kind in use
-	Datapath  string         `json:"datapath,omitempty"` // stack or splice
+	Link      string         `json:"link,omitempty"`     // kind of link device in use
+	Datapath  string         `json:"datapath,omitempty"` // "stack" or "splice"
 	MAC       string         `json:"mac,omitempty"`
 	MTU       int            `json:"mtu,omitempty"`
 	Subnets   []netip.Prefix `json:"subnets,omitempty"`
 	Gateways  []netip.Addr   `json:"gateways,omitempty"`  // one for each subnet, in the same order
-	Addresses []netip.Addr   `json:"addresses,omitempty"` // of the guest, likewise
-	// Ports are those bound when the record was written, as docker ps prints them; the control socket has them
-	// live.
+	Addresses []netip.Addr   `json:"addresses,omitempty"` // of the guest, one for each subnet, in the same order
+	// Ports are the published ports at the time the record was written, in the form of docker ps. The control socket has the
+	// current ones.
 	Ports []string `json:"ports,omitempty"`
 }
 
-// Status is how far a sandbox has come.
+// Status is the phase of a sandbox's life.
 type Status string
 
 const (
-	Created   Status = "created"   // being made
+	Created   Status = "created"   // the sandbox is being set up
 	Running   Status = "running"   // the command runs
-	Lingering Status = "lingering" // the command has exited, others are still in the network
+	Lingering Status = "lingering" // the command has exited; other sandboxes still use the network
 )
 
-// Process names a process such that a reused pid does not pass for it.
+// Process identifies a process even after its pid was reused.
 type Process struct {
 	PID       int    `json:"pid"`
-	StartTime uint64 `json:"startTime"` // clock ticks since boot (proc(5), /proc/pid/stat field 22)
+	StartTime uint64 `json:"startTime"` // in clock ticks since boot (proc(5), /proc/pid/stat field 22)
 }
 
-// Open returns a pidfd of the process (pidfd_open(2)), which the caller closes; unix.ESRCH when it is gone.
+// Open returns a pidfd of the process (pidfd_open(2)), which the caller must close. The error is unix.ESRCH if the process has
+// ended.
 func (p Process) Open() (fd int, err error) {
 	if fd, err = unix.PidfdOpen(p.PID, 0); err != nil {
 		return -1, err
 	}
-	// Only now: the descriptor is of whoever has the pid at this moment.
+	// The start time is compared after the pidfd was opened: it refers to the process that has the pid at that moment, and the
+	// pid cannot be reused while the pidfd is open and that process lives.
 	if start, err := startTime(fmt.Sprintf("/proc/%d/stat", p.PID)); err != nil || start != p.StartTime {
 		unix.Close(fd)
 		return -1, unix.ESRCH
@@ -74,7 +77,7 @@ func (p Process) Open() (fd int, err error) {
 	return fd, nil
 }
 
-// ShortIDLen is how many digits of an id are shown, as by docker ps.
+// ShortIDLen is the number of digits of an id that docker ps shows.
 const ShortIDLen = 12
 
 // ShortID returns the first ShortIDLen digits.
@@ -83,7 +86,7 @@ func (r *Record) ShortID() string { return ShortID(r.ID) }
 // ShortID returns the first ShortIDLen digits of id.
 func ShortID(id string) string { return id[:min(len(id), ShortIDLen)] }
 
-// Self describes the calling process.
+// Self returns the Process of the caller.
 func Self() (Process, error) {
 	start, err := startTime("/proc/self/stat")
 	if err != nil {
@@ -92,12 +95,14 @@ func Self() (Process, error) {
 	return Process{PID: os.Getpid(), StartTime: start}, nil
 }
 
+// startTime reads the start time of a process from its /proc/PID/stat, in clock ticks since boot.
 func startTime(path string) (uint64, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return 0, err
 	}
-	// Field 2, the command's name, is in parentheses and may hold anything; field 3 follows the last of them.
+	// Field 2, the name of the command, is in parentheses and may contain any character, parentheses included. Field 3 follows
+	// the last closing parenthesis.
 	const field = 22 - 3
 	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
 	if len(fields) <= field {
@@ -106,10 +111,11 @@ func startTime(path string) (uint64, error) {
 	return strconv.ParseUint(fields[field], 10, 64)
 }
 
-// maxRecord bounds what is read of a state.json: a command line may be 2 MiB (MAX_ARG_STRLEN and ARG_MAX), and JSON
-// may write a byte as six.
+// maxRecord is the maximum size of a state.json in bytes: a command line may have 2 MiB (MAX_ARG_STRLEN and ARG_MAX), and JSON
+// may need six bytes for one of it.
 const maxRecord = 16 << 20
 
+// readRecord reads the record of a sandbox's directory.
 func readRecord(dir string) (Record, error) {
 	var r Record
 	f, err := os.Open(filepath.Join(dir, recordFile))
@@ -130,7 +136,7 @@ func readRecord(dir string) (Record, error) {
 	return r, nil
 }
 
-// writeRecord replaces the record, such that a reader sees the old one or the new one.
+// writeRecord replaces the record. A concurrent reader sees either the old one or the new one.
 func writeRecord(dir string, r *Record) error {
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
@@ -146,7 +152,7 @@ func writeRecord(dir string, r *Record) error {
 	return os.Rename(path+".new", path)
 }
 
-// idLen is the length of an id in hexadecimal digits, that of Docker's.
+// idLen is the length of an id in hexadecimal digits. Docker's ids have the same.
 const idLen = 64
 
 func isID(s string) bool {

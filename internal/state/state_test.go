@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// TestMain lets the test binary be a supervisor that can be killed.
+// TestMain lets the test binary run as a supervisor, which a test kills.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("STATE_TEST_SUPERVISOR"); dir != "" {
 		d, err := Open(dir)
@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 		}
 		fmt.Println("ready", err)
 		var b [1]byte
-		os.Stdin.Read(b[:]) // until killed
+		os.Stdin.Read(b[:]) // blocks until the test kills the process
 		os.Exit(1)
 	}
 	os.Exit(m.Run())
@@ -47,7 +47,7 @@ func create(t *testing.T, d *Dir, name string) *Entry {
 	return e
 }
 
-func TestLifeOfAnEntry(t *testing.T) {
+func TestEntryLifecycle(t *testing.T) {
 	d := open(t)
 	e := create(t, d, "web")
 	if len(e.ID()) != 64 || filepath.Base(e.Path()) != e.ID()[:12] {
@@ -81,7 +81,7 @@ func TestLifeOfAnEntry(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := os.Stat(e.Path()); !errors.Is(err, os.ErrNotExist) {
-		t.Error("directory left:", err)
+		t.Error("the directory was not removed:", err)
 	}
 	if _, err := d.Lookup("web"); !errors.Is(err, ErrNotFound) || err.Error() != "No such sandbox: web" {
 		t.Error(err)
@@ -96,7 +96,7 @@ func TestNameIsClaimedOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for range tries {
 		wg.Go(func() {
-			// A Dir of its own, as another process has.
+			// Each goroutine has its own Dir, as another process would.
 			other, err := Open(d.Path())
 			if err != nil {
 				t.Error(err)
@@ -116,14 +116,14 @@ func TestNameIsClaimedOnce(t *testing.T) {
 	}
 	wg.Wait()
 	if won.Load() != 1 {
-		t.Errorf("%d have the name", won.Load())
+		t.Errorf("%d of %d have claimed the name", won.Load(), tries)
 	}
 	if records, err := d.List(); err != nil || len(records) != 1 {
 		t.Errorf("%v %v", records, err)
 	}
 }
 
-func TestNamelessDoNotCollide(t *testing.T) {
+func TestDefaultNamesAreUnique(t *testing.T) {
 	d := open(t)
 	a, b := create(t, d, ""), create(t, d, "")
 	if a.Name() == b.Name() || a.Name() != a.ID()[:12] {
@@ -135,7 +135,7 @@ func TestNamelessDoNotCollide(t *testing.T) {
 	}
 }
 
-func TestKilledSupervisorIsForgotten(t *testing.T) {
+func TestKilledSupervisorIsRemoved(t *testing.T) {
 	d := open(t)
 	create(t, d, "survivor")
 	cmd := exec.Command("/proc/self/exe")
@@ -168,12 +168,12 @@ func TestKilledSupervisorIsForgotten(t *testing.T) {
 		t.Errorf("%v %v", records, err)
 	}
 	if _, err := os.Stat(filepath.Join(d.Path(), victim.ShortID())); !errors.Is(err, os.ErrNotExist) {
-		t.Error("left behind:", err)
+		t.Error("the directory was not removed:", err)
 	}
 	create(t, d, "victim")
 }
 
-func TestForeignThingsAreLeftAlone(t *testing.T) {
+func TestOtherFilesAreLeftAlone(t *testing.T) {
 	d := open(t)
 	outside := t.TempDir()
 	keep := filepath.Join(outside, "precious")
@@ -207,7 +207,7 @@ func TestAmbiguousPrefix(t *testing.T) {
 		}
 	}
 	if r, err := find(records, "abab"); err != nil || r.ID != b {
-		t.Error("a name goes before a prefix:", r, err)
+		t.Error("a name must take precedence over a prefix:", r, err)
 	}
 	if _, err := find(records, "ab"); !errors.Is(err, ErrAmbiguous) {
 		t.Error(err)

@@ -9,10 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FirstFD is the first descriptor that is passed in (SD_LISTEN_FDS_START).
+// FirstFD is the number of the first passed descriptor (SD_LISTEN_FDS_START).
 const FirstFD = 3
 
-// ListenFDs is how many sockets were passed to this very process.
+// ListenFDs returns how many sockets the service manager has passed to this process (LISTEN_PID, LISTEN_FDS).
 func ListenFDs() int {
 	if os.Getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) {
 		return 0
@@ -24,7 +24,8 @@ func ListenFDs() int {
 	return max(n, 0)
 }
 
-// Files returns n sockets from FirstFD on, which no program executed later inherits.
+// Files returns the n descriptors from FirstFD on as files, and sets close-on-exec so that programs started later do not
+// inherit them.
 func Files(n int) ([]*os.File, error) {
 	var files []*os.File
 	for fd := FirstFD; fd < FirstFD+n; fd++ {
@@ -37,13 +38,13 @@ func Files(n int) ([]*os.File, error) {
 	return files, nil
 }
 
-// Notify reports a state, lines such as "READY=1", to the service manager that asked for it.
+// Notify sends a state, consisting of lines such as "READY=1", to the service manager. It does nothing if NOTIFY_SOCKET is not set.
 func Notify(state string) error {
 	path := os.Getenv("NOTIFY_SOCKET")
 	if path == "" {
 		return nil
 	}
-	// Package net takes an @ at the beginning for the abstract namespace, as the protocol does.
+	// Like the protocol, package net takes an initial @ for the abstract namespace.
 	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err == nil {
 		_, err = c.Write([]byte(state))

@@ -8,27 +8,27 @@ import (
 	"sync"
 )
 
-// Handler writes records as lines of text. Safe for concurrent use.
+// Handler is a slog.Handler that writes each record as a line of text. It is safe for concurrent use.
 type Handler struct {
 	program string
-	mu      *sync.Mutex // of out
+	mu      *sync.Mutex // held while writing to out; shared by derived handlers
 	out     io.Writer
 	least   slog.Level
-	attrs   string // already formatted
+	attrs   string // formatted attributes of WithAttrs
 	group   string // prefix of attribute names
 }
 
 var _ slog.Handler = (*Handler)(nil)
 
-// New writes what is at least of that level to out, as the program of that name.
+// New returns a Handler that writes records of level least and above to out. program is the name at the beginning of lines.
 func New(out io.Writer, program string, least slog.Level) *Handler {
 	return &Handler{program: program, mu: new(sync.Mutex), out: out, least: least}
 }
 
-// Enabled is part of slog.Handler.
+// Enabled implements slog.Handler.
 func (h *Handler) Enabled(_ context.Context, level slog.Level) bool { return level >= h.least }
 
-// Handle writes one line.
+// Handle implements slog.Handler: it writes one line.
 func (h *Handler) Handle(_ context.Context, r slog.Record) error {
 	var b strings.Builder
 	switch {
@@ -52,7 +52,7 @@ func (h *Handler) Handle(_ context.Context, r slog.Record) error {
 	return err
 }
 
-// WithAttrs is part of slog.Handler.
+// WithAttrs implements slog.Handler.
 func (h *Handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	var b strings.Builder
 	for _, a := range attrs {
@@ -63,7 +63,7 @@ func (h *Handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return &with
 }
 
-// WithGroup is part of slog.Handler.
+// WithGroup implements slog.Handler.
 func (h *Handler) WithGroup(name string) slog.Handler {
 	if name == "" {
 		return h
@@ -90,5 +90,5 @@ func writeAttr(b *strings.Builder, group string, a slog.Attr) {
 	b.WriteString(" " + group + a.Key + "=" + v.String())
 }
 
-// OneLine keeps a message on the line it was begun on.
+// OneLine replaces line breaks in s by \n, so that a message occupies one line.
 func OneLine(s string) string { return strings.ReplaceAll(s, "\n", `\n`) }

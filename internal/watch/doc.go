@@ -1,11 +1,18 @@
-// Package watch tells when something outside of this process has ended: a process, the other end of a descriptor, a
+// Package watch reports when something outside this process has ended: another process, the other end of a descriptor, or a
 // mount.
 //
-// A Watch is one goroutine and the descriptors it needs; both are gone when Close returns. A descriptor that is watched
-// is not touched: it may share its description, flags included, with a stranger, so that it is looked at by way of an
-// epoll instance of our own.
+// # Theory of operation
+//
+// A Watch has one or two goroutines and at most one descriptor of its own, which are gone when Close has returned. File adds
+// the watched descriptor to an epoll instance and lets Go's poller wait for that instance. The watched descriptor itself is not
+// changed, because it may share its open file description, including the O_NONBLOCK flag, with another process. Path combines
+// inotify events of the directory with a check at intervals.
 //
 // # Limits
 //
-// A path on a file system that reports nothing (procfs), or that is unmounted, is noticed within PathInterval.
+// A path on a file system without inotify events (procfs), or one that is unmounted, is noticed within PathInterval.
+//
+// # Imports
+//
+// The standard library and golang.org/x/sys/unix. There are no locks.
 package watch

@@ -10,22 +10,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// PathInterval is how often a path is looked at when nobody says that it has changed.
+// PathInterval is how often a path is checked without an inotify event.
 const PathInterval = time.Second
 
-// Watch is one thing that is watched.
+// Watch watches one file, process or path. Its methods may be called from any goroutine.
 type Watch struct {
 	c    chan struct{}
 	stop chan struct{}
 	once sync.Once
 	wg   sync.WaitGroup
-	file *os.File // wakes the goroutine when it is closed; may be nil
+	file *os.File // epoll or inotify instance, closed by Close to end the goroutine that reads it; may be nil
 }
 
-// C is closed when what is watched has ended. It stays open when Close comes first.
+// C returns a channel that is closed when the watched object has ended, unless Close is called before.
 func (w *Watch) C() <-chan struct{} { return w.c }
 
-// Close ends the watch and waits for its goroutine. It may be called more than once.
+// Close ends the watch and waits for its goroutines. It may be called more than once.
 func (w *Watch) Close() {
 	w.once.Do(func() {
 		close(w.stop)
@@ -40,8 +40,8 @@ func newWatch(file *os.File) *Watch {
 	return &Watch{c: make(chan struct{}), stop: make(chan struct{}), file: file}
 }
 
-// File watches f for any event: data, end of file, an error, and of a pidfd the end of its process. f stays the
-// caller's, and must stay open until Close. EPERM means that f is of a kind that has no events, such as a regular file.
+// File watches f for any event: data, end of file, an error or, for a pidfd, the end of the process. f remains the caller's and
+// must stay open until Close. The error EPERM means that f is of a kind without events, such as a regular file.
 func File(f *os.File) (*Watch, error) {
 	conn, err := f.SyscallConn()
 	if err != nil {
@@ -56,7 +56,7 @@ func File(f *os.File) (*Watch, error) {
 		aerr = unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, int(fd), &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP})
 	})
 	if err = errors.Join(err, aerr); err == nil {
-		err = unix.SetNonblock(ep, true) // what makes package os poll it, an epoll instance within its own
+		err = unix.SetNonblock(ep, true) // package os registers only non-blocking descriptors in Go's poller
 	}
 	if err != nil {
 		unix.Close(ep)
@@ -81,9 +81,9 @@ func File(f *os.File) (*Watch, error) {
 	return w, nil
 }
 
-// Path watches what path leads to: there says whether it still is what it was, and is asked whenever its directory
-// reports a change, and every PathInterval.
-func Path(path string, there func() bool) *Watch {
+// Path watches the object at path. unchanged reports whether it is still the same object; it is called on a goroutine of the Watch,
+// first at once, then whenever the directory reports a change, and every PathInterval. When it returns false, the watch has ended.
+func Path(path string, unchanged func() bool) *Watch {
 	w := newWatch(nil)
 	changed := make(chan struct{}, 1)
 	if file := directoryEvents(filepath.Dir(path)); file != nil {
@@ -104,7 +104,7 @@ func Path(path string, there func() bool) *Watch {
 	w.wg.Go(func() {
 		t := time.NewTicker(PathInterval)
 		defer t.Stop()
-		for there() {
+		for unchanged() {
 			select {
 			case <-changed:
 			case <-t.C:
@@ -117,7 +117,7 @@ func Path(path string, there func() bool) *Watch {
 	return w
 }
 
-// directoryEvents is an inotify instance on dir; nil where that cannot be had, and the interval has to do.
+// directoryEvents returns an inotify instance that watches dir, or nil if there is none; then only the interval remains.
 func directoryEvents(dir string) *os.File {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"rootlessnet/internal/watch"
 )
 
+// wait checks whether w ends within the given time.
 func wait(t *testing.T, w *watch.Watch, want bool, within time.Duration) {
 	t.Helper()
 	select {
@@ -29,7 +30,7 @@ func wait(t *testing.T, w *watch.Watch, want bool, within time.Duration) {
 	}
 }
 
-func TestPipeThatIsClosed(t *testing.T) {
+func TestClosedPipe(t *testing.T) {
 	nettest.CheckLeaks(t)
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -46,7 +47,7 @@ func TestPipeThatIsClosed(t *testing.T) {
 	wait(t, watched, true, time.Second)
 }
 
-func TestCloseBeforeTheEnd(t *testing.T) {
+func TestCloseBeforeEvent(t *testing.T) {
 	nettest.CheckLeaks(t)
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -74,7 +75,7 @@ func TestRegularFileHasNoEvents(t *testing.T) {
 	}
 }
 
-func TestProcessThatEnds(t *testing.T) {
+func TestEndOfProcess(t *testing.T) {
 	nettest.CheckLeaks(t)
 	cmd := exec.Command("cat")
 	in, err := cmd.StdinPipe()
@@ -103,7 +104,7 @@ func TestProcessThatEnds(t *testing.T) {
 	}
 }
 
-func TestPathThatIsRemoved(t *testing.T) {
+func TestRemovedPath(t *testing.T) {
 	nettest.CheckLeaks(t)
 	path := filepath.Join(t.TempDir(), "ns")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
@@ -115,5 +116,5 @@ func TestPathThatIsRemoved(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	wait(t, w, true, watch.PathInterval/2) // by the event, not by the clock
+	wait(t, w, true, watch.PathInterval/2) // less than the interval, so it was the inotify event
 }

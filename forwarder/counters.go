@@ -1,0 +1,14 @@
+package forwarder
+
+import "sync/atomic"
+
+// TCPCounters count what the TCP datapaths do, since the start. They are updated without a lock.
+type TCPCounters struct {
+	Outbound     atomic.Uint64 // connections joined that the guest has opened
+	Inbound      atomic.Uint64 // connections joined that clients of published ports have opened
+	DialErrors   atomic.Uint64 // the host's connects that were refused, unreachable or timed out
+	OverShare    atomic.Uint64 // SYNs put off because their destination has too many attempts under way
+	Starved      atomic.Uint64 // waits for a free descriptor
+	AcceptErrors atomic.Uint64 // accepts that failed because descriptors ran out
+	Waiting      atomic.Int64  // clients of published ports that are not connected to the guest yet
+}

@@ -1,0 +1,13 @@
+// Package loopback carries named ports between the loopbacks of two network namespaces: what is sent to such a port of the one
+// goes to a port of the other.
+//
+// One event loop accepts, connects, joins by package splice and carries datagrams. The sockets on one side belong to the guest's
+// namespace and were opened there. No policy is asked: naming a port is the permission, and no other port is listened on. A
+// server that does not answer on the loopback address of the client's family is tried on the other.
+//
+// A Relay is used in two directions: from the guest's loopback to the host's (pasta's -T and -U; no Pool, outbound flows), and
+// for clients of published ports on the host's loopback to servers on the guest's (a Pool of sockets inside, inbound flows).
+//
+// Limits: the share fdbudget.Relay of the descriptors, and maxFlows UDP flows of one Relay. A client for which there is no
+// descriptor waits in the backlog; one for which the pool has no socket waits up to two seconds and is then reset.
+package loopback

@@ -1,0 +1,153 @@
+package forwarder
+
+import (
+	"errors"
+	"syscall"
+
+	"rootlessnet/flow"
+	"rootlessnet/policy"
+	"rootlessnet/stack"
+)
+
+// Refusal is what the guest is answered in place of a flow. The zero value is silence: the guest's own timer decides.
+type Refusal struct {
+	kind refusalKind
+	// ICMP is the error of the guest's address family, for sendICMP.
+	icmp stack.ICMPError
+}
+
+type refusalKind uint8
+
+const (
+	silence refusalKind = iota
+	reset
+	sendICMP
+)
+
+// ICMP is the error to be sent to the guest; false: none.
+func (r Refusal) ICMP() (stack.ICMPError, bool) { return r.icmp, r.kind == sendICMP }
+
+// TCPRequest is a connection that the guest wants to open, before its handshake: *stack.TCPRequest and *stack.SYN.
+type TCPRequest interface {
+	Reset() error
+	Unreachable(e stack.ICMPError) error
+	Ignore()
+}
+
+var (
+	_ TCPRequest = (*stack.TCPRequest)(nil)
+	_ TCPRequest = (*stack.SYN)(nil)
+)
+
+// Answer gives the refusal to a TCP request. A packet that the stack does not take is lost like any other.
+func (r Refusal) Answer(q TCPRequest) {
+	switch r.kind {
+	case reset:
+		_ = q.Reset()
+	case sendICMP:
+		_ = q.Unreachable(r.icmp)
+	default:
+		q.Ignore()
+	}
+}
+
+// cause is why there is no flow, in the words of a router or host that answers.
+type cause uint8
+
+const (
+	unknown    cause = iota // a timeout, no resources, or a verdict of silence
+	refused                 // nothing listens
+	prohibited              // by a filter or a rule
+	hostUnreachable
+	noRoute
+)
+
+// causeOfVerdict translates the actions of a policy.
+func causeOfVerdict(a policy.Action) cause {
+	switch a {
+	case policy.Refuse:
+		return refused
+	case policy.Prohibit:
+		return prohibited
+	case policy.Unreachable:
+		return hostUnreachable
+	case policy.NoRoute:
+		return noRoute
+	}
+	return unknown
+}
+
+// causeOfErrno translates what the host's kernel has answered to connect(2) or sendmsg(2). v4 is the family of the host's
+// socket.
+func causeOfErrno(errno syscall.Errno, v4 bool) cause {
+	switch errno {
+	case syscall.ECONNREFUSED, syscall.ECONNRESET:
+		return refused
+	case syscall.EACCES, syscall.EPERM:
+		return prohibited
+	case syscall.EHOSTUNREACH, syscall.EHOSTDOWN:
+		return hostUnreachable
+	case syscall.ENETUNREACH, syscall.ENETDOWN, syscall.EAFNOSUPPORT, syscall.EINVAL:
+		// EAFNOSUPPORT: a kernel without IPv6. EINVAL: the route does not take the source address.
+		return noRoute
+	case syscall.EADDRNOTAVAIL:
+		if v4 {
+			return unknown // no free local port: that passes, and the guest tries again
+		}
+		return noRoute // no address of this family
+	}
+	return unknown
+}
+
+// refusal is the one table from causes to answers. v4 says that the guest's flow is IPv4.
+//
+//	cause             TCP                      UDP and echo
+//	nothing listens   RST                      port unreachable
+//	prohibited        administratively prohibited
+//	host unreachable  host (ICMPv6: address) unreachable
+//	no route          net unreachable (ICMPv6: no route)
+//	unknown           silence
+func refusal(c cause, proto flow.Proto, v4 bool) Refusal {
+	switch c {
+	case refused:
+		if proto == flow.TCP {
+			return Refusal{kind: reset}
+		}
+		return Refusal{sendICMP, stack.PortUnreachable(v4)}
+	case prohibited:
+		return Refusal{sendICMP, stack.Prohibited(v4)}
+	case hostUnreachable:
+		return Refusal{sendICMP, stack.HostUnreachable(v4)}
+	case noRoute:
+		return Refusal{sendICMP, stack.NetUnreachable(v4)}
+	}
+	return Refusal{}
+}
+
+// RefusalOf is the answer to a flow that the host's kernel, or the network behind it, has refused with err: the very ICMP
+// error where one came in the guest's family, else what a router with the host's routes and filters would have sent.
+// hostV4 is the family of the host's socket, guestV4 that of the guest's flow.
+func RefusalOf(err error, proto flow.Proto, hostV4, guestV4 bool) Refusal {
+	var de *DialError
+	if errors.As(err, &de) && de.Queued != nil && guestV4 == hostV4 {
+		return Refusal{sendICMP, de.Queued.ICMP(guestV4)}
+	}
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		return Refusal{}
+	}
+	return refusal(causeOfErrno(errno, hostV4), proto, guestV4)
+}
+
+// OutOfResources says whether err is for want of descriptors, buffers or memory, which passes.
+func OutOfResources(err error) bool {
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		return false
+	}
+	switch errno {
+	case syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM:
+		return true
+	}
+	return false
+}

@@ -1,0 +1,224 @@
+package splicetcp
+
+import (
+	"io"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"rootlessnet/forwarder"
+	"rootlessnet/internal/fdbudget"
+	"rootlessnet/internal/inbound"
+	"rootlessnet/internal/nettest/forwardlab"
+	"rootlessnet/internal/rawsock"
+)
+
+func TestSpliceOutbound(t *testing.T) {
+	w := newWorld(t)
+	if w == nil {
+		return
+	}
+	port := w.freePort()
+	if !w.syn(port, guestTTL) {
+		t.Fatal("the request was left to the stack path")
+	}
+	if other, err := net.Dial("tcp", w.listener.String()); err == nil { // or the reset was there first
+		forwardlab.HearReset(t, other)
+		other.Close()
+	}
+	c := w.connect(port)
+	defer c.Close()
+	h, err := w.remote.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	forwardlab.Say(t, c, "request")
+	forwardlab.Hear(t, h, "request")
+	forwardlab.Say(t, h, "answer")
+	forwardlab.Hear(t, c, "answer")
+	w.waitFor("counted", func(s stats) bool {
+		return s.Active == 1 && s.Outbound == 1 && s.Unmatched == 1 && s.Dialling == 0
+	})
+	c.Close()
+	if _, err := io.ReadAll(h); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSpliceDeclinesForwarded: what comes through the guest, from further inside, has one hop less to live. It is left to the
+// stack path where the namespace cannot be made ready for it.
+func TestSpliceDeclinesForwarded(t *testing.T) {
+	w := newWorld(t)
+	if w == nil {
+		return
+	}
+	for _, ttl := range []uint8{1, 63, 65, 127, 255} {
+		if w.syn(w.freePort(), ttl) {
+			t.Errorf("a request with TTL %d was taken", ttl)
+		}
+	}
+	if s := w.Stats(); s.Dialling != 0 || len(w.requests) != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestSpliceRequestsAreBounded: requests that the guest's kernel does not answer hold the descriptors of a connection each.
+func TestSpliceRequestsAreBounded(t *testing.T) {
+	w := newLimitedWorld(t, 16)
+	if w == nil {
+		return
+	}
+	const most = 3
+	others := w.budget.Share(fdbudget.Splice) - most*descriptors
+	if !w.budget.Take(fdbudget.Splice, others) {
+		t.Fatal("the budget is too small")
+	}
+	defer w.budget.Give(fdbudget.Splice, others)
+	for i := range uint16(5) {
+		if taken := w.syn(20000+i, guestTTL); taken != (i < most) {
+			t.Errorf("request %d: taken %v", i, taken)
+		}
+	}
+	if s := w.Stats(); s.Dialling != 0 {
+		t.Errorf("%d dials are still counted", s.Dialling)
+	}
+	w.mu.Lock()
+	for _, q := range w.requests {
+		q.since = q.since.Add(-time.Hour)
+	}
+	w.mu.Unlock()
+	w.sweep()
+	if s := w.Stats(); s.ReinjectFailed != most || w.reinjected != 0 || len(w.requests) != 0 {
+		t.Errorf("after the sweep: %+v, %d re-injected", s, w.reinjected)
+	}
+}
+
+// TestSpliceCircuitBreaker: a guest whose rules are in the way pays for three connections, not for each.
+func TestSpliceCircuitBreaker(t *testing.T) {
+	w := newWorld(t)
+	if w == nil {
+		return
+	}
+	for i := range uint16(forwarder.SpliceFailures) {
+		if !w.syn(20000+i, guestTTL) {
+			t.Fatalf("request %d was left to the stack path", i)
+		}
+		if w.syn(20000+i, guestTTL) {
+			t.Fatalf("request %d, sent again, was taken", i)
+		}
+	}
+	if w.syn(21000, guestTTL) {
+		t.Error("the next is tried all the same")
+	}
+	w.own.EndPause()
+	port := w.freePort()
+	if !w.syn(port, guestTTL) {
+		t.Fatal("later, none is tried")
+	}
+	c := w.connect(port)
+	defer c.Close()
+	w.waitFor("joined", func(s stats) bool { return s.Active == 1 })
+	if w.own.Fail() {
+		t.Error("the failures before the success still count")
+	}
+}
+
+// TestSpliceCloseWithARequestUnderWay: what is on its way when the Path is closed leaves no descriptor and no timer that does harm.
+func TestSpliceCloseWithARequestUnderWay(t *testing.T) {
+	w := newWorld(t)
+	if w == nil {
+		return
+	}
+	w.syn(20000, guestTTL)
+	h, err := w.remote.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	w.pause()
+	w.stop()
+	forwardlab.HearReset(t, h)
+	if !w.syn(20001, guestTTL) {
+		t.Error("a request after Close goes on to the stack path")
+	}
+	w.endPause()
+	w.sweep()
+}
+
+// TestSpliceSameClientPort: two addresses of the host's loopback are one inside, and may use the same port.
+func TestSpliceSameClientPort(t *testing.T) {
+	w := newWorld(t)
+	if w == nil {
+		return
+	}
+	inside := forwardlab.Listen(t, netip.AddrPortFrom(forwardlab.Here4, 0).String())
+	p := w.publish(inside.Addr().(*net.TCPAddr).AddrPort().Port(), newFallback())
+	port := w.freePort()
+	seen := map[string]bool{}
+	for _, client := range []string{"127.0.0.1", "127.0.0.2", "127.0.0.3"} {
+		c := forwardlab.Call(t, netip.AddrPortFrom(netip.MustParseAddr(client), port), p.Addr())
+		defer c.Close()
+		in, err := inside.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer in.Close()
+		forwardlab.Say(t, c, client)
+		forwardlab.Hear(t, in, client)
+		seen[in.RemoteAddr().String()] = true
+	}
+	if !seen[netip.AddrPortFrom(forwardlab.Other4, port).String()] || len(seen) != 3 {
+		t.Errorf("inside they are %v", seen)
+	}
+	for _, f := range w.f.Flows.List() {
+		if f.Key.Src.Port() == 0 {
+			t.Errorf("a flow without a port: %v", f.Key)
+		}
+	}
+	w.waitFor("joined", func(s stats) bool { return s.Active == 3 && s.Inbound == 3 })
+}
+
+// TestSpliceOutOfDescriptors: a connection that cannot be accepted waits; the listener does not report it without end.
+func TestSpliceOutOfDescriptors(t *testing.T) {
+	w := newWorld(t)
+	if w == nil {
+		return
+	}
+	c, err := plainPool{}.Get(false, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(c)
+	if err := rawsock.Bind(c, netip.AddrPortFrom(forwardlab.Here4, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if !w.syn(rawsock.LocalAddr(c).Port(), guestTTL) {
+		t.Fatal("the request was left to the stack path")
+	}
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		t.Fatal(err)
+	}
+	few := lim
+	few.Cur = 3 // less than are open
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
+		t.Fatal(err)
+	}
+	const while = 5 * inbound.Pause
+	if err := rawsock.Connect(c, w.listener); err != nil && err != unix.EINPROGRESS {
+		t.Error(err)
+	}
+	time.Sleep(while)
+	n := w.Stats().AcceptErrors
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		t.Fatal(err)
+	}
+	if n == 0 || n > uint64(while/inbound.Pause)+1 {
+		t.Errorf("accept was tried %d times in %v", n, while)
+	}
+	w.waitFor("joined", func(s stats) bool { return s.Active == 1 })
+}

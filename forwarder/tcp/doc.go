@@ -1,0 +1,29 @@
+// Package tcp is the stack path for TCP: it joins connections that end in the userspace stack with sockets of the host.
+//
+// # Theory of operation
+//
+// A connection that the guest opens is decided, takes a share of the attempts, is dialled, and only then accepted. A client of
+// a published port is connected to the guest from the client's own address. Then two goroutines move bytes, one for each
+// direction (pump.go):
+//
+//   - guest to host: netstack's buffers are written to the socket where they lie, under the endpoint's lock, which is why
+//     that write never waits;
+//   - host to guest: small exchanges by one read into a pooled buffer, bulk from the socket straight into netstack's memory,
+//     one frame at a time. An idle connection holds no buffer.
+//
+// # States of a connection
+//
+// Both directions open; one ended by FIN, which has been passed on, while the other goes on (with keep-alive, because a side
+// that waits and one that has vanished look the same); ended. A reset or failure of one side resets the other at once,
+// whatever either direction is waiting for: the guest's failure wakes the waits on the socket, and while a direction waits for
+// the guest a goroutine watches the socket.
+//
+// # Goroutines
+//
+// HandleTCP runs on the goroutine that netstack made for the SYN, and stays until the connection has ended; the other
+// direction has one of its own. Path.Close ends and awaits all of them.
+//
+// # Limits
+//
+// Urgent data arrives in the stream: netstack has none. A panic in a connection ends that connection only.
+package tcp

@@ -1,0 +1,107 @@
+package udp
+
+import (
+	"net/netip"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"rootlessnet/forwarder"
+	"rootlessnet/internal/rawsock"
+	"rootlessnet/stack"
+)
+
+const (
+	// errorQuote is how much of the packet an ICMP error is about we take: what a whole ICMPv6 error may hold (RFC
+	// 4443 2.4(c)); an ICMP one quotes less (RFC 1812 4.3.2.3).
+	errorQuote = 1280
+	// errorBatch bounds the errors read at once, so that a flood of them starves no datagrams.
+	errorBatch = 64
+)
+
+// readErrors empties the error queue of s and sends the ICMP errors to the guest.
+func (x *Path) readErrors(s *socket, r *receiver) {
+	for range errorBatch {
+		var name rawsock.Addr
+		iov := unix.Iovec{Base: &r.errBuf[0]}
+		iov.SetLen(len(r.errBuf))
+		m := unix.Msghdr{Name: (*byte)(unsafe.Pointer(&name)), Namelen: unix.SizeofSockaddrInet6, Iov: &iov, Control: &r.control[0][0]}
+		m.SetIovlen(1)
+		m.SetControllen(controlSpace)
+		s.recvMu.Lock()
+		if s.recvClosed {
+			s.recvMu.Unlock()
+			return
+		}
+		n, _, errno := unix.Syscall(unix.SYS_RECVMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&m)), unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
+		s.recvMu.Unlock()
+		if errno != 0 {
+			return
+		}
+		c := parseControl(r.control[0][:min(uint64(m.Controllen), controlSpace)])
+		if !c.err.FromNetwork() {
+			continue // of the host's kernel itself: send has returned it
+		}
+		peer, _ := name.Get()
+		x.hostError(s, peer, r.errBuf[:n], c.err)
+	}
+}
+
+// hostError sends the guest an ICMP error that one of its packets has caused. sent is the beginning of that packet's
+// payload, for echo with its header.
+func (x *Path) hostError(s *socket, peer netip.AddrPort, sent []byte, q forwarder.QueuedError) {
+	x.mu.Lock()
+	f := x.peers[peerKey{s, peer}]
+	if f == nil {
+		x.unlock()
+		x.count.drop(DropUnknownError)
+		return
+	}
+	key, gateway := f.key, f.gateway
+	if f.s.pub == nil && f.alt.IsValid() && q.Errno == unix.ECONNREFUSED {
+		x.tryAlt(f, sent)
+		return
+	}
+	x.unlock()
+
+	e := q.ICMP(key.remote.Addr().Is4())
+	e.From = offender(q.Offender, peer.Addr(), key.remote.Addr(), gateway)
+	if key.proto == protoEcho {
+		x.echoError(key, sent, e)
+		return
+	}
+	x.sendUDPError(stack.Flow{Endpoint: key.endpoint, Src: key.guest, Dst: key.remote}, sent, e)
+}
+
+// offender returns the source address of an ICMP error as the guest gets it: for the remote the address under which the guest
+// knows it, for the host itself the gateway's (the zero value).
+func offender(sender, peer, remote netip.Addr, gateway bool) netip.Addr {
+	switch {
+	case gateway || !sender.IsValid() || sender.IsLoopback() || sender.IsUnspecified() || sender.Is4() != remote.Is4():
+		return netip.Addr{}
+	case sender == peer:
+		return remote
+	}
+	return sender
+}
+
+// tryAlt moves a flow whose first address refused to the other one: a service of the host may listen on one family
+// only. sent goes out again, unless the error quoted only a part of it. mu is held, and released.
+func (x *Path) tryAlt(f *conversation, sent []byte) {
+	key, alt := f.key, f.alt
+	whole := len(sent) <= minQuote
+	pkts, bytes := f.outPkts, f.outBytes
+	v := f.decision
+	v.Dst, v.Alt = alt, netip.AddrPort{}
+	sent = append([]byte(nil), sent...)
+	x.removeFlow(f)
+	x.unlock()
+	t, err := x.open(key, &v, int(pkts), int(bytes))
+	if err != nil || !whole {
+		return
+	}
+	_ = t.s.send(&t, nil, sent, 0, options(0, 0, false)) // as lost as the first, if it fails
+}
+
+// minQuote is a payload that every ICMP error of Linux quotes whole: 576 bytes less the headers (RFC 1812 4.3.2.3).
+const minQuote = 576 - 20 - 8 - 60 - 8

@@ -1,0 +1,116 @@
+package netns
+
+import (
+	"errors"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Relink gives the uplink l, as it is configured, the addresses, routes and gateways of want, and records them in l. What is
+// the same before and after is not touched, so that connections of an address that stays go on. What the kernel refuses is a
+// warning. For a bare link there is nothing to do. The error is an *Error.
+func Relink(l, want *Link, warn Warn) error {
+	if l.Bare {
+		return nil
+	}
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return &Error{Op: "open netlink", Err: err}
+	}
+	defer nl.Close()
+	link, err := nl.LinkByName(l.Name)
+	if err != nil {
+		return &Error{Op: "find " + l.Name, Err: err}
+	}
+	old := *l
+	l.Addrs, l.Gateways, l.Routes = want.Addrs, want.Gateways, want.Routes
+	// Removing an address must not remove those of its subnet that were added after it (net/ipv4/devinet.c, __inet_del_ifa).
+	promoted := writeSysctl("net/ipv4/conf/"+l.Name+"/promote_secondaries", "1") == nil
+	// New addresses are added before old ones are removed: with its last address the interface would lose every route.
+	gone := changeAddrs(nl, link, &old, l, promoted, warn)
+	for _, g := range l.Gateways {
+		if slices.Contains(old.Gateways, g) {
+			continue
+		}
+		if err := setNeighbour(nl, link, l, g); err != nil {
+			warn("%v", err)
+		}
+	}
+	changeRoutes(nl, link, &old, l, gone, warn)
+	for _, g := range old.Gateways {
+		if !slices.Contains(l.Gateways, g) {
+			_ = nl.NeighDel(&netlink.Neigh{LinkIndex: link.Attrs().Index, IP: g.AsSlice(), HardwareAddr: l.GatewayMAC})
+		}
+	}
+	return nil
+}
+
+// changeAddrs adds the addresses of now and removes those of old that are not among them; gone says whether it removed any.
+// promoted says that an address stays when one before it in its subnet is removed.
+func changeAddrs(nl *netlink.Handle, link netlink.Link, old, now *Link, promoted bool, warn Warn) (gone bool) {
+	add := func(all bool) {
+		for _, p := range now.Addrs {
+			if !all && slices.Contains(old.Addrs, p) {
+				continue // if it is missing, a process inside has removed it
+			}
+			addr := &netlink.Addr{IPNet: ipNet(p)}
+			if p.Addr().Is6() {
+				addr.Flags = unix.IFA_F_NODAD
+			}
+			if err := nl.AddrAdd(link, addr); err != nil && !errors.Is(err, unix.EEXIST) {
+				warn("the address %v was not added: %v", p, err)
+			}
+		}
+	}
+	add(false)
+	for _, p := range old.Addrs {
+		if !slices.Contains(now.Addrs, p) {
+			gone = true
+			_ = nl.AddrDel(link, &netlink.Addr{IPNet: ipNet(p)}) // an error: a process inside has removed it
+		}
+	}
+	if gone && !promoted {
+		add(true) // those that the kernel removed as well
+	}
+	return gone
+}
+
+// changeRoutes sets the routes of now that old does not have, or with all every one, since some may have gone with an
+// address, and removes those of old that now does not have.
+func changeRoutes(nl *netlink.Handle, link netlink.Link, old, now *Link, all bool, warn Warn) {
+	type place struct {
+		dst    string
+		metric int
+	}
+	at := func(r Route) place { return place{r.Dst.String(), r.Metric} }
+	taken, before := map[place]bool{}, old.routes()
+	for _, r := range now.routes() {
+		taken[at(r)] = true
+		if !all && slices.Contains(before, r) {
+			continue
+		}
+		// It replaces a route of the same destination and metric in one step: at no time is there no default route.
+		if err := nl.RouteReplace(makeRoute(link, now, r)); err != nil {
+			warn("the route to %v was not added: %v", r.Dst, err)
+		}
+	}
+	for _, r := range before {
+		if !taken[at(r)] {
+			_ = nl.RouteDel(makeRoute(link, old, r)) // an error: it has gone with its source address
+		}
+	}
+}
+
+// routes are the routes that are set up: l.Routes, or the default routes.
+func (l *Link) routes() []Route {
+	if l.Routes != nil {
+		return l.Routes
+	}
+	var list []Route
+	for _, g := range l.Gateways {
+		list = append(list, Route{Dst: defaultRoute(g), Gateway: g})
+	}
+	return list
+}

@@ -1,0 +1,16 @@
+package netns
+
+import "slices"
+
+// undo collects the steps that put a namespace back as it was.
+type undo []func()
+
+func (u *undo) add(f func()) { *u = append(*u, f) }
+
+// run takes the steps, that of the last change first.
+func (u *undo) run() {
+	for _, f := range slices.Backward(*u) {
+		f()
+	}
+	*u = nil
+}

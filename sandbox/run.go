@@ -1,0 +1,131 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"rootlessnet/internal/hostnet"
+	"rootlessnet/internal/state"
+	"rootlessnet/plan"
+	"rootlessnet/userns"
+)
+
+// Exit codes of Run that are not the command's own; the meanings are those of docker run.
+const (
+	ExitFailure    = 125 // nothing was started, or the sandbox broke
+	ExitCannotExec = 126 // the command was found and cannot be executed
+	ExitNotFound   = 127 // the command was not found
+	ExitSignalBase = 128 // the command was ended by signal n: 128 + n
+)
+
+// Init runs the part of this program that belongs inside the namespaces, if that is what the process was started for; it
+// does not return then. The package's initialisation calls it.
+func Init() { userns.Init() }
+
+func init() { Init() }
+
+// Run runs a command in a sandbox and returns its exit code when the command, everything it has started, and every sandbox
+// that has joined its network have ended. The error is nil if the command ran; the code is then the command's own or 128+n.
+// Otherwise nothing is left behind and the code is ExitFailure, ExitCannotExec or ExitNotFound. When ctx ends, the command is
+// killed. Several may run at once.
+func Run(ctx context.Context, c plan.Config) (exitCode int, err error) {
+	s := newSandbox(c)
+	defer s.closeListenerFiles()
+	if s.plan, err = plan.Resolve(&s.cfg, hostnet.Routes{}); err != nil {
+		return ExitFailure, err
+	}
+	s.logWarnings()
+	defer s.close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ready := s.signals.keep(cancel)
+	defer ready()
+	if err := s.prepare(ctx); err != nil {
+		return ExitFailure, err
+	}
+	ready()
+	if err := ctx.Err(); err != nil {
+		return ExitFailure, err
+	}
+	return s.run(ctx)
+}
+
+// run starts the command, and waits for it and for the leases.
+func (s *sandbox) run(ctx context.Context) (int, error) {
+	stdout, stderr := s.cfg.Stdout, s.cfg.Stderr
+	if s.cfg.LogOutput {
+		f, err := s.output.start(s.record.entry)
+		if err != nil {
+			return ExitFailure, err
+		}
+		defer f.Close()
+		if stdout == nil {
+			stdout = f
+		}
+		if stderr == nil {
+			stderr = f
+		}
+	}
+	// The record says "running" before the command starts: a program that reads the command's first output may rely on it.
+	if err := s.record.update(s.describe); err != nil {
+		return ExitFailure, err
+	}
+	pid, err := s.ns.Run(userns.Command{Argv: s.cfg.Argv, Env: s.cfg.Env, Dir: s.cfg.Dir, Stdin: s.cfg.Stdin, Stdout: stdout, Stderr: stderr})
+	if err != nil {
+		var ee *userns.ExecError
+		if errors.As(err, &ee) {
+			return ee.Code, err
+		}
+		return ExitFailure, err
+	}
+	if s.network != nil {
+		s.network.Follow()
+	}
+	commandEnded := make(chan struct{})
+	s.wg.Go(func() { s.signals.forward(s.ns, commandEnded) })
+	if s.joined.lease != nil {
+		s.wg.Go(s.endWithJoined)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = s.ns.Close() })
+	defer stop()
+	if s.cfg.Confine {
+		s.wg.Go(s.releaseStartMemory)
+	}
+	if s.cfg.OnStart != nil {
+		s.cfg.OnStart(plan.Started{ID: s.record.id(), Name: s.record.name(), PID: pid})
+	}
+	code, err := s.ns.Wait()
+	close(commandEnded)
+	if err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		} else if s.joined.lease != nil {
+			err = fmt.Errorf("the network of %s has ended", s.joined.record.Name)
+		}
+		return ExitFailure, err
+	}
+	s.linger(ctx, code)
+	return code, nil
+}
+
+// endWithJoined kills the command when the network it has joined ends, because nothing it does can reach a network then.
+func (s *sandbox) endWithJoined() {
+	select {
+	case <-s.joined.lease.Done():
+		s.log.Error("the network of the joined sandbox has ended; the command is killed", "sandbox", s.joined.record.Name)
+		_ = s.ns.Close()
+	case <-s.end:
+	}
+}
+
+// linger keeps the network after the command's end while other sandboxes are in it.
+func (s *sandbox) linger(ctx context.Context, code int) {
+	idle, n := s.leases.drain()
+	if n == 0 {
+		return
+	}
+	s.log.Warn(fmt.Sprintf("the command has exited with %d; its network stays for %d that joined it", code, n))
+	_ = s.record.update(func(r *state.Record) { r.Status, r.ExitCode = state.Lingering, &code })
+	s.signals.waitEnd(ctx, idle)
+}

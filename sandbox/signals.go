@@ -1,0 +1,80 @@
+package sandbox
+
+import (
+	"context"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+
+	"rootlessnet/internal/signals"
+	"rootlessnet/userns"
+)
+
+// commandSignals passes signals of the caller (Config.Signals) to the command. One method at a time receives: keep until its
+// stop is called, then forward until the command has ended, then waitEnd.
+type commandSignals struct {
+	in   <-chan os.Signal // nil: there are none
+	kept []os.Signal      // received before the command started; written by keep, read by forward
+}
+
+// keep receives the signals that come before the command has started: one that asks a program to end calls cancel; the
+// others are kept for the command, one of each kind, as a kernel keeps pending signals. stop ends it and may be called twice.
+func (c *commandSignals) keep(cancel context.CancelFunc) (stop func()) {
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case sig := <-c.in:
+				if signals.Terminates(sig) {
+					cancel()
+				} else if !slices.Contains(c.kept, sig) {
+					c.kept = append(c.kept, sig)
+				}
+			case <-quit:
+				return
+			}
+		}
+	}()
+	return sync.OnceFunc(func() {
+		close(quit)
+		<-done
+	})
+}
+
+// forward sends the kept signals and those that come to the command, until ended is closed.
+func (c *commandSignals) forward(ns *userns.Sandbox, ended <-chan struct{}) {
+	send := func(sig os.Signal) {
+		if n, ok := sig.(syscall.Signal); ok {
+			_ = ns.Signal(n)
+		}
+	}
+	for _, sig := range c.kept {
+		send(sig)
+	}
+	for {
+		select {
+		case sig := <-c.in:
+			send(sig)
+		case <-ended:
+			return
+		}
+	}
+}
+
+// waitEnd returns when idle is closed, ctx ends, or a signal asks the program to end.
+func (c *commandSignals) waitEnd(ctx context.Context, idle <-chan struct{}) {
+	for {
+		select {
+		case <-idle:
+			return
+		case <-ctx.Done():
+			return
+		case sig := <-c.in:
+			if signals.Terminates(sig) {
+				return
+			}
+		}
+	}
+}

@@ -1,0 +1,96 @@
+package stack
+
+import (
+	"encoding/binary"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+)
+
+const (
+	// deferStep times deferSteps is how long a SYN is deferred at most; then it is delivered anyway. Netstack ends a connection
+	// within a millisecond of its last segment, unless all processors are busy.
+	deferStep  = time.Millisecond
+	deferSteps = 30
+	// maxDeferred is how many SYNs are deferred at the same time, each by a goroutine that keeps a frame. Further ones are
+	// delivered at once, and netstack may refuse them.
+	maxDeferred = 256
+)
+
+// deferSYN delivers a SYN later, and returns true, while netstack still has a closing connection with the same 4-tuple. A
+// client may reset a connection and reuse its port at once, but netstack ends connections on goroutines of its own: the SYN
+// would enter the segment queue of the closing connection and be answered with a reset.
+func (p *port) deferSYN(k *packet, n tcpip.NetworkProtocolNumber) (deferred bool) {
+	if header.TCPFlags(k.payload[13])&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) != header.TCPFlagSyn {
+		return false
+	}
+	if ethLen+len(k.ip) > rxViewSize { // larger than any sensible SYN
+		return false
+	}
+	s := p.s
+	id := gstack.TransportEndpointID{
+		LocalPort: binary.BigEndian.Uint16(k.payload[2:]), LocalAddress: tcpip.AddrFromSlice(k.dst.AsSlice()),
+		RemotePort: binary.BigEndian.Uint16(k.payload), RemoteAddress: tcpip.AddrFromSlice(k.src.AsSlice()),
+	}
+	if !s.isClosing(n, id) {
+		return false
+	}
+	if s.deferred.Add(1) > maxDeferred {
+		s.deferred.Add(-1)
+		return false
+	}
+	ip := buffer.NewViewWithData(k.ip)
+	s.wg.Go(func() {
+		defer s.deferred.Add(-1)
+		defer ip.Release()
+		defer func() {
+			if e := recover(); e != nil {
+				s.panicked(frameLost, e)
+			}
+		}()
+		for range deferSteps {
+			select {
+			case <-time.After(deferStep):
+			case <-s.done:
+				return
+			}
+			if !s.isClosing(n, id) {
+				break
+			}
+		}
+		s.deliverIP(n, ip.Clone())
+	})
+	return true
+}
+
+// isClosing reports whether netstack has a connection with this 4-tuple that a new one should wait for. A connection in
+// TIME-WAIT is replaced by netstack itself (RFC 1122 4.2.2.13), and one that is being set up expects a retransmitted SYN.
+func (s *Stack) isClosing(n tcpip.NetworkProtocolNumber, id gstack.TransportEndpointID) bool {
+	ep, _ := s.ns.FindTransportEndpoint(n, tcp.ProtocolNumber, id, nicID).(*tcp.Endpoint)
+	if ep == nil {
+		return false
+	}
+	switch tcp.EndpointState(ep.State()) {
+	case tcp.StateTimeWait, tcp.StateSynRecv, tcp.StateSynSent, tcp.StateConnecting:
+		return false
+	}
+	return true
+}
+
+// deliverIP passes an IP packet to netstack and takes over the reference to it.
+func (s *Stack) deliverIP(n tcpip.NetworkProtocolNumber, ip *buffer.View) {
+	d := s.link.dispatcher()
+	if d == nil {
+		ip.Release()
+		return
+	}
+	var payload buffer.Buffer
+	_ = payload.Append(ip)
+	pkt := gstack.NewPacketBuffer(gstack.PacketBufferOptions{Payload: payload})
+	defer pkt.DecRef()
+	d.DeliverNetworkPacket(n, pkt)
+}

@@ -1,0 +1,240 @@
+package userns
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"rootlessnet/netns"
+)
+
+// redirectUplink is the name of the tests' link.
+const redirectUplink = "eth0"
+
+// redirected starts a sandbox with a link and a TPROXY redirect.
+func redirected(t *testing.T, ipv6 bool) (*Sandbox, *netns.RedirectHandles) {
+	t.Helper()
+	s := start(t, Config{Link: testLink(netns.KindPacket)})
+	h, err := s.Redirect(t.Context(), netns.RedirectConfig{Uplink: redirectUplink, IPv6: ipv6})
+	if err != nil {
+		if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.EOPNOTSUPP) {
+			need(t, "nf_tables: "+err.Error())
+		}
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { closeHandles(h) })
+	return s, h
+}
+
+func closeHandles(h *netns.RedirectHandles) {
+	h.Pool.Close()
+	h.Rules.Close()
+	h.Packets.Close()
+	closeAll(h.Listeners)
+}
+
+// take waits for a socket, since the first batch is on its way.
+func take(t *testing.T, get func() (int, error)) int {
+	t.Helper()
+	end := time.Now().Add(5 * time.Second)
+	for {
+		fd, err := get()
+		if err == nil {
+			return fd
+		}
+		if !errors.Is(err, netns.ErrPoolEmpty) || time.Now().After(end) {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func transparent(p *netns.Pool, ipv6 bool) func() (int, error) {
+	return func() (int, error) { return p.Get(ipv6, false) }
+}
+
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
+	}
+	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
+}
+
+func TestRedirect(t *testing.T) {
+	s, h := redirected(t, true)
+	if len(h.Listeners) != 2 {
+		t.Errorf("%d listeners", len(h.Listeners))
+	}
+	// A server inside sees the address that a transparent socket was bound to, and its answer arrives.
+	for _, c := range []struct{ server, client string }{
+		{"10.0.2.100:80", "203.0.113.9:5555"},
+		{"[fd00::100]:80", "[2001:db8::9]:5555"},
+	} {
+		server, client := netip.MustParseAddrPort(c.server), netip.MustParseAddrPort(c.client)
+		ipv6 := server.Addr().Is6()
+		l, fd := take(t, transparent(h.Pool, ipv6)), take(t, transparent(h.Pool, ipv6))
+		defer unix.Close(l)
+		defer unix.Close(fd)
+		if err := errors.Join(unix.Bind(l, sockaddr(server)), unix.Listen(l, 1), unix.Bind(fd, sockaddr(client))); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Connect(fd, sockaddr(server)); err != nil && err != unix.EINPROGRESS {
+			t.Fatal(err)
+		}
+		waitFD(t, l, unix.POLLIN)
+		got, peer, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(got)
+		if from := addrPort(peer); from != client {
+			t.Errorf("the server saw %v, want %v", from, client)
+		}
+		waitFD(t, fd, unix.POLLOUT)
+		if _, err := unix.Write(got, []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		waitFD(t, fd, unix.POLLIN)
+	}
+	closeHandles(h)
+	if out, code := run(t, s, "cat /proc/sys/net/ipv4/tcp_fwmark_accept /proc/sys/net/ipv4/fwmark_reflect /proc/sys/net/ipv4/conf/lo/accept_local"); code != 0 || out != "1\n1\n1" {
+		t.Errorf("sysctls inside: %q, %d", out, code)
+	}
+}
+
+// TestRedirectFails: after a redirect that could not be set up, another can.
+func TestRedirectFails(t *testing.T) {
+	s := start(t, Config{Link: testLink(netns.KindPacket)})
+	for range 3 {
+		_, err := s.Redirect(t.Context(), netns.RedirectConfig{Uplink: "nothere0", IPv6: true})
+		var e *Error
+		if !errors.As(err, &e) || !strings.Contains(err.Error(), "nothere0") {
+			t.Fatalf("got %v", err)
+		}
+	}
+	h, err := s.Redirect(t.Context(), netns.RedirectConfig{Uplink: redirectUplink})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(h.Listeners) != 1 {
+		t.Errorf("%d listeners without IPv6", len(h.Listeners))
+	}
+	closeHandles(h)
+}
+
+// TestPoolWithoutInside: when init is gone the pool runs empty, and taking a socket does not wait.
+func TestPoolWithoutInside(t *testing.T) {
+	s, h := redirected(t, false)
+	s.Close()
+	begin := time.Now()
+	for i := range 1000 {
+		fd, err := h.Pool.Get(false, false)
+		if err != nil {
+			if !errors.Is(err, netns.ErrPoolEmpty) {
+				t.Errorf("got %v", err)
+			}
+			break
+		}
+		unix.Close(fd)
+		if i == 999 {
+			t.Error("sockets without end from a sandbox that is gone")
+		}
+	}
+	if took := time.Since(begin); took > time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
+// TestRedirectForwardedFails: it needs a redirect before it, and a running sandbox.
+func TestRedirectForwardedFails(t *testing.T) {
+	s := start(t, Config{Link: testLink(netns.KindPacket)})
+	if err := s.RedirectForwarded(t.Context(), &netns.RedirectHandles{}); err == nil {
+		t.Errorf("got %v", err)
+	}
+	s2, h := redirected(t, false)
+	s2.Close()
+	if err := s2.RedirectForwarded(t.Context(), h); err == nil {
+		t.Error("in a sandbox that is gone")
+	}
+}
+
+func waitFD(t *testing.T, fd int, events int16) {
+	t.Helper()
+	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: events}}, 5000); n != 1 || err != nil {
+		t.Fatalf("poll: %d, %v", n, err)
+	}
+}
+
+func addrPort(sa unix.Sockaddr) netip.AddrPort {
+	switch a := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port))
+	}
+	return netip.AddrPort{}
+}
+
+// TestListen: sockets on the namespace's loopback, in more than one message; a port that cannot be had has its errno.
+func TestListen(t *testing.T) {
+	s := start(t, Config{Network: NetworkNone})
+	var ports []uint16
+	for p := range uint16(2*listenMost + 5) {
+		ports = append(ports, p+1)
+	}
+	ports = append(ports, 1)
+	for _, proto := range []string{"tcp", "udp"} {
+		files, errs, err := s.Listen(t.Context(), proto, ports)
+		if err != nil || len(files) != len(ports) || len(errs) != len(ports) {
+			t.Fatalf("%s: %d files, %d errors, %v", proto, len(files), len(errs), err)
+		}
+		for i, f := range files {
+			if i == len(files)-1 {
+				if f != nil || !errors.Is(errs[i], syscall.EADDRINUSE) {
+					t.Errorf("%s port 1 twice: %v, %v", proto, f, errs[i])
+				}
+				continue
+			}
+			if f == nil || errs[i] != nil {
+				t.Fatalf("%s port %d: %v", proto, ports[i], errs[i])
+			}
+			defer f.Close()
+		}
+		fd := int(files[0].Fd())
+		device, _ := unix.GetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE)
+		listens, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+		if device != "lo" || listens != 0 != (proto == "tcp") {
+			t.Errorf("%s: on %q, listening %d", proto, device, listens)
+		}
+	}
+	if _, _, err := s.Listen(t.Context(), "sctp", ports); err == nil {
+		t.Error("a protocol that is none")
+	}
+	// The connection to init goes on.
+	if out, code := run(t, s, "echo on"); out != "on" || code != 0 {
+		t.Errorf("%q, %d", out, code)
+	}
+}
+
+// TestSocketPool: a pool without a redirect, with TCP and UDP sockets.
+func TestSocketPool(t *testing.T) {
+	s := start(t, Config{Network: NetworkNone})
+	p, err := s.SocketPool(t.Context(), netns.PoolOptions{IPv6: true, UDP: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	for _, ipv6 := range []bool{false, true} {
+		unix.Close(take(t, transparent(p, ipv6)))
+		fd := take(t, func() (int, error) { return p.GetUDP(ipv6) })
+		if kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || kind != unix.SOCK_DGRAM {
+			t.Errorf("kind %d, %v", kind, err)
+		}
+		unix.Close(fd)
+	}
+}
