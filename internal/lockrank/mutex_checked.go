@@ -14,6 +14,9 @@ import (
 // Checked says whether this build checks the order.
 const Checked = true
 
+// unranked locks are not checked.
+const unranked Rank = 0
+
 // Mutex is a sync.Mutex whose place in the order is checked. Its zero value is unlocked, and has no rank.
 type Mutex struct {
 	mu   sync.Mutex
