@@ -15,7 +15,7 @@ var mayImport = []struct {
 	imports []string
 }{
 	// Programs: arguments in, words out.
-	{"cmd/rootless-run", []string{".", "internal/flagvalue", "internal/signals", "internal/systemd", "internal/textlog"}},
+	{"cmd/rootless-run", []string{".", "internal/flagvalue", "internal/helper", "internal/signals", "internal/systemd", "internal/textlog"}},
 	{"cmd/rootless-net", []string{".", "api", "userns", // userns: exec joins a sandbox from the caller's own terminal
 		"internal/doctor", "internal/flagvalue", "internal/helper", "internal/signals", "internal/state", "internal/systemd", "internal/textlog", "internal/watch"}},
 	{"cmd/pasta", []string{".", "internal/helper", "internal/listenwatch", "internal/pasta", "internal/procnet", "internal/textlog"}},
