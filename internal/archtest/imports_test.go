@@ -46,17 +46,19 @@ var mayImport = []struct {
 	{"plan", nil},
 
 	// What is done inside namespaces.
-	{"userns", []string{"netns", "internal/watch"}},
+	{"userns", []string{"netns", "internal/procstat", "internal/subid", "internal/watch"}},
 	{"netns", []string{"internal/fdbudget"}},
+	{"internal/doctor", []string{"internal/subid"}}, // has probes of its own: it imports neither
 
 	// Podman's port helper: a small program, without a TCP/IP stack.
 	{"internal/rootlessport", []string{"api", "netns", "splice", "internal/bindaddr", "internal/breaker", "internal/clientaddr", "internal/inbound", "internal/rawsock", "internal/spin"}},
 	{"api", []string{"internal/state"}},
+	{"internal/state", []string{"internal/procstat"}},
 	{"internal/inbound", []string{"splice", "internal/rawsock", "internal/spin"}},
 	{"splice", []string{"internal/fdbudget", "internal/rawsock", "internal/spin"}},
 
 	// Tests and measurements.
-	{"bench", []string{"internal/nettest/topo"}},
+	{"bench", []string{"internal/nettest/topo", "internal/procstat"}},
 	{"e2e", nil},
 	{"e2e/asroot", nil},
 	{"internal/nettest", []string{"tap", "internal/spin"}}, // a fake tap.Device
@@ -71,17 +73,17 @@ var mayImport = []struct {
 	{"internal/bindaddr", nil},
 	{"internal/breaker", nil},
 	{"internal/clientaddr", nil},
-	{"internal/doctor", nil},
 	{"internal/fdbudget", nil},
 	{"internal/getopt", nil},
 	{"internal/helper", nil},
 	{"internal/hostnet", nil},
 	{"internal/listenwatch", nil},
 	{"internal/procnet", nil},
+	{"internal/procstat", nil},
 	{"internal/rawsock", nil},
 	{"internal/signals", nil},
 	{"internal/spin", nil},
-	{"internal/state", nil},
+	{"internal/subid", nil},
 	{"internal/systemd", nil},
 	{"internal/textlog", nil},
 	{"internal/watch", nil},
