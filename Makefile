@@ -6,6 +6,7 @@
 #   make test-root the few tests that need root; part of make test when that is started as root
 #   make test-long the same with the long forms of the load tests
 #   make check     gofmt, vet, staticcheck, import directions, file lengths
+#   make check-locks  the data plane's tests in a build that checks the order of locks
 #   make bench     figures beside those of no helper, into bench/results/latest.json
 #   make compare   figures beside those of every other helper found here, into bench/results/compare.*
 #   make figures   the comparison's into the README
@@ -46,7 +47,7 @@ TESTBIN = build/test$(RACEFLAGS)
 
 export CGO_ENABLED = 0
 
-.PHONY: all build demo test test-root test-long check bench compare figures peers install drop-in fuzz clean testbin tools
+.PHONY: all build demo test test-root test-long check check-locks bench compare figures peers install drop-in fuzz clean testbin tools
 all: build
 
 build:
@@ -118,6 +119,12 @@ check:
 	$(GO) vet ./...
 	$(GO) tool -modfile=tools/go.mod staticcheck ./...
 	$(GO) test -count=1 ./internal/archtest
+
+# What takes the locks of internal/lockrank.
+LOCKPKGS := ./flow ./forwarder/... ./gateway ./splice ./internal/inbound ./internal/spin ./internal/breaker ./internal/lockrank
+check-locks: testbin
+	ROOTLESSNET_BIN=$(CURDIR)/$(TESTBIN) TUN_MODE=$(TUN_MODE) \
+		$(GO) test -tags lockrank -p $(TESTP) -timeout 10m -exec $(CURDIR)/build/testuser -count=1 $(LOCKPKGS)
 
 fuzz:
 	@for pkg in $$($(GO) list ./...); do \

@@ -8,6 +8,8 @@
 //   - docker0: a bridge, a veth pair, nftables masquerade and published ports (docker.go). On a machine this takes root;
 //     the bench owns the namespaces that it measures in.
 //   - rootless-run, and the same with --datapath stack and --datapath splice.
+//   - rootless-run-NAME, other builds of it in the directory ROOTLESSNET_PEERS: what a change costs or gains is seen by comparing
+//     it, in one run, with the build before it.
 //   - pasta, slirp4netns and RootlessKit with its network and port drivers: those of PATH, and those in the directory
 //     ROOTLESSNET_PEERS whose names begin so ("pasta-2024_12_11", "rootlesskit-3.0.1"). Of those that differ from
 //     another only in how ports are published, only that is measured, unless -every is given.

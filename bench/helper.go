@@ -20,6 +20,7 @@ const (
 	kindKernel kind = "kernel" // docker0's way, which takes root
 	kindOurs   kind = "ours"
 	kindPeer   kind = "peer"
+	kindBuild  kind = "build" // another build of ours, to compare with
 )
 
 const (
@@ -65,6 +66,7 @@ func (f *finder) all() {
 	f.found = append(f.found, &helper{name: noneName, kind: kindNone, wrap: bare})
 	f.docker0()
 	f.ours()
+	f.builds()
 	pastas := f.each("pasta", "passt", f.pasta)
 	f.each("slirp4netns", "slirp4netns", f.slirp)
 	f.each("rootlesskit", "rootlesskit", func(path, version string) { f.rootlesskit(path, version, pastas) })
@@ -121,17 +123,7 @@ func (f *finder) ours() {
 	}
 	version := firstLine(path, "--version")
 	help, _ := quick(path, "--help")
-	add := func(name string, flags ...string) {
-		flags = append(slices.Clone(f.flags), flags...)
-		f.found = append(f.found, &helper{name: name, kind: kindOurs, version: version,
-			wrap: func(argv []string, mtu, publish int) []string {
-				line := append([]string{path, "--mtu", strconv.Itoa(mtu)}, flags...)
-				if publish != 0 {
-					line = append(line, "-p", fmt.Sprintf("%d:%d", publish, publish))
-				}
-				return append(append(line, "--"), argv...)
-			}})
-	}
+	add := func(name string, flags ...string) { f.build(name, kindOurs, path, version, flags...) }
 	add(oursName)
 	for _, name := range []string{stackName, spliceName} {
 		if !strings.Contains(help, "--datapath") {
@@ -139,6 +131,30 @@ func (f *finder) ours() {
 			continue
 		}
 		add(name, "--datapath", strings.TrimPrefix(name, oursName+"/"))
+	}
+}
+
+// build adds one build of rootless-run with the given flags.
+func (f *finder) build(name string, k kind, path, version string, flags ...string) {
+	flags = append(slices.Clone(f.flags), flags...)
+	f.found = append(f.found, &helper{name: name, kind: k, version: version,
+		wrap: func(argv []string, mtu, publish int) []string {
+			line := append([]string{path, "--mtu", strconv.Itoa(mtu)}, flags...)
+			if publish != 0 {
+				line = append(line, "-p", fmt.Sprintf("%d:%d", publish, publish))
+			}
+			return append(append(line, "--"), argv...)
+		}})
+}
+
+// builds adds the other builds of rootless-run in ROOTLESSNET_PEERS, files called rootless-run-NAME: a change is compared with
+// what was there before it, in one run.
+func (f *finder) builds() {
+	paths, _ := filepath.Glob(filepath.Join(os.Getenv("ROOTLESSNET_PEERS"), oursName+"-*"))
+	for _, path := range paths {
+		if abs, err := filepath.Abs(path); err == nil {
+			f.build(filepath.Base(path), kindBuild, abs, firstLine(abs, "--version"))
+		}
 	}
 }
 

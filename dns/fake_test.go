@@ -72,8 +72,8 @@ var fast = timing{
 	poll:       20 * time.Millisecond,
 }
 
-// upstream is a DNS server on the loopback, on the same port for UDP and TCP. Its answerFunc gets each received message and returns the
-// messages to send back.
+// upstream is a DNS server on the loopback, on the same port for UDP and TCP. Its answerFunc gets each received message and
+// returns the messages to send back.
 type upstream struct {
 	addr     netip.AddrPort
 	udp, tcp atomic.Int64 // queries

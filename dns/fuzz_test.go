@@ -13,8 +13,8 @@ import (
 	mdns "github.com/miekg/dns"
 )
 
-// fuzzResolver returns a resolver whose upstream answers every query with *answer after the right ID. The upstream is connected by pipes
-// instead of sockets, for speed. Dialling TCP fails, so that every query takes the same path.
+// fuzzResolver returns a resolver whose upstream answers every query with *answer after the right ID. The upstream is connected
+// by pipes instead of sockets, for speed. Dialling TCP fails, so that every query takes the same path.
 func fuzzResolver(f *testing.F, answer *[]byte) *Resolver {
 	dial := func(_ context.Context, network, _ string) (net.Conn, error) {
 		if network == "tcp" {

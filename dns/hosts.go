@@ -12,10 +12,10 @@ type Host struct {
 	Name string
 }
 
-// HostsFile returns the content of the guest's /etc/hosts in the format of Docker's: the localhost block, the extra lines in their
-// order (--add-host, host.docker.internal and so on), then the guest's addresses with its hostname. A hostname with a dot is followed
-// by its first label. If addrs has no IPv6 address, the localhost block has none either, so that no program tries ::1 while IPv6 is
-// off. Lines with an invalid name or address are omitted.
+// HostsFile returns the content of the guest's /etc/hosts in the format of Docker's: the localhost block, the extra lines in
+// their order (--add-host, host.docker.internal and so on), then the guest's addresses with its hostname. A hostname with a dot
+// is followed by its first label. If addrs has no IPv6 address, the localhost block has none either, so that no program tries
+// ::1 while IPv6 is off. Lines with an invalid name or address are omitted.
 func HostsFile(hostname string, addrs []netip.Addr, extra []Host) []byte {
 	var b bytes.Buffer
 	b.WriteString("127.0.0.1\tlocalhost\n")

@@ -37,8 +37,9 @@ func (q *query) flags() uint16 { return binary.BigEndian.Uint16(q.raw[2:]) }
 // name returns the name in the question, in wire format.
 func (q *query) name() []byte { return q.question[:len(q.question)-4] }
 
-// parseQuery parses raw, to which q keeps a reference. ok is false if the message must not be answered: it is shorter than a header, or is
-// an answer itself (two resolvers could otherwise answer each other forever). Otherwise rcode is success or the error to answer with.
+// parseQuery parses raw, to which q keeps a reference. ok is false if the message must not be answered: it is shorter than a
+// header, or is an answer itself (two resolvers could otherwise answer each other forever). Otherwise rcode is success or the
+// error to answer with.
 func parseQuery(raw []byte) (q *query, rcode int, ok bool) {
 	if len(raw) < minMessage {
 		return nil, 0, false
@@ -98,8 +99,8 @@ func (q *query) readRecords(off int) bool {
 	return true
 }
 
-// questionEnd returns the offset after the first question, or -1. There is no name before the question that a compression pointer could
-// refer to, so a pointer is an error.
+// questionEnd returns the offset after the first question, or -1. There is no name before the question that a compression
+// pointer could refer to, so a pointer is an error.
 func questionEnd(msg []byte) int {
 	off := minMessage
 	for {
@@ -141,8 +142,8 @@ func skipName(msg []byte, off int) int {
 	return -1
 }
 
-// answers reports whether msg is an answer to q, which was sent with the given ID. The comparison of names ignores case, as some servers
-// change it. An error may lack the question.
+// answers reports whether msg is an answer to q, which was sent with the given ID. The comparison of names ignores case, as
+// some servers change it. An error may lack the question.
 func answers(msg []byte, id uint16, q *query) bool {
 	if len(msg) < minMessage || binary.BigEndian.Uint16(msg) != id {
 		return false

@@ -23,8 +23,8 @@ const dnsPort = 53
 // localServer is the server that glibc uses if none is listed (res_init.c).
 var localServer = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), dnsPort)
 
-// parseResolvConf parses a file as glibc does: a keyword is recognised at the start of a line only, the last search or domain wins, and
-// invalid lines are ignored. servers is empty if the file lists none.
+// parseResolvConf parses a file as glibc does: a keyword is recognised at the start of a line only, the last search or domain
+// wins, and invalid lines are ignored. servers is empty if the file lists none.
 func parseResolvConf(file []byte) *hostConfig {
 	c := &hostConfig{}
 	for line := range bytes.Lines(file) {

@@ -68,8 +68,8 @@ type Resolver struct {
 	stats     counters
 }
 
-// New reads the host's file and starts to watch it. The only errors, *Error, are invalid Upstreams or Names. The caller must Close the
-// resolver.
+// New reads the host's file and starts to watch it. The only errors, *Error, are invalid Upstreams or Names. The caller must
+// Close the resolver.
 func New(cfg Config) (*Resolver, error) { return newResolver(cfg, defaultTiming) }
 
 func newResolver(cfg Config, t timing) (*Resolver, error) {
@@ -126,8 +126,8 @@ func (r *Resolver) SetNames(in map[string][]netip.Addr) error {
 	return nil
 }
 
-// Close ends all queries and connections and waits for the resolver's goroutines, so it must not be called by a reply function. Later
-// queries are dropped. It may be called more than once and always returns nil.
+// Close ends all queries and connections and waits for the resolver's goroutines, so it must not be called by a reply function.
+// Later queries are dropped. It may be called more than once and always returns nil.
 func (r *Resolver) Close() error {
 	r.mu.Lock()
 	r.closed = true
@@ -147,8 +147,8 @@ func (r *Resolver) begin() bool {
 	return !r.closed
 }
 
-// ServeUDP answers one datagram. It does not block, and does not keep msg. reply is called at most once, on another goroutine, possibly
-// after the client has gone; it may keep its argument.
+// ServeUDP answers one datagram. It does not block, and does not keep msg. reply is called at most once, on another goroutine,
+// possibly after the client has gone; it may keep its argument.
 func (r *Resolver) ServeUDP(msg []byte, reply func(answer []byte)) {
 	r.stats.queries.Add(1)
 	if len(msg) < minMessage || len(msg) > maxMessage || msg[2]&(bitQR>>8) != 0 {

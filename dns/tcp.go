@@ -48,8 +48,8 @@ type session struct {
 	mu     sync.Mutex     // held while an answer is written
 }
 
-// read reads queries and has up to maxPipelined of them answered concurrently; answers are sent in the order in which they are ready
-// (RFC 7766, 6.2.1.1 and 7). It returns io.EOF if the client has closed its direction.
+// read reads queries and has up to maxPipelined of them answered concurrently; answers are sent in the order in which they are
+// ready (RFC 7766, 6.2.1.1 and 7). It returns io.EOF if the client has closed its direction.
 func (s *session) read(ctx context.Context) error {
 	slots := make(chan struct{}, maxPipelined)
 	for {

@@ -109,8 +109,8 @@ func (r *Resolver) forward(ctx context.Context, q *query, viaTCP bool) []byte {
 	}
 }
 
-// exchange queries one upstream: over TCP first if the client used TCP or the query is long, else over UDP first; then over the other
-// protocol if that may give a better result.
+// exchange queries one upstream: over TCP first if the client used TCP or the query is long, else over UDP first; then over the
+// other protocol if that may give a better result.
 func (r *Resolver) exchange(ctx context.Context, server netip.AddrPort, q *query, viaTCP bool) ([]byte, error) {
 	if viaTCP || len(q.raw) > maxUDPQuery {
 		msg, err := r.exchangeTCP(ctx, server, q)

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// fileState identifies the content of a file: an edit in place changes ctime, a replacement (by rename, or of a symlink's target) the
-// inode. The zero value means that the file does not exist.
+// fileState identifies the content of a file: an edit in place changes ctime, a replacement (by rename, or of a symlink's
+// target) the inode. The zero value means that the file does not exist.
 type fileState struct {
 	dev, ino, mode uint64
 	size           int64
@@ -63,9 +63,9 @@ func (r *Resolver) load() *hostConfig {
 	return c
 }
 
-// watch reloads the host's file when it changes, until the resolver is closed. It polls with stat, which takes a microsecond a second:
-// inotify would need a watch for each link of a symlink chain (systemd-resolved, NetworkManager, resolvconf), and would still miss
-// changes.
+// watch reloads the host's file when it changes, until the resolver is closed. It polls with stat, which takes a microsecond a
+// second: inotify would need a watch for each link of a symlink chain (systemd-resolved, NetworkManager, resolvconf), and would
+// still miss changes.
 func (r *Resolver) watch(last fileState) {
 	defer r.wg.Done()
 	tick := time.NewTicker(r.time.poll)
@@ -84,8 +84,8 @@ func (r *Resolver) watch(last fileState) {
 		}
 		last = now
 		c := r.load()
-		// A file that is being rewritten in place is empty for a moment. One without servers is accepted only if the next check finds
-		// it unchanged.
+		// A file that is being rewritten in place is empty for a moment. One without servers is accepted only if the next check
+		// finds it unchanged.
 		if empty = len(c.servers) == 0 && !same; empty {
 			continue
 		}

@@ -13,7 +13,7 @@ import (
 	"rootlessnet/internal/nettest/topo"
 )
 
-// namespace is a user and a network namespace that somebody else made, with an agent inside that is root there.
+// namespace is a user and a network namespace that another program than ours made, with an agent inside that is root there.
 type namespace struct {
 	*sandbox
 	pid int
@@ -22,14 +22,14 @@ type namespace struct {
 // holder makes one: below "here", as unshare(1) does it.
 func (l *lab) holder() *namespace {
 	l.Helper()
-	s := l.agent("holder", l.Here.Command(append([]string{"unshare", "--user", "--map-root-user", "--net", "--"}, op("agent")...)...))
+	s := l.agent("holder", l.Here.Command(append([]string{"unshare", "--user", "--map-root-user", "--net", "--"}, agentProgram()...)...))
 	return &namespace{s, s.cmd.Process.Pid}
 }
 
 // file is the path of one of its namespaces.
 func (n *namespace) file(ns string) string { return fmt.Sprintf("/proc/%d/ns/%s", n.pid, ns) }
 
-// enter runs a program as root inside, and fails the test when that fails.
+// enter runs a program as root of the namespace, and fails the test when it fails.
 func (n *namespace) enter(argv ...string) string {
 	n.Helper()
 	r := n.finish(n.Here.Command(append([]string{"nsenter", "--target", strconv.Itoa(n.pid), "--user", "--net", "--preserve-credentials", "--"}, argv...)...))
@@ -65,11 +65,11 @@ func (n *namespace) noLinks(within time.Duration) {
 	})
 }
 
-// attached is a rootless-net attach that is ready.
+// attached is a rootless-net attach, or another helper, that has said that it is ready.
 type attached struct {
 	*lab
 	cmd    *topo.Cmd
-	stderr *buffer
+	output *buffer  // stdout and stderr
 	exit   *os.File // the other end of --exit-fd
 	ended  chan error
 }
@@ -80,7 +80,7 @@ func (l *lab) attach(args ...string) *attached {
 	return l.attachBy(nil, args...)
 }
 
-// attachBy puts words before the program's, those of another that executes it.
+// attachBy is attach with words before the command line: those of a program that executes it.
 func (l *lab) attachBy(by []string, args ...string) *attached {
 	l.Helper()
 	args = append(append([]string{"attach", "--ready-fd", "3", "--exit-fd", "4"}, l.flags...), args...)
@@ -90,7 +90,13 @@ func (l *lab) attachBy(by []string, args ...string) *attached {
 		cmd = l.Here.Command(append(append([]string{}, by...), cmd.Args...)...)
 		cmd.Env = env
 	}
-	a := &attached{lab: l, cmd: cmd, stderr: &buffer{}, ended: make(chan error, 1)}
+	return l.startHelper(cmd)
+}
+
+// startHelper starts a helper with a ready descriptor, 3, and an exit descriptor, 4, and waits for its ready byte.
+func (l *lab) startHelper(cmd *topo.Cmd) *attached {
+	l.Helper()
+	a := &attached{lab: l, cmd: cmd, output: &buffer{}, ended: make(chan error, 1)}
 	ready, readyW, err := os.Pipe()
 	if err != nil {
 		l.Fatal(err)
@@ -102,7 +108,7 @@ func (l *lab) attachBy(by []string, args ...string) *attached {
 	}
 	a.exit = exit
 	cmd.ExtraFiles = []*os.File{readyW, exitR}
-	cmd.Stderr = a.stderr
+	cmd.Stdout, cmd.Stderr = a.output, a.output // rootlessport reports errors on stdout
 	l.launch(cmd)
 	readyW.Close()
 	exitR.Close()
@@ -112,14 +118,14 @@ func (l *lab) attachBy(by []string, args ...string) *attached {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		eventually(l.T, 5*time.Second, func() string {
 			if alive(cmd.Process.Pid) {
-				return "attach does not end"
+				return fmt.Sprintf("%v does not end", cmd.Args)
 			}
 			return ""
 		})
 	})
 	_ = ready.SetReadDeadline(time.Now().Add(opPatience))
 	if word, err := io.ReadAll(ready); err != nil || string(word) != "1" {
-		l.Fatalf("%v: ready descriptor: %q, %v; stderr:\n%s", cmd.Args, word, err, a.stderr)
+		l.Fatalf("%v: the ready descriptor: %q, %v; output:\n%s", cmd.Args, word, err, a.output)
 	}
 	return a
 }
@@ -130,10 +136,10 @@ func (a *attached) ends(within time.Duration) {
 	select {
 	case err := <-a.ended:
 		if err != nil {
-			a.Errorf("attach ended: %v; stderr:\n%s", err, a.stderr)
+			a.Errorf("attach ended: %v; stderr:\n%s", err, a.output)
 		}
 	case <-time.After(within):
-		a.Fatalf("attach did not end within %v; stderr:\n%s", within, a.stderr)
+		a.Fatalf("attach did not end within %v; stderr:\n%s", within, a.output)
 	}
 	if left := a.files(); len(left) > 0 {
 		a.Errorf("left behind: %v", left)

@@ -47,7 +47,7 @@ func (n *namespace) leaves(before string) {
 	})
 }
 
-// TestAttachLeavesTheNamespaceAsItWas, by whatever end.
+// TestAttachLeavesTheNamespaceAsItWas, however attach ends.
 func TestAttachLeavesTheNamespaceAsItWas(t *testing.T) {
 	for _, kind := range kinds(t) {
 		for _, how := range []string{"signal", "kill", "agent killed"} {
@@ -67,7 +67,7 @@ func TestAttachLeavesTheNamespaceAsItWas(t *testing.T) {
 				case "kill":
 					_ = a.cmd.Process.Kill()
 				case "agent killed":
-					// Nobody is left who could take back what is not bound to a descriptor. The next start does, but for
+					// No process is left that could undo what is not bound to a descriptor. The next start does it, except for
 					// the values that it finds changed.
 					before = withoutMarks(before)
 					for _, pid := range children(t, a.cmd.Process.Pid) {

@@ -3,7 +3,6 @@ package e2e
 import (
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,24 +16,16 @@ import (
 	"rootlessnet/internal/nettest/topo"
 )
 
-// wantTraffic tries both directions: the namespace is connected.
-func (n *namespace) wantTraffic(port int) {
+// wantTraffic tries both directions: the namespace is connected. port is a published port of an Echo server inside; 0 for
+// none.
+func (n *namespace) wantTraffic(port uint16) {
 	n.Helper()
 	for _, f := range n.families() {
-		srv, _ := n.serve(n.There, at(f.there, 0), func(c *net.TCPConn) { guest.Echo(c) })
-		if got := n.do("exchange", srv, "hello"); !strings.HasPrefix(got, netip.AddrPortFrom(f.here, 0).Addr().String()) && !strings.HasPrefix(got, "["+f.here.String()) ||
-			!strings.HasSuffix(got, " hello") {
-			n.Errorf("exchange with %v: %q", srv, got)
+		srv, _ := n.serve(n.There, at(f.there, 0), guest.Echo)
+		n.wantEchoFrom(f.here, srv)
+		if port != 0 {
+			n.wantClientSeen(n.There, at(f.here, port))
 		}
-		if port == 0 {
-			continue
-		}
-		c := n.connectTo(n.There, at(f.here, port))
-		got, err := guest.Exchange(c, "hello")
-		if want := c.LocalAddr().String() + " hello"; err != nil || got != want {
-			n.Errorf("to the published port: %q, %v; want %q", got, err, want)
-		}
-		c.Close()
 	}
 }
 
@@ -45,19 +36,17 @@ func TestAttach(t *testing.T) {
 		if text, err := os.ReadFile(pidFile); err != nil || strings.TrimSpace(string(text)) != strconv.Itoa(a.cmd.Process.Pid) {
 			t.Errorf("pid file: %q, %v", text, err)
 		}
-		n.do("serve-tcp", ":80")
+		n.listenTCP(guest.Echo, 80)
 		n.wantTraffic(8080)
 		if got := n.manage("ps"); !strings.Contains(got, "web") || !strings.Contains(got, "attach") {
 			t.Errorf("ps:\n%s", got)
 		}
-		if got := n.manage("inspect", "web"); !strings.Contains(got, guest4) {
+		if got := n.manage("inspect", "web"); !strings.Contains(got, guest4.String()) {
 			t.Errorf("inspect:\n%s", got)
 		}
 		n.manage("port", "add", "web", "8081:80")
-		if got, err := guest.Exchange(n.connectTo(n.There, at(topo.Here4, 8081)), "hi"); err != nil || !strings.HasSuffix(got, " hi") {
-			t.Errorf("an added port: %q, %v", got, err)
-		}
-		// Nothing of ours is confined less than the launcher's.
+		n.wantAnswer(n.There, at(topo.Here4, 8081), "an added port")
+		// The helper has no more capabilities than the user who started it.
 		if caps := status(t, a.cmd.Process.Pid, "CapEff"); strings.Trim(caps, "0") != "" {
 			t.Errorf("CapEff %s", caps)
 		}
@@ -67,7 +56,7 @@ func TestAttach(t *testing.T) {
 			t.Errorf("pid file: %v", err)
 		}
 		n.nothingLeft(time.Second)
-		n.portFree("8080", time.Second)
+		n.portFree(8080, time.Second)
 	})
 }
 
@@ -109,7 +98,7 @@ func TestAttachTargets(t *testing.T) {
 	n.noLinks(3 * time.Second)
 }
 
-func TestAttachNobodysNamespace(t *testing.T) {
+func TestAttachForeignNamespace(t *testing.T) {
 	l := newLab(t)
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -143,7 +132,7 @@ func TestAttachNobodysNamespace(t *testing.T) {
 func TestAttachAgain(t *testing.T) {
 	onEveryLinkAttached(t, func(t *testing.T, n *namespace) {
 		pid := strconv.Itoa(n.pid)
-		n.do("serve-tcp", ":80")
+		n.listenTCP(guest.Echo, 80)
 		for range 3 {
 			a := n.attach("--configure", "--ifname", "tap0", "-p", "8080:80", pid)
 			n.wantTraffic(8080)
@@ -188,9 +177,7 @@ func TestAttachBare(t *testing.T) {
 			t.Errorf("the interface was configured: %s", text)
 		}
 		n.enter("ip", "link", "set", "up0", "up")
-		if got := n.do("dhcp", "up0"); !strings.HasPrefix(got, guest4+"/24 "+gateway4+" 10.0.2.") {
-			t.Errorf("lease: %q", got)
-		}
+		n.wantLease("up0")
 		if n.IPv6 {
 			eventually(t, 10*time.Second, func() string {
 				text := n.enter("ip", "-oneline", "-6", "address", "show", "dev", "up0", "scope", "global")
@@ -203,7 +190,7 @@ func TestAttachBare(t *testing.T) {
 	})
 }
 
-// TestAttachPersistentTAP uses a device of the namespace's maker, and leaves it as it was.
+// TestAttachPersistentTAP uses a device that the namespace's owner has made, and leaves it as it was.
 func TestAttachPersistentTAP(t *testing.T) {
 	l := newLab(t)
 	if kinds(t)[0] != "tap" {
@@ -230,24 +217,22 @@ func TestAttachPersistentTAP(t *testing.T) {
 	// As RootlessKit does it: the device is there, and its maker configures it when we are ready.
 	l.attach("--ifname", "tap0", strconv.Itoa(n.pid))
 	n.enter("sh", "-c", "ip link set tap0 mtu 65520 up; ip address add 10.0.2.100/24 dev tap0; ip route add default via 10.0.2.2 dev tap0")
-	srv, _ := l.serve(l.There, at(topo.There4, 0), func(c *net.TCPConn) { guest.Echo(c) })
-	if got := n.do("exchange", srv, "hello"); !strings.HasSuffix(got, " hello") {
-		t.Errorf("exchange: %q", got)
-	}
+	srv, _ := l.serve(l.There, at(topo.There4, 0), guest.Echo)
+	n.wantEcho(srv)
 }
 
 // TestAttachSystemd is started as a service manager does: with the socket of a port, and with one to report to.
 func TestAttachSystemd(t *testing.T) {
 	l := newLab(t)
 	n := l.holder()
-	n.do("serve-tcp", ":80")
+	n.listenTCP(guest.Echo, 80)
 	notify := filepath.Join(l.runtime, "notify")
 	reports, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: notify, Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer reports.Close()
-	listener, err := l.Here.Listen("tcp4", at(topo.Here4, 8080))
+	listener, err := l.Here.Listen("tcp4", at(topo.Here4, 8080).String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -276,9 +261,7 @@ func TestAttachSystemd(t *testing.T) {
 	if got := report(); !strings.HasPrefix(got, "READY=1\n") || !strings.Contains(got, "STATUS=Serving eth0 with 1 published ports") {
 		t.Errorf("reported %q", got)
 	}
-	if got, err := guest.Exchange(l.connectTo(l.There, at(topo.Here4, 8080)), "hi"); err != nil || !strings.HasSuffix(got, " hi") {
-		t.Errorf("the passed socket: %q, %v", got, err)
-	}
+	l.wantAnswer(l.There, at(topo.Here4, 8080), "the passed socket")
 	_ = cmd.Process.Signal(syscall.SIGTERM)
 	if got := report(); got != "STOPPING=1" {
 		t.Errorf("reported %q", got)
@@ -298,7 +281,7 @@ func TestRootlessctl(t *testing.T) {
 	}
 	l := newLab(t)
 	n := l.holder()
-	n.do("serve-tcp", ":80")
+	n.listenTCP(guest.Echo, 80)
 	socket := filepath.Join(l.runtime, "api.sock")
 	l.attach("--configure", "-p", "8080:80", "--api-socket", socket, strconv.Itoa(n.pid))
 	ctl := func(args ...string) result {
@@ -310,19 +293,17 @@ func TestRootlessctl(t *testing.T) {
 	if r := ctl("list-ports", "--json"); r.code != 0 || strings.Count(r.stdout, `"parentPort"`) != 2 {
 		t.Errorf("list-ports: %+v", r)
 	}
-	if r := ctl("info", "--json"); r.code != 0 || !strings.Contains(r.stdout, guest4) {
+	if r := ctl("info", "--json"); r.code != 0 || !strings.Contains(r.stdout, guest4.String()) {
 		t.Errorf("info: %+v", r)
 	}
-	if got, err := guest.Exchange(l.connectTo(l.There, at(topo.Here4, 8081)), "hi"); err != nil || !strings.HasSuffix(got, " hi") {
-		t.Errorf("the added port: %q, %v", got, err)
-	}
+	l.wantAnswer(l.There, at(topo.Here4, 8081), "the added port")
 	if r := ctl("add-ports", "0.0.0.0:8081:80/tcp"); r.code == 0 || !strings.Contains(r.stderr, "port is already allocated") {
 		t.Errorf("add-ports of a taken port: %+v", r)
 	}
 	if r := ctl("remove-ports", "2"); r.code != 0 {
 		t.Errorf("remove-ports: %+v", r)
 	}
-	l.portFree("8081", time.Second)
+	l.portFree(8081, time.Second)
 	if r := ctl("remove-ports", "2"); r.code == 0 || !strings.Contains(r.stderr, "no port has the id 2") {
 		t.Errorf("remove-ports of none: %+v", r)
 	}
@@ -331,16 +312,12 @@ func TestRootlessctl(t *testing.T) {
 // TestEmbed is the example that makes its own namespaces.
 func TestEmbed(t *testing.T) {
 	l := newLab(t)
-	s := l.agent("embed", l.command("embed", append([]string{"-p", "8080:80", "--"}, op("agent")...)...))
-	s.do("serve-tcp", ":80")
+	s := l.agent("embed", l.command("embed", append([]string{"-p", "8080:80", "--"}, agentProgram()...)...))
+	s.listenTCP(guest.Echo, 80)
 	for _, f := range l.families() {
-		c := l.connectTo(l.There, at(f.here, 8080))
-		got, err := guest.Exchange(c, "hello")
-		if want := c.LocalAddr().String() + " hello"; err != nil || got != want {
-			t.Errorf("to the container: %q, %v; want %q", got, err, want)
-		}
+		l.wantClientSeen(l.There, at(f.here, 8080), "to the container")
 	}
-	if r := l.finish(l.command("embed", append([]string{"--"}, op("exit", "42")...)...)); r.code != 42 {
+	if r := l.finish(l.command("embed", append([]string{"--"}, program(guest.Exit{Code: 42})...)...)); r.code != 42 {
 		t.Errorf("exit %d, want 42; %s", r.code, r.stderr)
 	}
 	s.stop()

@@ -6,6 +6,6 @@
 // ROOTLESSNET_CI=1 nothing is skipped: where /dev/net/tun is meant to be open (TUN_MODE=0666) and is not, the tests fail.
 // ROOTLESSNET_LONG=1 runs the long forms of the load tests.
 //
-// Tests named TestScorecardNN are the lines of one list of what a helper of this kind must withstand; each can be read
-// alone.
+// The tests named TestScorecardNN are the lines of docs/scorecard.md. TestPublish runs one list of cases of port forwarding on
+// every datapath and every program that forwards ports.
 package e2e

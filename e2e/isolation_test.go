@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,14 +19,22 @@ import (
 	"rootlessnet/internal/nettest/topo"
 )
 
-func echo(c *net.TCPConn) { guest.Echo(c) }
+// sendSYN sends a SYN as a frame, around the kernel inside.
+func sendSYN(s *sandbox, dst string, port uint16, wait time.Duration) guest.RawAnswer {
+	return do(s, guest.SendSYN{To: at(netip.MustParseAddr(dst), port), Wait: wait})
+}
+
+// sendDatagram sends a datagram as a frame, around the kernel inside.
+func sendDatagram(s *sandbox, dst string, port uint16, wait time.Duration) guest.RawAnswer {
+	return do(s, guest.SendDatagram{To: at(netip.MustParseAddr(dst), port), Wait: wait})
+}
 
 func TestScorecard01HostLoopbackTCP(t *testing.T) {
 	onEveryLink(t, func(t *testing.T, l *lab) {
-		srv, reached := l.serve(l.Here, "127.0.0.1:0", echo)
+		srv, reached := l.serve(l.Here, at(loopback4, 0), guest.Echo)
 		s := l.start()
-		for _, host := range []string{gateway4, "host.docker.internal", topo.Here4.String()} {
-			s.wantFirst("ECONNREFUSED", "connect", net.JoinHostPort(host, fmt.Sprint(srv.Port())))
+		for _, host := range []string{gateway4.String(), "host.docker.internal", topo.Here4.String()} {
+			s.wantConnectTo(guest.Refused, guest.Target{Host: host, Port: srv.Port()}, 0)
 		}
 		if reached.count() != 0 {
 			t.Error("the host's loopback was reached")
@@ -35,11 +44,11 @@ func TestScorecard01HostLoopbackTCP(t *testing.T) {
 
 func TestScorecard02HostLoopbackUDP(t *testing.T) {
 	onEveryLink(t, func(t *testing.T, l *lab) {
-		srv, reached := l.serveUDP(l.Here, "127.0.0.1:0")
+		srv, reached := l.serveUDP(l.Here, at(loopback4, 0))
 		s := l.start()
-		for _, host := range []string{gateway4, topo.Here4.String()} {
-			if got := s.do("udp", net.JoinHostPort(host, fmt.Sprint(srv.Port())), "x", "500ms"); got != "ECONNREFUSED" && got != "TIMEOUT" {
-				t.Errorf("udp to %s: %q", host, got)
+		for _, host := range []netip.Addr{gateway4, topo.Here4} {
+			if got := s.askUDP(at(host, srv.Port()), "x", 500*time.Millisecond); got.Outcome != guest.Refused && got.Outcome != guest.TimedOut {
+				t.Errorf("a datagram to %v: %+v", host, got)
 			}
 		}
 		if reached.count() != 0 {
@@ -50,25 +59,23 @@ func TestScorecard02HostLoopbackUDP(t *testing.T) {
 
 func TestScorecard03LoopbackInsideIsItsOwn(t *testing.T) {
 	l := newLab(t)
-	srv, reached := l.serve(l.Here, "127.0.0.1:0", echo)
+	srv, reached := l.serve(l.Here, at(loopback4, 0), guest.Echo)
 	s := l.start()
-	s.wantFirst("ECONNREFUSED", "connect", srv)
-	s.do("serve-tcp", srv)
-	if got := s.do("exchange", srv, "own"); !strings.HasPrefix(got, "127.0.0.1:") || !strings.HasSuffix(got, " own") {
-		t.Errorf("exchange with the loopback inside: %q", got)
-	}
+	s.wantConnect(guest.Refused, srv)
+	do(s, guest.ServeTCP{Server: guest.Echo, Addr: srv.Addr(), Port: srv.Port()})
+	s.wantEchoFrom(loopback4, srv, "with the loopback inside")
 	if reached.count() != 0 {
 		t.Error("the host's loopback was reached")
 	}
 }
 
-// The host's listeners on every address, which a packet to loopback would find.
+// TestScorecard04RawTCPToLoopback: the host's server listens on every address, so a packet to loopback would reach it.
 func TestScorecard04RawTCPToLoopback(t *testing.T) {
 	onEveryLinkAtOnce(t, func(t *testing.T, l *lab) {
-		srv, reached := l.serve(l.Here, "0.0.0.0:0", echo)
+		srv, reached := l.serve(l.Here, at(any4, 0), guest.Echo)
 		s := l.start()
 		for _, dst := range []string{"127.0.0.1", "127.1.2.3", "0.0.0.0", "0.1.2.3"} {
-			if got := s.do("raw-tcp", dst, srv.Port(), "200ms"); got == "synack" || got == "segment" {
+			if got := sendSYN(s, dst, srv.Port(), 200*time.Millisecond); got == guest.AnsweredSYNACK || got == guest.AnsweredSegment {
 				t.Errorf("a SYN to %s got %s", dst, got)
 			}
 		}
@@ -76,23 +83,23 @@ func TestScorecard04RawTCPToLoopback(t *testing.T) {
 			t.Error("the host was reached")
 		}
 		// The same frame to an address that is open is answered: the test can fail.
-		s.want("synack", "raw-tcp", topo.Here4, srv.Port(), "3s")
+		want(s, guest.AnsweredSYNACK, guest.SendSYN{To: at(topo.Here4, srv.Port()), Wait: 3 * time.Second})
 	})
 }
 
 func TestScorecard05RawUDPToLoopback(t *testing.T) {
 	onEveryLinkAtOnce(t, func(t *testing.T, l *lab) {
-		srv, reached := l.serveUDP(l.Here, "0.0.0.0:0")
+		srv, reached := l.serveUDP(l.Here, at(any4, 0))
 		s := l.start()
 		for _, dst := range []string{"127.0.0.1", "127.1.2.3", "0.0.0.0", "0.1.2.3"} {
-			if got := s.do("raw-udp", dst, srv.Port(), "200ms"); got == "answer" {
+			if got := sendDatagram(s, dst, srv.Port(), 200*time.Millisecond); got == guest.AnsweredDatagram {
 				t.Errorf("a datagram to %s was answered", dst)
 			}
 		}
 		if reached.count() != 0 {
 			t.Error("the host was reached")
 		}
-		s.want("answer", "raw-udp", topo.Here4, srv.Port(), "3s")
+		want(s, guest.AnsweredDatagram, guest.SendDatagram{To: at(topo.Here4, srv.Port()), Wait: 3 * time.Second})
 	})
 }
 
@@ -101,17 +108,17 @@ func TestScorecard06RawUDPToLoopbackOfIPv6(t *testing.T) {
 		if !l.IPv6 {
 			t.Skip("THIS KERNEL HAS NO IPv6")
 		}
-		srv, reached := l.serveUDP(l.Here, "[::]:0")
+		srv, reached := l.serveUDP(l.Here, at(any6, 0))
 		s := l.start()
 		for _, dst := range []string{"::", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1"} {
-			if got := s.do("raw-udp", dst, srv.Port(), "200ms"); got == "answer" {
+			if got := sendDatagram(s, dst, srv.Port(), 200*time.Millisecond); got == guest.AnsweredDatagram {
 				t.Errorf("a datagram to %s was answered", dst)
 			}
 		}
 		if reached.count() != 0 {
 			t.Error("the host was reached")
 		}
-		s.want("answer", "raw-udp", topo.Here6, srv.Port(), "3s")
+		want(s, guest.AnsweredDatagram, guest.SendDatagram{To: at(topo.Here6, srv.Port()), Wait: 3 * time.Second})
 	})
 }
 
@@ -120,11 +127,11 @@ func TestScorecard07MulticastAndReservedAreCounted(t *testing.T) {
 	s := l.start()
 	before := s.counters()
 	for _, dst := range []string{"255.255.255.255", "224.0.0.251", "239.1.2.3", "240.0.0.1"} {
-		if got := s.do("raw-udp", dst, 5353, "100ms"); got == "answer" {
+		if got := sendDatagram(s, dst, 5353, 100*time.Millisecond); got == guest.AnsweredDatagram {
 			t.Errorf("a datagram to %s was answered", dst)
 		}
 	}
-	if got := s.do("raw-tcp", "240.0.0.1", 80, "100ms"); got == "synack" {
+	if got := sendSYN(s, "240.0.0.1", 80, 100*time.Millisecond); got == guest.AnsweredSYNACK {
 		t.Error("a SYN to 240.0.0.1 was answered")
 	}
 	after := s.counters()
@@ -151,42 +158,42 @@ func TestScorecard08MetadataService(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	_, reached := l.serve(l.There, at(metadata, 80), echo)
+	_, reached := l.serve(l.There, at(metadata, 80), guest.Echo)
 	l.connectTo(l.Here, at(metadata, 80)).Close() // the host can
 	eventually(t, time.Second, func() string {
 		if reached.count() != 1 {
-			return "the server does not count"
+			return "the server has not counted the host's connection"
 		}
 		return ""
 	})
 	s := l.start()
-	if got := s.do("connect", at(metadata, 80), "1s"); strings.HasPrefix(got, "connected") || reached.count() != 1 {
-		t.Errorf("got %q", got)
+	if got := do(s, guest.Connect{To: guest.To(at(metadata, 80)), Timeout: time.Second}); got.Outcome == guest.OK || reached.count() != 1 {
+		t.Errorf("connect: %v; the metadata service was reached %d times, want once by the host", got.Outcome, reached.count())
 	}
 }
 
-func TestScorecard09NoStrayDescriptors(t *testing.T) {
+func TestScorecard09DescriptorsOfTheCommand(t *testing.T) {
 	l := newLab(t)
 	for _, network := range []string{"bridge", "host", "none"} {
-		cmd := l.command("rootless-run", append([]string{"--network", network, "--"}, op("fds")...)...)
+		cmd := l.command("rootless-run", append([]string{"--network", network, "--"}, program(guest.ListDescriptors{})...)...)
 		secret, err := os.Open("/etc/passwd")
 		if err != nil {
 			t.Fatal(err)
 		}
 		cmd.ExtraFiles = []*os.File{secret, secret, secret}
-		r := l.finish(cmd)
+		open, r := decodeOnce(l, guest.ListDescriptors{}, l.finish(cmd))
 		secret.Close()
-		if r.code != 0 || r.stdout != "0 1 2\n" {
-			t.Errorf("%s: exit %d, open: %q; stderr:\n%s", network, r.code, r.stdout, r.stderr)
+		if r.code != 0 || !slices.Equal(open, []int{0, 1, 2}) {
+			t.Errorf("%s: exit %d, open: %v; stderr:\n%s", network, r.code, open, r.stderr)
 		}
 	}
 }
 
-// TestScorecard12Confinement: of the supervisor, whose fields of /proc/PID/status hold for each of its threads.
+// TestScorecard12Confinement: every thread of the supervisor is confined, and the supervisor is not dumpable.
 func TestScorecard12Confinement(t *testing.T) {
 	l := newLab(t)
 	s := l.start()
-	s.do("serve-tcp", ":80")
+	s.listenTCP(guest.Echo, 80)
 	pid := s.cmd.Process.Pid
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
 	if err != nil || len(tasks) == 0 {
@@ -228,7 +235,7 @@ func TestScorecard13SocketsOfTheSupervisor(t *testing.T) {
 			continue
 		}
 		found++
-		if got := s.do("connect-unix", f[7]); got == "connected" {
+		if got := do(s, guest.ConnectUnix{Path: f[7]}); got == guest.OK {
 			t.Errorf("%s can be connected to from inside", f[7])
 		}
 	}
@@ -240,32 +247,24 @@ func TestScorecard13SocketsOfTheSupervisor(t *testing.T) {
 func TestScorecard14TrueClientAddress(t *testing.T) {
 	onEveryLink(t, func(t *testing.T, l *lab) {
 		s := l.start("-p", "8080:80", "-p", "8081:81/udp")
-		s.do("serve-tcp", ":80")
-		s.do("serve-udp", ":81")
+		s.listenTCP(guest.Echo, 80)
+		s.listenUDP(81)
 		for _, f := range l.families() {
 			for _, client := range []netip.Addr{f.there, f.there2} {
-				d := net.Dialer{Timeout: 5 * time.Second, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(client, 0))}
-				c, err := l.There.DialWith(d, "tcp", at(f.here, 8080))
+				d := net.Dialer{Timeout: 5 * time.Second, LocalAddr: net.TCPAddrFromAddrPort(at(client, 0))}
+				c, err := l.There.DialWith(d, "tcp", at(f.here, 8080).String())
 				if err != nil {
 					t.Errorf("from %v: %v", client, err)
 					continue
 				}
-				got, err := guest.Exchange(c, "hello")
-				if want := c.LocalAddr().String() + " hello"; err != nil || got != want {
-					t.Errorf("TCP: got %q, %v; want %q", got, err, want)
-				}
-				c.Close()
-				d.LocalAddr = net.UDPAddrFromAddrPort(netip.AddrPortFrom(client, 0))
-				u, err := l.There.DialWith(d, "udp", at(f.here, 8081))
+				l.wantClientSeenOn(c)
+				d.LocalAddr = net.UDPAddrFromAddrPort(at(client, 0))
+				u, err := l.There.DialWith(d, "udp", at(f.here, 8081).String())
 				if err != nil {
 					t.Errorf("from %v: %v", client, err)
 					continue
 				}
-				got, err = guest.AskUDP(u, "hello", 2*time.Second)
-				if want := u.LocalAddr().String() + " hello"; err != nil || got != want {
-					t.Errorf("UDP: got %q, %v; want %q", got, err, want)
-				}
-				u.Close()
+				l.wantUDPClientSeenOn(u)
 			}
 		}
 	})
@@ -274,42 +273,29 @@ func TestScorecard14TrueClientAddress(t *testing.T) {
 func TestScorecard15PublishedOnLoopbackOnly(t *testing.T) {
 	l := newLab(t)
 	s := l.start("-p", "127.0.0.1:8080:80")
-	s.do("serve-tcp", ":80")
-	if c, err := l.There.Dial("tcp", at(topo.Here4, 8080), time.Second); guest.Errno(orNil(err)) != "ECONNREFUSED" {
+	s.listenTCP(guest.Echo, 80)
+	if _, err := l.dial(l.There, at(topo.Here4, 8080)); guest.OutcomeOf(err) != guest.Refused {
 		t.Errorf("from outside: %v, want refused", err)
-		if c != nil {
-			c.Close()
-		}
 	}
-	if got, err := guest.Exchange(l.connectTo(l.Here, "127.0.0.1:8080"), "hello"); err != nil || !strings.HasSuffix(got, " hello") {
-		t.Errorf("from the host's loopback: %q, %v", got, err)
-	}
-}
-
-// orNil makes an error of a success, for guest.Errno.
-func orNil(err error) error {
-	if err == nil {
-		return fmt.Errorf("connected")
-	}
-	return err
+	l.wantAnswer(l.Here, at(loopback4, 8080), "from the host's loopback")
 }
 
 func TestScorecard16Modes(t *testing.T) {
 	l := newLab(t)
 	t.Run("none", func(t *testing.T) {
 		l.T = t
-		r := l.once([]string{"--network", "none"}, op("links")...)
-		if !strings.HasPrefix(r.stdout, "lo:up:") || strings.Contains(strings.TrimSpace(r.stdout), " ") {
-			t.Errorf("links %q; stderr:\n%s", r.stdout, r.stderr)
+		links, r := once(l, guest.ListLinks{}, "--network", "none")
+		if r.code != 0 || len(links) != 1 || links[0].Name != "lo" || !links[0].Up {
+			t.Errorf("exit %d, links %+v; stderr:\n%s", r.code, links, r.stderr)
 		}
 	})
 	t.Run("container", func(t *testing.T) {
 		l.T = t
 		s := l.start()
-		want := s.do("netns")
-		r := l.once([]string{"--network", "container:" + s.name}, op("netns")...)
-		if r.code != 0 || strings.TrimSpace(r.stdout) != want {
-			t.Errorf("exit %d, namespace %q, want %q; stderr:\n%s", r.code, r.stdout, want, r.stderr)
+		want := do(s, guest.ReadNetNS{})
+		got, r := once(l, guest.ReadNetNS{}, "--network", "container:"+s.name)
+		if r.code != 0 || got != want {
+			t.Errorf("exit %d, namespace %q, want %q; stderr:\n%s", r.code, got, want, r.stderr)
 		}
 	})
 	t.Run("host", func(t *testing.T) {
@@ -321,9 +307,9 @@ func TestScorecard16Modes(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		r := l.once([]string{"--network", "host", "-p", "8080:80"}, op("netns")...)
-		if r.code != 0 || "net:["+strings.TrimSpace(r.stdout)+"]" != want {
-			t.Errorf("exit %d, namespace %q, want %q", r.code, r.stdout, want)
+		got, r := once(l, guest.ReadNetNS{}, "--network", "host", "-p", "8080:80")
+		if r.code != 0 || got != want {
+			t.Errorf("exit %d, namespace %q, want %q", r.code, got, want)
 		}
 		if !strings.Contains(r.stderr, "WARNING: Published ports are discarded when using host network mode") {
 			t.Errorf("no warning on stderr: %q", r.stderr)
@@ -332,39 +318,38 @@ func TestScorecard16Modes(t *testing.T) {
 	l.T = t
 }
 
-// malformed sends broken frames from inside and then expects the sandbox to work, and not to have grown.
-func malformed(t *testing.T, frames ...string) {
+// malformed sends broken frames from inside and then expects that the sandbox works and that its memory has not grown.
+func malformed(t *testing.T, frames guest.Operation[int]) {
 	const grown = 5 << 20
 	onEveryLink(t, func(t *testing.T, l *lab) {
-		srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
+		srv, _ := l.serve(l.There, at(topo.There4, 0), guest.Echo)
 		s := l.start()
-		s.want("reply 56", "ping", gateway4)
-		words := []any{frames[0]}
-		for _, w := range frames[1:] {
-			words = append(words, w)
-		}
-		s.do(words...)
+		s.wantPong(gateway4)
+		do(s, frames)
 		before := s.rss()
 		for range 20 {
-			s.do(words...)
+			do(s, frames)
 		}
-		s.want("reply 56", "ping", gateway4)
-		if got := s.do("exchange", srv, "hello"); !strings.HasSuffix(got, " hello") {
-			t.Errorf("afterwards, exchange: %q", got)
-		}
+		s.wantPong(gateway4)
+		s.wantEcho(srv, "afterwards, exchange")
 		if after := s.rss(); after > before+grown {
 			t.Errorf("resident memory grew from %d to %d", before, after)
 		}
 	})
 }
 
-func TestScorecard17ShortFrames(t *testing.T) { malformed(t, "raw-short") }
+func TestScorecard17ShortFrames(t *testing.T) { malformed(t, guest.SendShortFrames{}) }
 
-func TestScorecard18BadHeaders(t *testing.T) { malformed(t, "raw-bad", topo.There4.String(), "9") }
+func TestScorecard18BadHeaders(t *testing.T) {
+	malformed(t, guest.SendBadHeaders{To: at(topo.There4, 9)})
+}
 
-func TestScorecard20UrgentSweep(t *testing.T) { malformed(t, "raw-urg", topo.There4.String(), "9") }
+func TestScorecard20UrgentSweep(t *testing.T) {
+	malformed(t, guest.SendUrgentFlags{To: at(topo.There4, 9)})
+}
 
-// TestLinkForcedWithoutPermission: where /dev/net/tun is closed, a forced TAP says what to do and auto takes packet.
+// TestLinkForcedWithoutPermission: where users may not open /dev/net/tun, the error of a forced TAP names the
+// doctor, and the link "auto" is the packet link.
 func TestLinkForcedWithoutPermission(t *testing.T) {
 	if f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0); err == nil {
 		f.Close()
@@ -378,7 +363,7 @@ func TestLinkForcedWithoutPermission(t *testing.T) {
 		}
 	}
 	s := l.start()
-	s.want("reply 56", "ping", topo.There4)
+	s.wantPong(topo.There4)
 }
 
 // TestLinkChosen: inspect names the link that was asked for.

@@ -1,12 +1,10 @@
 package e2e
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -24,21 +22,30 @@ import (
 )
 
 // Addresses of the default sandbox.
-const (
-	gateway4 = "10.0.2.2"
-	guest4   = "10.0.2.100"
+var (
+	gateway4 = netip.MustParseAddr("10.0.2.2")
+	gateway6 = netip.MustParseAddr("fd52:6e65:7400::2")
+	guest4   = netip.MustParseAddr("10.0.2.100")
+	guest6   = netip.MustParseAddr("fd52:6e65:7400::100")
 )
 
-// opPatience bounds one operation of the agent; the long ones have bounds of their own inside.
-const opPatience = 90 * time.Second
+var (
+	loopback4 = netip.MustParseAddr("127.0.0.1")
+	loopback6 = netip.MustParseAddr("::1")
+	any4      = netip.IPv4Unspecified()
+	any6      = netip.IPv6Unspecified()
+)
 
-// lab is one test's ground.
+// opPatience bounds one operation.
+const opPatience = guest.Patience
+
+// lab is the surroundings of one test: the namespaces "here" and "there", a runtime directory, and what was started.
 type lab struct {
 	*testing.T
 	*topo.Topo
 	runtime string   // XDG_RUNTIME_DIR; short, because paths of unix sockets are
 	flags   []string // further flags of every sandbox
-	// The link and the data path that flags ask for; "" for the default.
+	// The link and the datapath that flags ask for; "" for the default.
 	kind, datapath string
 	started        []*topo.Cmd
 }
@@ -112,9 +119,7 @@ func (l *lab) once(flags []string, argv ...string) result {
 	return l.finish(l.command("rootless-run", append(append(append(append([]string{}, l.flags...), flags...), "--"), argv...)...))
 }
 
-// op is the command line of a guest operation.
-func op(words ...string) []string { return append([]string{self(), "guest"}, words...) }
-
+// self is the path of the test binary, which is the guest program as well.
 func self() string {
 	path, err := os.Executable()
 	if err != nil {
@@ -138,8 +143,7 @@ type sandbox struct {
 	*lab
 	cmd    *topo.Cmd
 	name   string
-	in     io.WriteCloser
-	lines  chan string
+	inside *guest.Agent
 	stderr *buffer
 	once   sync.Once
 }
@@ -157,15 +161,15 @@ func (l *lab) start(flags ...string) *sandbox {
 	name := fmt.Sprintf("box%d", sandboxes.n)
 	sandboxes.Unlock()
 	args := append(append([]string{"--name", name}, l.flags...), flags...)
-	return l.agent(name, l.command("rootless-run", append(append(args, "--"), op("agent")...)...))
+	return l.agent(name, l.command("rootless-run", append(append(args, "--"), agentProgram()...)...))
 }
 
-// agent starts cmd, which runs an agent, and waits for its first word.
+// agent starts cmd, which runs an agent, and waits for the agent's first line.
 func (l *lab) agent(name string, cmd *topo.Cmd) *sandbox {
 	l.Helper()
-	s := &sandbox{lab: l, cmd: cmd, name: name, lines: make(chan string, 1), stderr: &buffer{}}
-	var err error
-	if s.in, err = cmd.StdinPipe(); err != nil {
+	s := &sandbox{lab: l, cmd: cmd, name: name, stderr: &buffer{}}
+	in, err := cmd.StdinPipe()
+	if err != nil {
 		l.Fatal(err)
 	}
 	out, err := cmd.StdoutPipe()
@@ -174,17 +178,10 @@ func (l *lab) agent(name string, cmd *topo.Cmd) *sandbox {
 	}
 	cmd.Stderr = s.stderr
 	l.launch(cmd)
-	go func() {
-		defer close(s.lines)
-		scan := bufio.NewScanner(out)
-		scan.Buffer(nil, 1<<20)
-		for scan.Scan() {
-			s.lines <- scan.Text()
-		}
-	}()
+	s.inside = guest.NewAgent(in, out)
 	l.Cleanup(s.stop)
-	if line := s.line(); line != "ok agent" {
-		l.Fatalf("%v: the agent said %q; stderr:\n%s", cmd.Args, line, s.stderr)
+	if err := s.inside.AwaitReady(); err != nil {
+		l.Fatalf("%v: %v; stderr:\n%s", cmd.Args, s.explain(err), s.stderr)
 	}
 	return s
 }
@@ -192,22 +189,21 @@ func (l *lab) agent(name string, cmd *topo.Cmd) *sandbox {
 // stop lets the command end, and waits for the supervisor.
 func (s *sandbox) stop() {
 	s.once.Do(func() {
-		s.in.Close()
+		s.inside.CloseInput()
 		timer := time.AfterFunc(5*time.Second, func() {
 			s.Errorf("%s did not end within 5 s of its command's end of input", s.name)
 			s.dumpAndKill()
 		})
 		defer timer.Stop()
-		for range s.lines { // Wait closes the pipe, so it is read first
-		}
+		s.inside.Drain()
 		_ = s.cmd.Wait()
 		if text := s.stderr.String(); strings.Contains(text, "panic:") || strings.Contains(text, "DATA RACE") {
-			s.Errorf("%s said:\n%s", s.name, text)
+			s.Errorf("%s printed:\n%s", s.name, text)
 		}
 	})
 }
 
-// dumpAndKill makes a supervisor that hangs say where, on stderr.
+// dumpAndKill makes a supervisor that hangs print its stacks on stderr, and kills it.
 func (s *sandbox) dumpAndKill() {
 	// Of the signals that make the Go runtime print all stacks, one that is not forwarded to the command.
 	_ = s.cmd.Process.Signal(syscall.SIGSEGV)
@@ -216,49 +212,13 @@ func (s *sandbox) dumpAndKill() {
 	s.Logf("%s was in:\n%s", s.name, s.stderr)
 }
 
-func (s *sandbox) line() string {
-	s.Helper()
-	select {
-	case line, ok := <-s.lines:
-		if !ok {
-			_ = s.cmd.Wait()
-			s.Fatalf("%s ended: %v; stderr:\n%s", s.name, s.cmd.ProcessState, s.stderr)
-		}
-		return line
-	case <-time.After(opPatience):
-		s.Fatalf("%s says nothing; stderr:\n%s", s.name, s.stderr)
+// explain adds to an error of the agent how its program ended.
+func (s *sandbox) explain(err error) error {
+	if errors.Is(err, guest.ErrAgentEnded) {
+		_ = s.cmd.Wait()
+		return fmt.Errorf("%w: %v", err, s.cmd.ProcessState)
 	}
-	return ""
-}
-
-// do runs one operation inside and returns its result.
-func (s *sandbox) do(words ...any) string {
-	s.Helper()
-	line := strings.TrimSuffix(fmt.Sprintln(words...), "\n")
-	if _, err := fmt.Fprintln(s.in, line); err != nil {
-		s.Fatalf("%s: %v; stderr:\n%s", s.name, err, s.stderr)
-	}
-	answer, ok := strings.CutPrefix(s.line(), "ok ")
-	if !ok {
-		s.Fatalf("inside, %q: %q", line, answer)
-	}
-	return answer
-}
-
-// want runs one operation inside and compares its result.
-func (s *sandbox) want(result string, words ...any) {
-	s.Helper()
-	if got := s.do(words...); got != result {
-		s.Errorf("inside, %v: got %q, want %q", words, got, result)
-	}
-}
-
-// wantFirst compares only the first word of the result: connect and reset add how long it took.
-func (s *sandbox) wantFirst(result string, words ...any) {
-	s.Helper()
-	if got, _, _ := strings.Cut(s.do(words...), " "); got != result {
-		s.Errorf("inside, %v: got %q, want %q", words, got, result)
-	}
+	return err
 }
 
 // counters are the live counters of the sandbox.
@@ -317,10 +277,16 @@ func (b *buffer) String() string {
 	return b.b.String()
 }
 
-// serve listens in a namespace and runs handle for each connection. It returns the address and a counter of accepts.
-func (l *lab) serve(ns *topo.NS, addr string, handle func(*net.TCPConn)) (netip.AddrPort, *accepts) {
+// serve runs a server in a namespace. It returns the address and a counter of the clients.
+func (l *lab) serve(ns *topo.NS, addr netip.AddrPort, server guest.Server) (netip.AddrPort, *accepts) {
 	l.Helper()
-	listener, err := ns.Listen("tcp", addr)
+	return l.serveFunc(ns, addr, server.Handle)
+}
+
+// serveFunc is serve with a function that handles each connection.
+func (l *lab) serveFunc(ns *topo.NS, addr netip.AddrPort, handle func(*net.TCPConn)) (netip.AddrPort, *accepts) {
+	l.Helper()
+	listener, err := ns.Listen("tcp", addr.String())
 	if err != nil {
 		l.Fatal(err)
 	}
@@ -333,10 +299,10 @@ func (l *lab) serve(ns *topo.NS, addr string, handle func(*net.TCPConn)) (netip.
 	return listener.Addr().(*net.TCPAddr).AddrPort(), a
 }
 
-// serveUDP is the same for datagrams, answered by guest.EchoUDP.
-func (l *lab) serveUDP(ns *topo.NS, addr string) (netip.AddrPort, *accepts) {
+// serveUDP answers datagrams in a namespace as guest.EchoUDP. It returns the address and a counter of the datagrams.
+func (l *lab) serveUDP(ns *topo.NS, addr netip.AddrPort) (netip.AddrPort, *accepts) {
 	l.Helper()
-	c, err := ns.ListenPacket("udp", addr)
+	c, err := ns.ListenPacket("udp", addr.String())
 	if err != nil {
 		l.Fatal(err)
 	}
@@ -377,14 +343,8 @@ func (c countingConn) ReadFrom(b []byte) (int, net.Addr, error) {
 	return n, from, err
 }
 
-// at is an address with a port, as text.
-func at(a netip.Addr, port any) string {
-	p, err := strconv.ParseUint(fmt.Sprint(port), 10, 16)
-	if err != nil {
-		panic(err)
-	}
-	return netip.AddrPortFrom(a, uint16(p)).String()
-}
+// at is an address with a port.
+func at(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
 
 // families are the addresses of "here" and "there" to try.
 func (l *lab) families() []family {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -13,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"rootlessnet/internal/nettest/guest"
 	"rootlessnet/internal/nettest/topo"
@@ -44,7 +45,7 @@ func (l *lab) processes() (pids []int) {
 	return pids
 }
 
-// nothingLeft expects no process and no file of the lab's after a while.
+// nothingLeft expects that no process of the lab is left within that time.
 func (l *lab) nothingLeft(within time.Duration) {
 	l.Helper()
 	eventually(l.T, within, func() string {
@@ -56,12 +57,12 @@ func (l *lab) nothingLeft(within time.Duration) {
 	})
 }
 
-// portFree expects that a TCP port of the host can be bound after a while.
-func (l *lab) portFree(port string, within time.Duration) {
+// portFree expects that a TCP port of the host can be bound within that time.
+func (l *lab) portFree(port uint16, within time.Duration) {
 	l.Helper()
 	eventually(l.T, within, func() string {
 		for _, f := range l.families() {
-			listener, err := l.Here.Listen("tcp", at(f.here, port))
+			listener, err := l.Here.Listen("tcp", at(f.here, port).String())
 			if err != nil {
 				return err.Error()
 			}
@@ -95,11 +96,8 @@ func alive(pid int) bool {
 func TestScorecard36KilledSupervisor(t *testing.T) {
 	onEveryLink(t, func(t *testing.T, l *lab) {
 		s := l.start("-p", "8080:80")
-		s.do("serve-tcp", ":80")
-		daemon, err := strconv.Atoi(s.do("daemon"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		s.listenTCP(guest.Echo, 80)
+		daemon := do(s, guest.StartDaemon{})
 		if !alive(daemon) {
 			t.Fatal("the daemon does not run")
 		}
@@ -113,8 +111,8 @@ func TestScorecard36KilledSupervisor(t *testing.T) {
 			}
 			return ""
 		})
-		l.portFree("8080", time.Second) // its last thread may still be closing it
-		// What the killed one left does not hinder its successor.
+		l.portFree(8080, time.Second) // its last thread may still be closing it
+		// The files that the killed supervisor left do not hinder the next one.
 		next := l.start("-p", "8080:80")
 		if got := next.manage("ps"); strings.Contains(got, s.name+" ") {
 			t.Errorf("ps lists the killed one:\n%s", got)
@@ -133,13 +131,13 @@ func TestScorecard37ExitCodes(t *testing.T) {
 			argv []string
 			want int
 		}{
-			{op("exit", "0"), 0},
-			{op("exit", "42"), 42},
+			{program(guest.Exit{Code: 0}), 0},
+			{program(guest.Exit{Code: 42}), 42},
 			{[]string{notExecutable}, 126},
 			{[]string{"/"}, 126},
 			{[]string{"no-such-command-anywhere"}, 127},
-			{op("die", "9"), 128 + 9},
-			{op("die", "15"), 128 + 15},
+			{program(guest.Die{Signal: syscall.SIGKILL}), 128 + 9},
+			{program(guest.Die{Signal: syscall.SIGTERM}), 128 + 15},
 		} {
 			if r := l.once([]string{"--network", network}, c.argv...); r.code != c.want {
 				t.Errorf("%s, %v: exit %d, want %d; stderr:\n%s", network, c.argv[len(c.argv)-1], r.code, c.want, r.stderr)
@@ -148,7 +146,7 @@ func TestScorecard37ExitCodes(t *testing.T) {
 	}
 	for _, flags := range [][]string{{"--no-such-flag"}, {"--network", "nonsense"}, {"-p", "x:80"}, {"--network", "container:nobody"}} {
 		if r := l.once(flags, "/bin/true"); r.code != 125 || r.stderr == "" {
-			t.Errorf("%v: exit %d, %q; want 125 and a word why", flags, r.code, r.stderr)
+			t.Errorf("%v: exit %d, %q; want 125 and an error message", flags, r.code, r.stderr)
 		}
 	}
 }
@@ -156,11 +154,11 @@ func TestScorecard37ExitCodes(t *testing.T) {
 func TestScorecard37SignalsAreForwarded(t *testing.T) {
 	l := newLab(t)
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGINT} {
-		if signal.Ignored(sig) { // by nohup, say: then it stays so
+		if signal.Ignored(sig) { // as by nohup: a child inherits that
 			t.Logf("not tried: %v is ignored here", sig)
 			continue
 		}
-		cmd := l.command("rootless-run", append([]string{"--"}, op("ignore", strconv.Itoa(int(sig)), "7")...)...)
+		cmd := l.command("rootless-run", append([]string{"--"}, program(guest.CatchSignal{Signal: sig, Code: 7})...)...)
 		out, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -168,7 +166,7 @@ func TestScorecard37SignalsAreForwarded(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := out.Read(make([]byte, 64)); err != nil { // "waiting"
+		if _, err := out.Read(make([]byte, 64)); err != nil { // the reply says that it waits
 			t.Fatal(err)
 		}
 		if err := cmd.Process.Signal(sig); err != nil {
@@ -205,10 +203,9 @@ func TestScorecard38NothingLeft(t *testing.T) {
 	onEveryLink(t, func(t *testing.T, l *lab) {
 		mounts := mountsBelow(t, l.runtime)
 		s := l.start("-p", "8080:80")
-		s.do("daemon")
-		s.in.Close()
-		for range s.lines {
-		}
+		do(s, guest.StartDaemon{})
+		s.inside.CloseInput()
+		s.inside.Drain()
 		// The end of the command's output is its end, or nearly.
 		l.nothingLeft(500 * time.Millisecond)
 		_ = s.cmd.Wait()
@@ -221,7 +218,7 @@ func TestScorecard38NothingLeft(t *testing.T) {
 		if after := mountsBelow(t, l.runtime); after != mounts {
 			t.Errorf("mounts left: %d, before %d", after, mounts)
 		}
-		l.portFree("8080", 0)
+		l.portFree(8080, 0)
 	})
 }
 
@@ -233,10 +230,10 @@ func mountsBelow(t *testing.T, dir string) int {
 	return strings.Count(string(text), " "+dir+"/")
 }
 
-// TestFailedStartLeavesNothing: a port that is taken is found before the command starts.
+// TestFailedStartLeavesNothing: a port that is in use is an error before the command starts.
 func TestFailedStartLeavesNothing(t *testing.T) {
 	l := newLab(t)
-	_, _ = l.serve(l.Here, "0.0.0.0:8081", func(c *net.TCPConn) { c.Close() })
+	_, _ = l.serve(l.Here, at(any4, 8081), guest.Silent)
 	mark := filepath.Join(l.runtime, "ran")
 	r := l.once([]string{"-p", "8080:80", "-p", "8081:81"}, "/bin/sh", "-c", "echo > "+mark)
 	if r.code != 125 || !strings.Contains(r.stderr, "failed to bind host port 0.0.0.0:8081/tcp: address already in use") {
@@ -245,7 +242,7 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 	if _, err := os.Stat(mark); err == nil {
 		t.Error("the command was started")
 	}
-	if c, err := l.Here.Dial("tcp", "127.0.0.1:8080", time.Second); err == nil {
+	if c, err := l.Here.Dial("tcp", at(loopback4, 8080).String(), time.Second); err == nil {
 		c.Close()
 		t.Error("the other port is still open")
 	}
@@ -255,30 +252,26 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 	}
 }
 
-// TestContainerOutlivesItsFirst: the network lives until its last member is gone.
+// TestContainerOutlivesItsFirst: a network stays until its last member has ended.
 func TestContainerOutlivesItsFirst(t *testing.T) {
-	onEveryRoad(t, containerOutlivesItsFirst)
+	onEveryDatapath(t, containerOutlivesItsFirst)
 }
 
 func containerOutlivesItsFirst(t *testing.T, l *lab) {
-	srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
+	srv, _ := l.serve(l.There, at(topo.There4, 0), guest.Echo)
 	first := l.start("-p", "8080:80")
 	second := l.start("--network", "container:"+first.name)
-	first.in.Close()
+	first.inside.CloseInput()
 	time.Sleep(300 * time.Millisecond)
-	if got := second.do("exchange", srv, "hello"); !strings.HasSuffix(got, " hello") {
-		t.Errorf("after the first is gone: %q", got)
-	}
+	second.wantEcho(srv, "after the first is gone")
 	if r := l.once([]string{"--network", "container:" + first.name}, "true"); r.code != 125 || !strings.Contains(r.stderr, "cannot join network namespace of a non running container: "+first.name) {
 		t.Errorf("joined after the first is gone: %d, %s", r.code, r.stderr)
 	}
 	if r := l.finish(l.command("rootless-net", "exec", first.name, "true")); r.code == 0 || !strings.Contains(r.stderr, first.name+" is not running") {
 		t.Errorf("exec after the first is gone: %d, %s", r.code, r.stderr)
 	}
-	second.do("serve-tcp", ":80")
-	if got, err := guest.Exchange(l.connectTo(l.There, at(topo.Here4, 8080)), "hi"); err != nil || !strings.HasSuffix(got, " hi") {
-		t.Errorf("published port after the first is gone: %q, %v", got, err)
-	}
+	second.listenTCP(guest.Echo, 80)
+	l.wantAnswer(l.There, at(topo.Here4, 8080), "published port after the first is gone")
 	second.stop()
 	first.stop()
 	l.nothingLeft(time.Second)
@@ -286,12 +279,12 @@ func containerOutlivesItsFirst(t *testing.T, l *lab) {
 
 func TestUserNamespaces(t *testing.T) {
 	l := newLab(t)
-	uid, gid := os.Getuid(), os.Getgid()
-	if r := l.once([]string{"--userns", "root"}, op("ids")...); !strings.HasPrefix(r.stdout, "0 0 000001") {
-		t.Errorf("root: %q, %s", r.stdout, r.stderr)
+	const capNetAdmin = 1 << unix.CAP_NET_ADMIN
+	if got, r := once(l, guest.ReadIdentity{}, "--userns", "root"); r.code != 0 || got.UID != 0 || got.GID != 0 || got.Capabilities>>40 != 1 || got.Capabilities&capNetAdmin == 0 {
+		t.Errorf("root: exit %d, %+v; %s", r.code, got, r.stderr)
 	}
-	want := fmt.Sprintf("%d %d 0000000000000000 ", uid, gid)
-	if r := l.once([]string{"--userns", "keep-id"}, op("ids")...); !strings.HasPrefix(r.stdout, want) {
-		t.Errorf("keep-id: %q, want %q; %s", r.stdout, want, r.stderr)
+	want := guest.Identity{UID: os.Getuid(), GID: os.Getgid()}
+	if got, r := once(l, guest.ReadIdentity{}, "--userns", "keep-id"); r.code != 0 || got != want {
+		t.Errorf("keep-id: exit %d, %+v, want %+v; %s", r.code, got, want, r.stderr)
 	}
 }

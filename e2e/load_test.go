@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 
 	"rootlessnet/internal/nettest/guest"
 	"rootlessnet/internal/nettest/topo"
+	"rootlessnet/internal/race"
 )
 
 // needFiles fails where this process may not open as many files as a test needs.
@@ -34,16 +36,16 @@ func needFiles(t *testing.T, n uint64) {
 }
 
 func idleConnections(t *testing.T, l *lab, n int) {
-	srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
+	srv, _ := l.serve(l.There, at(topo.There4, 0), guest.Echo)
 	s := l.start()
 	before := s.rss()
-	if got := s.do("hold", srv, n); got != fmt.Sprint(n) {
-		t.Fatalf("held %s of %d; stderr:\n%s", got, n, s.stderr)
+	if got := s.hold(srv, n); got != (guest.Held{Count: n}) {
+		t.Fatalf("held %+v of %d; stderr:\n%s", got, n, s.stderr)
 	}
-	s.want(fmt.Sprint(n), "hold-echo")
+	s.wantHeldAnswer(n)
 	t.Logf("%d connections: %d KiB each", n, (s.rss()-before)/n>>10)
 	// 600 MB for 10,000, and what a small number costs at least.
-	if grown, most := s.rss()-before, 60_000*n+16<<20; !slow && grown > most {
+	if grown, most := s.rss()-before, 60_000*n+16<<20; !race.Enabled && grown > most {
 		t.Errorf("%d idle connections take %d bytes, more than %d", n, grown, most)
 	}
 }
@@ -57,11 +59,11 @@ func TestScorecard24ThousandIdleConnections(t *testing.T) {
 
 func TestScorecard25TenThousandIdleConnections(t *testing.T) {
 	n := 10000
-	if slow {
+	if race.Enabled {
 		n = 3000
 	}
 	needFiles(t, uint64(n)+200)
-	onEveryRoad(t, func(t *testing.T, l *lab) { idleConnections(t, l, n) })
+	onEveryDatapath(t, func(t *testing.T, l *lab) { idleConnections(t, l, n) })
 }
 
 // cpu is the processor time a process has used.
@@ -82,7 +84,7 @@ func cpu(t *testing.T, pid int) time.Duration {
 }
 
 func TestScorecard27OutOfDescriptors(t *testing.T) {
-	onEveryRoad(t, outOfDescriptors)
+	onEveryDatapath(t, outOfDescriptors)
 }
 
 // startLimited is start with a limit of open files. The hard limit too, as the runtime raises the soft one to it.
@@ -90,7 +92,7 @@ func (l *lab) startLimited(limit int, flags ...string) *sandbox {
 	l.Helper()
 	const name = "starved"
 	argv := append([]string{filepath.Join(bins, "rootless-run"), "--name", name}, l.flags...)
-	argv = append(append(append(argv, flags...), "--"), op("agent")...)
+	argv = append(append(append(argv, flags...), "--"), agentProgram()...)
 	cmd := l.Here.Command(append([]string{"/bin/sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, limit), "sh"}, argv...)...)
 	cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+l.runtime)
 	return l.agent(name, cmd)
@@ -98,12 +100,12 @@ func (l *lab) startLimited(limit int, flags ...string) *sandbox {
 
 func outOfDescriptors(t *testing.T, l *lab) {
 	const limit, clients = 64, 100
-	srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
+	srv, _ := l.serve(l.There, at(topo.There4, 0), guest.Echo)
 	s := l.startLimited(limit, "-p", "8080:80")
-	s.do("serve-tcp", ":80")
+	s.listenTCP(guest.Echo, 80)
 	conns := make([]net.Conn, 0, clients)
 	for range clients {
-		if c, err := l.There.Dial("tcp", at(topo.Here4, 8080), 2*time.Second); err == nil {
+		if c, err := l.There.Dial("tcp", at(topo.Here4, 8080).String(), 2*time.Second); err == nil {
 			conns = append(conns, c)
 		}
 	}
@@ -117,48 +119,43 @@ func outOfDescriptors(t *testing.T, l *lab) {
 		c.Close()
 	}
 	eventually(t, 2*time.Second, func() string {
-		c, err := l.There.Dial("tcp", at(topo.Here4, 8080), time.Second)
+		c, err := l.There.Dial("tcp", at(topo.Here4, 8080).String(), time.Second)
 		if err != nil {
 			return err.Error()
 		}
 		defer c.Close()
-		if got, err := guest.Exchange(c, "back"); err != nil || !strings.HasSuffix(got, " back") {
-			return fmt.Sprintf("after the clients left: %q, %v", got, err)
+		if got := (guest.Exchange{Text: "hello"}).On(c); !echoed(got) {
+			return fmt.Sprintf("after the clients left: %+v", got)
 		}
 		return ""
 	})
-	if got := s.do("exchange", srv, "hello"); !strings.HasSuffix(got, " hello") {
-		t.Errorf("afterwards, out of the sandbox: %q", got)
-	}
+	s.wantEcho(srv, "afterwards, out of the sandbox")
 }
 
 func TestScorecard30BlackHole(t *testing.T) {
 	onEveryLink(t, func(t *testing.T, l *lab) {
-		srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
+		srv, _ := l.serve(l.There, at(topo.There4, 0), guest.Echo)
 		s := l.start()
-		s.want("200", "dial-many", at(topo.Blackhole4, 80), 200)
-		most := 100
-		if slow {
-			most = 400
+		do(s, guest.DialMany{To: guest.To(at(topo.Blackhole4, 80)), Count: 200})
+		most := 100 * time.Millisecond
+		if race.Enabled {
+			most = 400 * time.Millisecond
 		}
-		result, ms, _ := strings.Cut(s.do("connect", srv), " ")
-		if took, err := strconv.Atoi(ms); result != "connected" || err != nil || took > most {
-			t.Errorf("beside 200 dials into a black hole: %s after %s ms; at most %d", result, ms, most)
+		if got := do(s, guest.Connect{To: guest.To(srv)}); got.Outcome != guest.OK || got.Took.Truncate(time.Millisecond) > most {
+			t.Errorf("beside 200 dials into a black hole: %v after %v; at most %v", got.Outcome, got.Took, most)
 		}
 	})
 }
 
 func TestScorecard31HalfOpens(t *testing.T) {
-	onEveryRoad(t, func(t *testing.T, l *lab) {
-		srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
+	onEveryDatapath(t, func(t *testing.T, l *lab) {
+		srv, _ := l.serve(l.There, at(topo.There4, 0), guest.Echo)
 		s := l.start()
 		before := s.rss()
-		s.want("10000", "raw-syns", topo.Blackhole4, 80, 10000)
-		if got := s.do("exchange", srv, "hello"); !strings.HasSuffix(got, " hello") {
-			t.Errorf("beside 10,000 half-opens: %q", got)
-		}
+		want(s, 10000, guest.SendSYNs{To: at(topo.Blackhole4, 80), Count: 10000})
+		s.wantEcho(srv, "beside 10,000 half-opens")
 		const most = 100 << 20
-		if grown := s.rss() - before; !slow && grown > most {
+		if grown := s.rss() - before; !race.Enabled && grown > most {
 			t.Errorf("10,000 half-opens took %d bytes, more than %d", grown, most)
 		}
 	})
@@ -173,9 +170,8 @@ func TestScorecard32UDPFlows(t *testing.T) {
 	srv, _ := l.serveUDP(l.There, at(topo.There4, 0))
 	s := l.start()
 	before := s.rss()
-	answered, err := strconv.Atoi(s.do("udp-burst", srv, flows))
-	if err != nil || answered < flows*99/100 {
-		t.Errorf("%d of %d flows were answered, %v", answered, flows, err)
+	if answered := do(s, guest.AskUDPFromMany{To: guest.To(srv), Flows: flows}); answered < flows*99/100 {
+		t.Errorf("%d of %d flows were answered", answered, flows)
 	}
 	for name, n := range s.counters() {
 		if name == "now.udp.flows" && n > 16384 {
@@ -186,8 +182,8 @@ func TestScorecard32UDPFlows(t *testing.T) {
 	if grown := s.rss() - before; grown > most {
 		t.Errorf("grew by %d bytes, more than %d", grown, most)
 	}
-	if got := s.do("udp", srv, "last"); !strings.HasSuffix(got, " last") {
-		t.Errorf("afterwards: %q", got)
+	if got := s.askUDP(srv, "hello", 0); !echoed(got) {
+		t.Errorf("afterwards: %+v", got)
 	}
 }
 
@@ -198,22 +194,22 @@ func TestScorecard33Churn(t *testing.T) {
 	if long() {
 		lasts = 5 * time.Minute
 	}
-	onEveryRoad(t, func(t *testing.T, l *lab) { churnFor(t, l, lasts) })
+	onEveryDatapath(t, func(t *testing.T, l *lab) { churnFor(t, l, lasts) })
 }
 
 func churnFor(t *testing.T, l *lab, lasts time.Duration) {
-	srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
+	srv, _ := l.serve(l.There, at(topo.There4, 0), guest.Echo)
 	s := l.start("-p", "8080:80")
-	s.do("serve-tcp", ":80")
-	// A client that says first that it has ended keeps its port for a minute: there are not enough of them.
+	s.listenTCP(guest.Echo, 80)
+	// The end that closes first keeps its port in TIME_WAIT for a minute, and there are not enough ports for that.
 	if err := l.There.Sysctl("ipv4/tcp_tw_reuse", "1"); err != nil {
 		t.Fatal(err)
 	}
 	// A first round fills the pools.
-	churn(t, l, s, srv.String(), 2*time.Second)
+	churn(t, l, s, srv, 2*time.Second)
 	time.Sleep(time.Second)
 	sockets, rss := l.sockets(), s.rss()
-	n := churn(t, l, s, srv.String(), lasts)
+	n := churn(t, l, s, srv, lasts)
 	t.Logf("%.0f connections a second", float64(n)/lasts.Seconds())
 	eventually(t, 10*time.Second, func() string {
 		if now := l.sockets(); now > sockets+sockets/20+2 {
@@ -232,27 +228,27 @@ func churnFor(t *testing.T, l *lab, lasts time.Duration) {
 	}
 }
 
-func churn(t *testing.T, l *lab, s *sandbox, out string, lasts time.Duration) (n int) {
+func churn(t *testing.T, l *lab, s *sandbox, out netip.AddrPort, lasts time.Duration) (n int) {
 	var wg sync.WaitGroup
 	var in int
 	wg.Go(func() {
 		for deadline := time.Now().Add(lasts); time.Now().Before(deadline); in++ {
-			c, err := l.There.Dial("tcp", at(topo.Here4, 8080), 5*time.Second)
+			c, err := l.There.Dial("tcp", at(topo.Here4, 8080).String(), 5*time.Second)
 			if err != nil {
 				t.Errorf("connection %d into the sandbox: %v", in, err)
 				return
 			}
-			_ = c.(*net.TCPConn).SetLinger(0) // or TIME_WAIT eats the ports
-			if got, err := guest.Exchange(c, "x"); err != nil || !strings.HasSuffix(got, " x") {
-				t.Errorf("connection %d into the sandbox: %q, %v", in, got, err)
+			_ = c.(*net.TCPConn).SetLinger(0) // otherwise connections in TIME_WAIT use up the ports
+			if got := (guest.Exchange{Text: "hello"}).On(c); !echoed(got) {
+				t.Errorf("connection %d into the sandbox: %+v", in, got)
 			}
 			c.Close()
 		}
 	})
 	for deadline := time.Now().Add(lasts); time.Now().Before(deadline); {
-		got, err := strconv.Atoi(s.do("churn", out, 500))
-		if err != nil || got != 500 {
-			t.Errorf("%d of 500 connections out of the sandbox worked, %v", got, err)
+		got := do(s, guest.Churn{To: guest.To(out), Count: 500})
+		if got != 500 {
+			t.Errorf("%d of 500 connections out of the sandbox worked", got)
 			break
 		}
 		n += got
@@ -261,7 +257,7 @@ func churn(t *testing.T, l *lab, s *sandbox, out string, lasts time.Duration) (n
 	return n + in
 }
 
-// sockets are those in use in "here": of the supervisor, as nobody else has any there.
+// sockets counts the sockets in use in "here", where only the supervisor has any.
 func (l *lab) sockets() int {
 	l.Helper()
 	text, err := l.Here.Read("/proc/thread-self/net/sockstat")
@@ -286,12 +282,12 @@ func TestScorecard34HalfClose(t *testing.T) {
 	onEveryLink(t, func(t *testing.T, l *lab) {
 		const n = 3<<20 + 17
 		s := l.start("-p", "8080:80")
-		s.do("serve-half", ":80")
+		s.listenTCP(guest.SumAfterEnd, 80)
 		for _, f := range l.families() {
-			srv, _ := l.serve(l.There, at(f.there, 0), guest.SumAfterEOF)
-			s.want("same", "half", srv, n)
-			if got, err := guest.HalfClose(l.connectTo(l.There, at(f.here, 8080)), n); err != nil || got != "same" {
-				t.Errorf("into the sandbox at %v: %q, %v", f.here, got, err)
+			srv, _ := l.serve(l.There, at(f.there, 0), guest.SumAfterEnd)
+			s.wantHalfClose(srv, n)
+			if got := (guest.HalfClose{Bytes: n}).On(l.connectTo(l.There, at(f.here, 8080))); got != guest.OK {
+				t.Errorf("into the sandbox at %v: %v", f.here, got)
 			}
 		}
 	})
@@ -299,27 +295,22 @@ func TestScorecard34HalfClose(t *testing.T) {
 
 func TestScorecard35Reset(t *testing.T) {
 	onEveryLink(t, func(t *testing.T, l *lab) {
-		const most = 100 // ms
+		const most = 100 * time.Millisecond
 		s := l.start("-p", "8080:80")
-		s.do("serve-rst", ":80")
-		check := func(where, got string) {
+		s.listenTCP(guest.ResetAfterByte, 80)
+		check := func(where string, got guest.Timed) {
 			t.Helper()
-			result, ms, _ := strings.Cut(got, " ")
-			if took, err := strconv.Atoi(ms); result != "ECONNRESET" || err != nil || took > most {
-				t.Errorf("%s: %q; want ECONNRESET within %d ms", where, got, most)
+			if got.Outcome != guest.Reset || got.Took.Truncate(time.Millisecond) > most {
+				t.Errorf("%s: %v after %v; want a reset within %v", where, got.Outcome, got.Took, most)
 			}
 		}
 		srv, _ := l.serve(l.There, at(topo.There4, 0), guest.ResetAfterByte)
-		check("host resets", s.do("reset", srv))
-		got, err := guest.AwaitReset(l.connectTo(l.There, at(topo.Here4, 8080)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		check("guest resets", got)
+		check("the server on the host's side resets", do(s, guest.AwaitReset{To: guest.To(srv)}))
+		check("the server inside resets", guest.AwaitReset{}.On(l.connectTo(l.There, at(topo.Here4, 8080))))
 	})
 }
 
-// TestIperf3: the tool that everybody tries first.
+// TestIperf3 runs iperf3 in every mode that its users try first.
 func TestIperf3(t *testing.T) {
 	path, err := exec.LookPath("iperf3")
 	if err != nil {
@@ -334,7 +325,7 @@ func TestIperf3(t *testing.T) {
 			t.Fatal(err)
 		}
 		eventually(t, 5*time.Second, func() string {
-			c, err := l.Here.Dial("tcp", at(topo.There4, 5201), time.Second)
+			c, err := l.Here.Dial("tcp", at(topo.There4, 5201).String(), time.Second)
 			if err != nil {
 				return err.Error()
 			}

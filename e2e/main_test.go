@@ -72,7 +72,7 @@ func fail(err error) int {
 	return 1
 }
 
-// long says that the long forms are wanted.
+// long says whether the long forms of the load tests are wanted.
 func long() bool { return os.Getenv("ROOTLESSNET_LONG") == "1" }
 
 // kinds are the links to test: all three where /dev/net/tun can be opened.
@@ -90,10 +90,10 @@ func kinds(t *testing.T) []string {
 	return []string{"packet"}
 }
 
-// datapaths are the roads TCP can take.
+// datapaths are those that TCP can take.
 var datapaths = []string{"splice", "stack"}
 
-// onEveryLink runs test once for each link kind and data path, as KIND/DATAPATH.
+// onEveryLink runs test once for each link kind and datapath, as KIND/DATAPATH.
 func onEveryLink(t *testing.T, test func(t *testing.T, l *lab)) {
 	for _, kind := range kinds(t) {
 		for _, path := range datapaths {
@@ -102,7 +102,7 @@ func onEveryLink(t *testing.T, test func(t *testing.T, l *lab)) {
 	}
 }
 
-// onEveryLinkAtOnce is onEveryLink for tests that mostly wait: all of them at the same time, each on ground of its own.
+// onEveryLinkAtOnce is onEveryLink for tests that mostly wait: all of them at the same time, each with namespaces of its own.
 func onEveryLinkAtOnce(t *testing.T, test func(t *testing.T, l *lab)) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -113,8 +113,8 @@ func onEveryLinkAtOnce(t *testing.T, test func(t *testing.T, l *lab)) {
 	}
 }
 
-// onEveryRoad is for what depends on the data path and not on the link: that is the default one.
-func onEveryRoad(t *testing.T, test func(t *testing.T, l *lab)) {
+// onEveryDatapath is for what depends on the datapath and not on the link, which is the default one.
+func onEveryDatapath(t *testing.T, test func(t *testing.T, l *lab)) {
 	for _, path := range datapaths {
 		t.Run(path, func(t *testing.T) { test(t, newLabOn(t, "auto", path)) })
 	}

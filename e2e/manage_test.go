@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,7 +21,7 @@ import (
 	"rootlessnet/internal/nettest/topo"
 )
 
-// serveDNS answers example.test. in "there", with the client's address in a TXT record of who.test.
+// serveDNS runs a DNS server in "there" that knows example.test. and large.test.
 func (l *lab) serveDNS() {
 	l.Helper()
 	handler := dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
@@ -42,11 +44,11 @@ func (l *lab) serveDNS() {
 		}
 		_ = w.WriteMsg(m)
 	})
-	packets, err := l.There.ListenPacket("udp", at(topo.There4, 53))
+	packets, err := l.There.ListenPacket("udp", at(topo.There4, 53).String())
 	if err != nil {
 		l.Fatal(err)
 	}
-	listener, err := l.There.Listen("tcp", at(topo.There4, 53))
+	listener, err := l.There.Listen("tcp", at(topo.There4, 53).String())
 	if err != nil {
 		l.Fatal(err)
 	}
@@ -60,21 +62,30 @@ func TestDNS(t *testing.T) {
 	onEveryLink(t, func(t *testing.T, l *lab) {
 		l.serveDNS()
 		s := l.start("--add-host", "db.test:192.0.2.5")
-		text := s.do("read", "/etc/resolv.conf")
-		if !strings.Contains(text, "nameserver 10.0.2.") {
-			t.Errorf("resolv.conf inside: %s", text)
+		text := do(s, guest.ReadFile{Path: "/etc/resolv.conf"}).Text
+		_, address, _ := strings.Cut(text, "nameserver ")
+		address, _, _ = strings.Cut(address, "\n")
+		server, err := netip.ParseAddr(address)
+		if err != nil || !strings.HasPrefix(address, "10.0.2.") {
+			t.Fatalf("resolv.conf inside: %s", text)
 		}
-		_, server, _ := strings.Cut(text, "nameserver ")
-		server, _, _ = strings.Cut(server, `\n`)
 		for _, network := range []string{"udp", "tcp"} {
-			s.want("NOERROR 192.0.2.80", "dns", "example.test", "A", server, network)
-			s.want("NOERROR", "dns", "example.test", "AAAA", server, network)
-			s.want("NXDOMAIN", "dns", "nobody.test", "A", server, network)
-			s.want("NOERROR 192.0.2.5", "dns", "db.test", "A", server, network)
-			s.want("NOERROR "+gateway4, "dns", "host.docker.internal", "A", server, network)
-			s.want("NOERROR", "dns", "host.docker.internal", "MX", server, network)
+			wantAnswer := func(rcode string, name string, kind uint16, data ...string) {
+				t.Helper()
+				got := do(s, guest.QueryDNS{Server: server, Name: name, Type: kind, Network: network})
+				if got.Outcome != guest.OK || got.Rcode != rcode || !slices.Equal(got.Data, data) {
+					t.Errorf("%s %s over %s: %v; want %s %v", name, dns.TypeToString[kind], network, got, rcode, data)
+				}
+			}
+			wantAnswer("NOERROR", "example.test", dns.TypeA, "192.0.2.80")
+			wantAnswer("NOERROR", "example.test", dns.TypeAAAA)
+			wantAnswer("NXDOMAIN", "missing.test", dns.TypeA)
+			wantAnswer("NOERROR", "db.test", dns.TypeA, "192.0.2.5")
+			wantAnswer("NOERROR", "host.docker.internal", dns.TypeA, gateway4.String())
+			wantAnswer("NOERROR", "host.docker.internal", dns.TypeMX)
 		}
-		if got := s.do("dns", "large.test", "TXT", server, "tcp"); strings.Count(got, fmt.Sprintf("%064d", 7)) != 1 || !strings.Contains(got, fmt.Sprintf("%064d", 59)) {
+		got := do(s, guest.QueryDNS{Server: server, Name: "large.test", Type: dns.TypeTXT, Network: "tcp"}).String()
+		if strings.Count(got, fmt.Sprintf("%064d", 7)) != 1 || !strings.Contains(got, fmt.Sprintf("%064d", 59)) {
 			t.Errorf("a large answer by TCP: %.100q", got)
 		}
 	})
@@ -84,37 +95,49 @@ func TestFilesInside(t *testing.T) {
 	l := newLab(t)
 	s := l.start("--hostname", "shell.test", "--dns", "192.0.2.53", "--dns-search", "corp.test", "--dns-opt", "ndots:3",
 		"--add-host", "db.test:192.0.2.5", "--mac-address", "02:00:00:00:00:07", "--mtu", "1400", "--ip", "10.0.2.42")
-	s.want("shell.test", "hostname")
+	want(s, "shell.test", guest.ReadHostname{})
 	for file, wants := range map[string][]string{
 		"/etc/resolv.conf":            {"search corp.test", "ndots:3"},
 		"/etc/hosts":                  {"127.0.0.1", "192.0.2.5", "db.test", "10.0.2.42", "shell.test", "host.docker.internal"},
 		"/sys/class/net/eth0/address": {"02:00:00:00:00:07"},
 	} {
-		got := s.do("read", file)
+		got := do(s, guest.ReadFile{Path: file}).Text
 		for _, want := range wants {
 			if !strings.Contains(got, want) {
 				t.Errorf("%s has no %q: %s", file, want, got)
 			}
 		}
 	}
-	if got := s.do("links"); !strings.Contains(got, "eth0:up:1400") || !strings.Contains(got, "lo:up:") {
-		t.Errorf("links: %s", got)
+	for _, want := range []guest.NetLink{{Name: "lo", Up: true}, {Name: "eth0", Up: true, MTU: 1400}} {
+		links := do(s, guest.ListLinks{})
+		if !slices.ContainsFunc(links, func(l guest.NetLink) bool {
+			return l.Name == want.Name && l.Up && (want.MTU == 0 || l.MTU == want.MTU)
+		}) {
+			t.Errorf("links: %+v; want %+v", links, want)
+		}
+	}
+}
+
+// wantLease expects the lease of the default network.
+func (s *sandbox) wantLease(name string) {
+	s.Helper()
+	got := do(s, guest.RequestLease{Interface: name})
+	if network := netip.PrefixFrom(guest4, 24); got.Outcome != guest.OK || got.Address != network || got.Router != gateway4 || !network.Contains(got.DNS) {
+		s.Errorf("lease: %+v", got)
 	}
 }
 
 func TestDHCP(t *testing.T) {
 	onEveryLink(t, func(t *testing.T, l *lab) {
 		s := l.start()
-		if got := s.do("dhcp", "eth0"); !strings.HasPrefix(got, guest4+"/24 "+gateway4+" 10.0.2.") {
-			t.Errorf("lease: %q", got)
-		}
+		s.wantLease("eth0")
 	})
 }
 
 func TestManage(t *testing.T) {
 	l := newLab(t)
 	s := l.start("-p", "8080:80")
-	s.do("serve-tcp", ":80")
+	s.listenTCP(guest.Echo, 80)
 	if got := l.manage("ps"); !strings.Contains(got, s.name) {
 		t.Errorf("ps does not list %s:\n%s", s.name, got)
 	}
@@ -126,28 +149,26 @@ func TestManage(t *testing.T) {
 		t.Fatalf("inspect: %+v, %v", list, err)
 	}
 	for _, c := range list[0].Containers {
-		if c.IPv4Address != guest4+"/24" {
-			t.Errorf("inspect says the address is %q", c.IPv4Address)
+		if c.IPv4Address != guest4.String()+"/24" {
+			t.Errorf("inspect names the address %q", c.IPv4Address)
 		}
 	}
 	kept := l.connectTo(l.There, at(topo.Here4, 8080))
 	l.manage("port", "add", s.name, "8081:80")
-	if got, err := guest.Exchange(l.connectTo(l.There, at(topo.Here4, 8081)), "hi"); err != nil || !strings.HasSuffix(got, " hi") {
-		t.Errorf("an added port: %q, %v", got, err)
-	}
+	l.wantAnswer(l.There, at(topo.Here4, 8081), "an added port")
 	l.manage("port", "rm", s.name, "8081:80")
-	if c, err := l.There.Dial("tcp", at(topo.Here4, 8081), time.Second); err == nil {
+	if c, err := l.There.Dial("tcp", at(topo.Here4, 8081).String(), time.Second); err == nil {
 		c.Close()
 		t.Error("a removed port is still open")
 	}
-	if got, err := guest.Exchange(kept, "still"); err != nil || !strings.HasSuffix(got, " still") {
-		t.Errorf("a connection to the port that stayed: %q, %v", got, err)
+	if got := (guest.Exchange{Text: "hello"}).On(kept); !echoed(got) {
+		t.Errorf("a connection to the port that stayed: %+v", got)
 	}
-	r := l.finish(l.command("rootless-net", append([]string{"exec", s.name}, op("netns")...)...))
-	if want := s.do("netns"); r.code != 0 || strings.TrimSpace(r.stdout) != want {
-		t.Errorf("exec: exit %d, namespace %q, want %q; %s", r.code, r.stdout, want, r.stderr)
+	got, r := decodeOnce(l, guest.ReadNetNS{}, l.finish(l.command("rootless-net", append([]string{"exec", s.name}, program(guest.ReadNetNS{})...)...)))
+	if want := do(s, guest.ReadNetNS{}); r.code != 0 || got != want {
+		t.Errorf("exec: exit %d, namespace %q, want %q; %s", r.code, got, want, r.stderr)
 	}
-	if r := l.finish(l.command("rootless-net", append([]string{"exec", s.name}, op("exit", "42")...)...)); r.code != 42 {
+	if r := l.finish(l.command("rootless-net", append([]string{"exec", s.name}, program(guest.Exit{Code: 42})...)...)); r.code != 42 {
 		t.Errorf("exec: exit %d, want 42; %s", r.code, r.stderr)
 	}
 }
@@ -159,19 +180,19 @@ func TestDetach(t *testing.T) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 	})
-	r := l.once([]string{"--detach", "--name", "behind", "-p", "8080:80"}, op("serve-tcp", ":80")...)
+	r := l.once([]string{"--detach", "--name", "behind", "-p", "8080:80"}, program(guest.ServeTCP{Server: guest.Echo, Port: 80})...)
 	id := strings.TrimSpace(r.stdout)
 	if r.code != 0 || len(id) < 12 {
 		t.Fatalf("exit %d, %q, %s", r.code, r.stdout, r.stderr)
 	}
 	eventually(t, 5*time.Second, func() string { // until the command listens; before, clients are reset
-		c, err := l.There.Dial("tcp", at(topo.Here4, 8080), time.Second)
+		c, err := l.There.Dial("tcp", at(topo.Here4, 8080).String(), time.Second)
 		if err != nil {
 			return err.Error()
 		}
 		defer c.Close()
-		if got, err := guest.Exchange(c, "hi"); err != nil || !strings.HasSuffix(got, " hi") {
-			return fmt.Sprintf("got %q, %v", got, err)
+		if got := (guest.Exchange{Text: "hello"}).On(c); !echoed(got) {
+			return fmt.Sprintf("got %+v", got)
 		}
 		return ""
 	})
@@ -185,7 +206,7 @@ func TestDetach(t *testing.T) {
 		t.Errorf("inspect: %v, %v", list, err)
 	}
 	for _, pid := range l.processes() {
-		if line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); strings.Contains(string(line), "guest\x00serve-tcp") {
+		if line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); strings.Contains(string(line), "\x00"+guest.Name(guest.ServeTCP{})+"\x00") {
 			_ = syscall.Kill(pid, syscall.SIGTERM)
 		}
 	}
@@ -217,8 +238,8 @@ func called(pid int) string {
 	return strings.TrimSpace(string(name))
 }
 
-// TestDetachedOutput: a command that writes without end does not fill the runtime directory, which is memory; the last it
-// said is there, and what opens /dev/stderr empties nothing.
+// TestDetachedOutput: a command that writes without end does not fill the runtime directory, which is a tmpfs. The last
+// lines are kept, and a program that opens /dev/stderr does not truncate the log.
 func TestDetachedOutput(t *testing.T) {
 	const most = 2 * 4 << 20 // rootless-run(1), FILES
 	l := newLab(t)
@@ -282,26 +303,26 @@ func TestResolverFollowsTheHost(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	rewrite([]byte("nameserver 203.0.113.53\n")) // silence
+	rewrite([]byte("nameserver 203.0.113.53\n")) // no server answers there
 	t.Cleanup(func() { rewrite(old) })
 	l.serveDNS()
 	s := l.start()
 	rewrite(old)
 	eventually(t, 20*time.Second, func() string {
-		if got := s.do("dns", "example.test", "A", gateway4); got != "NOERROR 192.0.2.80" {
-			return got
+		if got := do(s, guest.QueryDNS{Server: gateway4, Name: "example.test", Type: dns.TypeA}); !slices.Equal(got.Data, []string{"192.0.2.80"}) {
+			return got.String()
 		}
 		return ""
 	})
 }
 
-// TestPCAP: the file holds the frames of a connection, and reads as a capture.
+// TestPCAP: the capture file holds the frames of a connection.
 func TestPCAP(t *testing.T) {
 	l := newLab(t)
 	file := l.runtime + "/frames.pcap"
-	srv, _ := l.serve(l.There, at(topo.There4, 0), echo)
+	srv, _ := l.serve(l.There, at(topo.There4, 0), guest.Echo)
 	s := l.start("--pcap", file)
-	s.do("exchange", srv, "needle-in-the-capture")
+	do(s, guest.Exchange{To: guest.To(srv), Text: "needle-in-the-capture"})
 	s.stop()
 	data, err := os.ReadFile(file)
 	if err != nil {

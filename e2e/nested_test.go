@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// TestNested: a sandbox in a sandbox in a sandbox, each with its own directory, and nothing of it outside.
+// TestNested: a sandbox in a sandbox in a sandbox, each with its own runtime directory, which the others do not see.
 func TestNested(t *testing.T) {
 	l := newLab(t)
 	run := filepath.Join(bins, "rootless-run")
@@ -24,7 +24,7 @@ func TestNested(t *testing.T) {
 	l.nothingLeft(time.Second)
 }
 
-// TestControlDirectoryIsCovered: also for a command that starts in it.
+// TestControlDirectoryIsCovered: a command that starts in the runtime directory of the sandboxes sees an empty one.
 func TestControlDirectoryIsCovered(t *testing.T) {
 	l := newLab(t)
 	if r := l.once(nil, "true"); r.code != 0 { // makes the directory
@@ -37,14 +37,14 @@ func TestControlDirectoryIsCovered(t *testing.T) {
 	}
 }
 
-// TestNames: what is said about names is what there is.
+// TestNames: the options for names and name servers show in /etc/hosts and /etc/resolv.conf.
 func TestNames(t *testing.T) {
 	l := newLab(t)
 	hosts := l.once([]string{"--add-host", "host.docker.internal:192.0.2.7", "--add-host", "host.containers.internal:host-gateway"}, "cat", "/etc/hosts").stdout
 	if strings.Count(hosts, "host.docker.internal") != 1 || !strings.Contains(hosts, "192.0.2.7\thost.docker.internal") {
 		t.Errorf("a name of the host that was given another address:\n%s", hosts)
 	}
-	if strings.Count(hosts, gateway4+"\thost.containers.internal") != 1 {
+	if strings.Count(hosts, gateway4.String()+"\thost.containers.internal") != 1 {
 		t.Errorf("a name of the host that was given its own address:\n%s", hosts)
 	}
 	if got := l.once([]string{"--dns-search", "."}, "cat", "/etc/resolv.conf").stdout; strings.Contains(got, "search") || !strings.Contains(got, "nameserver") {
@@ -58,7 +58,7 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// TestNoIPv6: not even an address of the link's.
+// TestNoIPv6: with --ipv6=false the link has not even a link-local address.
 func TestNoIPv6(t *testing.T) {
 	l := newLab(t)
 	if r := l.once([]string{"--ipv6=false"}, "cat", "/proc/net/if_inet6"); strings.Contains(r.stdout, "eth0") {
@@ -66,8 +66,8 @@ func TestNoIPv6(t *testing.T) {
 	}
 }
 
-// TestCaptureToNobody: a FIFO that nobody reads is refused, not waited for.
-func TestCaptureToNobody(t *testing.T) {
+// TestCaptureToFIFO: a FIFO without a reader is refused, not waited for.
+func TestCaptureToFIFO(t *testing.T) {
 	l := newLab(t)
 	fifo := filepath.Join(t.TempDir(), "fifo")
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {

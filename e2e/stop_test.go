@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// TestStop: a command is asked to end, and made to when it does not.
+// TestStop: stop sends SIGTERM to a command, and SIGKILL when it has not ended after the timeout.
 func TestStop(t *testing.T) {
 	l := newLab(t)
 	said := filepath.Join(t.TempDir(), "said")
@@ -31,18 +31,18 @@ func TestStop(t *testing.T) {
 		up(name)
 	}
 	if got := l.manage("stop", "polite"); got != "polite\n" {
-		t.Errorf("it said %q", got)
+		t.Errorf("stop printed %q", got)
 	}
 	if text, err := os.ReadFile(said); string(text) != "bye\n" {
-		t.Errorf("the command was not asked: %q, %v", text, err)
+		t.Errorf("the command got no SIGTERM: %q, %v", text, err)
 	}
 	begin := time.Now()
 	l.manage("stop", "-t", "1", "deaf")
 	if took := time.Since(begin); took < time.Second || took > 8*time.Second {
-		t.Errorf("it took %v", took)
+		t.Errorf("stop took %v", took)
 	}
 	if got := l.manage("ps"); strings.Contains(got, "polite") || strings.Contains(got, "deaf") {
-		t.Errorf("still there:\n%s", got)
+		t.Errorf("still listed:\n%s", got)
 	}
 	if r := l.finish(l.command("rootless-net", "stop", "nobody")); r.code == 0 || !strings.Contains(r.stderr, "nobody") {
 		t.Errorf("exit %d: %s", r.code, r.stderr)

@@ -2,8 +2,9 @@ package flow
 
 import (
 	"net/netip"
-	"sync"
 	"time"
+
+	"rootlessnet/internal/lockrank"
 )
 
 // ID identifies a flow within one Table for as long as the Table exists. No two flows have the same one; 0 is none.
@@ -64,7 +65,7 @@ func (e *Entry) info(c Counters) Info {
 
 // Table holds the live flows of one gateway. Make one with NewTable.
 type Table struct {
-	mu       sync.Mutex
+	mu       lockrank.Mutex
 	root     Entry // of the list; root.next is the oldest flow
 	lastID   ID
 	count    int
@@ -74,6 +75,7 @@ type Table struct {
 // NewTable returns an empty table.
 func NewTable() *Table {
 	t := &Table{}
+	t.mu.SetRank(lockrank.FlowTable)
 	t.root.next, t.root.prev = &t.root, &t.root
 	return t
 }
@@ -94,7 +96,7 @@ func (t *Table) Add(e *Entry, c Carrier) {
 	}
 }
 
-// Remove takes e out. last are its final counters, for those who watch. An entry that is in no table is left alone.
+// Remove takes e out. last are its final counters, for the watchers. An entry that is in no table is left alone.
 func (t *Table) Remove(e *Entry, last Counters) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -2,7 +2,8 @@ package forwarder
 
 import (
 	"net/netip"
-	"sync"
+
+	"rootlessnet/internal/lockrank"
 )
 
 const (
@@ -17,20 +18,22 @@ const (
 type Attempts struct {
 	most int
 
-	mu     sync.Mutex
+	mu     lockrank.Mutex
 	byDest map[netip.Addr]int // guarded by mu
 	n      int                // guarded by mu
 }
 
 func newAttempts(most int) *Attempts {
-	return &Attempts{most: max(1, most), byDest: map[netip.Addr]int{}}
+	a := &Attempts{most: max(1, most), byDest: map[netip.Addr]int{}}
+	a.mu.SetRank(lockrank.Attempts)
+	return a
 }
 
 // Begin counts an attempt at dest. false: there are too many, and the guest is left to send its SYN again.
 func (a *Attempts) Begin(dest netip.Addr) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.n >= a.most || a.byDest[dest] >= max(min(minShare, a.most/2), (a.most-a.n)/2) {
+	if a.n >= a.most || a.byDest[dest] >= max(1, min(minShare, a.most/2), (a.most-a.n)/2) {
 		return false
 	}
 	a.byDest[dest]++

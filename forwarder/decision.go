@@ -39,7 +39,7 @@ type Decision struct {
 }
 
 // Decide says what becomes of the flow k that the guest opens. packets is how many packets ask, for the counters: a denied
-// datagram leaves no state behind and is decided each time. The rules may change while a request is under way; then the
+// datagram leaves no state behind and is decided each time. The rules may change while a request is being served; then the
 // last answer counts, and Rejudge ends what the new rules do not allow.
 func (f *Forwarder) Decide(k flow.Key, packets int) Decision {
 	rules := f.rules.Load()
@@ -77,7 +77,7 @@ func (f *Forwarder) StillAllowed(d *Decision, k flow.Key) bool {
 //
 // A TCP connection outlives the removal of its own address inside, or of its family: the address may come back, and the
 // two ends notice by themselves when it does not. A datagram flow is also ended where its datagrams would now go elsewhere
-// or leave the host in another way; the next datagram opens the right one.
+// or leave the host by another address or interface; the next datagram opens the right one.
 func (f *Forwarder) Rejudge(id flow.Endpoint) (ended int) {
 	f.rules.Add(1)
 	e := f.Endpoint(id)

@@ -32,7 +32,7 @@ type DialError struct {
 func (e *DialError) Error() string { return "dial: " + e.Errno.Error() }
 func (e *DialError) Unwrap() error { return e.Errno }
 
-// StartDial makes a non-blocking TCP socket and starts to connect it to dst: done, or rawsock.ConnectState tells how that
+// StartDial makes a non-blocking TCP socket and starts to connect it to dst: done, or rawsock.ConnectState says how that
 // goes. tos is the traffic class of the guest's packets. The error is a *DialError; there is no socket then.
 func StartDial(from Egress, dst netip.AddrPort, tos uint8) (fd int, done bool, err error) {
 	v4 := dst.Addr().Is4()
@@ -85,7 +85,7 @@ func bindSource(fd int, by Egress) error {
 }
 
 // ConnectedToItself says whether a socket that StartDial connected to dst is connected to itself, see rawsock.IsSelf. Only
-// a port that the kernel gives to clients can be met in this way.
+// a port in the range from which the kernel gives ports to clients can be the socket's own.
 func ConnectedToItself(fd int, dst netip.AddrPort) bool {
 	r, known := procnet.LocalPorts()
 	return (!known || r.Contains(dst.Port())) && rawsock.IsSelf(fd, dst)

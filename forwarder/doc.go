@@ -1,20 +1,20 @@
 // Package forwarder decides what becomes of each flow that a guest opens, dials for it, and says what the guest is answered
 // when that fails. It is the part that all datapaths share; the datapaths are the packages below it.
 //
-//	                        stack (frames <-> flows)
-//	                 SYN |        | TCP request      | datagram, echo
-//	                     v        v                  v
-//	              splicetcp      tcp                udp          loopback
-//	                     \        |                  |             (two loopbacks)
-//	                      `-------+------ Forwarder -+
-//	                   Decide, RefusalOf, StartDial, Attempts, PublishTCP,
-//	                   flow.Table, fdbudget.Budget, TCPCounters
+//		                        stack (frames <-> flows)
+//		                 SYN |        | TCP request      | datagram, echo
+//		                     v        v                  v
+//		              splicetcp      tcp                udp          loopback
+//		                     \        |                  |             (two loopbacks)
+//		                      `-------+------ Forwarder -+
+//		                   Decide, RefusalOf, StartDial, Attempts, PublishTCP,
+//		                   flow.Table, fdbudget.Budget, TCPCounters
 //
-//   - tcp is the stack path: TCP connections that end in the userspace stack.
-//   - splicetcp is the splice path, the default for TCP: both ends of a connection are sockets of the kernel. What it
-//     declines, tcp takes.
-//   - udp carries UDP and ICMP echo.
-//   - loopback carries named ports between the loopbacks of two namespaces.
+//	  - tcp is the stack path: TCP connections that end in the userspace stack.
+//	  - splicetcp is the splice path, the default for TCP: both ends of a connection are sockets of the kernel. What it
+//	    declines, tcp takes.
+//	  - udp carries UDP and ICMP echo.
+//	  - loopback carries named ports between the loopbacks of two namespaces.
 //
 // # One decision
 //

@@ -34,7 +34,7 @@ type Resolver interface {
 
 // Addresses are the addresses of an endpoint that may change while it is in use.
 type Addresses struct {
-	// Gateway4, Gateway6 are the gateway's and Guest4, Guest6 the guest's; an invalid one turns the family off.
+	// Gateway4, Gateway6 are the gateway's and Guest4, Guest6 the guest's; an invalid one disables the family.
 	Gateway4, Gateway6, Guest4, Guest6 netip.Addr
 	// Guests are all addresses of the guest's link. Packets with one of them as their source cannot come from outside: a
 	// client of a published port that has one appears as the gateway. Guest4 and Guest6 need not be repeated.

@@ -46,7 +46,7 @@ func (q *QueuedError) FromNetwork() bool {
 	return q.Origin == unix.SO_EE_ORIGIN_ICMP || q.Origin == unix.SO_EE_ORIGIN_ICMP6
 }
 
-// ICMP is the error in the family that the guest speaks: as it came, or, where the host's side is of the other family, the
+// ICMP is the error in the address family of the guest's flow: as it came, or, where the host's side is of the other family, the
 // one of the same meaning.
 func (q *QueuedError) ICMP(v4 bool) stack.ICMPError {
 	if v4 == (q.Origin == unix.SO_EE_ORIGIN_ICMP) {
@@ -100,7 +100,7 @@ func connectError(fd int, v4 bool) *QueuedError {
 	}
 }
 
-// QueueErrors turns the error queue of a TCP socket on (1) or off (0). It tells which ICMP error ended a connect, but on an
+// QueueErrors enables (1) or disables (0) the error queue of a TCP socket. The queue holds the ICMP error that ended a connect, but on an
 // established connection it would make failures of passing errors.
 func QueueErrors(fd int, v4 bool, on int) {
 	level, recverr := unix.IPPROTO_IPV6, unix.IPV6_RECVERR

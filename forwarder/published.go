@@ -11,6 +11,10 @@ import (
 	"rootlessnet/internal/spin"
 )
 
+// clientDescriptors is what a datapath may take for a client at most: both sockets. A port accepts only while so many are
+// free, because the client's own is open already when a datapath is asked.
+const clientDescriptors = 2
+
 // Target is where the clients of a published port are forwarded to: a port of an endpoint's guest.
 type Target struct {
 	Endpoint flow.Endpoint
@@ -21,8 +25,8 @@ type Target struct {
 
 // ClientServer is a datapath that connects the clients of published ports with the guest.
 type ClientServer interface {
-	// Serve connects the client and takes it over. taken is false where this datapath cannot serve the client, who is
-	// then offered to the next; did says how the handler run went otherwise. It must not block.
+	// Serve connects the client and takes it over. taken is false where this datapath cannot serve the client; the
+	// next datapath is then asked. Otherwise did says how the handler run went. It must not block.
 	Serve(c *Client) (did spin.Result, taken bool)
 }
 
@@ -57,14 +61,14 @@ type PublishedTCP struct {
 
 	// Splice is the splice path's circuit breaker for this port: a server that the splice path does not reach, while
 	// the stack path does, should cost each client no second attempt.
-	Splice breaker.Breaker
+	Splice *breaker.Breaker
 }
 
 // PublishTCP serves l's clients from the target by the first of the given datapaths that takes them, and takes l over. The
 // last of servers must take every client.
 func (f *Forwarder) PublishTCP(l *net.TCPListener, to Target, servers ...ClientServer) (*PublishedTCP, error) {
 	p := &PublishedTCP{f: f, addr: l.Addr().(*net.TCPAddr).AddrPort(), to: to, servers: servers,
-		Splice: breaker.Breaker{Failures: SpliceFailures, Pause: SplicePause}}
+		Splice: breaker.New(SpliceFailures, SplicePause)}
 	var err error
 	if p.l, err = inbound.Listen(f.Spin, l, false, TuneHost, (*publishedHandler)(p)); err != nil {
 		return nil, err
@@ -85,7 +89,7 @@ func (p *PublishedTCP) Close() { p.l.Close() }
 type publishedHandler PublishedTCP
 
 func (p *publishedHandler) Ready() bool {
-	return p.f.TCP.Waiting.Load() < MaxAttempts && p.f.Budget.Free(fdbudget.Stack) > 0
+	return p.f.TCP.Waiting.Load() < MaxAttempts && p.f.Budget.Free(fdbudget.Stack) >= clientDescriptors
 }
 
 func (p *publishedHandler) AcceptFailed(error) { p.f.TCP.AcceptErrors.Add(1) }

@@ -99,7 +99,7 @@ func causeOfErrno(errno syscall.Errno, v4 bool) cause {
 	return unknown
 }
 
-// refusal is the one table from causes to answers. v4 is the family that the guest speaks.
+// refusal is the one table from causes to answers. v4 says that the guest's flow is IPv4.
 //
 //	cause             TCP                      UDP and echo
 //	nothing listens   RST                      port unreachable

@@ -1,7 +1,6 @@
-package forwarder
+package forwarder_test
 
 import (
-	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
@@ -9,87 +8,104 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/forwarder"
+	"rootlessnet/internal/nettest/forwardlab"
+	"rootlessnet/internal/rawsock"
 )
 
+// startDial connects to dst, which must work.
+func startDial(t testing.TB, from forwarder.Egress, dst netip.AddrPort) (fd int) {
+	t.Helper()
+	fd, done, err := forwarder.StartDial(from, dst, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	forwardlab.Eventually(t, "connected", func() bool {
+		if !done {
+			if done, err = rawsock.ConnectState(fd, dst); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return done
+	})
+	return fd
+}
+
 func TestDialFromAnAddress(t *testing.T) {
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
+	l := forwardlab.Listen(t, "127.0.0.1:0")
+	to := l.Addr().(*net.TCPAddr).AddrPort()
 	from := netip.MustParseAddr("127.0.0.5")
-	h, err := dialHost(t.Context(), egress{addr: from}, l.Addr().(*net.TCPAddr).AddrPort(), 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer h.close()
-	c, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
+	startDial(t, forwarder.Egress{Addr: from}, to)
+	c := forwardlab.Accept(t, l)
 	if got := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr(); got != from {
 		t.Errorf("dialled from %v", got)
 	}
-	if _, err := dialHost(t.Context(), egress{addr: netip.MustParseAddr("192.0.2.1")}, l.Addr().(*net.TCPAddr).AddrPort(), 0); err == nil {
-		t.Error("dialled from an address that nobody has")
+	fd, _, err := forwarder.StartDial(forwarder.Egress{Addr: netip.MustParseAddr("192.0.2.1")}, to, 0)
+	if err == nil {
+		t.Error("dialled from an address that this host does not have")
+	}
+	var de *forwarder.DialError
+	if !errors.As(err, &de) || !errors.Is(err, syscall.EADDRNOTAVAIL) || fd != -1 {
+		t.Errorf("descriptor %d, error %v", fd, err)
 	}
 }
 
-func TestSourceOfAFlow(t *testing.T) {
+func TestEgressOfAFlow(t *testing.T) {
 	a4, a6 := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
-	s, x := new(Streams), new(Datagrams)
-	addrs := Addresses{Source4: a4, Source6: a6, Interface4: 4, Interface6: 6}
-	s.SetAddresses(addrs)
-	x.addrs.Store(&addrs)
-	for dst, want := range map[string]egress{"198.51.100.1": {a4, 4}, "2001:db8::9": {a6, 6}, "127.0.0.1": {}, "::1": {}} {
-		to := netip.MustParseAddr(dst)
-		if got := s.source(netip.AddrPortFrom(to, 80)); got != want {
-			t.Errorf("TCP to %v leaves from %v, want %v", to, got, want)
-		}
-		if got := x.source(to); got != want {
-			t.Errorf("UDP to %v leaves from %v, want %v", to, got, want)
+	addrs := forwarder.Addresses{Source4: a4, Source6: a6, Interface4: 4, Interface6: 6}
+	for dst, want := range map[string]forwarder.Egress{"198.51.100.1": {Addr: a4, Index: 4}, "2001:db8::9": {Addr: a6, Index: 6}, "127.0.0.1": {}, "::1": {}} {
+		if got := addrs.EgressTo(netip.MustParseAddr(dst)); got != want {
+			t.Errorf("a flow to %v leaves from %v, want %v", dst, got, want)
 		}
 	}
 }
 
 // An interface is one that packets have to leave by.
 func TestDialByAnInterface(t *testing.T) {
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
+	l := forwardlab.Listen(t, "127.0.0.1:0")
 	to := l.Addr().(*net.TCPAddr).AddrPort()
 	lo, err := net.InterfaceByName("lo")
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := dialHost(t.Context(), egress{index: lo.Index}, to, 0)
-	if err != nil {
-		t.Fatal(err)
+	fd := startDial(t, forwarder.Egress{Index: lo.Index}, to)
+	if got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX); err != nil || got != lo.Index {
+		t.Errorf("bound to %d, %v", got, err)
 	}
-	defer h.close()
-	_ = h.rc.Control(func(fd uintptr) {
-		if got, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX); err != nil || got != lo.Index {
-			t.Errorf("bound to %d, %v", got, err)
-		}
-	})
-	const nobody = 1 << 20
-	if _, err := dialHost(t.Context(), egress{index: nobody}, to, 0); !errors.Is(err, syscall.ENODEV) {
+	const absent = 1 << 20
+	if _, _, err := forwarder.StartDial(forwarder.Egress{Index: absent}, to, 0); !errors.Is(err, syscall.ENODEV) {
 		t.Errorf("by an interface that is not there: %v", err)
 	}
-	// A datagram says it in its own words.
-	var c controlBuffer
-	c.addLocal(netip.Addr{}, nobody, false)
-	c.addLocal(netip.Addr{}, nobody, true)
-	msgs, err := unix.ParseSocketControlMessage(c.buf[:c.n])
-	if err != nil || len(msgs) != 2 {
-		t.Fatal(msgs, err)
-	}
-	for i, at := range []int{0, 16} { // ipi_ifindex, ipi6_ifindex
-		if got := binary.NativeEndian.Uint32(msgs[i].Data[at:]); got != nobody {
-			t.Errorf("message %d: interface %d", i, got)
+}
+
+// A client's address that the guest would look for on its own link, or that it has, is that of the gateway.
+func TestClientSource(t *testing.T) {
+	f := forwardlab.NewForwarder(t, forwarder.Config{})
+	e := f.AddEndpoint(forwarder.EndpointConfig{Policy: forwardlab.JudgeFunc(nil), Subnets: []netip.Prefix{forwardlab.Subnet4, forwardlab.Subnet6},
+		Addresses: forwarder.Addresses{Gateway4: forwardlab.Gateway4, Gateway6: forwardlab.Gateway6,
+			Guests: []netip.Addr{netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("2001:db8::9")}}})
+	for _, c := range []struct{ client, want string }{
+		{"198.51.100.7:5", "198.51.100.7:5"},
+		{"127.8.9.1:5", "10.0.2.2:5"},
+		{"10.0.2.9:5", "10.0.2.2:5"},
+		{"10.0.2.100:5", "10.0.2.2:5"},
+		{"169.254.3.4:5", "10.0.2.2:5"},
+		{"0.0.0.0:5", "10.0.2.2:5"},
+		{"203.0.113.9:5", "10.0.2.2:5"},
+		{"[2001:db8::9]:5", "[fd00::2]:5"},
+		{"[2001:db8::7]:5", "[2001:db8::7]:5"},
+		{"[::1]:5", "[fd00::2]:5"},
+		{"[fe80::7]:5", "[fd00::2]:5"},
+		{"[fd00::7]:5", "[fd00::2]:5"},
+	} {
+		client, guest := forwardlab.AP(c.client), forwardlab.Guest4.Addr()
+		if client.Addr().Is6() {
+			guest = forwardlab.Guest6.Addr()
+		}
+		if got := e.ClientSource(client, guest); got != forwardlab.AP(c.want) {
+			t.Errorf("%s appears as %v, want %s", c.client, got, c.want)
 		}
 	}
 }

@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"rootlessnet/forwarder"
 	"rootlessnet/forwarder/loopback"
 	"rootlessnet/internal/fdbudget"
+	"rootlessnet/internal/lockrank"
 	"rootlessnet/plan"
 )
 
@@ -20,16 +20,19 @@ import (
 type loopbackForwards struct {
 	f *forwarder.Forwarder
 
-	change sync.Mutex // held while forwards are added or removed, and the namespace is asked for sockets
+	change lockrank.Mutex // held while forwards are added or removed, and the namespace is asked for sockets
 
-	mu     sync.Mutex
+	mu     lockrank.Mutex
 	relay  *loopback.Relay                         // guarded by mu; nil before the first forward
 	open   map[plan.LoopbackForward]*loopback.Port // guarded by mu
 	closed bool                                    // guarded by mu
 }
 
 func newLoopbackForwards(f *forwarder.Forwarder) *loopbackForwards {
-	return &loopbackForwards{f: f, open: map[plan.LoopbackForward]*loopback.Port{}}
+	l := &loopbackForwards{f: f, open: map[plan.LoopbackForward]*loopback.Port{}}
+	l.change.SetRank(lockrank.GatewayForwardsChange)
+	l.mu.SetRank(lockrank.GatewayForwards)
+	return l
 }
 
 // AddLoopbackForwards opens what can be opened of list and returns it. err is the first failure and wraps the errno of

@@ -5,9 +5,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"sync"
 
 	"rootlessnet/forwarder/udp"
+	"rootlessnet/internal/lockrank"
 	"rootlessnet/plan"
 )
 
@@ -54,10 +54,10 @@ func (b *bound) close() {
 type ports struct {
 	inherited map[inheritedKey]*os.File // bound by the caller of New; not changed
 
-	change sync.Mutex // held while ports are added or removed
-	lastID int        // of a mapping; guarded by change
+	change lockrank.Mutex // held while ports are added or removed
+	lastID int            // of a mapping; guarded by change
 
-	mu     sync.Mutex
+	mu     lockrank.Mutex
 	all    []*bound // guarded by mu
 	closed bool     // guarded by mu
 	g      *Gateway // guarded by mu; nil until connected
@@ -71,6 +71,8 @@ type inheritedKey struct {
 // bindPorts binds all mappings or none.
 func bindPorts(mappings []plan.PortMapping, listeners []*os.File) (*ports, error) {
 	p := &ports{inherited: map[inheritedKey]*os.File{}}
+	p.change.SetRank(lockrank.GatewayPortsChange)
+	p.mu.SetRank(lockrank.GatewayPorts)
 	for _, f := range listeners {
 		proto, addr, err := listenerAddr(f)
 		if err != nil {

@@ -4,9 +4,10 @@
 //
 // Every flow of the guest is dialled by a process in the host's network namespace, so an address has the meaning it has on the
 // host: 127.0.0.1 is the host's loopback, and on Linux connect(2) to 0.0.0.0 or :: reaches the host's loopback as well
-// (net/ipv4/route.c, ip_route_output_key_hash_rcu: an unset destination becomes INADDR_LOOPBACK; net/ipv6/tcp_ipv6.c and datagram.c do
-// the same for ::). A guest with a raw socket can send packets to any of these addresses. Therefore [Policy.Judge] decides about every
-// flow before anything is dialled, and the address that is dialled is [Verdict.Dst], never the one in the guest's packet.
+// (net/ipv4/route.c, ip_route_output_key_hash_rcu: an unset destination becomes INADDR_LOOPBACK; net/ipv6/tcp_ipv6.c and
+// datagram.c do the same for ::). A guest with a raw socket can send packets to any of these addresses. Therefore
+// [Policy.Judge] decides about every flow before anything is dialled, and the address that is dialled is [Verdict.Dst], never
+// the one in the guest's packet.
 //
 // Judge checks in this order: the address pair is well-formed; the address family is on; the source is one of the guest's; the
 // protocol is on; the destination is special ([Config.Special]); it is a gateway; it is of a closed kind, in any notation; it is in
@@ -22,15 +23,15 @@
 //
 // # Answers to the guest
 //
-// Packets to destinations that a guest's kernel never sends to, and all multicast and broadcast, are dropped silently (RFC 1122, 3.2.2
-// forbids an answer to the latter). For all other closed destinations the guest gets a reset or an ICMP error, so that its program
-// fails at once instead of waiting for a timeout.
+// Packets to destinations that a guest's kernel never sends to, and all multicast and broadcast, are dropped silently (RFC
+// 1122, 3.2.2 forbids an answer to the latter). For all other closed destinations the guest gets a reset or an ICMP error, so
+// that its program fails at once instead of waiting for a timeout.
 //
 // # Limits and non-goals
 //
-// A verdict depends on the arguments and the Config only: there are no lookups and no clock. DNS and DHCP to the gateway, echo requests to
-// the gateway, and neighbour discovery are handled by package stack and its callers before policy. Egress rules by name or prefix are
-// not part of this package.
+// A verdict depends on the arguments and the Config only: there are no lookups and no clock. DNS and DHCP to the gateway, echo
+// requests to the gateway, and neighbour discovery are handled by package stack and its callers before policy. Egress rules by
+// name or prefix are not part of this package.
 //
 // # Concurrency and imports
 //

@@ -40,8 +40,8 @@ const (
 	kindLinkLocal
 )
 
-// kind4 returns the kind of an address. Documentation, benchmarking and shared address space count as ordinary, because they are used
-// on real networks.
+// kind4 returns the kind of an address. Documentation, benchmarking and shared address space count as ordinary, because they
+// are used on real networks.
 func kind4(b [4]byte) kind {
 	switch {
 	case b[0] == 127:
@@ -64,8 +64,8 @@ func (k kind) reason() Reason {
 	return [...]Reason{None, Loopback, Unspecified, Multicast, Broadcast, Reserved, LinkLocal}[k]
 }
 
-// action returns Prohibit for addresses that the guest's kernel may send to by itself, else Drop. Linux routes 240/4 and 169.254/16 like
-// any other address.
+// action returns Prohibit for addresses that the guest's kernel may send to by itself, else Drop. Linux routes 240/4 and
+// 169.254/16 like any other address.
 func (k kind) action() Action {
 	if k == kindReserved || k == kindLinkLocal {
 		return Prohibit
@@ -151,11 +151,11 @@ func isNAT64Local(b [16]byte) bool {
 	return [6]byte(b[:6]) == [6]byte{0, 0x64, 0xff, 0x9b, 0, 1}
 }
 
-// closedNAT64Local decides about an address in 64:ff9b:1::/48. The address does not show which prefix length the network uses, so the
-// IPv4 address is extracted according to every layout of RFC 6052, 2.2. With the wrong layout the result is arbitrary. In order not to
-// close parts of the network by accident, the layouts for /48, /56 and /64 close loopback and metadata addresses only, and the layout
-// for /96 is not applied if only /64 is possible (bytes 9 to 11 in use, last three bytes zero). Bytes after the IPv4 address are
-// ignored, as translators ignore them.
+// closedNAT64Local decides about an address in 64:ff9b:1::/48. The address does not show which prefix length the network uses,
+// so the IPv4 address is extracted according to every layout of RFC 6052, 2.2. With the wrong layout the result is arbitrary.
+// In order not to close parts of the network by accident, the layouts for /48, /56 and /64 close loopback and metadata
+// addresses only, and the layout for /96 is not applied if only /64 is possible (bytes 9 to 11 in use, last three bytes zero).
+// Bytes after the IPv4 address are ignored, as translators ignore them.
 func (p *Policy) closedNAT64Local(b [16]byte) (v Verdict, closed bool) {
 	for _, four := range [...][4]byte{
 		{b[6], b[7], b[9], b[10]},   // /48

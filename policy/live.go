@@ -5,8 +5,8 @@ import (
 	"sync/atomic"
 )
 
-// Live is a Policy that can be replaced while it is in use, for instance when the guest's addresses change. Make one with NewLive. All
-// methods are safe for concurrent use.
+// Live is a Policy that can be replaced while it is in use, for instance when the guest's addresses change. Make one with
+// NewLive. All methods are safe for concurrent use.
 type Live struct {
 	p atomic.Pointer[Policy]
 }

@@ -128,9 +128,9 @@ func defaultSources(subnet4, subnet6 netip.Prefix, guest4, guest6 netip.Addr) (o
 	return out
 }
 
-// Judge decides about a flow from src to dst, which are the addresses in the guest's packets. They should not have been unmapped: an
-// IPv4-mapped address is closed either way, but the Reason would be a different one. For ICMP and ICMPv6 the ports are ignored, and
-// passed on in Verdict.Dst.
+// Judge decides about a flow from src to dst, which are the addresses in the guest's packets. They should not have been
+// unmapped: an IPv4-mapped address is closed either way, but the Reason would be a different one. For ICMP and ICMPv6 the ports
+// are ignored, and passed on in Verdict.Dst.
 func (p *Policy) Judge(proto Proto, src, dst netip.AddrPort) Verdict {
 	sa, da := src.Addr().WithZone(""), dst.Addr().WithZone("")
 	if !sa.IsValid() || !da.IsValid() || sa.Is4() != da.Is4() {
@@ -215,8 +215,8 @@ func (p *Policy) judgeGateway(proto Proto, sport, dport uint16, is4 bool) Verdic
 	return v
 }
 
-// ownSource reports whether the guest may send from a. The gateway's address and the broadcast address are in the subnet but are not
-// valid sources.
+// ownSource reports whether the guest may send from a. The gateway's address and the broadcast address are in the subnet but
+// are not valid sources.
 func (p *Policy) ownSource(a netip.Addr) bool {
 	if a == p.gateway4 || a == p.gateway6 || a == p.broadcast4 || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() {
 		return false

@@ -112,7 +112,8 @@ func (r Reason) String() string {
 	return "reason-" + strconv.Itoa(int(r))
 }
 
-// Verdict is the result of Judge. Dst, Alt and Gateway are set only if Action is Allow; Reason is None if and only if Action is Allow.
+// Verdict is the result of Judge. Dst, Alt and Gateway are set only if Action is Allow; Reason is None if and only if Action is
+// Allow.
 type Verdict struct {
 	Action Action
 	Reason Reason
@@ -120,7 +121,7 @@ type Verdict struct {
 	Gateway bool
 	// Dst is the address to dial or send to, unmapped and without a zone.
 	Dst netip.AddrPort
-	// Alt is the loopback address of the other family, to be tried if nothing listens on Dst, because a service on "localhost" often
-	// listens in one family only. It is the zero value if there is none.
+	// Alt is the loopback address of the other family, to be tried if nothing listens on Dst, because a service on "localhost"
+	// often listens in one family only. It is the zero value if there is none.
 	Alt netip.AddrPort
 }

@@ -6,6 +6,7 @@ import (
 	"syscall"
 	"time"
 
+	"rootlessnet/internal/race"
 	"rootlessnet/userns"
 )
 
@@ -26,7 +27,7 @@ func (s *sandbox) confine() error {
 // programs that start it as root of a namespace, as Podman does, can be tested with the race detector.
 func (s *sandbox) dropPrivileges() error {
 	err := userns.Confine()
-	if raceBuild && errors.Is(err, syscall.ENOTSUP) {
+	if race.Enabled && errors.Is(err, syscall.ENOTSUP) {
 		s.log.Warn("THIS BUILD IS FOR TESTS ONLY, it keeps its capabilities: it has the race detector", "err", err)
 		return nil
 	}

@@ -22,7 +22,8 @@ import (
 // These tests bound the number of system calls for a connection and for a round trip. They count by ptrace(2) in a child process
 // that runs a Loop and nothing else; the calls of Go's own poller are included.
 
-// callsEnv makes the test binary that child: it joins each pair of sockets it receives on descriptor 3 and acknowledges with a byte.
+// callsEnv makes the test binary that child: it joins each pair of sockets it receives on descriptor 3 and acknowledges with a
+// byte.
 const callsEnv = "SPLICE_TEST_CALLS"
 
 func TestMain(m *testing.M) {

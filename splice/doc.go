@@ -4,10 +4,10 @@
 //
 // # Theory of operation
 //
-// A Loop owns an epoll(7) set with both sockets of every pair, edge-triggered. The epoll descriptor itself is a member of a busy-poll
-// group (internal/spin) and is registered in Go's network poller, so one goroutine sleeps for all pairs, and the thread that finds
-// the set ready runs the handlers right away. The handler run of the Loop takes up to maxEvents events and serves the pairs
-// one after the other; two goroutines never run it at once.
+// A Loop owns an epoll(7) set with both sockets of every pair, edge-triggered. The epoll descriptor itself is a member of a
+// busy-poll group (internal/spin) and is registered in Go's network poller, so one goroutine sleeps for all pairs, and the
+// thread that finds the set ready runs the handlers right away. The handler run of the Loop takes up to maxEvents events and
+// serves the pairs one after the other; two goroutines never run it at once.
 //
 //	events of both sockets (edge-triggered)
 //	      │

@@ -6,13 +6,13 @@ import (
 	"net"
 	"os"
 	"runtime/debug"
-	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/lockrank"
 	"rootlessnet/internal/spin"
 )
 
@@ -45,7 +45,7 @@ type Loop struct {
 	killing atomic.Bool // killed is not empty
 	tickDue atomic.Bool // the timer has fired and the next handler run calls tick
 
-	mu     sync.Mutex
+	mu     lockrank.Mutex
 	slots  []slot             // by token; guarded by mu
 	free   []int32            // tokens of unused slots; guarded by mu
 	pairs  map[*Pair]struct{} // guarded by mu
@@ -87,6 +87,7 @@ func NewLoop(log *slog.Logger, group *spin.Group) (*Loop, error) {
 	}
 	l := &Loop{log: log, ep: ep, f: os.NewFile(uintptr(ep), "epoll"), pairs: map[*Pair]struct{}{},
 		scratch: make([]byte, scratchSize), halfClosed: map[*Pair]struct{}{}, done: make(chan struct{})}
+	l.mu.SetRank(lockrank.SpliceLoop)
 	l.moderation = moderator{loop: l, fd: -1}
 	if l.member, err = group.NewMember(l.f, l.handleReady); err != nil {
 		l.f.Close()

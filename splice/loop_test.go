@@ -62,8 +62,8 @@ func TestWatch(t *testing.T) {
 	none("after Unwatch")
 }
 
-// TestStaleEvent: an event fetched for a descriptor that has been unwatched since is discarded; the descriptor that has its slot now
-// does not receive it.
+// TestStaleEvent: an event fetched for a descriptor that has been unwatched since is discarded; the descriptor that has its
+// slot now does not receive it.
 func TestStaleEvent(t *testing.T) {
 	l := newLoop(t)
 	const n = 8

@@ -9,8 +9,8 @@ import (
 	"rootlessnet/tap"
 )
 
-// receiveARP answers ARP requests (RFC 826) for the addresses of isNeighbour only. Netstack in promiscuous mode would answer for every
-// address, and the guest would see a neighbour everywhere.
+// receiveARP answers ARP requests (RFC 826) for the addresses of isNeighbour only. Netstack in promiscuous mode would answer
+// for every address, and the guest would see a neighbour everywhere.
 func (p *port) receiveARP(b []byte) {
 	a := header.ARP(b[ethLen:])
 	if !a.IsValid() {

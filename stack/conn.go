@@ -17,9 +17,9 @@ import (
 // ErrWouldBlock is returned by ReadTo and WriteFrom if no data can be moved now: wait on Readable or Writable.
 var ErrWouldBlock = errors.New("stack: would block")
 
-// Conn is the gateway's end of a TCP connection with the guest. Unlike a net.Conn it moves data between netstack's buffers and a
-// writer or reader without an intermediate copy. One goroutine may read while another one writes; Abort and Close may be called from
-// any.
+// Conn is the gateway's end of a TCP connection with the guest. Unlike a net.Conn it moves data between netstack's buffers and
+// a writer or reader without an intermediate copy. One goroutine may read while another one writes; Abort and Close may be
+// called from any.
 type Conn struct {
 	Flow
 	ep      tcpip.Endpoint
@@ -69,8 +69,8 @@ func (c *Conn) ReadTo(w io.Writer) (int, error) {
 	return 0, Errno(err)
 }
 
-// WriteFrom sends n bytes from r to the guest, or as many as the send buffer takes, and returns how many. r must be able to deliver n
-// bytes. The error is ErrWouldBlock or a syscall.Errno.
+// WriteFrom sends n bytes from r to the guest, or as many as the send buffer takes, and returns how many. r must be able to
+// deliver n bytes. The error is ErrWouldBlock or a syscall.Errno.
 func (c *Conn) WriteFrom(r io.Reader, n int) (int, error) {
 	m, err := c.ep.Write(payload{r, n}, tcpip.WriteOptions{})
 	switch err.(type) {
@@ -118,8 +118,8 @@ func (c *Conn) Failed() bool {
 	return false
 }
 
-// OnFailure registers fn to be called when the connection fails, or now if it has failed; perhaps more than once. fn must not block and
-// must not call methods of c. OnFailure may be called once.
+// OnFailure registers fn to be called when the connection fails, or now if it has failed; perhaps more than once. fn must not
+// block and must not call methods of c. OnFailure may be called once.
 func (c *Conn) OnFailure(fn func()) {
 	c.fail = waiter.NewFunctionEntry(waiter.EventErr|waiter.EventHUp, func(waiter.EventMask) {
 		if c.Failed() {
@@ -133,8 +133,8 @@ func (c *Conn) OnFailure(fn func()) {
 	}
 }
 
-// EnableKeepAlive turns on keep-alive with the given time and interval. On a half-closed connection only keep-alive tells a guest that
-// still waits from one that has vanished.
+// EnableKeepAlive turns on keep-alive with the given time and interval. On a half-closed connection only keep-alive tells a
+// guest that still waits from one that has vanished.
 func (c *Conn) EnableKeepAlive(interval time.Duration) {
 	idle, between := tcpip.KeepaliveIdleOption(interval), tcpip.KeepaliveIntervalOption(interval)
 	_ = c.ep.SetSockOpt(&idle)

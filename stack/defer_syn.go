@@ -21,9 +21,9 @@ const (
 	maxDeferred = 256
 )
 
-// deferSYN delivers a SYN later, and returns true, while netstack still has a closing connection with the same 4-tuple. A client may
-// reset a connection and reuse its port at once, but netstack ends connections on goroutines of its own: the SYN would enter the
-// segment queue of the closing connection and be answered with a reset.
+// deferSYN delivers a SYN later, and returns true, while netstack still has a closing connection with the same 4-tuple. A
+// client may reset a connection and reuse its port at once, but netstack ends connections on goroutines of its own: the SYN
+// would enter the segment queue of the closing connection and be answered with a reset.
 func (p *port) deferSYN(k *packet, n tcpip.NetworkProtocolNumber) (deferred bool) {
 	if header.TCPFlags(k.payload[13])&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) != header.TCPFlagSyn {
 		return false
@@ -67,8 +67,8 @@ func (p *port) deferSYN(k *packet, n tcpip.NetworkProtocolNumber) (deferred bool
 	return true
 }
 
-// isClosing reports whether netstack has a connection with this 4-tuple that a new one should wait for. A connection in TIME-WAIT is
-// replaced by netstack itself (RFC 1122 4.2.2.13), and one that is being set up expects a retransmitted SYN.
+// isClosing reports whether netstack has a connection with this 4-tuple that a new one should wait for. A connection in
+// TIME-WAIT is replaced by netstack itself (RFC 1122 4.2.2.13), and one that is being set up expects a retransmitted SYN.
 func (s *Stack) isClosing(n tcpip.NetworkProtocolNumber, id gstack.TransportEndpointID) bool {
 	ep, _ := s.ns.FindTransportEndpoint(n, tcp.ProtocolNumber, id, nicID).(*tcp.Endpoint)
 	if ep == nil {

@@ -6,8 +6,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// TestPortReuseAfterReset: a client resets its connection and reuses the port at once, and both segments arrive together. The SYN must
-// not be handled as a segment of the connection that is closing.
+// TestPortReuseAfterReset: a client resets its connection and reuses the port at once, and both segments arrive together. The
+// SYN must not be handled as a segment of the connection that is closing.
 func TestPortReuseAfterReset(t *testing.T) {
 	for _, a := range families {
 		b := newBench(t, noOffload(), nil)

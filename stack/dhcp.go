@@ -33,8 +33,8 @@ const (
 	dhcpMaxMessage = 576 - header.IPv4MinimumSize - udpLen
 )
 
-// handleDHCP answers a DHCPv4 client (RFC 2131). There is one address to assign, so the server keeps no state: it offers the address on
-// DISCOVER, acknowledges REQUEST and INFORM, and refuses a REQUEST for another address.
+// handleDHCP answers a DHCPv4 client (RFC 2131). There is one address to assign, so the server keeps no state: it offers the
+// address on DISCOVER, acknowledges REQUEST and INFORM, and refuses a REQUEST for another address.
 func (s *Stack) handleDHCP(p *port, d *Datagram) {
 	if !s.config().Guest4.IsValid() || s.config().NoDHCP {
 		s.stats.drop(DropDHCP)

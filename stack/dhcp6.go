@@ -100,8 +100,8 @@ func (s *Stack) grant6(c *Config, ia *dhcpv6.OptIANA) *dhcpv6.OptIANA {
 	return out
 }
 
-// lease returns the lease time of the guest's address. Clients renew after half of it. An address of the host's may change at any time,
-// and the guest learns the new one at the next renewal.
+// lease returns the lease time of the guest's address. Clients renew after half of it. An address of the host's may change at
+// any time, and the guest learns the new one at the next renewal.
 func (c *Config) lease() time.Duration {
 	if c.HostAddresses {
 		return dhcpHostLease

@@ -117,8 +117,8 @@ func seedFrames() (all [][]byte) {
 	return all
 }
 
-// FuzzFrame passes any virtio-net header and any bytes to the receive path, as they are and with correct checksums, on networks with
-// and without offloads. Nothing may panic.
+// FuzzFrame passes any virtio-net header and any bytes to the receive path, as they are and with correct checksums, on networks
+// with and without offloads. Nothing may panic.
 func FuzzFrame(f *testing.F) {
 	on, off := newFuzzBench(f, offloads()), newFuzzBench(f, noOffload())
 	for i, frame := range seedFrames() {

@@ -217,8 +217,8 @@ func (b *bench) quiet(what string) {
 	}
 }
 
-// settle waits until all frames injected so far have been handled: it sends an echo request to the gateway and waits for the reply. It
-// returns the frames that reached the guest before.
+// settle waits until all frames injected so far have been handled: it sends an echo request to the gateway and waits for the
+// reply. It returns the frames that reached the guest before.
 func (b *bench) settle() (before []tap.Frame) {
 	b.Helper()
 	b.dev.InjectBytes(echoRequest(guest4, gw4, settleID, 1, nil))

@@ -101,8 +101,8 @@ func (p *port) receiveEcho(k *packet) {
 	}
 }
 
-// deliverReassembledICMP is called by netstack with ICMP messages that it has reassembled. It always returns true, which means handled:
-// otherwise netstack in promiscuous mode would answer an echo request to any address by itself.
+// deliverReassembledICMP is called by netstack with ICMP messages that it has reassembled. It always returns true, which means
+// handled: otherwise netstack in promiscuous mode would answer an echo request to any address by itself.
 func (s *Stack) deliverReassembledICMP(id gstack.TransportEndpointID, pkt *gstack.PacketBuffer) bool {
 	v := pkt.ToView()
 	defer v.Release()
@@ -132,8 +132,8 @@ func (s *Stack) deliverReassembledICMP(id gstack.TransportEndpointID, pkt *gstac
 	return true
 }
 
-// receiveError handles the guest's ICMP error about a packet of the gateway, which it quotes: errors about UDP go to the handler, errors
-// about TCP to netstack.
+// receiveError handles the guest's ICMP error about a packet of the gateway, which it quotes: errors about UDP go to the
+// handler, errors about TCP to netstack.
 func (p *port) receiveError(k *packet, r *rx, quoted []byte) (taken bool) {
 	s := p.s
 	var flow Flow
@@ -217,8 +217,9 @@ func (s *Stack) WriteEchoError(req *Echo, e ICMPError) error {
 	return s.writeError(s.quote(req.Src, req.Dst, proto, req.TTL, icmpLen+len(req.Payload), m), e)
 }
 
-// WriteUDPError sends the guest an ICMP error about its datagram. flow.Src is the guest's end; payload is the datagram's payload or its
-// beginning: the guest's kernel needs the ports only, but programs can read the rest. It returns an error if that cannot be sent.
+// WriteUDPError sends the guest an ICMP error about its datagram. flow.Src is the guest's end; payload is the datagram's
+// payload or its beginning: the guest's kernel needs the ports only, but programs can read the rest. It returns an error if
+// that cannot be sent.
 func (s *Stack) WriteUDPError(flow Flow, payload []byte, e ICMPError) error {
 	u := make([]byte, udpLen+min(len(payload), quote6))
 	binary.BigEndian.PutUint16(u[0:], flow.Src.Port())
@@ -228,8 +229,8 @@ func (s *Stack) WriteUDPError(flow Flow, payload []byte, e ICMPError) error {
 	return s.writeError(s.quote(flow.Src.Addr(), flow.Dst.Addr(), protoUDP, 0, udpLen+len(payload), u), e)
 }
 
-// writeTCPError sends the guest an ICMP error about its SYN. seq is that of the SYN: Linux ignores an error whose sequence number is
-// outside the window (tcp_v4_err in net/ipv4/tcp_ipv4.c).
+// writeTCPError sends the guest an ICMP error about its SYN. seq is that of the SYN: Linux ignores an error whose sequence
+// number is outside the window (tcp_v4_err in net/ipv4/tcp_ipv4.c).
 func (s *Stack) writeTCPError(flow Flow, seq uint32, e ICMPError) error {
 	t := make([]byte, header.TCPMinimumSize)
 	binary.BigEndian.PutUint16(t[0:], flow.Src.Port())

@@ -172,8 +172,9 @@ func destination(p *gstack.PacketBuffer) (dst netip.Addr, proto uint8, ok bool) 
 	return netip.Addr{}, 0, false
 }
 
-// virtioHeader returns the virtio-net header, which tells the guest's kernel what remains to be done. With checksum offload netstack leaves
-// the checksum of TCP packets that need no segmentation (SYN-ACK, RST, ACK) at zero; they get the pseudo-header sum here.
+// virtioHeader returns the virtio-net header, which tells the guest's kernel what remains to be done. With checksum offload
+// netstack leaves the checksum of TCP packets that need no segmentation (SYN-ACK, RST, ACK) at zero; they get the pseudo-header
+// sum here.
 func (l *link) virtioHeader(p *gstack.PacketBuffer) (h tap.Header) {
 	if !l.csum || p.TransportProtocolNumber != header.TCPProtocolNumber {
 		return h

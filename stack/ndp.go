@@ -13,8 +13,8 @@ import (
 	"rootlessnet/tap"
 )
 
-// Neighbour discovery (RFC 4861), as far as a router on a link with one guest needs it: the gateway answers solicitations for its own
-// addresses, and advertises itself with the prefix, the MTU and the DNS servers (RFC 8106).
+// Neighbour discovery (RFC 4861), as far as a router on a link with one guest needs it: the gateway answers solicitations for
+// its own addresses, and advertises itself with the prefix, the MTU and the DNS servers (RFC 8106).
 const (
 	ndpRouterSolicit   = 133
 	ndpRouterAdvert    = 134
@@ -78,8 +78,8 @@ func (p *port) receiveNDP(k *packet) {
 	}
 }
 
-// answerSolicit sends a neighbour advertisement for target. A solicitation from :: is duplicate address detection (RFC 4862): the answer
-// goes to all nodes, and the guest learns from it that the address is in use.
+// answerSolicit sends a neighbour advertisement for target. A solicitation from :: is duplicate address detection (RFC 4862):
+// the answer goes to all nodes, and the guest learns from it that the address is in use.
 func (s *Stack) answerSolicit(p *port, to, target netip.Addr) {
 	m := make([]byte, icmpLen+16+8)
 	m[0] = ndpNeighborAdvert
@@ -199,7 +199,8 @@ func encodeName(domain string) []byte {
 	return append(n, 0)
 }
 
-// writeNDP fills in the checksum of m and sends it with hop limit 255, to a multicast destination by Ethernet multicast (RFC 2464 7).
+// writeNDP fills in the checksum of m and sends it with hop limit 255, to a multicast destination by Ethernet multicast (RFC
+// 2464 7).
 func (s *Stack) writeNDP(p *port, src, dst netip.Addr, m []byte) {
 	m[2], m[3] = 0, 0
 	binary.BigEndian.PutUint16(m[2:], ^checksum.Checksum(m, pseudoSumAddr(src, dst, protoICMPv6, len(m))))

@@ -66,8 +66,8 @@ const (
 	// maxPortAddrs bounds the memory that a guest can occupy with source addresses.
 	maxPortAddrs = 64
 
-	// macSilence is how long no frame from the guest's link address must have arrived before another address replaces it: long enough
-	// that forged frames cannot take over a flow, short enough that a flow survives a change of the address.
+	// macSilence is how long no frame from the guest's link address must have arrived before another address replaces it: long
+	// enough that forged frames cannot take over a flow, short enough that a flow survives a change of the address.
 	macSilence = 2 * time.Second
 )
 
@@ -106,9 +106,10 @@ func (p *port) owns(a netip.Addr) bool {
 	return ok
 }
 
-// learn records that a frame with source address src came from the link address mac, if src is an address of the link. A guest has one
-// link address at a time and may change it. But a program that can send raw frames inside could redirect all packets to the
-// guest by forging one. Therefore the address given to AddPort is accepted at once, any other only when the current one has been silent.
+// learn records that a frame with source address src came from the link address mac, if src is an address of the link. A guest
+// has one link address at a time and may change it. But a program that can send raw frames inside could redirect all packets to
+// the guest by forging one. Therefore the address given to AddPort is accepted at once, any other only when the current one has
+// been silent.
 func (p *port) learn(src netip.Addr, mac []byte) {
 	s := p.s
 	if !s.config().Subnet4.Contains(src) && !s.config().Subnet6.Contains(src) && !(src.Is6() && src.IsLinkLocalUnicast()) ||
@@ -241,8 +242,8 @@ const frameLost = "panic while handling a frame; the frame is dropped"
 // receive handles one frame. It returns true if it has passed on the slot's view, so that the slot needs a new one.
 func (p *port) receive(f *tap.Frame, r *rx) (taken bool) {
 	defer func() {
-		// A bug in netstack must lose one frame and not stop the data plane. Netstack may still have a reference to the view, so it is
-		// not used again.
+		// A bug in netstack must lose one frame and not stop the data plane. Netstack may still have a reference to the view,
+		// so it is not used again.
 		if e := recover(); e != nil {
 			p.s.panicked(frameLost, e)
 			taken = true
@@ -288,10 +289,10 @@ func (p *port) receive(f *tap.Frame, r *rx) (taken bool) {
 	return false
 }
 
-// deliver passes an IP packet of total bytes, of which hdr are headers, to netstack; the Ethernet header counts in neither. If the packet
-// is large, the slot's view is passed on without a copy and deliver returns true. The headers then get a view of their own, because
-// netstack pulls them up repeatedly, and each pull on a shared chunk copies the whole chunk. With hdr 0 the packet is always copied: a
-// fragment that netstack keeps for long must not hold more memory than netstack accounts for.
+// deliver passes an IP packet of total bytes, of which hdr are headers, to netstack; the Ethernet header counts in neither. If
+// the packet is large, the slot's view is passed on without a copy and deliver returns true. The headers then get a view of
+// their own, because netstack pulls them up repeatedly, and each pull on a shared chunk copies the whole chunk. With hdr 0 the
+// packet is always copied: a fragment that netstack keeps for long must not hold more memory than netstack accounts for.
 func (p *port) deliver(f *tap.Frame, r *rx, proto tcpip.NetworkProtocolNumber, hdr, total int) (taken bool) {
 	d := p.s.link.dispatcher()
 	if d == nil {
@@ -323,8 +324,8 @@ func (p *port) deliver(f *tap.Frame, r *rx, proto tcpip.NetworkProtocolNumber, h
 	return taken
 }
 
-// writeFrame sends one frame. The first 14 bytes of bufs[0] are reserved for the Ethernet header: it sets the source and the type, and,
-// if the destination is all zeros, the guest's link address as destination.
+// writeFrame sends one frame. The first 14 bytes of bufs[0] are reserved for the Ethernet header: it sets the source and the
+// type, and, if the destination is all zeros, the guest's link address as destination.
 func (p *port) writeFrame(h tap.Header, proto tcpip.NetworkProtocolNumber, bufs ...[]byte) error {
 	return p.writeFrameMore(h, proto, nil, bufs...)
 }

@@ -105,8 +105,8 @@ func (p *port) receive6(f *tap.Frame, b []byte, r *rx) (taken bool) {
 	return p.dispatch(&k, r)
 }
 
-// receiveFragment passes a fragment to netstack, which reassembles packets within its memory limit. Fragments of other protocols than
-// those handled here are dropped, because netstack might answer them by itself.
+// receiveFragment passes a fragment to netstack, which reassembles packets within its memory limit. Fragments of other
+// protocols than those handled here are dropped, because netstack might answer them by itself.
 func (p *port) receiveFragment(k *packet, r *rx, n tcpip.NetworkProtocolNumber) (taken bool) {
 	known := k.proto == protoTCP || k.proto == protoUDP || k.proto == protoICMP && k.dst.Is4() || k.proto == protoICMPv6 && k.dst.Is6()
 	switch {
@@ -195,18 +195,18 @@ func netProto(a netip.Addr) tcpip.NetworkProtocolNumber {
 	return header.IPv4ProtocolNumber
 }
 
-// answerable reports whether an ICMP error may be sent about the packet: not if it was multicast or broadcast, or if its source does not
-// identify a single host (RFC 1122 3.2.2, RFC 4443 2.4).
+// answerable reports whether an ICMP error may be sent about the packet: not if it was multicast or broadcast, or if its source
+// does not identify a single host (RFC 1122 3.2.2, RFC 4443 2.4).
 func (k *packet) answerable() bool {
 	return k.unicast && !nonUnicast(k.dst) && !nonUnicast(k.src)
 }
 
-// validSource reports whether a packet on the link may have the source address a. The unspecified address is used by a host that does
-// not have an address yet.
+// validSource reports whether a packet on the link may have the source address a. The unspecified address is used by a host
+// that does not have an address yet.
 func validSource(a netip.Addr) bool { return a.IsUnspecified() || !nonUnicast(a) }
 
-// nonUnicast reports whether a is unspecified, loopback, multicast, broadcast or reserved, so that no TCP connection to or from it can
-// exist on a link. Policy is decided elsewhere; this check keeps netstack from answering in the name of such an address.
+// nonUnicast reports whether a is unspecified, loopback, multicast, broadcast or reserved, so that no TCP connection to or from
+// it can exist on a link. Policy is decided elsewhere; this check keeps netstack from answering in the name of such an address.
 func nonUnicast(a netip.Addr) bool {
 	if a.Is4() {
 		b := a.As4()
@@ -215,8 +215,8 @@ func nonUnicast(a netip.Addr) bool {
 	return a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.Is4In6()
 }
 
-// checksumOK verifies the transport checksum of TCP, UDP and ICMPv6. A frame marked as having a partial checksum (the guest's kernel
-// leaves its computation to the device) is accepted: it never left this machine, so it cannot have been corrupted.
+// checksumOK verifies the transport checksum of TCP, UDP and ICMPv6. A frame marked as having a partial checksum (the guest's
+// kernel leaves its computation to the device) is accepted: it never left this machine, so it cannot have been corrupted.
 func (k *packet) checksumOK() bool {
 	if k.frame.Header.Flags&(tap.FlagNeedsCsum|tap.FlagDataValid) != 0 {
 		return true

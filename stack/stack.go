@@ -89,8 +89,8 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Stack is the gateway of one network. TCP is handled by netstack, everything else by this package. All methods may be called from any
-// goroutine.
+// Stack is the gateway of one network. TCP is handled by netstack, everything else by this package. All methods may be called
+// from any goroutine.
 type Stack struct {
 	cfg        atomic.Pointer[Config] // the Config is replaced as a whole, never changed in place
 	log        *slog.Logger
@@ -212,9 +212,9 @@ func (s *Stack) SetHandler(h Handler) { s.handler = h }
 // config returns the current configuration, which the caller must not change.
 func (s *Stack) config() *Config { return s.cfg.Load() }
 
-// SetAddresses replaces the addresses and names in the configuration of a running gateway by those of c: the fields from Gateway4 to
-// FQDN except the booleans. The other fields of c are ignored. Each family must have a gateway address if and only if it had one
-// before; otherwise nothing changes and an error is returned. Existing connections are not affected.
+// SetAddresses replaces the addresses and names in the configuration of a running gateway by those of c: the fields from
+// Gateway4 to FQDN except the booleans. The other fields of c are ignored. Each family must have a gateway address if and only
+// if it had one before; otherwise nothing changes and an error is returned. Existing connections are not affected.
 func (s *Stack) SetAddresses(c Config) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -242,10 +242,10 @@ func (s *Stack) SetAddresses(c Config) error {
 // MAC returns the gateway's link address.
 func (s *Stack) MAC() net.HardwareAddr { return append(net.HardwareAddr(nil), s.mac[:]...) }
 
-// AddPort attaches the device of the endpoint ep and starts reading from it. guestMAC is the guest's link address, to which frames are sent until the guest
-// uses another one (see learn); if it is nil, frames are broadcast until the guest has sent one. onEnd, which may be nil, is called
-// once with the final error if the device ends other than by Close; it must not call Close. The stack takes dev over, except if it
-// is closed and returns tap.ErrClosed.
+// AddPort attaches the device of the endpoint ep and starts reading from it. guestMAC is the guest's link address, to which frames are sent until
+// the guest uses another one (see learn); if it is nil, frames are broadcast until the guest has sent one. onEnd, which may be
+// nil, is called once with the final error if the device ends other than by Close; it must not call Close. The stack takes dev
+// over, except if it is closed and returns tap.ErrClosed.
 func (s *Stack) AddPort(ep flow.Endpoint, dev tap.Device, guestMAC net.HardwareAddr, onEnd func(error)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -98,8 +98,8 @@ type TCPRequest struct {
 	accepted atomic.Bool // Accept has returned
 }
 
-// finish removes the request from the synTable and from netstack's forwarder. Without it netstack would count the request as in flight
-// forever.
+// finish removes the request from the synTable and from netstack's forwarder. Without it netstack would count the request as in
+// flight forever.
 func (q *TCPRequest) finish(reset bool) {
 	if q.done {
 		return
@@ -147,8 +147,8 @@ func (q *TCPRequest) Accept() (*Conn, error) {
 	return c, nil
 }
 
-// Cancel makes a call of Accept fail that is in progress or about to start; by itself netstack would wait two minutes for the guest's
-// ACK. It may be called from any goroutine, and blocks until Accept's endpoint is aborted or Accept has returned.
+// Cancel makes a call of Accept fail that is in progress or about to start; by itself netstack would wait two minutes for the
+// guest's ACK. It may be called from any goroutine, and blocks until Accept's endpoint is aborted or Accept has returned.
 func (q *TCPRequest) Cancel() {
 	for !q.accepted.Load() {
 		if ep := q.s.ns.FindTransportEndpoint(netProto(q.Dst.Addr()), tcp.ProtocolNumber, q.id, nicID); ep != nil {
@@ -159,9 +159,9 @@ func (q *TCPRequest) Cancel() {
 	}
 }
 
-// DialTCP connects to the guest at dst from src, which may be any address, such as that of a client of a published port. Port 0 in src
-// selects a free one. It fails with the error of ctx or with a syscall.Errno: ECONNREFUSED if the guest answers with a reset,
-// ETIMEDOUT, EHOSTUNREACH, EADDRINUSE if the 4-tuple is in use, ENETDOWN if the stack is closed.
+// DialTCP connects to the guest at dst from src, which may be any address, such as that of a client of a published port. Port 0
+// in src selects a free one. It fails with the error of ctx or with a syscall.Errno: ECONNREFUSED if the guest answers with a
+// reset, ETIMEDOUT, EHOSTUNREACH, EADDRINUSE if the 4-tuple is in use, ENETDOWN if the stack is closed.
 func (s *Stack) DialTCP(ctx context.Context, src, dst netip.AddrPort) (*Conn, error) {
 	if !s.enter() {
 		return nil, syscall.ENETDOWN

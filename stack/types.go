@@ -26,8 +26,8 @@ type Handler interface {
 	// HandleTCP is called on a goroutine of its own for each connection the guest opens. It must call exactly one of the
 	// request's Accept, Reset, Unreachable and Ignore.
 	HandleTCP(req *TCPRequest)
-	// HandleUDP is called on the receive path for every datagram or GSO batch the guest sends, fragments reassembled, except for DHCP.
-	// It must not block, and must not keep d or d.Payload after it returns.
+	// HandleUDP is called on the receive path for every datagram or GSO batch the guest sends, fragments reassembled, except
+	// for DHCP. It must not block, and must not keep d or d.Payload after it returns.
 	HandleUDP(d *Datagram)
 	// HandleEcho is called on the receive path for every ICMP or ICMPv6 echo request that the gateway does not answer itself. The
 	// rules of HandleUDP apply.
@@ -64,8 +64,8 @@ type Echo struct {
 	DF       bool
 }
 
-// ICMPError is an ICMP (RFC 792) or ICMPv6 (RFC 4443) error message. Type and Code are those of the address family of the packet that
-// caused it. From is the sender; the zero Addr means the gateway.
+// ICMPError is an ICMP (RFC 792) or ICMPv6 (RFC 4443) error message. Type and Code are those of the address family of the
+// packet that caused it. From is the sender; the zero Addr means the gateway.
 type ICMPError struct {
 	From netip.Addr
 	Type uint8

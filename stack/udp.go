@@ -26,8 +26,8 @@ const (
 	dhcpServerPort = 67
 	fragHdrLen     = 8 // IPv6 fragment header, RFC 8200 4.5
 
-	// maxGSODatagrams is the most datagrams in a GSO frame of the guest: UDP_MAX_SEGMENTS in include/linux/udp.h. Without this limit
-	// a forged header could turn one frame into 65507 datagrams.
+	// maxGSODatagrams is the most datagrams in a GSO frame of the guest: UDP_MAX_SEGMENTS in include/linux/udp.h. Without this
+	// limit a forged header could turn one frame into 65507 datagrams.
 	maxGSODatagrams = 128
 )
 
@@ -37,8 +37,8 @@ var ErrTooBig = errors.New("stack: datagram too big")
 // ErrNoPort is returned if the destination is behind no device of the network.
 var ErrNoPort = errors.New("stack: no device for this address")
 
-// receiveUDP checks an unfragmented datagram or GSO frame and delivers it, at once or, if collect is set, combined with others of its
-// flow.
+// receiveUDP checks an unfragmented datagram or GSO frame and delivers it, at once or, if collect is set, combined with others
+// of its flow.
 func (p *port) receiveUDP(k *packet, collect bool) {
 	s := p.s
 	if len(k.payload) < udpLen {
@@ -142,9 +142,9 @@ type udpScratch struct {
 
 var udpPool = sync.Pool{New: func() any { return new(udpScratch) }}
 
-// WriteUDP sends a datagram or GSO batch to the guest at d.Dst, from the remote at d.Src. It keeps no reference to d. A datagram larger
-// than the MTU is fragmented. A batch is written as one frame if the device has USO, else split here. The error is ErrNoPort,
-// ErrTooBig, or tap.ErrClosed; a frame dropped because the guest's queue is full is no error.
+// WriteUDP sends a datagram or GSO batch to the guest at d.Dst, from the remote at d.Src. It keeps no reference to d. A
+// datagram larger than the MTU is fragmented. A batch is written as one frame if the device has USO, else split here. The error
+// is ErrNoPort, ErrTooBig, or tap.ErrClosed; a frame dropped because the guest's queue is full is no error.
 func (s *Stack) WriteUDP(d *Datagram) error {
 	p := s.portFor(d.Dst.Addr())
 	if p == nil {
@@ -246,9 +246,9 @@ func df4(df bool) uint16 {
 	return 0
 }
 
-// writeFragments sends the IP payload first+rest to the guest, fragmented if it exceeds the link's MTU (RFC 791 3.2, RFC 8200 4.5). A
-// datagram that reached the host unfragmented may be larger than the guest's MTU; on a physical network the router in front of the
-// guest would fragment it as well. The transport checksum must be complete.
+// writeFragments sends the IP payload first+rest to the guest, fragmented if it exceeds the link's MTU (RFC 791 3.2, RFC 8200
+// 4.5). A datagram that reached the host unfragmented may be larger than the guest's MTU; on a physical network the router in
+// front of the guest would fragment it as well. The transport checksum must be complete.
 func (s *Stack) writeFragments(p *port, src, dst netip.Addr, proto, ttl, tos uint8, first, rest []byte) error {
 	v4 := dst.Is4()
 	ipLen, etherType := header.IPv6MinimumSize, header.IPv6ProtocolNumber

@@ -9,11 +9,11 @@ import "net/netip"
 const (
 	// maxBatches is how many flows are combined at the same time; a further flow ends the oldest batch.
 	maxBatches = 4
-	// batchDatagrams is UDP_MAX_SEGMENTS before Linux 6.9 (include/linux/udp.h): the host's kernel refuses a longer batch, which would
-	// have to be sent in parts.
+	// batchDatagrams is UDP_MAX_SEGMENTS before Linux 6.9 (include/linux/udp.h): the host's kernel refuses a longer batch,
+	// which would have to be sent in parts.
 	batchDatagrams = 64
-	// maxPollRounds is how many times the receiver reads up to rxBatch frames before it delivers the batches, so that a flood of one
-	// flow does not delay the others.
+	// maxPollRounds is how many times the receiver reads up to rxBatch frames before it delivers the batches, so that a flood
+	// of one flow does not delay the others.
 	maxPollRounds = 8
 )
 

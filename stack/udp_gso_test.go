@@ -12,6 +12,7 @@ import (
 	"gvisor.dev/gvisor/pkg/buffer"
 
 	"rootlessnet/internal/nettest"
+	"rootlessnet/internal/race"
 	"rootlessnet/tap"
 )
 
@@ -72,7 +73,8 @@ func TestReadyDatagramsAreOneBatch(t *testing.T) {
 	}
 }
 
-// TestBatchesWithoutPoller: on a device that is not a tap.Poller, batches are delivered before the next read, which may block forever.
+// TestBatchesWithoutPoller: on a device that is not a tap.Poller, batches are delivered before the next read, which may block
+// forever.
 func TestBatchesWithoutPoller(t *testing.T) {
 	for n := rxBatch - 1; n <= 2*rxBatch; n++ {
 		h := &recorder{}
@@ -250,14 +252,14 @@ func TestBatchesDoNotAllocate(t *testing.T) {
 		}
 		p.detachBatches()
 		p.flush()
-	}); n >= 1 && !raceEnabled {
+	}); n >= 1 && !race.Enabled {
 		t.Errorf("%v allocations for 100 datagrams of the guest", n)
 	}
 	d := &Datagram{Flow: Flow{Src: ap(far4, 53), Dst: ap(guest4, 4000)}, Payload: payload, GSOSize: 1400}
 	for range 40 {
 		d.More = append(d.More, payload)
 	}
-	if n := testing.AllocsPerRun(100, func() { _ = s.WriteUDP(d) }); n >= 1 && !raceEnabled {
+	if n := testing.AllocsPerRun(100, func() { _ = s.WriteUDP(d) }); n >= 1 && !race.Enabled {
 		t.Errorf("%v allocations for a GSO batch to the guest", n)
 	}
 }

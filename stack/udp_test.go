@@ -12,6 +12,7 @@ import (
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 
+	"rootlessnet/internal/race"
 	"rootlessnet/tap"
 )
 
@@ -234,7 +235,7 @@ func TestFragmentFlood(t *testing.T) {
 	b := newBench(t, noOffload(), nil)
 	before := heap()
 	rounds := 20000
-	if raceEnabled {
+	if race.Enabled {
 		rounds = 5000 // still more than the 4 MiB of each family
 	}
 	for i := range rounds {
@@ -361,14 +362,14 @@ func TestDatagramsCostNoAllocation(t *testing.T) {
 	defer s.ports.Store(&[]*port{})
 	for _, a := range families {
 		d := &Datagram{Flow: Flow{Src: ap(a.far, 53), Dst: ap(a.guest, 4000)}, Payload: pattern(1000)}
-		if n := testing.AllocsPerRun(100, func() { _ = s.WriteUDP(d) }); n >= 1 && !raceEnabled {
+		if n := testing.AllocsPerRun(100, func() { _ = s.WriteUDP(d) }); n >= 1 && !race.Enabled {
 			t.Errorf("WriteUDP to %v: %v allocations", a.guest, n)
 		}
 		frame := udpFrame(ap(a.guest, 4000), ap(a.far, 53), pattern(1000))
 		r := &rx{view: buffer.NewViewSize(rxViewSize)}
 		copy(r.view.AsSlice(), frame)
 		f := &tap.Frame{Len: len(frame)}
-		if n := testing.AllocsPerRun(100, func() { p.receive(f, r) }); n >= 1 && !raceEnabled {
+		if n := testing.AllocsPerRun(100, func() { p.receive(f, r) }); n >= 1 && !race.Enabled {
 			t.Errorf("a datagram from %v: %v allocations", a.guest, n)
 		}
 	}

@@ -112,8 +112,8 @@ func BenchmarkRead(b *testing.B) {
 	})
 }
 
-// BenchmarkRoundTrip measures a small datagram and its response, which is mostly the cost of waking up. "poller" uses the Device; the
-// others use plain system calls on a thread of their own.
+// BenchmarkRoundTrip measures a small datagram and its response, which is mostly the cost of waking up. "poller" uses the
+// Device; the others use plain system calls on a thread of their own.
 func BenchmarkRoundTrip(b *testing.B) {
 	for _, kind := range benchKinds {
 		b.Run(string(kind)+"/poller", func(b *testing.B) {

@@ -47,11 +47,11 @@ type capture struct {
 	ended   bool   // no more frames are recorded; guarded by mu
 }
 
-// NewCapture returns a Device that passes every call to dev and writes a copy of each frame, in both directions, to w in pcap format
-// with nanosecond timestamps. A frame to the guest is recorded before it is written to dev, even if the kernel then drops it: so a
-// response never precedes its request in the file. Partial checksums are recorded as they are. If w is slow, frames are omitted
-// from the capture, and if it fails, the capture ends; traffic is never delayed. Close closes dev and w. If NewCapture fails, dev
-// remains the caller's and w is closed. A nil log discards.
+// NewCapture returns a Device that passes every call to dev and writes a copy of each frame, in both directions, to w in pcap
+// format with nanosecond timestamps. A frame to the guest is recorded before it is written to dev, even if the kernel then
+// drops it: so a response never precedes its request in the file. Partial checksums are recorded as they are. If w is slow,
+// frames are omitted from the capture, and if it fails, the capture ends; traffic is never delayed. Close closes dev and w. If
+// NewCapture fails, dev remains the caller's and w is closed. A nil log discards.
 func NewCapture(dev Device, w io.WriteCloser, log *slog.Logger) (Device, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)

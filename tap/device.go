@@ -68,15 +68,16 @@ var ErrClosed = errors.New("tap: device closed")
 
 // Device moves Ethernet frames between this process and the guest's kernel.
 //
-// ReadFrames blocks until at least one frame is ready, reads all that are, at most len(frames), and returns how many elements of
-// frames it filled. A frame that does not fit its Bufs is dropped and counted, never truncated; where frames are read in batches its
-// element has Len 0. One goroutine at a time may read. Any error is final; it is ErrClosed if the device was closed or
-// deleted, else an *Error.
+// ReadFrames blocks until at least one frame is ready, reads all that are, at most len(frames), and returns how many elements
+// of frames it filled. A frame that does not fit its Bufs is dropped and counted, never truncated; where frames are read in
+// batches its element has Len 0. One goroutine at a time may read. Any error is final; it is ErrClosed if the device was closed
+// or deleted, else an *Error.
 //
 // WriteFrames writes the frames in order and returns how many the kernel accepted. It may be called from any goroutine. It does not
 // block: when the guest's queue is full, frames are dropped and counted, as on an Ethernet link. The only error is ErrClosed.
 //
-// Close unblocks the reader and releases the descriptor. It may be called more than once and from any goroutine, as may Info and Stats.
+// Close unblocks the reader and releases the descriptor. It may be called more than once and from any goroutine, as may Info
+// and Stats.
 type Device interface {
 	ReadFrames(frames []Frame) (n int, err error)
 	WriteFrames(frames []Frame) (n int, err error)

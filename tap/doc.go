@@ -45,8 +45,8 @@
 //
 //	capture.mu
 //
-// It guards the queue of the packet capture and is held for a copy only; nothing is locked under it. A Device itself has no mutex: its
-// reading state belongs to the one reader, its counters are atomic.
+// It guards the queue of the packet capture and is held for a copy only; nothing is locked under it. A Device itself has no
+// mutex: its reading state belongs to the one reader, its counters are atomic.
 //
 // # Imports
 //

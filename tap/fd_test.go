@@ -5,8 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"os"
-	"runtime/debug"
-	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -14,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rootlessnet/internal/nettest"
+	"rootlessnet/internal/race"
 	"rootlessnet/tap"
 )
 
@@ -183,14 +182,8 @@ func TestCloseUnblocksReaderAndWriters(t *testing.T) {
 	}
 }
 
-// raceEnabled reports whether the race detector is on, under which a sync.Pool drops elements on purpose.
-func raceEnabled() bool {
-	info, _ := debug.ReadBuildInfo()
-	return slices.ContainsFunc(info.Settings, func(s debug.BuildSetting) bool { return s.Key == "-race" && s.Value == "true" })
-}
-
 func TestNoAllocationPerFrame(t *testing.T) {
-	if raceEnabled() {
+	if race.Enabled {
 		t.Skip("NOT TESTED: allocations under the race detector")
 	}
 	for _, kind := range []tap.Kind{tap.KindTAP, tap.KindTAPPlain, tap.KindPacket} {

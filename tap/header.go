@@ -2,7 +2,8 @@ package tap
 
 import "encoding/binary"
 
-// The fields of struct virtio_net_hdr are in host byte order (legacy virtio) unless TUNSETVNETLE is used, which this package does not.
+// The fields of struct virtio_net_hdr are in host byte order (legacy virtio) unless TUNSETVNETLE is used, which this package
+// does not.
 
 func decodeHeader(b *[HeaderLen]byte) Header {
 	e := binary.NativeEndian

@@ -31,7 +31,8 @@ var (
 	ourIP    = [4]byte{10, 0, 2, 2}
 )
 
-// skip skips a test that the kernel or the machine does not permit; where every test has to run (ROOTLESSNET_CI), it fails the test.
+// skip skips a test that the kernel or the machine does not permit; where every test has to run (ROOTLESSNET_CI), it fails the
+// test.
 func skip(t testing.TB, format string, args ...any) {
 	t.Helper()
 	if os.Getenv("ROOTLESSNET_CI") == "1" {
@@ -298,8 +299,8 @@ func echo(d tap.Device, batch int) error {
 	}
 }
 
-// read is unix.Read, repeated when a signal of Go's runtime interrupts it: the kernel does not restart a read of a socket that has a
-// timeout.
+// read is unix.Read, repeated when a signal of Go's runtime interrupts it: the kernel does not restart a read of a socket that
+// has a timeout.
 func read(fd int, b []byte) (n int, err error) {
 	for {
 		if n, err = unix.Read(fd, b); err != unix.EINTR {

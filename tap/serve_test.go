@@ -78,8 +78,8 @@ func TestServe(t *testing.T) {
 	}
 }
 
-// TestDeletionSeenByBusyPollEndsServe: a packet socket reports once that its interface went down, and another goroutine of the group
-// may receive that report while it busy-polls.
+// TestDeletionSeenByBusyPollEndsServe: a packet socket reports once that its interface went down, and another goroutine of the
+// group may receive that report while it busy-polls.
 func TestDeletionSeenByBusyPollEndsServe(t *testing.T) {
 	if !enter(t) {
 		return

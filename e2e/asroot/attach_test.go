@@ -2,7 +2,6 @@ package asroot
 
 import (
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -15,9 +14,11 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/nettest/guest"
 )
 
-// patience is for what is over in milliseconds unless something is wrong.
+// patience bounds what takes milliseconds unless something is wrong.
 const patience = 10 * time.Second
 
 // namespace is a network namespace and the thread that stays in it.
@@ -86,8 +87,8 @@ func up(name string, addrs ...string) error {
 	return netlink.LinkSetUp(link)
 }
 
-// TestAttachAsRoot: root connects a namespace of the machine's own user namespace. It works as for everybody else, what
-// serves it has no capability left, and nothing stays behind.
+// TestAttachAsRoot: root connects a namespace of the machine's own user namespace. It works as for other users, the process
+// that serves it has no capability left, and nothing stays behind.
 func TestAttachAsRoot(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("SKIPPED: this needs the machine's root; `make test` as root runs it")
@@ -115,28 +116,19 @@ func TestAttachAsRoot(t *testing.T) {
 		return err
 	})
 	defer server.Close()
-	go func() {
-		for {
-			c, err := server.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = io.WriteString(c, "hello "+c.RemoteAddr().String())
-			c.Close()
-		}
-	}()
+	go guest.AcceptAll(server, guest.Echo.Handle)
 
-	ready, tell, err := os.Pipe()
+	ready, readyW, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ready.Close()
 	var messages strings.Builder
 	cmd := exec.Command(filepath.Join(bin, "rootless-net"), "attach", "--netns", there.path, "--configure", "--ready-fd", "3", "-p", "198.51.100.1:8080:80")
-	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = &messages, &messages, []*os.File{tell}
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = &messages, &messages, []*os.File{readyW}
 	cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+t.TempDir())
 	host.in(cmd.Start) // a child is in the namespace of the thread that started it
-	tell.Close()
+	readyW.Close()
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	defer cmd.Process.Kill()
@@ -157,35 +149,28 @@ func TestAttachAsRoot(t *testing.T) {
 		}
 	}
 
-	read := func(n *namespace, addr string) (text string) {
+	exchange := func(n *namespace, addr string) (got guest.Echoed) {
 		n.in(func() error {
 			c, err := net.DialTimeout("tcp", addr, patience)
 			if err != nil {
 				return err
 			}
 			defer c.Close()
-			_ = c.SetDeadline(time.Now().Add(patience))
-			b, err := io.ReadAll(c)
-			text = string(b)
-			return err
+			got = guest.Exchange{Text: "hello"}.On(c)
+			return nil
 		})
-		return text
+		return got
 	}
-	from, err := netip.ParseAddrPort(strings.TrimPrefix(read(there, server.Addr().String()), "hello "))
-	if err != nil || from.Addr() != netip.MustParseAddr("198.51.100.1") {
-		t.Errorf("out: the server saw %v, %v", from, err)
+	hostAddr := netip.MustParseAddr("198.51.100.1")
+	if got := exchange(there, server.Addr().String()); got.Outcome != guest.OK || got.Text != "hello" || got.Client.Addr() != hostAddr {
+		t.Errorf("out: %+v; want the echo, and the client %v", got, hostAddr)
 	}
 	var inside net.Listener
 	there.in(func() error { inside, err = net.Listen("tcp", ":80"); return err })
 	defer inside.Close()
-	go func() {
-		if c, err := inside.Accept(); err == nil {
-			_, _ = io.WriteString(c, "inside")
-			c.Close()
-		}
-	}()
-	if got := read(host, "198.51.100.1:8080"); got != "inside" {
-		t.Errorf("in: %q", got)
+	go guest.AcceptAll(inside, guest.Echo.Handle)
+	if got := exchange(host, "198.51.100.1:8080"); got.Outcome != guest.OK || got.Text != "hello" {
+		t.Errorf("in: %+v", got)
 	}
 
 	if err := cmd.Process.Signal(unix.SIGTERM); err != nil {

@@ -1,7 +1,6 @@
 package callers
 
 import (
-	"bufio"
 	"bytes"
 	"fmt"
 	"io"
@@ -14,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"rootlessnet/internal/nettest/guest"
 )
 
 // target is a process in a user and a network namespace of its own.
@@ -50,16 +51,31 @@ func newTarget(t *testing.T) target {
 // in runs a program in the namespace.
 func (g target) in(argv ...string) string {
 	g.Helper()
-	out, _ := g.try(append([]string{"nsenter", "-U", "--preserve-credentials", "-n", "-t", g.pid}, argv...)...)
+	out, _ := g.try(append(g.enter(), argv...)...)
 	return out
 }
 
-func (g target) get(urls ...string) string {
-	g.Helper()
-	return g.in(append([]string{self(g.T), probeWord, "get"}, urls...)...)
+// enter is the command line that runs what follows as root in the namespace.
+func (g target) enter() []string {
+	return []string{"nsenter", "-U", "--preserve-credentials", "-n", "-t", g.pid}
 }
 
-// helper starts cmd with an exit and a ready descriptor, 3 and 4, and returns the other end of each, and what it says.
+// program is the command line that runs the guest program in the namespace.
+func (g target) program() []string { return append(g.enter(), self(g.T)) }
+
+// get asks an HTTP server from the namespace.
+func (g target) get(host string, port uint16) guest.HTTPAnswer {
+	g.Helper()
+	return once(g.user, guest.GetHTTP{URL: url(host, port)}, g.program()...)
+}
+
+// ask asks a UDP server from the namespace.
+func (g target) ask(host string, port uint16) guest.Echoed {
+	g.Helper()
+	return once(g.user, guest.AskUDP{To: guest.Target{Host: host, Port: port}, Text: "hello", Timeout: 3 * time.Second}, g.program()...)
+}
+
+// helper starts cmd with an exit and a ready descriptor, 3 and 4, and returns the other end of each, and its output.
 func (g target) helper(cmd *exec.Cmd) (exitW, readyR *os.File, text *bytes.Buffer) {
 	g.Helper()
 	exitR, exitW, err := os.Pipe()
@@ -81,7 +97,7 @@ func (g target) helper(cmd *exec.Cmd) (exitW, readyR *os.File, text *bytes.Buffe
 	return exitW, readyR, text
 }
 
-// slirp starts slirp4netns and returns when it says that it is ready; end closes its exit descriptor and returns the
+// slirp starts slirp4netns and returns when it has sent its ready byte; end closes its exit descriptor and returns the
 // exit status.
 func (g target) slirp(args ...string) (end func() error) {
 	g.Helper()
@@ -99,7 +115,7 @@ func (g target) slirp(args ...string) (end func() error) {
 	return end
 }
 
-// TestSlirp4netns: what the original's users see in the namespace, and the end by the exit descriptor.
+// TestSlirp4netns: the namespace looks as with the original, and the helper ends by the exit descriptor.
 func TestSlirp4netns(t *testing.T) {
 	g := newTarget(t)
 	port := serveHost(t)
@@ -107,8 +123,8 @@ func TestSlirp4netns(t *testing.T) {
 	end := g.slirp("-c", "-6", "--mtu=9000", "-a", socket, g.pid, "tap0")
 	expect(t, "the interface", g.in("ip", "addr"), "mtu 9000", "inet 10.0.2.100/24", "inet6 fd00::")
 	expect(t, "routes", g.in("ip", "route"), "default via 10.0.2.2 dev tap0")
-	expect(t, "the host's loopback", g.get("http://10.0.2.2:"+port+"/"), "you are 127.0.0.1")
-	expect(t, "an address that nobody has", g.get("http://10.0.2.77:"+port+"/"), "no route to host")
+	wantSeen(t, "the host's loopback", g.get("10.0.2.2", port), "127.0.0.1")
+	wantOutcome(t, "an address that no machine has", g.get("10.0.2.77", port), guest.HostUnreachable)
 	c, err := net.Dial("unix", socket)
 	if err != nil {
 		t.Fatal(err)
@@ -131,16 +147,14 @@ func TestSlirp4netns(t *testing.T) {
 	}
 }
 
-// TestSlirp4netnsClosed: the words of connect for what is closed.
+// TestSlirp4netnsClosed: the errors of connect for what is closed.
 func TestSlirp4netnsClosed(t *testing.T) {
 	g := newTarget(t)
 	port := serveHost(t)
 	end := g.slirp("-c", "--disable-host-loopback", "--disable-dns", g.pid, "tap0")
-	out := g.get("http://10.0.2.2:"+port+"/", "http://10.0.2.77:"+port+"/", "http://10.0.2.3:53/")
-	expect(t, "connect", out, "10.0.2.2:"+port+": connect: network is unreachable", "10.0.2.77:"+port+": connect: no route to host")
-	if !strings.Contains(out, "deadline exceeded") && !strings.Contains(out, "timeout") {
-		t.Errorf("the name server that is off answers:\n%s", out)
-	}
+	wantOutcome(t, "the host's loopback", g.get("10.0.2.2", port), guest.NetUnreachable)
+	wantOutcome(t, "an address that no machine has", g.get("10.0.2.77", port), guest.HostUnreachable)
+	wantOutcome(t, "the name server that is off", g.get("10.0.2.3", 53), guest.TimedOut)
 	if out := g.in("ip", "-6", "addr", "show", "dev", "tap0", "scope", "global"); strings.Contains(out, "inet6") {
 		t.Errorf("IPv6 without being asked for:\n%s", out)
 	}
@@ -149,7 +163,7 @@ func TestSlirp4netnsClosed(t *testing.T) {
 		t.Error(err)
 	}
 	end = g.slirp("-c", "--netns-type=path", "/proc/"+g.pid+"/ns/net", "tap0")
-	expect(t, "the second one", g.get("http://"+host4+":"+port+"/"), "you are "+host4)
+	wantSeen(t, "the second one", g.get(host4, port), host4)
 	if err := end(); err != nil {
 		t.Error(err)
 	}
@@ -163,7 +177,7 @@ func TestPastaProcess(t *testing.T) {
 	out := g.run(filepath.Join(bins, "pasta"), "--config-net", "-t", "18082:80", "-u", "18082:80", "-T", "none", "-U", "none", "--pid", pidFile,
 		"--map-guest-addr", "169.254.1.2", "--dns-forward", "169.254.1.1", g.pid)
 	if out != "" {
-		t.Errorf("it said %q", out)
+		t.Errorf("it printed %q", out)
 	}
 	text, err := os.ReadFile(pidFile)
 	if pid, cerr := strconv.Atoi(strings.TrimSpace(string(text))); err != nil || cerr != nil || !strings.Contains(fmt.Sprint(running("pasta")), strconv.Itoa(pid)) {
@@ -171,78 +185,53 @@ func TestPastaProcess(t *testing.T) {
 	}
 	expect(t, "the interface", g.in("ip", "addr", "show", "lan0"), "inet "+host4+"/24", "inet6 "+host6+"/64")
 	expect(t, "routes", g.in("ip", "route"), "default via 198.51.100.254 dev lan0")
-	expect(t, "mapped addresses", g.get("http://169.254.1.2:"+port+"/", "http://198.51.100.254:"+port+"/"),
-		"http://169.254.1.2:"+port+"/: you are", "http://198.51.100.254:"+port+"/: you are 127.0.0.1")
-	server := g.command("nsenter", "-U", "--preserve-credentials", "-n", "-t", g.pid, self(t), probeWord, "serve", "80")
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = server.Process.Kill(); _ = server.Wait() }()
-	eventually(t, 5*time.Second, func() string {
-		if out := get("http://" + host4 + ":18082/"); !strings.Contains(out, "you are") {
-			return out
-		}
-		return ""
-	})
-	expect(t, "UDP", ask(host4+":18082"), "hello, you are")
+	wantSeen(t, "the mapped guest address", g.get("169.254.1.2", port), "")
+	wantSeen(t, "the gateway", g.get("198.51.100.254", port), "127.0.0.1")
+	begin(g.user, guest.ServeHTTP{Port: 80}, g.program()...)
+	soonSeen(t, 5*time.Second, "", func() guest.HTTPAnswer { return get(host4, 18082) })
+	wantUDPSeen(t, "UDP", ask(host4, 18082), "")
 }
 
-// TestPastaForPodman: the words of Podman 5, in the namespaces it makes: root of a user namespace, whose mounts hold the
-// network namespace. Addresses are there when the first process ends; the second ends when the path is detached and removed.
+// TestPastaForPodman: the arguments of Podman 5, in the namespaces it makes: root of a user namespace with mounts of its own,
+// one of which is the network namespace. Addresses are there when the first process ends; the second ends when the path is detached and removed.
 func TestPastaForPodman(t *testing.T) {
 	need(t, "unshare", "nsenter", "ip")
-	u := newUser(t)
-	port := serveHost(t)
-	for gateway, wants := range map[string][]string{
-		"--no-map-gw": {"inet " + host4 + "/24", "inet6 " + host6 + "/64", "default via 198.51.100.254 dev lan0", "http://169.254.1.2:" + port + "/: you are " + host4},
-		"":            {"http://198.51.100.254:" + port + "/: you are 127.0.0.1"}, // "--network pasta:--map-gw"
+	const gateway = "198.51.100.254"
+	for name, c := range map[string]struct{ flag, host, seen string }{
+		"default":                  {"--no-map-gw", "169.254.1.2", host4},
+		"--network pasta:--map-gw": {"", gateway, "127.0.0.1"},
 	} {
-		host := "169.254.1.2"
-		if gateway == "" {
-			host = "198.51.100.254"
-		}
-		script := fmt.Sprintf(`set -e
+		t.Run(name, func(t *testing.T) {
+			u := newUser(t)
+			port := serveHost(t)
+			a := u.agent(append([]string{"unshare", "-Urm", self(t)}, guest.AgentCommand()...)...)
+			inside := func(op []string) string {
+				return "nsenter --net=ns " + shellWords(append([]string{self(t)}, op...)...)
+			}
+			if got := do(a, guest.RunShell{Script: fmt.Sprintf(`set -e
 touch ns
 unshare -n mount --bind /proc/self/ns/net ns
-%s/pasta --config-net -t 18083-18083:80-80 -u 18083-18083:80-80 --dns-forward 169.254.1.1 -T none -U none %s --quiet --netns "$PWD/ns" --map-guest-addr 169.254.1.2
-in="nsenter --net=ns"
-$in ip addr; $in ip route
-$in %s %s get http://%s:%s/
-$in %s %s serve 80 & server=$!
-echo started; read line
-kill $server; umount -l ns; rm ns`,
-			bins, gateway, self(t), probeWord, host, port, self(t), probeWord)
-		cmd := u.command("unshare", "-Urm", "sh", "-c", script)
-		in, err := cmd.StdinPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		out := new(bytes.Buffer)
-		r, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		cmd.Stderr = out
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		timer := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
-		lines := bufio.NewScanner(r)
-		text := until(t, lines, "started")
-		expect(t, "with "+gateway, text, wants...)
-		eventually(t, 5*time.Second, func() string {
-			if got := get("http://" + host4 + ":18083/"); !strings.Contains(got, "you are 198.51.100.254:") {
-				return got
+%s/pasta --config-net -t 18083-18083:80-80 -u 18083-18083:80-80 --dns-forward 169.254.1.1 -T none -U none %s --quiet --netns "$PWD/ns" --map-guest-addr 169.254.1.2`,
+				bins, c.flag)}); got.Code != 0 {
+				t.Fatalf("pasta: %+v", got)
 			}
-			return ""
+			expect(t, "the interface", a.sh("nsenter --net=ns ip addr"), "inet "+host4+"/24", "inet6 "+host6+"/64")
+			expect(t, "routes", a.sh("nsenter --net=ns ip route"), "default via "+gateway+" dev lan0")
+			request := guest.GetHTTP{URL: url(c.host, port)}
+			answer, err := guest.Decode(request, a.sh(inside(guest.Command(request))))
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantSeen(t, c.host, answer, c.seen)
+			server := strings.TrimSpace(a.sh(inside(guest.Command(guest.ServeHTTP{Port: 80})) + " > /dev/null 2>&1 & echo $!"))
+			soonSeen(t, 5*time.Second, gateway, func() guest.HTTPAnswer { return get(host4, 18083) })
+			wantUDPSeen(t, "UDP", ask(host4, 18083), gateway)
+			a.sh("kill " + server + "; umount -l ns; rm ns")
+			gone(t, "pasta")
+			if err := a.end(); err != nil {
+				t.Errorf("%v: %s", err, &a.stderr)
+			}
 		})
-		expect(t, "UDP", ask(host4+":18083"), "hello, you are 198.51.100.254:")
-		fmt.Fprintln(in)
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("%v: %s", err, out)
-		}
-		timer.Stop()
-		gone(t, "pasta")
 	}
 }
 
@@ -253,8 +242,12 @@ func TestPastaCommand(t *testing.T) {
 	port := serveHost(t)
 	pasta := filepath.Join(bins, "pasta")
 	none := []string{"-t", "none", "-u", "none", "-T", "none", "-U", "none"}
-	out := u.run(append(append([]string{pasta, "--config-net"}, none...), "sh", "-c", "id -u; ip addr; "+self(t)+" "+probeWord+" get http://198.51.100.254:"+port+"/")...)
-	expect(t, "a command", out, "0\n", "inet "+host4+"/24", "you are 127.0.0.1")
+	a := u.agent(append(append(append([]string{pasta, "--config-net"}, none...), self(t)), guest.AgentCommand()...)...)
+	expect(t, "a command", a.sh("id -u; ip addr"), "0\n", "inet "+host4+"/24")
+	wantSeen(t, "the gateway", a.get(url("198.51.100.254", port)), "127.0.0.1")
+	if err := a.end(); err != nil {
+		t.Errorf("%v: %s", err, &a.stderr)
+	}
 	for _, c := range []struct {
 		argv []string
 		code int
@@ -275,20 +268,20 @@ func TestPastaCommand(t *testing.T) {
 	gone(t, "pasta")
 }
 
-// TestPastaPortInUse: the first process says so and fails.
+// TestPastaPortInUse: the first process prints the error and fails.
 func TestPastaPortInUse(t *testing.T) {
 	g := newTarget(t)
 	port := serveHost(t)
-	out, err := g.try(filepath.Join(bins, "pasta"), "--config-net", "-t", port, "-u", "none", "-T", "none", "-U", "none", g.pid)
+	out, err := g.try(filepath.Join(bins, "pasta"), "--config-net", "-t", fmt.Sprint(port), "-u", "none", "-T", "none", "-U", "none", g.pid)
 	if _, ok := err.(*exec.ExitError); !ok {
 		t.Errorf("it did not fail: %v", err)
 	}
-	expect(t, "the error", out, port)
+	expect(t, "the error", out, fmt.Sprint(port))
 	gone(t, "pasta")
 }
 
-// TestByPathAsRootInside: Podman's way to start a helper. Without its capabilities the helper cannot look at the path of a
-// process any more, which is no reason to end.
+// TestByPathAsRootInside starts helpers as Podman does. Once they have given up their capabilities they cannot read the path
+// of a process any more, which must not end them.
 func TestByPathAsRootInside(t *testing.T) {
 	g := newTarget(t)
 	netns := "/proc/" + g.pid + "/ns/net"
@@ -309,7 +302,7 @@ func TestByPathAsRootInside(t *testing.T) {
 		case err := <-done:
 			t.Errorf("%s ended: %v\n%s", argv[0], err, &text)
 			continue
-		case <-time.After(3 * time.Second): // longer than it takes to look again
+		case <-time.After(3 * time.Second): // longer than the interval at which the path is checked
 		}
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		select {

@@ -7,6 +7,7 @@ import (
 	"debug/elf"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/nettest/guest"
 )
 
 // patience bounds one run of a program.
@@ -35,9 +38,7 @@ var bins string
 var homes int
 
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == probeWord {
-		os.Exit(probe(os.Args[2:]))
-	}
+	guest.Main()
 	bins = os.Getenv("ROOTLESSNET_BIN")
 	dir := ""
 	if bins == "" {
@@ -80,7 +81,7 @@ func missing(t *testing.T, what string) {
 	t.Skipf("SKIPPED: %s", what)
 }
 
-// need makes sure that programs are there, and the ground they need.
+// need makes sure that programs are installed, and that the machine has what they need.
 func need(t *testing.T, programs ...string) {
 	t.Helper()
 	for _, p := range programs {
@@ -90,11 +91,11 @@ func need(t *testing.T, programs ...string) {
 	}
 	var fs unix.Statfs_t
 	if err := unix.Statfs("/sys/fs/cgroup", &fs); err != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC || os.Getuid() == 0 {
-		missing(t, "the ground is that of `make test`: an ordinary user, a cgroup2 file system, a network of its own")
+		missing(t, "run these by `make test`: an ordinary user, a cgroup2 file system, a network of its own")
 	}
 }
 
-// user is one user's surroundings.
+// user is a user's home and runtime directories, and environment.
 type user struct {
 	*testing.T
 	home, runtime string
@@ -131,11 +132,25 @@ func (u *user) command(argv ...string) *exec.Cmd {
 // try runs a program and returns what it printed.
 func (u *user) try(argv ...string) (string, error) {
 	u.Helper()
-	cmd := u.command(argv...)
 	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
+	err := u.execute(&out, &out, argv...)
+	return out.String(), err
+}
+
+// separately is try with what the program printed on either stream.
+func (u *user) separately(argv ...string) (string, string, error) {
+	u.Helper()
+	var stdout, stderr bytes.Buffer
+	err := u.execute(&stdout, &stderr, argv...)
+	return stdout.String(), stderr.String(), err
+}
+
+func (u *user) execute(stdout, stderr io.Writer, argv ...string) error {
+	u.Helper()
+	cmd := u.command(argv...)
+	cmd.Stdout, cmd.Stderr = stdout, stderr
 	if err := cmd.Start(); err != nil {
-		return "", err
+		return err
 	}
 	timer := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
 	defer timer.Stop()
@@ -143,7 +158,7 @@ func (u *user) try(argv ...string) (string, error) {
 	if errors.Is(err, exec.ErrWaitDelay) {
 		err = fmt.Errorf("left its output open: %w", err)
 	}
-	return out.String(), err
+	return err
 }
 
 // run is try for what must succeed.
@@ -200,8 +215,8 @@ func running(name string) (pids []int) {
 	return pids
 }
 
-// sameNetwork leaves out what runs on the machine beside the tests, as far as that can be told: a process that does not
-// let us look has given up being looked at, as ours do.
+// sameNetwork leaves out what runs on the machine beside the tests, as far as that can be told: a process whose namespace
+// cannot be read is not dumpable, as ours are.
 func sameNetwork(pid int) bool {
 	theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
 	if err != nil {
@@ -224,7 +239,7 @@ func gone(t *testing.T, names ...string) {
 	})
 }
 
-// image writes a file system with this program, as /bin/probe, and busybox to path.
+// image writes a file system with this program, as containerProgram, and busybox to path.
 func image(path string) error {
 	f, err := os.Create(path)
 	if err != nil {
@@ -237,7 +252,7 @@ func image(path string) error {
 			return err
 		}
 	}
-	files := map[string]string{"bin/probe": "/proc/self/exe", "bin/busybox": "/bin/busybox"}
+	files := map[string]string{strings.TrimPrefix(containerProgram, "/"): "/proc/self/exe", "bin/busybox": "/bin/busybox"}
 	for _, lib := range libraries() {
 		files[strings.TrimPrefix(lib, "/")] = lib
 	}

@@ -1,13 +1,13 @@
 package callers
 
 import (
-	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"rootlessnet/internal/nettest/guest"
 )
 
 // TestBuildah: a RUN step of a build has a network, by the slirp4netns found in PATH.
@@ -25,7 +25,7 @@ func TestBuildah(t *testing.T) {
 	if err := image(filepath.Join(context, "root.tar")); err != nil {
 		t.Fatal(err)
 	}
-	file := "FROM scratch\nADD root.tar /\nRUN wget -q -O - http://" + host4 + ":" + port + "/\n"
+	file := "FROM scratch\nADD root.tar /\nRUN wget -q -O - " + url(host4, port) + "\n"
 	if err := os.WriteFile(filepath.Join(context, "Dockerfile"), []byte(file), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -40,71 +40,21 @@ func TestBuildah(t *testing.T) {
 // rootlesskit3 is where CI puts a RootlessKit of version 3, which Debian has not.
 const rootlesskit3 = "../../build/callers/rootlesskit"
 
-// kit runs a shell script under RootlessKit; when it has said "started", while is called with RootlessKit's state
-// directory, and then the script's input ends.
-func (u *user) kit(binary string, flags []string, script string, while func(state string)) string {
+// kit runs an agent under RootlessKit, behind the words of enter, and returns it with RootlessKit's state directory.
+func (u *user) kit(binary string, flags []string, enter ...string) (a *agent, state string) {
 	u.Helper()
-	state := filepath.Join(u.home, "k")
+	state = filepath.Join(u.home, "k")
 	argv := append([]string{binary, "--state-dir=" + state, "--copy-up=/etc"}, flags...)
-	cmd := u.command(append(argv, "sh", "-c", script)...)
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		u.Fatal(err)
-	}
-	out := new(strings.Builder)
-	r, w := io.Pipe()
-	cmd.Stdout, cmd.Stderr = w, w
-	started, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		buf, told := make([]byte, 4096), false
-		for {
-			n, err := r.Read(buf)
-			out.Write(buf[:n])
-			if !told && strings.Contains(out.String(), "started") {
-				told = true
-				close(started)
-			}
-			if err != nil {
-				return
-			}
-		}
-	}()
-	if err := cmd.Start(); err != nil {
-		u.Fatal(err)
-	}
-	timer := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
-	defer timer.Stop()
-	finish := func() error {
-		in.Close()
-		err := cmd.Wait()
-		w.Close()
-		<-done
-		return err
-	}
-	select {
-	case <-started:
-	case <-time.After(20 * time.Second):
-		_ = cmd.Process.Kill()
-		err := finish()
-		u.Fatalf("%v: not started: %v\n%s", cmd.Args, err, out)
-	}
-	if while != nil {
-		while(state)
-	}
-	if err := finish(); err != nil {
-		u.Errorf("%v: %v\n%s", cmd.Args, err, out)
-	}
-	return out.String()
+	argv = append(append(append(argv, enter...), self(u.T)), guest.AgentCommand()...)
+	return u.agent(argv...), state
 }
 
-// serving is a script around a server on that port: it shows the network, asks what it is told to, and serves until its
-// input ends. enter comes before each program.
-func serving(t *testing.T, enter, port string, urls ...string) string {
-	t.Helper()
-	probe := enter + " " + self(t) + " " + probeWord
-	return fmt.Sprintf("%s ip addr; cat /etc/resolv.conf; %s get %s; %s serve %s & server=$!; sleep 0.5; echo started; read x; kill $server; true",
-		enter, probe, strings.Join(urls, " "), probe, port)
+// wantEnd expects that RootlessKit ends with status 0 when its command has ended.
+func (a *agent) wantEnd() {
+	a.Helper()
+	if err := a.end(); err != nil {
+		a.Errorf("%v: %v\n%s", a.cmd.Args, err, &a.stderr)
+	}
 }
 
 func TestRootlessKitSlirp4netns(t *testing.T) {
@@ -115,22 +65,25 @@ func TestRootlessKitSlirp4netns(t *testing.T) {
 			port := serveHost(t)
 			flags := []string{"--net=slirp4netns", "--slirp4netns-binary=" + filepath.Join(bins, "slirp4netns"), "--port-driver=" + driver,
 				"--disable-host-loopback", "--mtu=65520"}
-			out := u.kit("rootlesskit", flags, serving(t, "", "80", "http://"+host4+":"+port+"/", "http://10.0.2.2:"+port+"/"), func(state string) {
-				ctl := func(args ...string) string {
-					return u.run(append([]string{"rootlessctl", "--socket=" + filepath.Join(state, "api.sock")}, args...)...)
-				}
-				ctl("add-ports", "0.0.0.0:18080:80/tcp", "0.0.0.0:18080:80/udp")
-				expect(t, "list-ports", ctl("list-ports"), "18080")
-				who := "you are "
-				if driver == "slirp4netns" {
-					who += host4 + ":"
-				}
-				expect(t, "TCP", get("http://"+host4+":18080/"), who)
-				expect(t, "UDP", ask(host4+":18080"), who)
-				ctl("remove-ports", "1", "2")
-				expect(t, "a removed port", get("http://"+host4+":18080/"), "refused")
-			})
-			expect(t, "rootlesskit", out, "mtu 65520", "inet 10.0.2.100/24", "nameserver 10.0.2.3", "you are "+host4+":", "network is unreachable")
+			a, state := u.kit("rootlesskit", flags)
+			expect(t, "the network", a.sh("ip addr; cat /etc/resolv.conf"), "mtu 65520", "inet 10.0.2.100/24", "nameserver 10.0.2.3")
+			wantSeen(t, "the host", a.get(url(host4, port)), host4)
+			wantOutcome(t, "the host's loopback", a.get(url("10.0.2.2", port)), guest.NetUnreachable)
+			do(a, guest.ServeHTTP{Port: 80})
+			ctl := func(args ...string) string {
+				return u.run(append([]string{"rootlessctl", "--socket=" + filepath.Join(state, "api.sock")}, args...)...)
+			}
+			ctl("add-ports", "0.0.0.0:18080:80/tcp", "0.0.0.0:18080:80/udp")
+			expect(t, "list-ports", ctl("list-ports"), "18080")
+			client := "" // RootlessKit's own driver shows an address of its own
+			if driver == "slirp4netns" {
+				client = host4
+			}
+			wantSeen(t, "TCP", get(host4, 18080), client)
+			wantUDPSeen(t, "UDP", ask(host4, 18080), client)
+			ctl("remove-ports", "1", "2")
+			wantOutcome(t, "a removed port", get(host4, 18080), guest.Refused)
+			a.wantEnd()
 			gone(t, "slirp4netns")
 		})
 	}
@@ -164,23 +117,19 @@ func TestRootlessKit3(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			u := newUser(t)
 			port := serveHost(t)
-			enter := ""
+			var enter []string
 			if strings.Contains(c.name, "detached") {
-				enter = "nsenter -n" + filepath.Join(u.home, "k", "netns")
+				enter = []string{"nsenter", "-n" + filepath.Join(u.home, "k", "netns")}
 			}
-			out := u.kit(kit, append(c.flags, "--disable-host-loopback"), serving(t, enter, "18081", "http://"+host4+":"+port+"/"), func(string) {
-				if !c.implicit {
-					return
-				}
-				eventually(t, 5*time.Second, func() string {
-					if out := get("http://" + host4 + ":18081/"); !strings.Contains(out, "you are "+host4+":") {
-						return out
-					}
-					return ""
-				})
-				expect(t, "from the host's loopback", get("http://127.0.0.1:18081/"), "you are ")
-			})
-			expect(t, "rootlesskit", out, append(c.wants, "you are "+host4+":")...)
+			a, _ := u.kit(kit, append(c.flags, "--disable-host-loopback"), enter...)
+			expect(t, "the network", a.sh("ip addr; cat /etc/resolv.conf"), c.wants...)
+			wantSeen(t, "the host", a.get(url(host4, port)), host4)
+			do(a, guest.ServeHTTP{Port: 18081})
+			if c.implicit {
+				soonSeen(t, 5*time.Second, host4, func() guest.HTTPAnswer { return get(host4, 18081) })
+				wantSeen(t, "from the host's loopback", get("127.0.0.1", 18081), "")
+			}
+			a.wantEnd()
 			gone(t, "slirp4netns", "pasta")
 		})
 	}

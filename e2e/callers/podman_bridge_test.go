@@ -8,9 +8,11 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"rootlessnet/internal/nettest/guest"
 )
 
-// counters are those of the helper under the bridges.
+// counters are those of the helper that connects the namespace of the bridges.
 func (p pod) counters() map[string]uint64 {
 	p.Helper()
 	manage := filepath.Join(bins, "rootless-net")
@@ -23,27 +25,34 @@ func (p pod) counters() map[string]uint64 {
 	return stats.Counters
 }
 
-// TestPodmanBridgeByTheKernel: the connections of containers on a bridge are joined by the kernel, out and in, beside netavark's
-// rules; those that stand outlive the rules, and the next follow new rules.
-func TestPodmanBridgeByTheKernel(t *testing.T) {
+// TestPodmanBridgeSpliced: connections of containers on a bridge are spliced by the kernel, out and in, beside netavark's
+// rules; established ones survive a flush of the rules, and new ones follow the new rules.
+func TestPodmanBridgeSpliced(t *testing.T) {
 	need(t, "/usr/lib/podman/netavark", "/usr/lib/podman/aardvark-dns")
 	p := newPodman(t)
-	port := serveHost(t)
+	port, echo := serveHost(t), serveEcho(t)
 	p.podman("network", "create", "net1")
 	p.serve("srv", "--network", "net1", "-p", "18080:80", "-p", "18080:80/udp")
-	out := p.podman("run", "--rm", "--network", "net1", "img", "/bin/probe", probeWord, "get", "http://"+host4+":9/", "http://srv:9/", "http://srv/")
-	expect(t, "refusals", out, host4+":9: connect: connection refused", ":9: connect: connection refused", "http://srv/: you are 10.")
-	// From here until the rules have gone no container comes or goes: the bridge has the link address of one of its ports, and
-	// for some time its neighbours do not know when that has changed.
+	a := p.container("--network", "net1")
+	wantOutcome(t, "a closed port of the host", a.get(url(host4, 9)), guest.Refused)
+	wantOutcome(t, "a closed port of a container", a.get("http://srv:9/"), guest.Refused)
+	wantSeen(t, "a container of the network", a.get("http://srv/"), "")
+	a.wantEnd()
+	// From here until the rules have gone no container starts or ends: the bridge has the link address of one of its ports, and
+	// when that changes its neighbours have the old one for some time.
 	const n = 5
-	p.podman("run", "-d", "--name", "holder", "--network", "net1", "img", "/bin/probe", probeWord, "keep", host4+":"+port, fmt.Sprint(n))
+	holder := p.container("--network", "net1")
+	if got := do(holder, guest.Hold{To: guest.Target{Host: host4, Port: echo}, Count: n}); got != (guest.Held{Count: n}) {
+		t.Fatalf("connections out: %+v", got)
+	}
 	eventually(t, 10*time.Second, func() string {
 		if c := p.counters(); c["now.tcp.spliced"] != n || c["now.tcp.connections"] != n {
 			return fmt.Sprintf("of %d connections out, %d are spliced", c["now.tcp.connections"], c["now.tcp.spliced"])
 		}
 		return ""
 	})
-	// A published port leads into the container, by neither the bridge nor the helper: nothing of what follows concerns it.
+	// A published port is forwarded into the container by rootlessport, past the bridge and the helper: nothing of what follows
+	// concerns it.
 	in, err := net.DialTimeout("tcp", host4+":18080", time.Second)
 	if err != nil {
 		t.Fatal(err)
@@ -61,32 +70,27 @@ func TestPodmanBridgeByTheKernel(t *testing.T) {
 	if c := p.counters(); c["now.tcp.spliced"] != n {
 		t.Errorf("with one more, in, %d are spliced by the helper", c["now.tcp.spliced"])
 	}
-	published(t, "18080")
-	p.podman("unshare", "--rootless-netns", self(t), probeWord, "flush")
-	answers := func() (text string, rounds int) {
-		text = p.podman("logs", "holder")
-		return text, strings.Count(text, "\n")
-	}
-	_, before := answers()
-	eventually(t, 5*time.Second, func() string {
-		if text, now := answers(); now < before+3 {
-			return text
+	published(t, 18080)
+	once(p.user, guest.FlushRules{}, podmanWords("unshare", "--rootless-netns", self(t))...)
+	for range 3 {
+		if got := do(holder, guest.EchoHeld{}); got != (guest.Held{Count: n}) {
+			t.Errorf("connections that were there did not outlive the rules: %+v", got)
 		}
-		return ""
-	})
-	stillIn("without rules")
-	if text, rounds := answers(); strings.Count(text, fmt.Sprintf(": %d answered", n)) != rounds {
-		t.Errorf("connections that were there did not outlive the rules:\n%s", text)
+		time.Sleep(200 * time.Millisecond)
 	}
+	stillIn("without rules")
 	p.podman("network", "reload", "--all")
-	out = p.podman("run", "--rm", "--network", "net1", "img", "/bin/probe", probeWord, "get", "http://srv/", "http://"+host4+":"+port+"/")
+	a = p.container("--network", "net1")
 	stillIn("after the rules came back")
-	expect(t, "after the rules came back", out, "http://srv/: you are 10.", "http://"+host4+":"+port+"/: you are "+host4)
-	published(t, "18080")
+	wantSeen(t, "a container of the network, after the rules came back", a.get("http://srv/"), "")
+	wantSeen(t, "the host, after the rules came back", a.get(url(host4, port)), host4)
+	a.wantEnd()
+	published(t, 18080)
 	for range 3 { // the next helper of the ports may begin before the last has ended
 		p.podman("restart", "-t", "0", "srv")
-		published(t, "18080")
+		published(t, 18080)
 	}
+	holder.wantEnd()
 	p.podman("rm", "-f", "-t", "0", "-a")
 	gone(t, "slirp4netns", "rootlessport")
 }

@@ -4,13 +4,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"rootlessnet/internal/nettest/guest"
 )
 
-// pod is a user with Podman set up as the drop-in's installer says.
+// pod is a user with Podman configured as the drop-in's installer prints it.
 type pod struct{ *user }
 
 func newPodman(t *testing.T) pod {
@@ -65,41 +66,53 @@ func (p pod) endPause() {
 
 func (p pod) podman(args ...string) string {
 	p.Helper()
-	return p.run(append([]string{"podman", "--storage-driver", "vfs"}, args...)...)
+	return p.run(podmanWords(args...)...)
 }
 
 // serve starts a container that serves port 80 and waits until it does.
 func (p pod) serve(name string, flags ...string) {
 	p.Helper()
-	p.podman(append(append([]string{"run", "-d", "--name", name}, flags...), "img", "/bin/probe", probeWord, "serve", "80")...)
+	server := append([]string{"img", containerProgram}, guest.Command(guest.ServeHTTP{Port: 80})...)
+	p.podman(append(append([]string{"run", "-d", "--name", name}, flags...), server...)...)
 	eventually(p.T, 10*time.Second, func() string {
-		out, _ := p.try("podman", "--storage-driver", "vfs", "exec", name, "/bin/probe", probeWord, "get", "http://127.0.0.1/")
-		if !strings.Contains(out, "you are") {
-			return out
+		got, err := tryOnce(p.user, guest.GetHTTP{URL: "http://127.0.0.1/"}, podmanWords("exec", name, containerProgram)...)
+		if err != nil {
+			return err.Error()
 		}
-		return ""
+		return notSeen(got, "")
 	})
 }
 
-// published asks a published port from everywhere, and expects the server to have seen the real client.
-func published(t *testing.T, port string) {
+// podmanWords is a command line of Podman.
+func podmanWords(args ...string) []string {
+	return append([]string{"podman", "--storage-driver", "vfs"}, args...)
+}
+
+// container runs an agent in a container of its own, which is removed when the agent ends.
+func (p pod) container(flags ...string) *agent {
+	p.Helper()
+	argv := append(append(podmanWords("run", "--rm", "-i"), flags...), "img", containerProgram)
+	return p.agent(append(argv, guest.AgentCommand()...)...)
+}
+
+// published asks a published port from an address of the host and from its loopback, and expects the server to have seen
+// the client's own address.
+func published(t *testing.T, port uint16) {
 	t.Helper()
-	eventually(t, 10*time.Second, func() string {
-		if out := get("http://" + host4 + ":" + port + "/"); !strings.Contains(out, "you are "+host4+":") {
-			return "TCP from an address of the host: " + out
-		}
-		return ""
-	})
-	expect(t, "TCP from the host's loopback", get("http://127.0.0.1:"+port+"/"), "you are ")
-	expect(t, "UDP from an address of the host", ask(host4+":"+port), "hello, you are "+host4+":")
+	soonSeen(t, 10*time.Second, host4, func() guest.HTTPAnswer { return get(host4, port) })
+	wantSeen(t, "TCP from the host's loopback", get("127.0.0.1", port), "")
+	wantUDPSeen(t, "UDP from an address of the host", ask(host4, port), host4)
 }
 
 func TestPodmanDefaultNetwork(t *testing.T) {
 	p := newPodman(t)
 	port := serveHost(t)
-	out := p.podman("run", "--rm", "img", "sh", "-c", "ip addr show tap0; cat /etc/resolv.conf; probe "+probeWord+" get http://"+host4+":"+port+"/ http://10.0.2.2:"+port+"/ http://["+host6+"]:"+port+"/")
-	expect(t, "run", out, "mtu 65520", "inet 10.0.2.100/24", "inet6 fd00::", "nameserver 10.0.2.3",
-		"http://"+host4+":"+port+"/: you are "+host4, "http://["+host6+"]:"+port+"/: you are ["+host6+"]", "network is unreachable")
+	a := p.container()
+	expect(t, "the network", a.sh("ip addr show tap0; cat /etc/resolv.conf"), "mtu 65520", "inet 10.0.2.100/24", "inet6 fd00::", "nameserver 10.0.2.3")
+	wantSeen(t, "the host", a.get(url(host4, port)), host4)
+	wantSeen(t, "the host, by IPv6", a.get(url(host6, port)), host6)
+	wantOutcome(t, "the host's loopback", a.get(url("10.0.2.2", port)), guest.NetUnreachable)
+	a.wantEnd()
 	gone(t, "slirp4netns")
 }
 
@@ -107,19 +120,18 @@ func TestPodmanDefaultNetwork(t *testing.T) {
 func TestPodmanRootlessport(t *testing.T) {
 	p := newPodman(t)
 	p.serve("web", "-p", "18080:80", "-p", "18080:80/udp")
-	published(t, "18080")
-	whole := fmt.Sprintf("bulk %d bytes, <nil>; %d bytes, <nil>", bulkSize, bulkSize)
-	expect(t, "into the container", bulk("http://"+host4+":18080/bulk"), whole)
+	published(t, 18080)
+	wantBulk(t, "into the container", moveBulk(host4, 18080))
 	port := serveHost(t)
-	expect(t, "out of the container", p.podman("exec", "web", "/bin/probe", probeWord, "bulk", "http://"+host4+":"+port+"/bulk"), whole)
-	expect(t, "TCP over IPv6", get("http://["+host6+"]:18080/"), "you are ")
+	wantBulk(t, "out of the container", once(p.user, guest.MoveBulk{Server: guest.Target{Host: host4, Port: port}}, podmanWords("exec", "web", containerProgram)...))
+	wantSeen(t, "TCP over IPv6", get(host6, 18080), "")
 	out, err := p.try("podman", "--storage-driver", "vfs", "run", "--rm", "-p", "18080:80", "img", "true")
 	if err == nil {
 		t.Error("a port was published twice")
 	}
 	expect(t, "a port in use", out, "rootlessport listen tcp 0.0.0.0:18080")
 	p.podman("restart", "-t", "0", "web")
-	published(t, "18080")
+	published(t, 18080)
 	p.podman("rm", "-f", "-t", "0", "web")
 	gone(t, "slirp4netns", "rootlessport")
 }
@@ -127,25 +139,26 @@ func TestPodmanRootlessport(t *testing.T) {
 func TestPodmanPortHandlerSlirp4netns(t *testing.T) {
 	p := newPodman(t)
 	p.serve("web", "--network", "slirp4netns:port_handler=slirp4netns", "-p", "18080:80", "-p", "18080:80/udp")
-	published(t, "18080")
+	published(t, 18080)
 }
 
 func TestPodmanOptions(t *testing.T) {
 	p := newPodman(t)
 	port := serveHost(t)
-	out := p.podman("run", "--rm", "--network", "slirp4netns:cidr=10.77.0.0/24,allow_host_loopback=true,enable_ipv6=true,mtu=1400,outbound_addr="+host4,
-		"img", "sh", "-c", "ip addr show tap0; cat /etc/resolv.conf; probe "+probeWord+" get http://10.77.0.2:"+port+"/ http://"+host4+":"+port+"/")
-	expect(t, "run", out, "mtu 1400", "inet 10.77.0.100/24", "inet6 fd00::", "nameserver 10.77.0.3",
-		"http://10.77.0.2:"+port+"/: you are 127.0.0.1", "http://"+host4+":"+port+"/: you are "+host4)
+	a := p.container("--network", "slirp4netns:cidr=10.77.0.0/24,allow_host_loopback=true,enable_ipv6=true,mtu=1400,outbound_addr="+host4)
+	expect(t, "the network", a.sh("ip addr show tap0; cat /etc/resolv.conf"), "mtu 1400", "inet 10.77.0.100/24", "inet6 fd00::", "nameserver 10.77.0.3")
+	wantSeen(t, "the host's loopback", a.get(url("10.77.0.2", port)), "127.0.0.1")
+	wantSeen(t, "the host", a.get(url(host4, port)), host4)
+	a.wantEnd()
 }
 
 func TestPodmanPod(t *testing.T) {
 	p := newPodman(t)
 	p.podman("pod", "create", "--name", "pod", "-p", "18081:80", "-p", "18081:80/udp", "--infra-image", "img", "--infra-command", "/bin/sleep 1000")
 	p.serve("web", "--pod", "pod")
-	published(t, "18081")
-	out := p.podman("run", "--rm", "--pod", "pod", "img", "/bin/probe", probeWord, "get", "http://127.0.0.1/")
-	expect(t, "from within the pod", out, "you are 127.0.0.1")
+	published(t, 18081)
+	got := once(p.user, guest.GetHTTP{URL: "http://127.0.0.1/"}, podmanWords("run", "--rm", "--pod", "pod", "img", containerProgram)...)
+	wantSeen(t, "from within the pod", got, "127.0.0.1")
 	p.podman("pod", "rm", "-f", "-t", "0", "pod")
 	gone(t, "slirp4netns", "rootlessport")
 }
@@ -158,22 +171,18 @@ func TestPodmanBridge(t *testing.T) {
 	port := serveHost(t)
 	p.podman("network", "create", "net1")
 	p.serve("srv", "--network", "net1", "-p", "18080:80", "-p", "18080:80/udp")
-	out := p.podman("run", "--rm", "--network", "net1", "img", "/bin/probe", probeWord, "get", "http://srv/", "http://"+host4+":"+port+"/")
-	expect(t, "in the network", out, "http://srv/: you are 10.", "http://"+host4+":"+port+"/: you are "+host4)
-	whole := fmt.Sprintf("bulk %d bytes, <nil>; %d bytes, <nil>", bulkSize, bulkSize)
-	expect(t, "out of the network", p.podman("run", "--rm", "--network", "net1", "img", "/bin/probe", probeWord, "bulk", "http://"+host4+":"+port+"/bulk"), whole)
-	published(t, "18080")
-	expect(t, "into the network", bulk("http://"+host4+":18080/bulk"), whole)
+	a := p.container("--network", "net1")
+	wantSeen(t, "a container of the network, by name", a.get("http://srv/"), "")
+	wantSeen(t, "the host", a.get(url(host4, port)), host4)
+	wantBulk(t, "out of the network", do(a, guest.MoveBulk{Server: guest.Target{Host: host4, Port: port}}))
+	a.wantEnd()
+	published(t, 18080)
+	wantBulk(t, "into the network", moveBulk(host4, 18080))
 	p.podman("network", "create", "net2")
 	p.podman("network", "connect", "net2", "srv")
-	// Podman leads the port to either network now. Over UDP the server, which has no more than a wildcard socket, may answer
-	// from its address in the other.
-	eventually(t, 10*time.Second, func() string {
-		if out := get("http://" + host4 + ":18080/"); !strings.Contains(out, "you are "+host4+":") {
-			return out
-		}
-		return ""
-	})
+	// Podman forwards the port to either network now. Over UDP the server, which has only a wildcard socket, may answer from
+	// its address in the other.
+	soonSeen(t, 10*time.Second, host4, func() guest.HTTPAnswer { return get(host4, 18080) })
 	p.podman("rm", "-f", "-t", "0", "srv")
 	gone(t, "slirp4netns", "rootlessport")
 }
@@ -186,7 +195,7 @@ func TestPodmanKilledHelper(t *testing.T) {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
 	gone(t, "slirp4netns")
-	p.podman("exec", "web", "/bin/probe", probeWord, "get", "http://127.0.0.1/")
+	wantSeen(t, "the container's loopback", once(p.user, guest.GetHTTP{URL: "http://127.0.0.1/"}, podmanWords("exec", "web", containerProgram)...), "")
 	p.podman("restart", "-t", "0", "web")
-	published(t, "18080")
+	published(t, 18080)
 }

@@ -5,13 +5,14 @@ import (
 	"encoding/json"
 	"io"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
+
+	"rootlessnet/internal/nettest/guest"
 )
 
-// rootlessport starts the port helper as Podman does, for a namespace that nobody connects; end closes its exit descriptor
-// and returns the exit status.
+// rootlessport starts the port helper as Podman does, for a namespace that no helper connects; end closes its exit
+// descriptor and returns the exit status.
 func (g target) rootlessport(child string, mappings ...map[string]any) (end func() error) {
 	g.Helper()
 	config, err := json.Marshal(map[string]any{"NetNSPath": "/proc/" + g.pid + "/ns/net", "ChildIP": child, "ExitFD": 3, "ReadyFD": 4, "Mappings": mappings})
@@ -33,7 +34,7 @@ func (g target) rootlessport(child string, mappings ...map[string]any) (end func
 		select {
 		case err := <-done:
 			if text.Len() > 0 {
-				g.Errorf("it said: %s", text.String())
+				g.Errorf("it printed: %s", text.String())
 			}
 			return err
 		case <-time.After(10 * time.Second):
@@ -45,30 +46,17 @@ func (g target) rootlessport(child string, mappings ...map[string]any) (end func
 	}
 }
 
-// TestRootlessportAlone: no helper of ours connects the namespace, and a server in it still sees who its clients are.
+// TestRootlessportAlone: no helper of ours connects the namespace, and a server in it still sees its clients' addresses.
+// What clients get is tested by TestPublish in e2e; here it is how one helper follows another, and what they leave.
 func TestRootlessportAlone(t *testing.T) {
 	g := newTarget(t)
 	g.in("sh", "-c", "ip link set lo up; ip link add d0 type bridge; ip link set d0 up; ip addr add 10.9.9.2/24 dev d0; ip addr add fd99::2/64 dev d0 nodad; ip route add default via 10.9.9.1; ip -6 route add default via fd99::1")
 	const settings = "ip rule; ip -6 rule; ip route show table all | grep -v -e fe80: -e ff00:; cd /proc/sys/net; grep . ipv4/tcp_fwmark_accept ipv4/fwmark_reflect ipv6/fwmark_reflect"
 	before := g.in("sh", "-c", settings)
-	server := g.command("nsenter", "-U", "--preserve-credentials", "-n", "-t", g.pid, self(t), probeWord, "serve", "80")
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = server.Process.Kill(); _ = server.Wait() }()
+	begin(g.user, guest.ServeHTTP{Port: 80}, g.program()...)
 
 	end := g.rootlessport("10.9.9.2", map[string]any{"host_port": 18080, "container_port": 80, "protocol": "tcp,udp"}, map[string]any{"host_port": 18081, "container_port": 81})
-	eventually(t, 10*time.Second, func() string {
-		if out := get("http://" + host4 + ":18080/"); !strings.Contains(out, "you are "+host4+":") {
-			return "from an address of the host: " + out
-		}
-		return ""
-	})
-	expect(t, "from the host's loopback", get("http://127.0.0.1:18080/"), "you are 10.9.9.1:")
-	expect(t, "over IPv6", get("http://["+host6+"]:18080/"), "you are 10.9.9.1:")
-	expect(t, "a port that is closed", get("http://"+host4+":18081/"), "connection reset by peer")
-	expect(t, "UDP", ask(host4+":18080"), "hello, you are ")
-	expect(t, "much", bulk("http://"+host4+":18080/bulk"), "bulk 16777216 bytes, <nil>; 16777216 bytes, <nil>")
+	soonSeen(t, 10*time.Second, host4, func() guest.HTTPAnswer { return get(host4, 18080) })
 	if err := end(); err != nil {
 		t.Errorf("exit status: %v", err)
 	}
@@ -87,7 +75,7 @@ func TestRootlessportAlone(t *testing.T) {
 		t.Errorf("exit status: %v", err)
 	}
 	end = <-next
-	expect(t, "the next helper", get("http://"+host4+":18082/"), "you are "+host4+":")
+	wantSeen(t, "the next helper", get(host4, 18082), host4)
 	if err := end(); err != nil {
 		t.Errorf("exit status: %v", err)
 	}
@@ -96,39 +84,30 @@ func TestRootlessportAlone(t *testing.T) {
 	}
 
 	end = g.rootlessport("fd99::2", map[string]any{"host_ip": host6, "host_port": 18080, "container_port": 80})
-	expect(t, "IPv6 inside", get("http://["+host6+"]:18080/"), "you are ["+host6+"]:")
+	wantSeen(t, "IPv6 inside", get(host6, 18080), host6)
 	if err := end(); err != nil {
 		t.Errorf("exit status: %v", err)
 	}
-	// A server whose answers have a mark of its own: only plain sockets hear them.
-	marked := g.command("nsenter", "-U", "--preserve-credentials", "-n", "-t", g.pid, self(t), probeWord, "marked", "8080")
-	if err := marked.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = marked.Process.Kill(); _ = marked.Wait() }()
-	eventually(t, 5*time.Second, func() string {
-		if out := g.get("http://10.9.9.2:8080/"); !strings.Contains(out, "you are") {
-			return out
-		}
-		return ""
-	})
+	// A server whose answers have a mark of its own: only plain sockets receive them.
+	begin(g.user, guest.ServeHTTP{Port: 8080, Socket: guest.Socket{Mark: 7}}, g.program()...)
+	wantSeen(t, "the server with a mark, from inside", g.get("10.9.9.2", 8080), "")
 	end = g.rootlessport("10.9.9.2", map[string]any{"host_port": 18080, "container_port": 8080})
 	var begin time.Time
 	for i := range 6 {
 		if i == 3 {
 			begin = time.Now()
 		}
-		expect(t, "a server with a mark", get("http://"+host4+":18080/"), "you are 10.9.9.2:")
+		wantSeen(t, "a server with a mark", get(host4, 18080), "10.9.9.2")
 	}
 	if took := time.Since(begin); took > 3*time.Second {
-		t.Errorf("three clients took %v, after three who had to wait for a second each", took)
+		t.Errorf("three clients took %v, after three that had to wait for a second each", took)
 	}
 	if err := end(); err != nil {
 		t.Errorf("exit status: %v", err)
 	}
 
 	end = g.rootlessport("", map[string]any{"host_port": 18080, "container_port": 80})
-	expect(t, "the namespace's own loopback", get("http://"+host4+":18080/"), "you are "+host4+":")
+	wantSeen(t, "the namespace's own loopback", get(host4, 18080), host4)
 	if err := end(); err != nil {
 		t.Errorf("exit status: %v", err)
 	}

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestUserNSAuto: with ranges in /etc/subuid the command is root of a whole range of users, the network is as for anybody
-// else, and files belong to whom they should.
+// TestUserNSAuto: with ranges in /etc/subuid the command is root of a whole range of users, has the same network as without,
+// and can give files to users of the range.
 func TestUserNSAuto(t *testing.T) {
 	for _, tool := range []string{"newuidmap", "newgidmap"} {
 		if _, err := exec.LookPath(tool); err != nil {

@@ -13,17 +13,20 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/forwarder"
+	"rootlessnet/internal/fdbudget"
 	"rootlessnet/internal/nettest"
+	"rootlessnet/internal/nettest/forwardlab"
 )
 
-// loopbackMint gives sockets of our own namespace, or none.
-type loopbackMint struct{ empty bool }
+// testPool gives sockets of our own namespace, or none.
+type testPool struct{ empty bool }
 
-func (m *loopbackMint) Get(ipv6, _ bool) (int, error) { return m.socket(ipv6, unix.SOCK_STREAM) }
-func (m *loopbackMint) GetUDP(ipv6 bool) (int, error) { return m.socket(ipv6, unix.SOCK_DGRAM) }
-func (m *loopbackMint) Close()                        {}
+func (m *testPool) Get(ipv6, _ bool) (int, error) { return m.socket(ipv6, unix.SOCK_STREAM) }
+func (m *testPool) GetUDP(ipv6 bool) (int, error) { return m.socket(ipv6, unix.SOCK_DGRAM) }
+func (m *testPool) Close()                        {}
 
-func (m *loopbackMint) socket(ipv6 bool, kind int) (int, error) {
+func (m *testPool) socket(ipv6 bool, kind int) (int, error) {
 	if m.empty {
 		return -1, errors.New("none")
 	}
@@ -34,15 +37,37 @@ func (m *loopbackMint) socket(ipv6 bool, kind int) (int, error) {
 	return unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 }
 
-// newLoopback forwards to a port of this host, TCP and UDP, from a socket for both families each; at is their port.
-func newLoopback(t *testing.T, mint LoopbackMint, to uint16) (l *Loopback, tcp, udp netip.AddrPort) {
+// world is a Relay with its forwarder.
+type world struct {
+	*Relay
+	budget *fdbudget.Budget
+}
+
+// newRelay forwards to a port of this host, TCP and UDP, from a socket for both families each; tcp and udp are their
+// addresses.
+func newRelay(t testing.TB, pool Pool, to uint16) (w *world, tcp, udp netip.AddrPort) {
+	t.Helper()
+	return newLimitedRelay(t, pool, to, forwardlab.Limit)
+}
+
+// newLimitedRelay is newRelay with a limit of descriptors.
+func newLimitedRelay(t testing.TB, pool Pool, to uint16, limit int64) (w *world, tcp, udp netip.AddrPort) {
 	t.Helper()
 	nettest.CheckLeaks(t)
-	l, err := NewLoopback(mint, nil, nil)
+	w = &world{budget: forwardlab.Budget(t, limit)}
+	f := forwardlab.NewForwarder(t, forwarder.Config{Budget: w.budget})
+	f.AddEndpoint(forwarder.EndpointConfig{Policy: forwardlab.JudgeFunc(nil)})
+	l, err := New(f, 0, pool)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(l.Close)
+	w.Relay = l
+	t.Cleanup(func() {
+		l.Close()
+		if n := f.Flows.Len(); n > 0 {
+			t.Errorf("%d flows are still in the table", n)
+		}
+	})
 	stream, err := net.Listen("tcp", ":0")
 	if err != nil {
 		t.Fatal(err)
@@ -66,11 +91,11 @@ func newLoopback(t *testing.T, mint LoopbackMint, to uint16) (l *Loopback, tcp, 
 		_, port, _ := net.SplitHostPort(a.String())
 		return netip.MustParseAddrPort("127.0.0.1:" + port)
 	}
-	return l, at(stream.Addr()), at(packets.LocalAddr())
+	return w, at(stream.Addr()), at(packets.LocalAddr())
 }
 
-// loopbackServer echoes in upper case, on one address.
-func loopbackServer(t *testing.T, addr string) (port uint16) {
+// upperCaseServer answers in upper case, on one address.
+func upperCaseServer(t *testing.T, addr string) (port uint16) {
 	t.Helper()
 	l, err := net.Listen("tcp", net.JoinHostPort(addr, "0"))
 	if err != nil {
@@ -110,12 +135,12 @@ func loopbackServer(t *testing.T, addr string) (port uint16) {
 
 // shout sends and returns what comes back.
 func shout(network, addr, text string) (string, error) {
-	c, err := net.DialTimeout(network, addr, patience)
+	c, err := net.DialTimeout(network, addr, forwardlab.Patience)
 	if err != nil {
 		return "", err
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(patience))
+	_ = c.SetDeadline(time.Now().Add(forwardlab.Patience))
 	if _, err := c.Write([]byte(text)); err != nil {
 		return "", err
 	}
@@ -131,10 +156,10 @@ func shout(network, addr, text string) (string, error) {
 
 // A client of either family finds a server of either, and so does one that sends to another address of the namespace, which
 // hears its answer from there.
-func TestLoopback(t *testing.T) {
+func TestRelay(t *testing.T) {
 	for _, server := range []string{"127.0.0.1", "::1"} {
-		for _, mint := range []LoopbackMint{nil, new(loopbackMint)} {
-			l, tcp, udp := newLoopback(t, mint, loopbackServer(t, server))
+		for _, pool := range []Pool{nil, new(testPool)} {
+			l, tcp, udp := newRelay(t, pool, upperCaseServer(t, server))
 			for _, client := range []string{"127.0.0.1", "::1", "127.0.0.9"} {
 				for network, at := range map[string]netip.AddrPort{"tcp": tcp, "udp": udp} {
 					_, port, _ := net.SplitHostPort(at.String())
@@ -151,15 +176,15 @@ func TestLoopback(t *testing.T) {
 	}
 }
 
-// Nobody listens: the client is reset, and one that sent a datagram hears nothing.
-func TestLoopbackRefused(t *testing.T) {
+// Nothing listens: the client is reset, and one that sent a datagram hears nothing.
+func TestRelayRefused(t *testing.T) {
 	gone, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	port := gone.Addr().(*net.TCPAddr).AddrPort().Port()
 	gone.Close()
-	l, tcp, _ := newLoopback(t, nil, port)
+	l, tcp, _ := newRelay(t, nil, port)
 	if _, err := shout("tcp", tcp.String(), "hello"); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("%v, want a reset", err)
 	}
@@ -169,9 +194,9 @@ func TestLoopbackRefused(t *testing.T) {
 }
 
 // A client waits for a socket, and is let go when there is none for long or at the end.
-func TestLoopbackWithoutSockets(t *testing.T) {
-	mint := &loopbackMint{empty: true}
-	l, tcp, _ := newLoopback(t, mint, loopbackServer(t, "127.0.0.1"))
+func TestRelayWithoutSockets(t *testing.T) {
+	pool := &testPool{empty: true}
+	l, tcp, _ := newRelay(t, pool, upperCaseServer(t, "127.0.0.1"))
 	c, err := net.Dial("tcp", tcp.String())
 	if err != nil {
 		t.Fatal(err)
@@ -182,30 +207,30 @@ func TestLoopbackWithoutSockets(t *testing.T) {
 		defer l.mu.Unlock()
 		return len(l.waits)
 	}
-	for deadline := time.Now().Add(patience); waiting() != 1; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(forwardlab.Patience); waiting() != 1; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the client does not wait")
 		}
 	}
 	l.mu.Lock()
-	mint.empty = false
+	pool.empty = false
 	l.mu.Unlock()
 	_, _ = c.Write([]byte("late"))
 	_ = c.(*net.TCPConn).CloseWrite()
-	_ = c.SetDeadline(time.Now().Add(patience))
+	_ = c.SetDeadline(time.Now().Add(forwardlab.Patience))
 	if text, err := io.ReadAll(c); string(text) != "LATE" {
 		t.Errorf("%q, %v", text, err)
 	}
 }
 
-// Connections outlive their port; datagrams do not. The end of the Loopback resets them.
-func TestLoopbackPortCloses(t *testing.T) {
+// Connections outlive their port; datagrams do not. The end of the Relay resets them.
+func TestRelayPortCloses(t *testing.T) {
 	server, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer server.Close()
-	l, tcp, _ := newLoopback(t, nil, server.Addr().(*net.TCPAddr).AddrPort().Port())
+	l, tcp, _ := newRelay(t, nil, server.Addr().(*net.TCPAddr).AddrPort().Port())
 	c, err := net.Dial("tcp", tcp.String())
 	if err != nil {
 		t.Fatal(err)
@@ -217,7 +242,7 @@ func TestLoopbackPortCloses(t *testing.T) {
 	}
 	defer s.Close()
 	l.mu.Lock()
-	var ports []*LoopbackPort
+	var ports []*Port
 	for p := range l.ports {
 		ports = append(ports, p)
 	}
@@ -230,20 +255,20 @@ func TestLoopbackPortCloses(t *testing.T) {
 		t.Errorf("a closed port: %v", err)
 	}
 	_, _ = c.Write([]byte("x"))
-	_ = s.SetDeadline(time.Now().Add(patience))
+	_ = s.SetDeadline(time.Now().Add(forwardlab.Patience))
 	if _, err := io.ReadFull(s, make([]byte, 1)); err != nil {
 		t.Errorf("the connection did not go on: %v", err)
 	}
 	l.Close()
-	_ = c.SetDeadline(time.Now().Add(patience))
+	_ = c.SetDeadline(time.Now().Add(forwardlab.Patience))
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("at the end: %v, want a reset", err)
 	}
 }
 
 // Flows that have been silent end, those that were answered later.
-func TestLoopbackFlowsEnd(t *testing.T) {
-	l, _, udp := newLoopback(t, nil, loopbackServer(t, "127.0.0.1"))
+func TestRelayFlowsEnd(t *testing.T) {
+	l, _, udp := newRelay(t, nil, upperCaseServer(t, "127.0.0.1"))
 	if _, err := shout("udp", udp.String(), "x"); err != nil {
 		t.Fatal(err)
 	}
@@ -258,10 +283,10 @@ func TestLoopbackFlowsEnd(t *testing.T) {
 		l.sweep()
 		return l.Stats().Flows
 	}
-	if n := age(unrepliedTimeout + time.Second); n != 1 {
+	if n := age(forwarder.UnrepliedTimeout + time.Second); n != 1 {
 		t.Errorf("%d flows after half a minute, and it was answered", n)
 	}
-	if n := age(assuredTimeout + time.Second); n != 0 {
+	if n := age(forwarder.AssuredTimeout + time.Second); n != 0 {
 		t.Errorf("%d flows are left", n)
 	}
 }

@@ -17,20 +17,20 @@ const (
 	maxDatagram = 65535
 	// maxFlows bounds the sockets that programs can make us open by sending from ever new ports.
 	maxFlows = 1024
-	// batch is how many datagrams of a socket are handled before others have their turn.
+	// batch is how many datagrams of a socket are handled before those of other sockets are.
 	batch = 64
-	// maxFirst is the largest first datagram that is kept for the other family: what asks a question is short.
+	// maxFirst is the largest first datagram that is kept for the other family: a query is short.
 	maxFirst = 1500
 )
 
-// clientKey tells clients apart. The address they have sent to is what they expect the answer from.
+// clientKey identifies a client. It includes the local address to which the client sent: the answer must come from there.
 type clientKey struct {
 	client, local [16]byte
 	port          uint16
 	scope         uint32
 }
 
-// udpFlow is one client of a UDP port, with a socket of its own: the server tells clients apart by it.
+// udpFlow is one client of a UDP port, with a socket of its own: by its port the server distinguishes the clients.
 type udpFlow struct {
 	flow.Entry
 	count flow.Counters // guarded by p.l.mu
@@ -39,8 +39,8 @@ type udpFlow struct {
 	key      clientKey
 	fd       int
 	token    int32
-	alt      netip.AddrPort // the zero value: was tried, or is not needed any more
-	first    []byte         // what alt would be asked
+	alt      netip.AddrPort // the address of the other family; zero when tried, or not needed any more
+	first    []byte         // the first datagram, for alt
 	answered bool
 	last     time.Time
 }
@@ -59,7 +59,7 @@ func (p *Port) receiveLocked() {
 	for range batch {
 		n, oobn, _, from, err := unix.Recvmsg(p.fd, p.l.buf[:], oob[:], 0)
 		if err != nil {
-			return // nothing left, or an ICMP error of an answer
+			return // nothing is left, or an earlier answer met an ICMP error
 		}
 		key, ok := keyOf(from, oob[:oobn])
 		f := p.flows[key]
@@ -75,7 +75,7 @@ func (p *Port) receiveLocked() {
 		}
 		f.last = time.Now()
 		f.carriedLocked(n, p.l.pool == nil)
-		if err := unix.Send(f.fd, p.l.buf[:n], 0); err == unix.ECONNREFUSED { // what an earlier datagram has met
+		if err := unix.Send(f.fd, p.l.buf[:n], 0); err == unix.ECONNREFUSED { // the error of an earlier datagram
 			f.refusedLocked()
 		}
 	}
@@ -196,7 +196,7 @@ func (p *Port) answerLocked(k clientKey, data []byte) error {
 	return unix.Sendmsg(p.fd, data, unix.PktInfo6(&unix.Inet6Pktinfo{Addr: k.local}), to, 0)
 }
 
-// refusedLocked asks the other family, if the client's first datagram met nobody.
+// refusedLocked sends the client's first datagram to the address of the other family, if nothing listens on the first.
 func (f *udpFlow) refusedLocked() {
 	if !f.alt.IsValid() || f.answered {
 		return

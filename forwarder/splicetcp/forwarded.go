@@ -21,7 +21,7 @@ const (
 )
 
 const (
-	// guestTTL is what a Linux kernel sends its own segments with, unless told otherwise (net.ipv4.ip_default_ttl).
+	// guestTTL is what a Linux kernel sends its own segments with by default (net.ipv4.ip_default_ttl).
 	guestTTL = 64
 	// forwardHops is how many hops inside there may be: a bridge, and another in a container of containers.
 	forwardHops = 4
@@ -32,8 +32,8 @@ const (
 // initialTTLs are the times to live that systems begin with.
 var initialTTLs = [...]uint8{guestTTL, 128, 255}
 
-// wasForwarded tells forwarded segments from the guest's own. Others are of programs that set a TTL of their own, and left to
-// the stack path.
+// wasForwarded says whether a segment with this TTL was forwarded by the guest for another host. A TTL that is neither the
+// guest's own nor a forwarded one was set by a program; such connections are left to the stack path.
 func wasForwarded(ttl uint8) bool {
 	return slices.ContainsFunc(initialTTLs[:], func(start uint8) bool { return ttl < start && ttl >= start-forwardHops })
 }
@@ -42,12 +42,12 @@ func wasForwarded(ttl uint8) bool {
 // own.
 func (p *Path) breakerOf(q *stack.SYN) *breaker.Breaker {
 	if q.TTL == guestTTL {
-		return &p.own
+		return p.own
 	}
-	return &p.forwarded
+	return p.forwarded
 }
 
-// forwardsNow is forwardsLocked for those who do not hold mu.
+// forwardsNow is forwardsLocked without mu held.
 func (p *Path) forwardsNow() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

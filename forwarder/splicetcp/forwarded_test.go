@@ -2,9 +2,10 @@ package splicetcp
 
 import (
 	"errors"
-	"net/netip"
 	"testing"
 
+	"rootlessnet/forwarder"
+	"rootlessnet/internal/nettest/forwardlab"
 	"rootlessnet/stack"
 )
 
@@ -16,100 +17,95 @@ func TestWasForwarded(t *testing.T) {
 	}
 }
 
-// forwarding makes w's namespace one that is ready when the channel says so.
-func (w *roadWorld) forwarding() (asked chan struct{}, ready chan error) {
+// waitForReady makes w's namespace one that is ready when the channel says so.
+func (w *world) waitForReady() (asked chan struct{}, ready chan error) {
 	asked, ready = make(chan struct{}, 10), make(chan error)
-	w.kernel.k.Forward = func() error {
+	w.in.Forward = func() error {
 		asked <- struct{}{}
 		return <-ready
 	}
 	return asked, ready
 }
 
-// flow is that of syn.
-func (w *roadWorld) flow(port uint16) stack.Flow {
-	return stack.Flow{Src: netip.AddrPortFrom(here4, port), Dst: w.listener}
-}
-
-// TestKernelRoadForwarded: the first request waits until the namespace is ready, and is not lost.
-func TestKernelRoadForwarded(t *testing.T) {
-	w := newRoadWorld(t)
+// TestSpliceForwarded: the first request waits until the namespace is ready, and is not lost.
+func TestSpliceForwarded(t *testing.T) {
+	w := newWorld(t)
 	if w == nil {
 		return
 	}
-	asked, ready := w.forwarding()
+	asked, ready := w.waitForReady()
 	if !w.syn(w.freePort(), guestTTL) || len(asked) != 0 {
 		t.Error("a request of the guest's own is not taken, or asks")
 	}
 	port := w.freePort()
 	for range 3 { // sent again, while it waits
 		if !w.syn(port, guestTTL-1) {
-			t.Fatal("the request was left to the stack")
+			t.Fatal("the request was left to the stack path")
 		}
 	}
-	for i := range uint16(2 * heldMost) {
+	for i := range uint16(2 * maxWaiting) {
 		w.syn(20000+i, guestTTL-1)
 	}
-	w.kernel.mu.Lock()
-	if n := len(w.kernel.held); n > heldMost || w.kernel.held[w.flow(port)] == nil {
-		t.Errorf("%d requests are held", n)
+	w.mu.Lock()
+	if n := len(w.waiting); n > maxWaiting || w.waiting[w.flow(port)] == nil {
+		t.Errorf("%d requests wait", n)
 	}
-	w.kernel.held = map[stack.Flow]*stack.SYN{w.flow(port): w.kernel.held[w.flow(port)]}
-	w.kernel.mu.Unlock()
+	w.waiting = map[stack.Flow]*stack.SYN{w.flow(port): w.waiting[w.flow(port)]}
+	w.mu.Unlock()
 	if s := w.Stats(); s.Dialling != 0 {
 		t.Errorf("before the namespace is ready: %+v", s)
 	}
 	ready <- nil
-	c := w.come(port)
+	c := w.connect(port)
 	defer c.Close()
-	w.wait("joined", func(s StreamStats) bool { return s.Spliced == 1 })
+	w.waitFor("joined", func(s stats) bool { return s.Active == 1 })
 	if len(asked) != 1 {
 		t.Errorf("it was asked %d times", len(asked))
 	}
 	port = w.freePort()
 	if !w.syn(port, 127) {
-		t.Fatal("the next request was left to the stack")
+		t.Fatal("the next request was left to the stack path")
 	}
-	c2 := w.come(port)
+	c2 := w.connect(port)
 	defer c2.Close()
-	w.wait("joined", func(s StreamStats) bool { return s.Spliced == 2 })
+	w.waitFor("joined", func(s stats) bool { return s.Active == 2 })
 }
 
-// TestKernelRoadForwardRefused: it is asked once, and the stack has the rest.
-func TestKernelRoadForwardRefused(t *testing.T) {
-	w := newRoadWorld(t)
+// TestSpliceForwardRefused: it is asked once, and the stack path has the rest.
+func TestSpliceForwardRefused(t *testing.T) {
+	w := newWorld(t)
 	if w == nil {
 		return
 	}
-	asked, ready := w.forwarding()
+	asked, ready := w.waitForReady()
 	w.syn(w.freePort(), guestTTL-1)
 	ready <- errors.New("no such expression")
-	eventually(t, "refused", func() bool {
-		w.kernel.mu.Lock()
-		defer w.kernel.mu.Unlock()
-		return w.kernel.forwarding == forwardRefused
+	forwardlab.Eventually(t, "refused", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.forwarding == forwardRefused
 	})
 	for range 3 {
 		if w.syn(w.freePort(), guestTTL-1) {
 			t.Error("a request was taken")
 		}
 	}
-	if len(asked) != 1 || len(w.kernel.held) != 0 {
-		t.Errorf("asked %d times; %d held", len(asked), len(w.kernel.held))
+	if len(asked) != 1 || len(w.waiting) != 0 {
+		t.Errorf("asked %d times; %d wait", len(asked), len(w.waiting))
 	}
 	if !w.syn(w.freePort(), guestTTL) {
-		t.Error("a request of the guest's own was left to the stack")
+		t.Error("a request of the guest's own was left to the stack path")
 	}
 }
 
-// TestKernelRoadForwardDoubt: rules that are in the way of what is forwarded say nothing of the guest's own connections.
-func TestKernelRoadForwardDoubt(t *testing.T) {
-	w := newRoadWorld(t)
+// TestSpliceForwardedCircuitBreaker: rules that are in the way of what is forwarded say nothing of the guest's own connections.
+func TestSpliceForwardedCircuitBreaker(t *testing.T) {
+	w := newWorld(t)
 	if w == nil {
 		return
 	}
-	w.kernel.forwarding = forwardReady
-	for i := range uint16(doubtAfter) {
+	w.forwarding = forwardReady
+	for i := range uint16(forwarder.SpliceFailures) {
 		if !w.syn(20000+i, guestTTL-1) || w.syn(20000+i, guestTTL-1) {
 			t.Fatalf("request %d: left to the stack, or taken when it was sent again", i)
 		}
@@ -118,23 +114,23 @@ func TestKernelRoadForwardDoubt(t *testing.T) {
 		t.Error("the next is tried all the same")
 	}
 	if !w.syn(21001, guestTTL) {
-		t.Error("a request of the guest's own was left to the stack")
+		t.Error("a request of the guest's own was left to the stack path")
 	}
 }
 
-// TestKernelRoadForwardClosed: the answer may come when the road has been closed.
-func TestKernelRoadForwardClosed(t *testing.T) {
-	w := newRoadWorld(t)
+// TestSpliceForwardClosed: the answer may come when the Path has been closed.
+func TestSpliceForwardClosed(t *testing.T) {
+	w := newWorld(t)
 	if w == nil {
 		return
 	}
-	_, ready := w.forwarding()
+	_, ready := w.waitForReady()
 	w.syn(w.freePort(), guestTTL-1)
-	w.Streams.Close()
+	w.stop()
 	ready <- nil
-	eventually(t, "noted", func() bool {
-		w.kernel.mu.Lock()
-		defer w.kernel.mu.Unlock()
-		return w.kernel.forwarding == forwardReady && len(w.kernel.requests) == 0
+	forwardlab.Eventually(t, "noted", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.forwarding == forwardReady && len(w.requests) == 0
 	})
 }

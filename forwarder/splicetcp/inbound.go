@@ -90,7 +90,7 @@ func (p *Path) wait(c *forwarder.Client, fd int, f stack.Flow) bool {
 	}
 	w.Late = func() {
 		if p.clients.Take(w) {
-			p.failed(&c.Port.Splice)
+			p.failed(c.Port.Splice)
 			p.give()
 			c.PassOn()
 		}

@@ -22,7 +22,7 @@ const handshakePatience = 900 * time.Millisecond
 type requestState uint8
 
 const (
-	// dialling: the host's connect is under way, or waits for a free descriptor. An attempt is counted.
+	// dialling: the host's connect has begun, or waits for a free descriptor. An attempt is counted.
 	dialling requestState = iota
 	// reinjected: the host's end stands, and the guest's SYN was sent to lo inside.
 	reinjected
@@ -96,7 +96,8 @@ func (p *Path) admit(q *stack.SYN, d forwarder.Decision) (r *request, taken bool
 			old.syn = q.Clone() // it may be another connection, from the same port
 			return nil, true
 		}
-		// The SYN-ACK has not come through: a rule of the guest's is in the way. What comes by the link will reach it.
+		// The SYN-ACK has not reached the guest's socket, because of a packet-filter rule inside. What arrives by the link
+		// will.
 		p.reinjectFailedLocked(old)
 		return nil, false
 	}
@@ -206,7 +207,7 @@ func (p *Path) dialled(r *request) {
 	if l := p.listenerOf(r.flow.Dst.Addr()); l == nil || l.accept(r) {
 		return
 	}
-	// The guest's answer is on its way, or lost.
+	// The guest's ACK has not arrived yet, or is lost.
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.requests[r.flow] == r {

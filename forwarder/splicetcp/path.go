@@ -12,6 +12,7 @@ import (
 	"rootlessnet/internal/breaker"
 	"rootlessnet/internal/fdbudget"
 	"rootlessnet/internal/inbound"
+	"rootlessnet/internal/lockrank"
 	"rootlessnet/internal/rawsock"
 	"rootlessnet/splice"
 	"rootlessnet/stack"
@@ -19,7 +20,7 @@ import (
 
 // Inside is what the splice path needs of the guest's namespace. The Path takes all of it over.
 type Inside struct {
-	// Endpoint is whose namespace it is.
+	// Endpoint is the endpoint whose guest has the namespace.
 	Endpoint flow.Endpoint
 	// Packets is an AF_PACKET socket: an Ethernet frame written to it, without addresses, arrives on the namespace's
 	// loopback interface, and TPROXY redirects it to a listener.
@@ -60,14 +61,14 @@ type Path struct {
 	listen  []listener
 	to      unix.RawSockaddrLinklayer // the guest's lo
 
-	// using is read-locked by those outside of the loop's handler runs who use the descriptors. Close takes it before it
+	// using is read-locked while code outside of the loop's handler runs uses the descriptors. Close takes it before it
 	// closes them.
 	using sync.RWMutex
 
-	own       breaker.Breaker // for the guest's own outbound connections
-	forwarded breaker.Breaker // for those that it forwards
+	own       *breaker.Breaker // for the guest's own outbound connections
+	forwarded *breaker.Breaker // for those that it forwards
 
-	mu         sync.Mutex
+	mu         lockrank.Mutex
 	closed     bool                    // guarded by mu
 	requests   map[stack.Flow]*request // guarded by mu
 	reinjected int                     // of the requests; guarded by mu
@@ -96,9 +97,10 @@ const sweepPace = 5 * time.Second
 // New opens the splice path. On an error nothing of in is left open.
 func New(f *forwarder.Forwarder, in Inside) (p *Path, err error) {
 	p = &Path{f: f, in: in, packets: -1, requests: map[stack.Flow]*request{}, waiting: map[stack.Flow]*stack.SYN{}, joined: map[*joint]struct{}{},
-		own:       breaker.Breaker{Failures: forwarder.SpliceFailures, Pause: forwarder.SplicePause},
-		forwarded: breaker.Breaker{Failures: forwarder.SpliceFailures, Pause: forwarder.SplicePause},
+		own:       breaker.New(forwarder.SpliceFailures, forwarder.SplicePause),
+		forwarded: breaker.New(forwarder.SpliceFailures, forwarder.SplicePause),
 		to:        unix.RawSockaddrLinklayer{Family: unix.AF_PACKET, Ifindex: int32(in.Loopback)}}
+	p.mu.SetRank(lockrank.SplicePath)
 	defer func() {
 		if err != nil {
 			if p.loop != nil {

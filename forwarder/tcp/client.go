@@ -14,6 +14,7 @@ import (
 
 // Serve connects a client of a published port over the link, on a goroutine of its own. It takes every client.
 func (p *Path) Serve(c *forwarder.Client) (spin.Result, bool) {
+	p.f.Budget.TakeAnyway(fdbudget.Stack, 1) // here, because the port's listener asks what is free before its next accept
 	go p.serve(c.FD, c.Addr, c.Port.Target())
 	return spin.Yield, true
 }
@@ -21,9 +22,9 @@ func (p *Path) Serve(c *forwarder.Client) (spin.Result, bool) {
 func (p *Path) serve(fd int, client netip.AddrPort, to forwarder.Target) {
 	h, err := newHostConn(fd)
 	if err != nil {
+		p.f.Budget.Give(fdbudget.Stack, 1)
 		return
 	}
-	p.f.Budget.TakeAnyway(fdbudget.Stack, 1)
 	h.budget, h.peer = p.f.Budget, client
 	if !p.enter() {
 		h.reset()
@@ -45,7 +46,7 @@ func (p *Path) serve(fd int, client netip.AddrPort, to forwarder.Target) {
 }
 
 // dialGuest tries the client's own family first and then the other, as the gateway: an IPv6 client reaches a server that
-// listens on IPv4 only, and the other way round. Where the target has an address there is only that to try.
+// listens on IPv4 only, and vice versa. Where the target has an address, only that is tried.
 func (p *Path) dialGuest(client netip.AddrPort, to forwarder.Target) (*stack.Conn, error) {
 	p.f.TCP.Waiting.Add(1)
 	defer p.f.TCP.Waiting.Add(-1)

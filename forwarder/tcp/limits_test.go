@@ -1,7 +1,6 @@
 package tcp
 
 import (
-	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -13,63 +12,38 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/nettest/forwardlab"
+	"rootlessnet/internal/race"
 )
-
-func reuse(_, _ string, c syscall.RawConn) error {
-	var err error
-	cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
-	return errors.Join(cerr, err)
-}
-
-// cpu is the processor time this process has used.
-func cpu(t testing.TB) time.Duration {
-	t.Helper()
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		t.Fatal(err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
-}
-
-// quietly fails when what goes on now takes more than a tenth of a processor.
-func quietly(t testing.TB, what string) {
-	t.Helper()
-	const watch = 500 * time.Millisecond
-	time.Sleep(50 * time.Millisecond)
-	before := cpu(t)
-	time.Sleep(watch)
-	if used := cpu(t) - before; used > watch/10 {
-		t.Errorf("%s: %v of processor time in %v", what, used, watch)
-	}
-}
 
 // Each way of standing still must cost nothing: these are the waits in which a pump may spin.
 func TestTCPStandingStillIsFree(t *testing.T) {
-	w := newTCPWorld(t, nil)
+	w := newWorld(t, nil)
 	w.pair() // idle
 	g1, h1 := w.pair()
 	_ = g1.CloseWrite() // half closed by the guest
-	hearEOF(t, h1)
+	forwardlab.HearEOF(t, h1)
 	g2, h2 := w.pair()
 	_ = h2.CloseWrite() // half closed by the host
-	hearEOF(t, g2)
+	forwardlab.HearEOF(t, g2)
 	g3, h3 := w.pair()
-	n3 := stall(t, g3) // nobody reads at the host's end
+	n3 := forwardlab.Fill(t, g3) // nobody reads at the host's end
 	g4, h4 := w.pair()
-	n4 := stall(t, h4) // nobody reads in the guest
+	n4 := forwardlab.Fill(t, h4) // nobody reads in the guest
 	g5, h5 := w.pair()
-	n5g, n5h := stall(t, g5), stall(t, h5)
-	quietly(t, "standing connections")
+	n5g, n5h := forwardlab.Fill(t, g5), forwardlab.Fill(t, h5)
+	forwardlab.Quietly(t, "standing connections")
 	// And every one of them goes on.
-	say(t, h1, "x")
-	hear(t, g1, "x")
-	say(t, g2, "x")
-	hear(t, h2, "x")
+	forwardlab.Say(t, h1, "x")
+	forwardlab.Hear(t, g1, "x")
+	forwardlab.Say(t, g2, "x")
+	forwardlab.Hear(t, h2, "x")
 	for _, c := range []struct {
 		net.Conn
 		sent int
 	}{{h3, n3}, {g4, n4}, {g5, n5h}, {h5, n5g}} {
-		_ = c.SetReadDeadline(time.Now().Add(patience))
+		_ = c.SetReadDeadline(time.Now().Add(forwardlab.Patience))
 		if n, err := io.CopyN(io.Discard, c, int64(c.sent)); err != nil {
 			t.Errorf("after a stall: %d bytes of %d, %v", n, c.sent, err)
 		}
@@ -82,15 +56,15 @@ func TestTCPMemoryIsBounded(t *testing.T) {
 		conns = 2
 		limit = 40 << 20 // bytes for each: the buffers of the test's own stack, which grow to 16 MiB, and of ours
 	)
-	w := newTCPWorld(t, nil)
+	w := newWorld(t, nil)
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
 	sent := 0
 	for range conns {
 		g, h := w.pair()
-		sent += stall(t, g)
-		sent += stall(t, h)
+		sent += forwardlab.Fill(t, g)
+		sent += forwardlab.Fill(t, h)
 	}
 	runtime.GC()
 	runtime.ReadMemStats(&after)
@@ -101,11 +75,11 @@ func TestTCPMemoryIsBounded(t *testing.T) {
 
 func TestTCPThousandIdle(t *testing.T) {
 	conns := 1000
-	if raceSlack > 0 {
+	if race.Enabled {
 		conns = 300
 	}
-	w := newTCPWorld(t, nil)
-	l := listenTCP(t, "127.0.0.1:0")
+	w := newWorld(t, nil)
+	l := forwardlab.NewServer(t, "127.0.0.1:0")
 	var hosts []net.Conn
 	defer func() {
 		for _, h := range hosts {
@@ -116,7 +90,7 @@ func TestTCPThousandIdle(t *testing.T) {
 	go func() {
 		_ = l.SetDeadline(time.Now().Add(10 * time.Second))
 		for range conns {
-			h, err := l.Accept()
+			h, err := l.TCPListener.Accept()
 			if err != nil {
 				accepted <- err
 				return
@@ -126,13 +100,13 @@ func TestTCPThousandIdle(t *testing.T) {
 		accepted <- nil
 	}()
 	for range conns {
-		w.mustDial(l.at)
+		w.guest.MustDial(l.At)
 	}
 	if err := <-accepted; err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "all are joined", func() bool { return w.Stats().Active == conns })
-	quietly(t, "idle connections")
+	forwardlab.Eventually(t, "all are joined", func() bool { return w.Stats().Active == conns })
+	forwardlab.Quietly(t, "idle connections")
 	begin := time.Now()
 	w.stop()
 	if took := time.Since(begin); took > 2*time.Second {
@@ -143,27 +117,27 @@ func TestTCPThousandIdle(t *testing.T) {
 
 // Close ends what is under way in every state.
 func TestTCPCloseWithEverythingUnderWay(t *testing.T) {
-	w := newTCPWorld(t, func(c *StreamsConfig) {
-		c.ServeDNS = func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }
+	w := newWorld(t, func(c *worldConfig) {
+		c.Resolver = resolver{func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }}
 	})
 	g, _ := w.pair()
-	stall(t, g)
+	forwardlab.Fill(t, g)
 	_, h := w.pair()
-	stall(t, h)
-	w.mustDial(netip.AddrPortFrom(gw4, dnsPort))
+	forwardlab.Fill(t, h)
+	w.guest.MustDial(netip.AddrPortFrom(forwardlab.Gateway4, 53))
 	g2, h2 := w.pair()
-	go func() { _ = transfer(g2, h2, 1<<30, 1) }()
-	w.listen(served(guest4))
+	go func() { _ = forwardlab.Transfer(g2, h2, 1<<30, 1) }()
+	w.guest.Listen(served(forwardlab.Guest4))
 	p := w.publish("127.0.0.1:0")
-	w.wire.deaf.Store(true) // from here on no handshake is completed
-	call(t, netip.AddrPort{}, p.Addr())
-	l := listenTCP(t, "127.0.0.1:0")
+	w.wire.Deaf.Store(true) // from here on no handshake is completed
+	forwardlab.Call(t, netip.AddrPort{}, p.Addr())
+	l := forwardlab.NewServer(t, "127.0.0.1:0")
 	dialled := make(chan struct{})
 	go func() {
 		defer close(dialled)
-		_, _ = w.dial(l.at, 100*time.Millisecond)
+		_, _ = w.guest.Dial(l.At, 100*time.Millisecond)
 	}()
-	l.accept(t)
+	l.Accept(t)
 	<-dialled
 	begin := time.Now()
 	w.stop()
@@ -174,21 +148,21 @@ func TestTCPCloseWithEverythingUnderWay(t *testing.T) {
 }
 
 func TestTCPDNS(t *testing.T) {
-	w := newTCPWorld(t, func(c *StreamsConfig) {
-		c.ServeDNS = func(c net.Conn) { _, _ = io.Copy(c, c) }
+	w := newWorld(t, func(c *worldConfig) {
+		c.Resolver = resolver{func(c net.Conn) { _, _ = io.Copy(c, c) }}
 	})
-	for _, gw := range []netip.Addr{gw4, gw6} {
-		g := w.mustDial(netip.AddrPortFrom(gw, dnsPort))
-		say(t, g, "question")
-		hear(t, g, "question")
+	for _, gw := range []netip.Addr{forwardlab.Gateway4, forwardlab.Gateway6} {
+		g := w.guest.MustDial(netip.AddrPortFrom(gw, 53))
+		forwardlab.Say(t, g, "question")
+		forwardlab.Hear(t, g, "question")
 		_ = g.CloseWrite()
-		hearEOF(t, g)
+		forwardlab.HearEOF(t, g)
 	}
 }
 
 // Each verdict of policy has its own answer.
 func TestTCPVerdicts(t *testing.T) {
-	w := newTCPWorld(t, nil)
+	w := newWorld(t, nil)
 	for _, c := range []struct {
 		dst  string
 		icmp uint32 // type<<8 | code
@@ -198,51 +172,21 @@ func TestTCPVerdicts(t *testing.T) {
 		{"[fd00::77]:9", 1<<8 | 3, syscall.EHOSTUNREACH},        // nor there
 		{"169.254.169.254:80", 3<<8 | 13, syscall.EHOSTUNREACH}, // prohibited
 	} {
-		w.wire.icmp.Store(0)
+		w.wire.ICMP.Store(0)
 		begin := time.Now()
-		if _, err := w.dial(ap(c.dst), 500*time.Millisecond); err == nil {
+		if _, err := w.guest.Dial(forwardlab.AP(c.dst), 500*time.Millisecond); err == nil {
 			t.Errorf("%s: connected", c.dst)
 		}
-		if got := w.wire.icmp.Load(); got != c.icmp {
+		if got := w.wire.ICMP.Load(); got != c.icmp {
 			t.Errorf("%s: ICMP %d/%d, want %d/%d", c.dst, got>>8, got&255, c.icmp>>8, c.icmp&255)
 		}
-		if took := time.Since(begin); took > 600*time.Millisecond+raceSlack {
+		if took := time.Since(begin); took > 600*time.Millisecond+forwardlab.RaceSlack {
 			t.Errorf("%s took %v", c.dst, took)
 		}
 	}
 	if s := w.Stats(); s.DialErrors != 0 || len(s.Refused) == 0 {
 		t.Errorf("stats %+v", s)
 	}
-}
-
-// The shares: one destination never gets all, and the last gets its minimum.
-func TestTCPDialShares(t *testing.T) {
-	s := NewStreams(StreamsConfig{})
-	s.maxDials = 1000
-	take := func(a byte) (n int) {
-		for s.acquire(netip.AddrFrom4([4]byte{a})) {
-			n++
-		}
-		return n
-	}
-	first, second := take(1), take(2)
-	if first < 300 || first > 500 || second < 150 || second > 400 {
-		t.Errorf("shares %d, %d of %d", first, second, s.maxDials)
-	}
-	total := first + second
-	for a := byte(3); a < 20; a++ {
-		total += take(a)
-	}
-	if total != s.maxDials {
-		t.Errorf("%d attempts in all, want %d", total, s.maxDials)
-	}
-	for range first {
-		s.release(netip.AddrFrom4([4]byte{1}))
-	}
-	if n := take(99); n < minShare {
-		t.Errorf("after the first destination gave up there is room for %d", n)
-	}
-	s.Close()
 }
 
 const lowFiles = "FORWARDER_TEST_LOW_FILES"
@@ -257,11 +201,11 @@ func TestTCPOutOfDescriptors(t *testing.T) {
 		}
 		return
 	}
-	w := newTCPWorld(t, nil)
-	gl := w.listen(served(guest4))
+	w := newWorld(t, nil)
+	gl := w.guest.Listen(served(forwardlab.Guest4))
 	p := w.publish("127.0.0.1:0")
-	l := listenTCP(t, "127.0.0.1:0")
-	g, h := w.mustDial(l.at), l.accept(t)
+	l := forwardlab.NewServer(t, "127.0.0.1:0")
+	g, h := w.guest.MustDial(l.At), l.Accept(t)
 	client, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -280,25 +224,25 @@ func TestTCPOutOfDescriptors(t *testing.T) {
 	// A guest's connection, and a client of the published port, while there are none.
 	dialled := make(chan error, 1)
 	go func() {
-		c, err := w.dial(l.at, 2*patience)
+		c, err := w.guest.Dial(l.At, 2*forwardlab.Patience)
 		if err == nil {
-			defer c.reset()
+			defer c.Reset()
 		}
 		dialled <- err
 	}()
 	if err := unix.Connect(client, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: int(p.Addr().Port())}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "both starve", func() bool { s := w.Stats(); return s.StarvedRetries > 0 && s.AcceptErrors > 0 })
-	quietly(t, "starving")
-	say(t, g, "x")
-	hear(t, h, "x")
+	forwardlab.Eventually(t, "both starve", func() bool { s := w.Stats(); return s.Starved > 0 && s.AcceptErrors > 0 })
+	forwardlab.Quietly(t, "starving")
+	forwardlab.Say(t, g, "x")
+	forwardlab.Hear(t, h, "x")
 	for _, fd := range taken {
 		_ = unix.Close(fd)
 	}
-	if err := recv(t, dialled, "end of the dial"); err != nil {
+	if err := forwardlab.Receive(t, dialled, "end of the dial"); err != nil {
 		t.Errorf("the guest's connection: %v", err)
 	}
-	answer(t, gl)
+	forwardlab.Answer(t, gl)
 	_ = unix.Close(client)
 }

@@ -14,6 +14,7 @@ import (
 	"rootlessnet/flow"
 	"rootlessnet/forwarder"
 	"rootlessnet/internal/fdbudget"
+	"rootlessnet/internal/lockrank"
 	"rootlessnet/stack"
 )
 
@@ -35,7 +36,7 @@ type Path struct {
 	keepAlive       atomic.Int64  // a time.Duration; see SetKeepAlive
 	toHost, toGuest atomic.Uint64 // bytes of payload since the start
 
-	mu     sync.Mutex
+	mu     lockrank.Mutex
 	closed bool                     // guarded by mu
 	conns  map[*connection]struct{} // guarded by mu
 }
@@ -45,6 +46,7 @@ var _ forwarder.ClientServer = (*Path)(nil)
 // New returns a Path without connections. guest is the stack, of which it needs DialTCP.
 func New(f *forwarder.Forwarder, guest guestDialer) *Path {
 	p := &Path{f: f, guest: guest, conns: map[*connection]struct{}{}}
+	p.mu.SetRank(lockrank.StackPath)
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p
 }

@@ -5,14 +5,11 @@ import (
 	"io"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
-	"rootlessnet/flow"
-	"rootlessnet/forwarder"
 	"rootlessnet/internal/rawsock"
 	"rootlessnet/stack"
 )
@@ -24,121 +21,12 @@ const (
 	// bulkMax is what is moved at once in bulk: one frame, which stays in the cache between the two copies.
 	bulkMax = stack.MaxSegment
 
-	// stallWatch: a connection whose guest has not read for this long gets somebody to look at the host's side,
-	// where a reset would otherwise go unnoticed.
+	// stallWatch: when the guest has not read for this long, a goroutine watches the host's socket, where a reset would
+	// otherwise go unnoticed.
 	stallWatch = 20 * time.Millisecond
 )
 
 var smallPool = sync.Pool{New: func() any { b := make([]byte, smallRead); return &b }}
-
-// connection is one joined connection: a guest's endpoint, a host's socket, and a goroutine for each direction. States:
-// both directions open; one closed by FIN (the other goes on); ended. A reset or an error on one side resets the other.
-type connection struct {
-	flow.Entry
-	p     *Path
-	c     *stack.Conn
-	h     *hostConn
-	once  sync.Once
-	stall *time.Timer   // of waitGuest
-	sent  chan struct{} // closed when guestToHost has ended
-
-	guestEOF, hostEOF atomic.Bool // FIN was received, and nothing is left to read
-	toHost, toGuest   atomic.Uint64
-}
-
-// Counters implements flow.Carrier.
-func (f *connection) Counters() flow.Counters {
-	c := flow.Counters{State: flow.Established, BytesToHost: f.toHost.Load(), BytesToGuest: f.toGuest.Load()}
-	if f.guestEOF.Load() || f.hostEOF.Load() {
-		c.State = flow.HalfClosed
-	}
-	return c
-}
-
-// Kill implements flow.Carrier. abort may wait for the endpoint's lock, so it has a goroutine of its own.
-func (f *connection) Kill() {
-	if f.p.enter() {
-		go func() {
-			defer f.p.wg.Done()
-			f.abort()
-		}()
-	}
-}
-
-// run joins c and h until both directions have ended. d is the decision of an outbound connection, nil for a client of a
-// published port.
-func (p *Path) run(c *stack.Conn, h *hostConn, d *forwarder.Decision) {
-	dir := flow.Inbound
-	if d != nil {
-		dir = flow.Outbound
-	}
-	f := &connection{p: p, c: c, h: h, sent: make(chan struct{})}
-	f.Entry = flow.Entry{Key: c.Key(flow.TCP), Direction: dir, Datapath: flow.Stack, Peer: h.peer}
-	p.mu.Lock()
-	if p.closed {
-		p.mu.Unlock()
-		c.Abort()
-		h.reset()
-		return
-	}
-	p.conns[f] = struct{}{}
-	p.mu.Unlock()
-	p.f.Flows.Add(&f.Entry, f)
-	if dir == flow.Inbound {
-		p.f.TCP.Inbound.Add(1)
-	} else {
-		p.f.TCP.Outbound.Add(1)
-	}
-	p.keepOnLink(c)
-	// The guest's reset must be seen even while both directions wait for the host.
-	c.OnFailure(h.wake)
-	if d != nil && !p.f.StillAllowed(d, f.Key) {
-		f.Kill()
-	}
-	p.wg.Add(1)
-	go func() {
-		defer p.wg.Done()
-		defer f.endGuestToHost()
-		defer f.guard()
-		f.guestToHost()
-	}()
-	func() {
-		defer f.guard()
-		f.hostToGuest()
-	}()
-	<-f.sent
-	f.once.Do(func() { h.close(); c.Close() })
-	c.Detach()
-	p.f.Flows.Remove(&f.Entry, f.Counters())
-	p.mu.Lock()
-	delete(p.conns, f)
-	p.mu.Unlock()
-}
-
-func (f *connection) endGuestToHost() {
-	close(f.sent)
-	if f.hostEOF.Load() { // the other direction only waits for this
-		f.h.wakeReader()
-	}
-}
-
-// abort resets both sides. Both directions then end by themselves.
-func (f *connection) abort() {
-	f.once.Do(func() {
-		// What the guest sent before its reset has arrived here and would have arrived there.
-		_ = f.h.rc.Control(func(fd uintptr) { _, _ = f.c.ReadTo(&sockWriter{fd: fd}) })
-		f.c.Abort()
-		f.h.reset()
-	})
-}
-
-// guard makes a panic cost one connection.
-func (f *connection) guard() {
-	if e := recover(); e != nil {
-		f.p.panicked(e)
-		f.abort()
-	}
-}
 
 // guestToHost moves what the guest sends.
 func (f *connection) guestToHost() {
@@ -184,8 +72,8 @@ func (f *connection) closeHostWrite() {
 	f.c.EnableKeepAlive(halfClosedIdle * time.Second)
 }
 
-// sockWriter writes to a non-blocking socket and never waits. RawSyscall: the call cannot block, so the scheduler need
-// not hear of it.
+// sockWriter writes to a non-blocking socket and never waits. RawSyscall: the call cannot block, so the Go scheduler need
+// not be informed.
 type sockWriter struct {
 	fd      uintptr
 	blocked bool
@@ -344,8 +232,8 @@ func (r *byteReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// waitGuest waits until the guest has room. While it waits nobody reads the host's socket, so after a moment somebody
-// is set to watch it for a reset; false means that one came.
+// waitGuest waits until the guest has room. Nothing reads the host's socket meanwhile, so after stallWatch a goroutine watches
+// it for a reset; false means that one came.
 func (f *connection) waitGuest() bool {
 	if f.stall == nil {
 		f.stall = time.NewTimer(stallWatch)
@@ -374,29 +262,29 @@ func (f *connection) waitGuest() bool {
 	case <-dead:
 		ok = false
 	}
-	// Only then may the deadline go: a waiter that has not run yet would take its removal for a false alarm.
+	// The deadline is removed only then: a waiter that has not run yet would otherwise wait on.
 	f.h.wakeReader()
 	<-gone
 	f.h.settleReader()
 	return ok && !f.c.Failed()
 }
 
-// hostReset tells the reset from the FIN where a read says "end": the other direction's write may have been told of it.
-// After our FIN nobody writes any more.
+// hostReset says whether the end of stream that a read has returned is in fact a reset: the socket reports its error once, and
+// the other direction's write may have got it. After our FIN there are no more writes.
 func (f *connection) hostReset() bool {
 	reset := false
 	_ = f.h.rc.Control(func(fd uintptr) { reset = rawsock.Closed(fd) && !f.guestEOF.Load() })
 	return reset
 }
 
-// hostClosed waits until the host's socket is dead; false means that somebody ended the wait.
+// hostClosed waits until the host's socket is closed; false means that wakeReader ended the wait.
 func (f *connection) hostClosed() bool {
 	err := f.h.rc.Read(rawsock.Closed)
 	return !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// watchHost waits, after the host's FIN, for the end of the other direction. Nobody reads the host's socket any more,
-// but its reset must still be seen.
+// watchHost waits, after the host's FIN, for the end of the other direction. Nothing reads the host's socket any more,
+// but its reset must still be noticed.
 func (f *connection) watchHost() {
 	f.hostEOF.Store(true)
 	select {

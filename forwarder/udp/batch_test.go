@@ -10,17 +10,18 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/nettest/forwardlab"
 	"rootlessnet/stack"
 )
 
 // What waits in the host's socket is handed to the guest in trains, and every datagram stays what it was.
 func TestUDPBatchesToTheGuest(t *testing.T) {
-	one, two := listenHost(t, "127.0.0.1:0"), listenHost(t, "127.0.0.1:0")
+	one, two := forwardlab.ListenUDP(t, "127.0.0.1:0"), forwardlab.ListenUDP(t, "127.0.0.1:0")
 	w := newWorld(t, nil)
-	w.send(guest4, one.addr, "x")
-	_, from := one.read(t)
-	w.send(guest4, two.addr, "x")
-	two.read(t)
+	w.send(forwardlab.Guest4, one.At, "x")
+	_, from := one.Receive(t)
+	w.send(forwardlab.Guest4, two.At, "x")
+	two.Receive(t)
 	trains := 0
 	for round := range 4 {
 		want, got := map[netip.AddrPort][]string{}, map[netip.AddrPort][]string{}
@@ -32,13 +33,13 @@ func TestUDPBatchesToTheGuest(t *testing.T) {
 				h = two
 			}
 			s := strings.Repeat(string(rune('a'+i)), size)
-			want[h.addr] = append(want[h.addr], s)
-			h.write(t, from, s)
+			want[h.At] = append(want[h.At], s)
+			h.Send(t, from, s)
 			total++
 		}
 		w.mu.Unlock()
 		for n := 0; n < total; {
-			d := recv(t, w.g.udp, "datagram")
+			d := forwardlab.Receive(t, w.g.UDP, "datagram")
 			if d.TTL != 63 {
 				t.Fatalf("TTL %d", d.TTL)
 			}
@@ -48,7 +49,7 @@ func TestUDPBatchesToTheGuest(t *testing.T) {
 				n++
 				continue
 			}
-			if trains++; len(p) > maxTrainBytes || len(p) <= int(d.GSOSize) {
+			if trains++; len(p) > maxBatchBytes || len(p) <= int(d.GSOSize) {
 				t.Errorf("a train of %d bytes, %d each", len(p), d.GSOSize)
 			}
 			for len(p) > 0 {
@@ -66,7 +67,7 @@ func TestUDPBatchesToTheGuest(t *testing.T) {
 		t.Error("no two datagrams came as a train")
 	}
 	// Counted after it was written.
-	eventually(t, "all are counted", func() bool { return w.Stats().InPackets >= 4*23 })
+	forwardlab.Eventually(t, "all are counted", func() bool { return w.Stats().InPackets >= 4*23 })
 	if st := w.Stats(); st.InPackets != 4*23 || len(st.Drops) != 0 {
 		t.Errorf("%+v", st)
 	}
@@ -74,10 +75,10 @@ func TestUDPBatchesToTheGuest(t *testing.T) {
 
 // Datagrams that came with another TTL or TOS are not of one train.
 func TestUDPBatchesKeepTOS(t *testing.T) {
-	h := listenHost(t, "127.0.0.1:0")
+	h := forwardlab.ListenUDP(t, "127.0.0.1:0")
 	w := newWorld(t, nil)
-	w.send(guest4, h.addr, "x")
-	_, from := h.read(t)
+	w.send(forwardlab.Guest4, h.At, "x")
+	_, from := h.Receive(t)
 	rc, err := h.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
@@ -91,12 +92,12 @@ func TestUDPBatchesKeepTOS(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		h.write(t, from, "12345")
+		h.Send(t, from, "12345")
 	}
 	w.mu.Unlock()
 	var got []uint8
 	for len(got) < len(want) {
-		d := recv(t, w.g.udp, "datagram")
+		d := forwardlab.Receive(t, w.g.UDP, "datagram")
 		for range len(d.Payload) / 5 {
 			got = append(got, d.TOS)
 		}
@@ -108,26 +109,26 @@ func TestUDPBatchesKeepTOS(t *testing.T) {
 
 // Where no train can be sent, its datagrams are, by few calls, and none is lost or counted twice.
 func TestUDPTrainsWithoutSegmentation(t *testing.T) {
-	h := listenHost(t, "127.0.0.1:0")
+	h := forwardlab.ListenUDP(t, "127.0.0.1:0")
 	w := newWorld(t, nil)
-	w.send(guest4, h.addr, "x")
-	h.read(t)
+	w.send(forwardlab.Guest4, h.At, "x")
+	h.Receive(t)
 	w.mu.Lock()
-	f := w.flows[flowKey{protoUDP, guest4, h.addr}]
+	f := w.flows[flowKey{0, protoUDP, forwardlab.Guest4, h.At}]
 	f.single, f.linkAt = true, w.now()
 	s := f.s
 	w.mu.Unlock()
 	calls := s.sends
 	for _, c := range []struct{ size, count, tail, calls int }{{1000, 10, 1, 2}, {1000, 2, 0, 1}, {100, 150, 7, 4}, {1, 3, 0, 1}, {30000, 2, 0, 1}} {
 		train := strings.Repeat(strings.Repeat("a", c.size), c.count) + strings.Repeat("b", c.tail)
-		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: guest4, Dst: h.addr}, Payload: []byte(train), TTL: 64, GSOSize: uint16(c.size)})
+		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: h.At}, Payload: []byte(train), TTL: 64, GSOSize: uint16(c.size)})
 		for range c.count {
-			if got, _ := h.read(t); len(got) != c.size || strings.Contains(got, "b") {
+			if got, _ := h.Receive(t); len(got) != c.size || strings.Contains(got, "b") {
 				t.Fatalf("%+v: %d bytes", c, len(got))
 			}
 		}
 		if c.tail > 0 {
-			if got, _ := h.read(t); got != strings.Repeat("b", c.tail) {
+			if got, _ := h.Receive(t); got != strings.Repeat("b", c.tail) {
 				t.Fatalf("%+v: the last has %d bytes", c, len(got))
 			}
 		}
@@ -136,11 +137,11 @@ func TestUDPTrainsWithoutSegmentation(t *testing.T) {
 		}
 		calls = s.sends
 	}
-	h.quiet(t)
+	h.ReceiveNothing(t)
 	// A train that can be sent is one call, and so is a lone datagram.
 	w.advance(linkLife)
 	for _, gso := range []uint16{1000, 0} {
-		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: guest4, Dst: h.addr}, Payload: make([]byte, 20000), TTL: 64, GSOSize: gso})
+		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: h.At}, Payload: make([]byte, 20000), TTL: 64, GSOSize: gso})
 		if n := s.sends - calls; n != 1 {
 			t.Errorf("%d calls with GSOSize %d", n, gso)
 		}
@@ -153,17 +154,17 @@ func TestUDPTrainsWithoutSegmentation(t *testing.T) {
 
 // Each datagram of a train that is lost counts.
 func TestUDPTrainLossIsCounted(t *testing.T) {
-	h := listenHost(t, "127.0.0.1:0")
+	h := forwardlab.ListenUDP(t, "127.0.0.1:0")
 	w := newWorld(t, nil)
-	w.send(guest4, h.addr, "x")
-	h.read(t)
+	w.send(forwardlab.Guest4, h.At, "x")
+	h.Receive(t)
 	w.mu.Lock()
-	s := w.flows[flowKey{protoUDP, guest4, h.addr}].s
+	s := w.flows[flowKey{0, protoUDP, forwardlab.Guest4, h.At}].s
 	w.mu.Unlock()
 	s.sendMu.Lock()
 	s.sendClosed = true
 	s.sendMu.Unlock()
-	w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: guest4, Dst: h.addr}, Payload: make([]byte, 1001), TTL: 64, GSOSize: 100})
+	w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: h.At}, Payload: make([]byte, 1001), TTL: 64, GSOSize: 100})
 	if st := w.Stats(); w.drops(DropClosed) != 11 || st.OutPackets != 1 || st.OutBytes != 1 {
 		t.Errorf("%+v", st)
 	}
@@ -175,17 +176,17 @@ type nullGuest struct{ guest }
 func (nullGuest) WriteUDP(*stack.Datagram) error { return nil }
 
 func TestUDPInboundAllocatesNothing(t *testing.T) {
-	h, client := listenHost(t, "127.0.0.1:0"), listenHost(t, "127.0.0.1:0")
-	w := newWorld(t, func(c *DatagramsConfig) { c.Guest = nullGuest{} })
-	p, err := w.ListenUDP(UDPListen{Addr: ap("127.0.0.1:0"), Guest4: guest4})
+	h, client := forwardlab.ListenUDP(t, "127.0.0.1:0"), forwardlab.ListenUDP(t, "127.0.0.1:0")
+	w := newWorld(t, func(c *worldConfig) { c.guest = nullGuest{} })
+	p, err := w.ListenUDP(UDPListen{Addr: forwardlab.AP("127.0.0.1:0"), Guest4: forwardlab.Guest4})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.send(guest4, h.addr, "x")
-	_, from := h.read(t)
+	w.send(forwardlab.Guest4, h.At, "x")
+	_, from := h.Receive(t)
 	payload := make([]byte, 1200)
 	for _, c := range []struct {
-		from *host
+		from *forwardlab.Host
 		to   netip.AddrPort
 	}{{h, from}, {client, p.Addr()}} {
 		burst := func() {
@@ -193,7 +194,7 @@ func TestUDPInboundAllocatesNothing(t *testing.T) {
 			for range 20 {
 				_, _ = c.from.WriteToUDPAddrPort(payload, c.to)
 			}
-			for end := time.Now().Add(patience); w.count.inPkts.Load() != want; runtime.Gosched() {
+			for end := time.Now().Add(forwardlab.Patience); w.count.inPkts.Load() != want; runtime.Gosched() {
 				if time.Now().After(end) {
 					t.Fatalf("%d datagrams are missing", want-w.count.inPkts.Load())
 				}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"rootlessnet/internal/nettest/forwardlab"
 	"rootlessnet/stack"
 )
 
@@ -58,7 +59,7 @@ func echoServer(b *testing.B) netip.AddrPort {
 	if err != nil {
 		b.Fatal(err)
 	}
-	return ap(strings.TrimSpace(line))
+	return forwardlab.AP(strings.TrimSpace(line))
 }
 
 // BenchmarkRoundTripDirect is what BenchmarkRoundTrip is compared with: no helper between the client and the server.
@@ -82,18 +83,18 @@ func BenchmarkRoundTripDirect(b *testing.B) {
 func BenchmarkRoundTrip(b *testing.B) {
 	addr := echoServer(b)
 	w := newWorld(b, nil)
-	w.g.udp = make(chan stack.Datagram)
-	d := stack.Datagram{Flow: stack.Flow{Src: guest4, Dst: addr}, Payload: []byte("x"), TTL: 64}
+	w.g.UDP = make(chan stack.Datagram)
+	d := stack.Datagram{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: addr}, Payload: []byte("x"), TTL: 64}
 	for b.Loop() {
 		w.HandleUDP(&d)
-		<-w.g.udp
+		<-w.g.UDP
 	}
 }
 
 func BenchmarkOutbound(b *testing.B) {
-	h := listenHost(b, "127.0.0.1:0")
+	h := forwardlab.ListenUDP(b, "127.0.0.1:0")
 	w := newWorld(b, nil)
-	d := stack.Datagram{Flow: stack.Flow{Src: guest4, Dst: h.addr}, Payload: make([]byte, 1200), TTL: 64}
+	d := stack.Datagram{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: h.At}, Payload: make([]byte, 1200), TTL: 64}
 	b.SetBytes(1200)
 	b.ReportAllocs()
 	for b.Loop() {
@@ -106,12 +107,12 @@ func BenchmarkOutbound(b *testing.B) {
 // without any table, takes 3.7 KB.
 func BenchmarkIdleMappings(b *testing.B) {
 	const mappings = 4000
-	h := listenHost(b, "127.0.0.1:0")
+	h := forwardlab.ListenUDP(b, "127.0.0.1:0")
 	for b.Loop() {
-		w := newWorld(b, func(c *DatagramsConfig) { c.MaxSockets = mappings })
+		w := newWorld(b, func(c *worldConfig) { c.maxSockets = mappings })
 		before := rss(b)
 		for i := range mappings {
-			w.send(netip.AddrPortFrom(guest4.Addr(), uint16(1024+i)), h.addr, "x")
+			w.send(netip.AddrPortFrom(forwardlab.Guest4.Addr(), uint16(1024+i)), h.At, "x")
 		}
 		if n := w.Stats().Sockets; n != mappings {
 			b.Fatalf("%d mappings", n)

@@ -11,7 +11,7 @@ import (
 	"rootlessnet/stack"
 )
 
-// pingHint mends what pingDenied reports.
+// pingHint is the remedy for what pingDenied recognises.
 const pingHint = `sysctl -w net.ipv4.ping_group_range="0 2147483647"`
 
 // HandleEcho sends an echo request of the guest by an unprivileged ping socket (icmp(7)). It does not block and does
@@ -28,14 +28,17 @@ func (x *Path) HandleEcho(e *stack.Echo) {
 		v := x.f.Decide(flow.Key{Endpoint: e.Endpoint, Proto: proto, Src: netip.AddrPortFrom(e.Src, 0), Dst: key.remote}, 1)
 		if v.Action != forwarder.Dial {
 			if ie, send := v.Refusal.ICMP(); send {
-				x.tellEcho(e, ie)
+				x.sendEchoError(e, ie)
 			}
 			return
 		}
 		v.Dst = netip.AddrPortFrom(v.Dst.Addr(), 0)
 		v.Alt = netip.AddrPort{}
 		var err error
-		if t, err = x.open(key, &v, 1, len(e.Payload)); err != nil {
+		if t, err = x.open(key, &v, 1, len(e.Payload)); err == errRulesChanged {
+			x.HandleEcho(e)
+			return
+		} else if err != nil {
 			if pingDenied(err) {
 				x.refuseEcho(e)
 			}
@@ -46,7 +49,7 @@ func (x *Path) HandleEcho(e *stack.Echo) {
 	if !t.gateway {
 		if ttl <= 1 {
 			x.count.drop(DropTTL)
-			x.tellEcho(e, stack.TimeExceeded(v4))
+			x.sendEchoError(e, stack.TimeExceeded(v4))
 			return
 		}
 		ttl--
@@ -58,8 +61,8 @@ func (x *Path) HandleEcho(e *stack.Echo) {
 	// The kernel writes checksum and identifier.
 	binary.BigEndian.PutUint16(head[6:], e.Seq)
 	if err := t.s.send(&t, head[:], e.Payload, 0, options(ttl, e.TOS, e.DF)); err != nil {
-		if ie, tell := x.sendError(t.peer, v4, err, 1); tell {
-			x.tellEcho(e, ie)
+		if ie, send := x.sendError(t.peer, v4, err, 1); send {
+			x.sendEchoError(e, ie)
 		}
 		return
 	}
@@ -83,10 +86,10 @@ func (x *Path) refuseEcho(e *stack.Echo) {
 	x.pingOnce.Do(func() {
 		x.log.Warn("ping does not work: no permission for ping sockets", "remedy", pingHint)
 	})
-	x.tellEcho(e, stack.Prohibited(e.Dst.Is4()))
+	x.sendEchoError(e, stack.Prohibited(e.Dst.Is4()))
 }
 
-func (x *Path) tellEcho(req *stack.Echo, e stack.ICMPError) {
+func (x *Path) sendEchoError(req *stack.Echo, e stack.ICMPError) {
 	if !x.errLimit.allow(x.now()) {
 		x.count.drop(DropErrorRate)
 		return
@@ -133,13 +136,13 @@ func (x *Path) echoIn(s *socket, r *receiver, from netip.AddrPort, data []byte, 
 	x.count.inBytes.Add(uint64(len(payload)))
 }
 
-// echoError tells the guest that a request of flow key failed on its way; sent begins with the request's header.
+// echoError sends the guest the ICMP error about a request of flow key; sent begins with the request's header.
 func (x *Path) echoError(key flowKey, sent []byte, e stack.ICMPError) {
 	if len(sent) < echoHeaderLen {
 		x.count.drop(DropMalformed)
 		return
 	}
-	x.tellEcho(&stack.Echo{
+	x.sendEchoError(&stack.Echo{
 		Endpoint: key.endpoint,
 		Src:      key.guest.Addr(), Dst: key.remote.Addr(), ID: key.guest.Port(), Seq: binary.BigEndian.Uint16(sent[6:]),
 		Payload: sent[echoHeaderLen:],

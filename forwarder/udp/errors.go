@@ -19,7 +19,7 @@ const (
 	errorBatch = 64
 )
 
-// readErrors empties the error queue of s and tells the guest.
+// readErrors empties the error queue of s and sends the ICMP errors to the guest.
 func (x *Path) readErrors(s *socket, r *receiver) {
 	for range errorBatch {
 		var name rawsock.Addr
@@ -47,7 +47,7 @@ func (x *Path) readErrors(s *socket, r *receiver) {
 	}
 }
 
-// hostError tells the guest about an ICMP error that one of its packets met. sent is the beginning of that packet's
+// hostError sends the guest an ICMP error that one of its packets has caused. sent is the beginning of that packet's
 // payload, for echo with its header.
 func (x *Path) hostError(s *socket, peer netip.AddrPort, sent []byte, q forwarder.QueuedError) {
 	x.mu.Lock()
@@ -70,19 +70,19 @@ func (x *Path) hostError(s *socket, peer netip.AddrPort, sent []byte, q forwarde
 		x.echoError(key, sent, e)
 		return
 	}
-	x.tellUDP(stack.Flow{Endpoint: key.endpoint, Src: key.guest, Dst: key.remote}, sent, e)
+	x.sendUDPError(stack.Flow{Endpoint: key.endpoint, Src: key.guest, Dst: key.remote}, sent, e)
 }
 
-// offender returns what the guest is told of who sent an error: the remote by the name the guest knows, the gateway
-// (the zero value) where the host itself stands for it.
-func offender(who, peer, remote netip.Addr, gateway bool) netip.Addr {
+// offender returns the source address of an ICMP error as the guest gets it: for the remote the address under which the guest
+// knows it, for the host itself the gateway's (the zero value).
+func offender(sender, peer, remote netip.Addr, gateway bool) netip.Addr {
 	switch {
-	case gateway || !who.IsValid() || who.IsLoopback() || who.IsUnspecified() || who.Is4() != remote.Is4():
+	case gateway || !sender.IsValid() || sender.IsLoopback() || sender.IsUnspecified() || sender.Is4() != remote.Is4():
 		return netip.Addr{}
-	case who == peer:
+	case sender == peer:
 		return remote
 	}
-	return who
+	return sender
 }
 
 // tryAlt moves a flow whose first address refused to the other one: a service of the host may listen on one family

@@ -1,8 +1,7 @@
 package udp
 
 import (
-	"bytes"
-	"net"
+	"log/slog"
 	"net/netip"
 	"os"
 	"runtime"
@@ -13,121 +12,53 @@ import (
 	"testing"
 	"time"
 
-	"rootlessnet/policy"
+	"rootlessnet/forwarder"
+	"rootlessnet/internal/fdbudget"
+	"rootlessnet/internal/nettest/forwardlab"
 	"rootlessnet/stack"
 )
 
-var (
-	gw4    = netip.MustParseAddr("10.0.2.2")
-	gw6    = netip.MustParseAddr("fd00::2")
-	guest4 = netip.MustParseAddrPort("10.0.2.100:4000")
-	guest6 = netip.MustParseAddrPort("[fd00::100]:4000")
-)
-
-const patience = 3 * time.Second
-
-type udpErr struct {
-	flow    stack.Flow
-	payload []byte
-	e       stack.ICMPError
-}
-
-type echoErr struct {
-	req stack.Echo
-	e   stack.ICMPError
-}
-
-// fakeGuest keeps a copy of all that is written to it.
-type fakeGuest struct {
-	udp    chan stack.Datagram
-	udpErr chan udpErr
-	echo   chan stack.Echo
-	echErr chan echoErr
-}
-
-func newFakeGuest() *fakeGuest {
-	return &fakeGuest{make(chan stack.Datagram, 4096), make(chan udpErr, 4096), make(chan stack.Echo, 4096), make(chan echoErr, 4096)}
-}
-
-func (g *fakeGuest) WriteUDP(d *stack.Datagram) error {
-	c := *d
-	c.Payload = append(bytes.Clone(d.Payload), bytes.Join(d.More, nil)...)
-	c.More = nil
-	g.udp <- c
-	return nil
-}
-
-func (g *fakeGuest) WriteUDPError(f stack.Flow, payload []byte, e stack.ICMPError) error {
-	g.udpErr <- udpErr{f, bytes.Clone(payload), e}
-	return nil
-}
-
-func (g *fakeGuest) WriteEchoReply(e *stack.Echo) error {
-	c := *e
-	c.Payload = bytes.Clone(e.Payload)
-	g.echo <- c
-	return nil
-}
-
-func (g *fakeGuest) WriteEchoError(req *stack.Echo, e stack.ICMPError) error {
-	c := *req
-	c.Payload = bytes.Clone(req.Payload)
-	g.echErr <- echoErr{c, e}
-	return nil
-}
-
-func recv[T any](t testing.TB, c chan T, what string) (v T) {
-	t.Helper()
-	select {
-	case v = <-c:
-	case <-time.After(patience):
-		t.Fatalf("no %s within %v", what, patience)
-	}
-	return v
-}
-
-func none[T any](t testing.TB, c chan T, what string) {
-	t.Helper()
-	select {
-	case v := <-c:
-		t.Fatalf("unexpected %s: %+v", what, v)
-	case <-time.After(50 * time.Millisecond):
-	}
-}
-
-// judgeFunc allows everything as it is unless told otherwise.
-type judgeFunc func(p policy.Proto, src, dst netip.AddrPort) policy.Verdict
-
-func (f judgeFunc) Judge(p policy.Proto, src, dst netip.AddrPort) policy.Verdict {
-	if f != nil {
-		return f(p, src, dst)
-	}
-	return policy.Verdict{Action: policy.Allow, Dst: dst}
-}
-
-// world is a Datagrams on a fake guest, with a clock that stands still.
+// world is a Path on a fake guest, with a clock that stands still.
 type world struct {
-	*Datagrams
-	g     *fakeGuest
-	clock atomic.Int64
+	*Path
+	g      *forwardlab.FakeGuest
+	budget *fdbudget.Budget
+	clock  atomic.Int64
 }
 
 func (w *world) advance(d time.Duration) { w.clock.Add(int64(d)) }
 
-// newWorld also checks at the end that no goroutine and no descriptor is left.
-func newWorld(t testing.TB, change func(*DatagramsConfig)) *world {
+// worldConfig is what a test may change.
+type worldConfig struct {
+	forwarder.EndpointConfig
+	guest      guest // in the place of the FakeGuest
+	maxSockets int   // 0: the Path's own
+	limit      int64 // of descriptors
+	log        *slog.Logger
+}
+
+// newWorld also checks at the end that no goroutine and no descriptor is left, and that nothing is taken from the budget.
+func newWorld(t testing.TB, change func(*worldConfig)) *world {
 	t.Helper()
 	fds, routines := countFDs(t), runtime.NumGoroutine()
-	w := &world{g: newFakeGuest()}
-	cfg := DatagramsConfig{Guest: w.g, Policy: judgeFunc(nil), Gateway4: gw4, Gateway6: gw6}
+	w := &world{g: forwardlab.NewFakeGuest()}
+	cfg := worldConfig{guest: w.g, limit: forwardlab.Limit}
+	cfg.Policy = forwardlab.JudgeFunc(nil)
+	cfg.Addresses = forwarder.Addresses{Gateway4: forwardlab.Gateway4, Gateway6: forwardlab.Gateway6}
 	if change != nil {
 		change(&cfg)
 	}
-	x, err := newDatagrams(cfg, func() time.Duration { return time.Duration(w.clock.Load()) })
+	w.budget = forwardlab.Budget(t, cfg.limit)
+	f := forwardlab.NewForwarder(t, forwarder.Config{Budget: w.budget, Logger: cfg.log})
+	f.AddEndpoint(cfg.EndpointConfig)
+	x, err := newPath(f, cfg.guest, func() time.Duration { return time.Duration(w.clock.Load()) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.Datagrams = x
+	if cfg.maxSockets > 0 {
+		x.maxSockets = cfg.maxSockets
+	}
+	w.Path = x
 	t.Cleanup(func() {
 		if err := x.Close(); err != nil {
 			t.Error(err)
@@ -135,7 +66,10 @@ func newWorld(t testing.TB, change func(*DatagramsConfig)) *world {
 		if err := x.Close(); err != nil {
 			t.Errorf("second Close: %v", err)
 		}
-		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: guest4, Dst: netip.MustParseAddrPort("127.0.0.1:9")}, TTL: 64}) // must not revive anything
+		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: netip.MustParseAddrPort("127.0.0.1:9")}, TTL: 64}) // must not revive anything
+		if n := f.Flows.Len(); n > 0 {
+			t.Errorf("%d flows are still in the table", n)
+		}
 		if n := countFDs(t); n > fds {
 			t.Errorf("%d descriptors before, %d after", fds, n)
 		}
@@ -159,85 +93,38 @@ func countFDs(t testing.TB) int {
 	return len(l)
 }
 
-func ap(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
-
-// host is a UDP socket of the host.
-type host struct {
-	*net.UDPConn
-	addr netip.AddrPort
-}
-
-func listenHost(t testing.TB, addr string) *host {
-	t.Helper()
-	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(ap(addr)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	h := &host{c, c.LocalAddr().(*net.UDPAddr).AddrPort()}
-	// Before the descriptors are counted: cleanups run in reverse, so hosts are made before worlds.
-	t.Cleanup(func() { _ = c.Close() })
-	return h
-}
-
-func (h *host) read(t testing.TB) (string, netip.AddrPort) {
-	t.Helper()
-	_ = h.SetReadDeadline(time.Now().Add(patience))
-	b := make([]byte, 65536)
-	n, from, err := h.ReadFromUDPAddrPort(b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b[:n]), netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-}
-
-func (h *host) quiet(t testing.TB) {
-	t.Helper()
-	_ = h.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
-	b := make([]byte, 65536)
-	if n, from, err := h.ReadFromUDPAddrPort(b); err == nil {
-		t.Fatalf("unexpected %q from %v", b[:n], from)
-	}
-}
-
-func (h *host) write(t testing.TB, to netip.AddrPort, s string) {
-	t.Helper()
-	if _, err := h.WriteToUDPAddrPort([]byte(s), to); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func (w *world) send(src, dst netip.AddrPort, s string) {
 	w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: src, Dst: dst}, Payload: []byte(s), TTL: 64})
 }
 
-// knock is a datagram to where nobody listens.
-type knock struct {
+// probe is a datagram to a port on which nothing listens.
+type probe struct {
 	src, dst netip.AddrPort
 	before   uint64 // ICMP errors of the kernel
 }
 
-func (w *world) knock(t testing.TB, src, dst netip.AddrPort) knock {
+func (w *world) probe(t testing.TB, src, dst netip.AddrPort) probe {
 	t.Helper()
-	k := knock{src, dst, unreachables(t, dst.Addr().Is4())}
-	w.send(src, dst, "knock")
+	k := probe{src, dst, unreachables(t, dst.Addr().Is4())}
+	w.send(src, dst, "probe")
 	return k
 }
 
-// refusal waits for the error about a knock. The kernel may lose a datagram: if it has sent no error, there is another
-// knock. One that it has sent must have been told.
-func (w *world) refusal(t testing.TB, k knock) udpErr {
+// refusal waits for the error about a probe. The kernel may lose a datagram: if it has sent no error, there is another
+// probe. One that it has sent must have reached the guest.
+func (w *world) refusal(t testing.TB, k probe) forwardlab.UDPError {
 	t.Helper()
 	for range 5 {
 		select {
-		case e := <-w.g.udpErr:
+		case e := <-w.g.UDPErr:
 			return e
-		case <-time.After(patience):
+		case <-time.After(forwardlab.Patience):
 		}
 		if n := unreachables(t, k.dst.Addr().Is4()) - k.before; n > 0 {
-			t.Fatalf("no ICMP error within %v, after %d of the kernel: %+v", patience, n, w.Stats())
+			t.Fatalf("no ICMP error within %v, after %d of the kernel: %+v", forwardlab.Patience, n, w.Stats())
 		}
 		t.Logf("the kernel has sent no ICMP error: %+v", w.Stats())
-		k = w.knock(t, k.src, k.dst)
+		k = w.probe(t, k.src, k.dst)
 	}
 	t.Fatal("no ICMP error, ever")
 	panic("unreachable")
@@ -277,7 +164,7 @@ func (w *world) drops(r DropReason) uint64 { return w.count.drops[r].Load() }
 // waitDrop waits for a counter that another goroutine moves.
 func (w *world) waitDrop(t testing.TB, r DropReason, n uint64) {
 	t.Helper()
-	for end := time.Now().Add(patience); w.drops(r) != n; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(forwardlab.Patience); w.drops(r) != n; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("drops for %v: %d, want %d", r, w.drops(r), n)
 		}

@@ -141,7 +141,10 @@ func (x *Path) HandleUDP(d *stack.Datagram) {
 			return
 		}
 		var err error
-		if t, err = x.open(key, &v, segments(d), len(d.Payload)); err != nil {
+		if t, err = x.open(key, &v, segments(d), len(d.Payload)); err == errRulesChanged {
+			x.HandleUDP(d)
+			return
+		} else if err != nil {
 			return // counted; the guest may try again
 		}
 	}
@@ -174,14 +177,14 @@ func segments(d *stack.Datagram) int {
 	return max(1, (len(d.Payload)+int(d.GSOSize)-1)/int(d.GSOSize))
 }
 
-// udpSendFailed counts the lost datagrams of d that the host did not take, and tells the guest what a router would have told it.
+// udpSendFailed counts the lost datagrams of d that the host did not take, and sends the guest the ICMP error that a router would have sent.
 func (x *Path) udpSendFailed(t *target, d *stack.Datagram, err error, lost int) {
-	if e, tell := x.sendError(t.peer, d.Dst.Addr().Is4(), err, lost); tell {
+	if e, send := x.sendError(t.peer, d.Dst.Addr().Is4(), err, lost); send {
 		x.udpError(d, e)
 	}
 }
 
-// sendError counts n packets to peer that could not be sent, and returns what to tell the guest about them in its own family.
+// sendError counts n packets to peer that could not be sent, and returns the ICMP error for the guest, in its own family.
 func (x *Path) sendError(peer netip.AddrPort, v4 bool, err error, n int) (stack.ICMPError, bool) {
 	switch err {
 	case errSocketClosed:
@@ -202,16 +205,16 @@ func (x *Path) sendError(peer netip.AddrPort, v4 bool, err error, n int) (stack.
 	return forwarder.RefusalOf(err, flow.UDP, peer.Addr().Is4(), v4).ICMP()
 }
 
-// udpError tells the guest that its datagram d failed.
+// udpError sends the guest an ICMP error about its datagram d.
 func (x *Path) udpError(d *stack.Datagram, e stack.ICMPError) {
 	payload := d.Payload
 	if d.GSOSize > 0 {
 		payload = payload[:min(len(payload), int(d.GSOSize))]
 	}
-	x.tellUDP(d.Flow, payload, e)
+	x.sendUDPError(d.Flow, payload, e)
 }
 
-func (x *Path) tellUDP(f stack.Flow, payload []byte, e stack.ICMPError) {
+func (x *Path) sendUDPError(f stack.Flow, payload []byte, e stack.ICMPError) {
 	if !x.errLimit.allow(x.now()) {
 		x.count.drop(DropErrorRate)
 		return
@@ -241,8 +244,8 @@ func (x *Path) handleDNS(d *stack.Datagram, r forwarder.Resolver) {
 	}
 }
 
-// HandleUDPError is told that the guest answered a datagram of ours with an ICMP error. The remote cannot be told: an
-// ordinary user sends no ICMP. A client of a published port whose server is not there in the client's family is moved
+// HandleUDPError is called when the guest has answered a datagram of WriteUDP with an ICMP error. It cannot be passed on to the
+// remote: an ordinary user sends no ICMP. A client of a published port whose server is not there in the client's family is moved
 // to the other one, see UDPListen.
 func (x *Path) HandleUDPError(f stack.Flow, e stack.ICMPError) {
 	x.count.drop(DropGuestError)

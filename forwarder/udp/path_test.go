@@ -10,6 +10,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/flow"
+	"rootlessnet/forwarder"
+	"rootlessnet/internal/nettest/forwardlab"
+	"rootlessnet/internal/procnet"
 	"rootlessnet/policy"
 	"rootlessnet/stack"
 )
@@ -18,56 +22,56 @@ func TestUDPRoundTrip(t *testing.T) {
 	for _, c := range []struct {
 		host  string
 		guest netip.AddrPort
-	}{{"127.0.0.1:0", guest4}, {"[::1]:0", guest6}} {
-		h := listenHost(t, c.host)
+	}{{"127.0.0.1:0", forwardlab.Guest4}, {"[::1]:0", forwardlab.Guest6}} {
+		h := forwardlab.ListenUDP(t, c.host)
 		w := newWorld(t, nil)
-		w.send(c.guest, h.addr, "question")
-		s, from := h.read(t)
+		w.send(c.guest, h.At, "question")
+		s, from := h.Receive(t)
 		if s != "question" {
 			t.Fatalf("host got %q", s)
 		}
-		h.write(t, from, "answer")
-		d := recv(t, w.g.udp, "answer")
-		if string(d.Payload) != "answer" || d.Src != h.addr || d.Dst != c.guest || d.TTL != 63 {
+		h.Send(t, from, "answer")
+		d := forwardlab.Receive(t, w.g.UDP, "answer")
+		if string(d.Payload) != "answer" || d.Src != h.At || d.Dst != c.guest || d.TTL != 63 {
 			t.Errorf("guest got %+v", d)
 		}
-		w.send(c.guest, h.addr, "") // an empty datagram is one
-		if s, _ := h.read(t); s != "" {
+		w.send(c.guest, h.At, "") // an empty datagram is one
+		if s, _ := h.Receive(t); s != "" {
 			t.Errorf("host got %q", s)
 		}
-		h.write(t, from, "")
-		if d := recv(t, w.g.udp, "empty answer"); len(d.Payload) != 0 {
+		h.Send(t, from, "")
+		if d := forwardlab.Receive(t, w.g.UDP, "empty answer"); len(d.Payload) != 0 {
 			t.Errorf("guest got %q", d.Payload)
 		}
-		f := w.Flows()
-		if len(f) != 1 || !f[0].Assured || f[0].Published || f[0].Guest != c.guest || f[0].Remote != h.addr ||
-			f[0].OutPackets != 2 || f[0].OutBytes != 8 || f[0].InPackets != 2 || f[0].InBytes != 6 {
+		f := w.f.Flows.List()
+		if len(f) != 1 || f[0].State != flow.Established || f[0].Direction != flow.Outbound || f[0].Key.Src != c.guest || f[0].Key.Dst != h.At ||
+			f[0].PacketsToHost != 2 || f[0].BytesToHost != 8 || f[0].PacketsToGuest != 2 || f[0].BytesToGuest != 6 {
 			t.Errorf("flows %+v", f)
 		}
 	}
 }
 
 func TestUDPMappingAndFilter(t *testing.T) {
-	a, b, stranger := listenHost(t, "127.0.0.1:0"), listenHost(t, "127.0.0.1:0"), listenHost(t, "127.0.0.1:0")
+	a, b, stranger := forwardlab.ListenUDP(t, "127.0.0.1:0"), forwardlab.ListenUDP(t, "127.0.0.1:0"), forwardlab.ListenUDP(t, "127.0.0.1:0")
 	w := newWorld(t, nil)
-	w.send(guest4, a.addr, "1")
-	_, from := a.read(t)
-	w.send(guest4, b.addr, "2")
-	if _, from2 := b.read(t); from2 != from {
+	w.send(forwardlab.Guest4, a.At, "1")
+	_, from := a.Receive(t)
+	w.send(forwardlab.Guest4, b.At, "2")
+	if _, from2 := b.Receive(t); from2 != from {
 		t.Errorf("mapping depends on the endpoint: %v, %v", from, from2)
 	}
-	other := netip.AddrPortFrom(guest4.Addr(), 4001)
-	w.send(other, a.addr, "3")
-	if _, from2 := a.read(t); from2.Port() == from.Port() {
+	other := netip.AddrPortFrom(forwardlab.Guest4.Addr(), 4001)
+	w.send(other, a.At, "3")
+	if _, from2 := a.Receive(t); from2.Port() == from.Port() {
 		t.Error("two sources of the guest share a mapping")
 	}
-	stranger.write(t, netip.AddrPortFrom(a.addr.Addr(), from.Port()), "let me in")
+	stranger.Send(t, netip.AddrPortFrom(a.At.Addr(), from.Port()), "let me in")
 	w.waitDrop(t, DropUnsolicited, 1)
-	none(t, w.g.udp, "datagram")
+	forwardlab.ReceiveNothing(t, w.g.UDP, "datagram")
 }
 
 func TestUDPKeepsEphemeralPort(t *testing.T) {
-	h := listenHost(t, "127.0.0.1:0")
+	h := forwardlab.ListenUDP(t, "127.0.0.1:0")
 	w := newWorld(t, nil)
 	// A port that was free a moment ago, in the range of every program's ports.
 	probe, err := net.ListenUDP("udp4", nil)
@@ -75,33 +79,33 @@ func TestUDPKeepsEphemeralPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	port := uint16(probe.LocalAddr().(*net.UDPAddr).Port)
-	w.localPorts = [2]uint16{port, port}
-	src := netip.AddrPortFrom(guest4.Addr(), port)
-	w.send(src, h.addr, "taken")
-	if _, from := h.read(t); from.Port() == port {
+	w.localPorts = procnet.PortRange{First: port, Last: port}
+	src := netip.AddrPortFrom(forwardlab.Guest4.Addr(), port)
+	w.send(src, h.At, "taken")
+	if _, from := h.Receive(t); from.Port() == port {
 		t.Error("a port of the host was taken over")
 	}
 	_ = probe.Close()
-	w.advance(unrepliedTimeout)
+	w.advance(forwarder.UnrepliedTimeout)
 	w.sweep()
-	w.send(src, h.addr, "free")
-	if _, from := h.read(t); from.Port() != port {
+	w.send(src, h.At, "free")
+	if _, from := h.Receive(t); from.Port() != port {
 		t.Errorf("source port %d, want %d", from.Port(), port)
 	}
-	service := netip.AddrPortFrom(guest4.Addr(), port-1) // outside of the range
-	w.send(service, h.addr, "no")
-	if _, from := h.read(t); from.Port() == port-1 {
+	service := netip.AddrPortFrom(forwardlab.Guest4.Addr(), port-1) // outside of the range
+	w.send(service, h.At, "no")
+	if _, from := h.Receive(t); from.Port() == port-1 {
 		t.Error("the guest occupies a port of the host outside of the ephemeral range")
 	}
 }
 
 func TestUDPTimeouts(t *testing.T) {
-	h := listenHost(t, "127.0.0.1:0")
+	h := forwardlab.ListenUDP(t, "127.0.0.1:0")
 	w := newWorld(t, nil)
 	flows := func() int { w.sweep(); return w.Stats().Flows }
-	w.send(guest4, h.addr, "x")
-	h.read(t)
-	w.advance(unrepliedTimeout - 1)
+	w.send(forwardlab.Guest4, h.At, "x")
+	h.Receive(t)
+	w.advance(forwarder.UnrepliedTimeout - 1)
 	if flows() != 1 {
 		t.Fatal("an unreplied flow ended early")
 	}
@@ -109,11 +113,11 @@ func TestUDPTimeouts(t *testing.T) {
 	if flows() != 0 || w.Stats().Sockets != 0 {
 		t.Fatal("an unreplied flow outlived its timeout")
 	}
-	w.send(guest4, h.addr, "x")
-	_, from := h.read(t)
-	h.write(t, from, "y")
-	recv(t, w.g.udp, "answer")
-	w.advance(assuredTimeout - 1)
+	w.send(forwardlab.Guest4, h.At, "x")
+	_, from := h.Receive(t)
+	h.Send(t, from, "y")
+	forwardlab.Receive(t, w.g.UDP, "answer")
+	w.advance(forwarder.AssuredTimeout - 1)
 	if flows() != 1 {
 		t.Fatal("an assured flow ended early")
 	}
@@ -124,21 +128,21 @@ func TestUDPTimeouts(t *testing.T) {
 }
 
 func TestUDPEvictsOldestSocket(t *testing.T) {
-	h := listenHost(t, "127.0.0.1:0")
-	w := newWorld(t, func(c *DatagramsConfig) { c.MaxSockets = 3 })
-	src := func(i int) netip.AddrPort { return netip.AddrPortFrom(guest4.Addr(), uint16(5000+i)) }
+	h := forwardlab.ListenUDP(t, "127.0.0.1:0")
+	w := newWorld(t, func(c *worldConfig) { c.maxSockets = 3 })
+	src := func(i int) netip.AddrPort { return netip.AddrPortFrom(forwardlab.Guest4.Addr(), uint16(5000+i)) }
 	for i := range 3 {
-		w.send(src(i), h.addr, "x")
-		h.read(t)
+		w.send(src(i), h.At, "x")
+		h.Receive(t)
 		w.advance(time.Second)
 	}
-	w.send(src(0), h.addr, "x") // now 1 is the one idle for longest
-	h.read(t)
-	w.send(src(3), h.addr, "x")
-	h.read(t)
+	w.send(src(0), h.At, "x") // now 1 is the one idle for longest
+	h.Receive(t)
+	w.send(src(3), h.At, "x")
+	h.Receive(t)
 	seen := map[uint16]bool{}
-	for _, f := range w.Flows() {
-		seen[f.Guest.Port()] = true
+	for _, f := range w.f.Flows.List() {
+		seen[f.Key.Src.Port()] = true
 	}
 	if len(seen) != 3 || seen[5001] || w.Stats().Evicted != 1 || w.Stats().Sockets != 3 {
 		t.Errorf("left: %v, %+v", seen, w.Stats())
@@ -149,22 +153,22 @@ func TestUDPEvictsOldestFlows(t *testing.T) {
 	w := newWorld(t, nil)
 	w.maxPeers, w.maxFlows = 4, 6
 	for i := range 10 {
-		w.send(guest4, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(20000+i)), "x")
+		w.send(forwardlab.Guest4, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(20000+i)), "x")
 		w.advance(time.Second)
 	}
 	if n := w.Stats().Flows; n != 4 {
 		t.Errorf("%d flows of one socket, want 4", n)
 	}
 	for i := range 10 {
-		w.send(netip.AddrPortFrom(guest4.Addr(), uint16(6000+i)), ap("127.0.0.1:20000"), "x")
+		w.send(netip.AddrPortFrom(forwardlab.Guest4.Addr(), uint16(6000+i)), forwardlab.AP("127.0.0.1:20000"), "x")
 		w.advance(time.Second)
 	}
-	fl := w.Flows()
+	fl := w.f.Flows.List()
 	if len(fl) != 6 {
 		t.Errorf("%d flows, want 6", len(fl))
 	}
 	for _, f := range fl {
-		if f.Guest.Port() < 6004 {
+		if f.Key.Src.Port() < 6004 {
 			t.Errorf("an older flow stays: %+v", f)
 		}
 	}
@@ -172,10 +176,10 @@ func TestUDPEvictsOldestFlows(t *testing.T) {
 
 // A guest that talks from ever new ports must not take all descriptors, and goes on when there are none.
 func TestUDPOutOfDescriptors(t *testing.T) {
-	h := listenHost(t, "127.0.0.1:0")
+	h := forwardlab.ListenUDP(t, "127.0.0.1:0")
 	w := newWorld(t, nil)
-	w.send(netip.AddrPortFrom(guest4.Addr(), 1), h.addr, "x")
-	h.read(t)
+	w.send(netip.AddrPortFrom(forwardlab.Guest4.Addr(), 1), h.At, "x")
+	h.Receive(t)
 	var lim unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
 		t.Fatal(err)
@@ -187,8 +191,8 @@ func TestUDPOutOfDescriptors(t *testing.T) {
 	}
 	defer func() { _ = unix.Setrlimit(unix.RLIMIT_NOFILE, &lim) }()
 	for i := range 20 {
-		w.send(netip.AddrPortFrom(guest4.Addr(), uint16(100+i)), h.addr, fmt.Sprint(i))
-		if s, _ := h.read(t); s != fmt.Sprint(i) {
+		w.send(netip.AddrPortFrom(forwardlab.Guest4.Addr(), uint16(100+i)), h.At, fmt.Sprint(i))
+		if s, _ := h.Receive(t); s != fmt.Sprint(i) {
 			t.Fatalf("host got %q, want %d", s, i)
 		}
 	}
@@ -198,28 +202,28 @@ func TestUDPOutOfDescriptors(t *testing.T) {
 }
 
 func TestUDPRefused(t *testing.T) {
-	for _, guest := range []netip.AddrPort{guest4, guest6} {
-		closed := listenHost(t, map[bool]string{true: "127.0.0.1:0", false: "[::1]:0"}[guest.Addr().Is4()])
-		open := listenHost(t, netip.AddrPortFrom(closed.addr.Addr(), 0).String())
+	for _, guest := range []netip.AddrPort{forwardlab.Guest4, forwardlab.Guest6} {
+		closed := forwardlab.ListenUDP(t, map[bool]string{true: "127.0.0.1:0", false: "[::1]:0"}[guest.Addr().Is4()])
+		open := forwardlab.ListenUDP(t, netip.AddrPortFrom(closed.At.Addr(), 0).String())
 		w := newWorld(t, nil)
 		_ = closed.Close()
-		k := w.knock(t, guest, closed.addr)
+		k := w.probe(t, guest, closed.At)
 		e := w.refusal(t, k)
 		if unreachables(t, guest.Addr().Is4()) == k.before {
 			t.Error("the kernel does not count its ICMP errors")
 		}
-		if e.flow != (stack.Flow{Src: guest, Dst: closed.addr}) || string(e.payload) != "knock" || e.e != portUnreachable(guest.Addr().Is4()) {
+		if e.Flow != (stack.Flow{Src: guest, Dst: closed.At}) || string(e.Payload) != "probe" || e.E != stack.PortUnreachable(guest.Addr().Is4()) {
 			t.Errorf("got %+v", e)
 		}
 		// The error of one remote must not cost a datagram to another.
 		for i := range 50 {
-			k := w.knock(t, guest, closed.addr)
-			w.send(guest, open.addr, fmt.Sprint(i))
-			if s, _ := open.read(t); s != fmt.Sprint(i) {
+			k := w.probe(t, guest, closed.At)
+			w.send(guest, open.At, fmt.Sprint(i))
+			if s, _ := open.Receive(t); s != fmt.Sprint(i) {
 				t.Fatalf("got %q, want %d", s, i)
 			}
-			if e := w.refusal(t, k); e.flow.Dst != closed.addr {
-				t.Fatalf("error about %v", e.flow.Dst)
+			if e := w.refusal(t, k); e.Flow.Dst != closed.At {
+				t.Fatalf("error about %v", e.Flow.Dst)
 			}
 		}
 		if n := w.drops(DropUnreachable); n != 0 {
@@ -229,35 +233,35 @@ func TestUDPRefused(t *testing.T) {
 }
 
 func TestUDPVerdicts(t *testing.T) {
-	h := listenHost(t, "127.0.0.1:0")
+	h := forwardlab.ListenUDP(t, "127.0.0.1:0")
 	asked := 0
 	next := policy.Verdict{}
-	w := newWorld(t, func(c *DatagramsConfig) {
-		c.Policy = judgeFunc(func(policy.Proto, netip.AddrPort, netip.AddrPort) policy.Verdict { asked++; return next })
+	w := newWorld(t, func(c *worldConfig) {
+		c.Policy = forwardlab.JudgeFunc(func(policy.Proto, netip.AddrPort, netip.AddrPort) policy.Verdict { asked++; return next })
 	})
 	for _, c := range []struct {
 		a        policy.Action
 		typ, cod uint8
 	}{{policy.Refuse, 3, 3}, {policy.Prohibit, 3, 13}, {policy.Unreachable, 3, 1}} {
 		next = policy.Verdict{Action: c.a, Reason: policy.Loopback}
-		w.send(guest4, h.addr, "x")
-		e := recv(t, w.g.udpErr, "ICMP error")
-		if e.e != (stack.ICMPError{Type: c.typ, Code: c.cod}) {
-			t.Errorf("%v: %+v", c.a, e.e)
+		w.send(forwardlab.Guest4, h.At, "x")
+		e := forwardlab.Receive(t, w.g.UDPErr, "ICMP error")
+		if e.E != (stack.ICMPError{Type: c.typ, Code: c.cod}) {
+			t.Errorf("%v: %+v", c.a, e.E)
 		}
 	}
 	next = policy.Verdict{Action: policy.Drop, Reason: policy.Multicast}
-	w.send(guest4, h.addr, "x")
-	none(t, w.g.udpErr, "ICMP error")
-	h.quiet(t)
-	st := w.Stats()
-	if st.Denied["loopback"] != 3 || st.Denied["multicast"] != 1 || st.Flows != 0 {
-		t.Errorf("stats %+v", st)
+	w.send(forwardlab.Guest4, h.At, "x")
+	forwardlab.ReceiveNothing(t, w.g.UDPErr, "ICMP error")
+	h.ReceiveNothing(t)
+	st, refused := w.Stats(), w.f.Refused()
+	if refused["loopback"] != 3 || refused["multicast"] != 1 || st.Flows != 0 {
+		t.Errorf("refused %v, stats %+v", refused, st)
 	}
-	asked, next = 0, policy.Verdict{Action: policy.Allow, Dst: h.addr}
+	asked, next = 0, policy.Verdict{Action: policy.Allow, Dst: h.At}
 	for range 5 {
-		w.send(guest4, h.addr, "x")
-		h.read(t)
+		w.send(forwardlab.Guest4, h.At, "x")
+		h.Receive(t)
 	}
 	if asked != 1 {
 		t.Errorf("policy was asked %d times for one flow", asked)
@@ -266,13 +270,13 @@ func TestUDPVerdicts(t *testing.T) {
 
 // A named loopback port answers on the gateway's address, and in the family it listens on.
 func TestUDPGatewayRewrite(t *testing.T) {
-	h := listenHost(t, "127.0.0.1:0")
-	port := h.addr.Port()
-	w := newWorld(t, func(c *DatagramsConfig) {
-		c.Policy = judgeFunc(func(_ policy.Proto, _, dst netip.AddrPort) policy.Verdict {
-			v := policy.Verdict{Action: policy.Allow, Gateway: true, Dst: ap(fmt.Sprintf("127.0.0.1:%d", port))}
+	h := forwardlab.ListenUDP(t, "127.0.0.1:0")
+	port := h.At.Port()
+	w := newWorld(t, func(c *worldConfig) {
+		c.Policy = forwardlab.JudgeFunc(func(_ policy.Proto, _, dst netip.AddrPort) policy.Verdict {
+			v := policy.Verdict{Action: policy.Allow, Gateway: true, Dst: forwardlab.AP(fmt.Sprintf("127.0.0.1:%d", port))}
 			if dst.Addr().Is6() {
-				v.Dst, v.Alt = ap(fmt.Sprintf("[::1]:%d", port)), v.Dst
+				v.Dst, v.Alt = forwardlab.AP(fmt.Sprintf("[::1]:%d", port)), v.Dst
 			}
 			return v
 		})
@@ -280,54 +284,54 @@ func TestUDPGatewayRewrite(t *testing.T) {
 	for _, c := range []struct {
 		guest netip.AddrPort
 		gw    netip.Addr
-	}{{guest4, gw4}, {guest6, gw6}} {
+	}{{forwardlab.Guest4, forwardlab.Gateway4}, {forwardlab.Guest6, forwardlab.Gateway6}} {
 		remote := netip.AddrPortFrom(c.gw, port)
 		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: c.guest, Dst: remote}, Payload: []byte("hello"), TTL: 1}) // no hop lies between
-		s, from := h.read(t)
+		s, from := h.Receive(t)
 		if s != "hello" {
 			t.Fatalf("host got %q", s)
 		}
-		h.write(t, from, "hi")
-		d := recv(t, w.g.udp, "answer")
+		h.Send(t, from, "hi")
+		d := forwardlab.Receive(t, w.g.UDP, "answer")
 		if d.Src != remote || d.Dst != c.guest || string(d.Payload) != "hi" {
 			t.Errorf("guest got %+v", d)
 		}
 	}
 	_ = h.Close()
-	w.send(guest4, netip.AddrPortFrom(gw4, port), "anybody?")
-	if e := recv(t, w.g.udpErr, "ICMP error"); e.e != portUnreachable(true) || e.flow.Dst.Addr() != gw4 {
+	w.send(forwardlab.Guest4, netip.AddrPortFrom(forwardlab.Gateway4, port), "anybody?")
+	if e := forwardlab.Receive(t, w.g.UDPErr, "ICMP error"); e.E != stack.PortUnreachable(true) || e.Flow.Dst.Addr() != forwardlab.Gateway4 {
 		t.Errorf("got %+v", e)
 	}
 }
 
 func TestUDPTimeExceededAtGateway(t *testing.T) {
-	h := listenHost(t, "127.0.0.1:0")
+	h := forwardlab.ListenUDP(t, "127.0.0.1:0")
 	w := newWorld(t, nil)
-	w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: guest4, Dst: h.addr}, Payload: []byte("x"), TTL: 1})
-	if e := recv(t, w.g.udpErr, "ICMP error"); e.e != timeExceeded(true) {
+	w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: h.At}, Payload: []byte("x"), TTL: 1})
+	if e := forwardlab.Receive(t, w.g.UDPErr, "ICMP error"); e.E != stack.TimeExceeded(true) {
 		t.Errorf("got %+v", e)
 	}
-	h.quiet(t)
+	h.ReceiveNothing(t)
 	if w.drops(DropTTL) != 1 {
 		t.Error("not counted")
 	}
 }
 
 func TestUDPErrorRateLimit(t *testing.T) {
-	w := newWorld(t, func(c *DatagramsConfig) {
-		c.Policy = judgeFunc(func(policy.Proto, netip.AddrPort, netip.AddrPort) policy.Verdict {
+	w := newWorld(t, func(c *worldConfig) {
+		c.Policy = forwardlab.JudgeFunc(func(policy.Proto, netip.AddrPort, netip.AddrPort) policy.Verdict {
 			return policy.Verdict{Action: policy.Refuse, Reason: policy.Loopback}
 		})
 	})
 	for range errorBurst + 100 {
-		w.send(guest4, ap("192.0.2.1:9"), "x")
+		w.send(forwardlab.Guest4, forwardlab.AP("192.0.2.1:9"), "x")
 	}
-	if n := len(w.g.udpErr); n != errorBurst {
+	if n := len(w.g.UDPErr); n != errorBurst {
 		t.Errorf("%d errors, want %d", n, errorBurst)
 	}
 	w.advance(time.Second / errorRate)
-	w.send(guest4, ap("192.0.2.1:9"), "x")
-	if n := len(w.g.udpErr); n != errorBurst+1 {
+	w.send(forwardlab.Guest4, forwardlab.AP("192.0.2.1:9"), "x")
+	if n := len(w.g.UDPErr); n != errorBurst+1 {
 		t.Errorf("%d errors a while later", n)
 	}
 }
@@ -336,8 +340,8 @@ func TestUDPTOSAndTTL(t *testing.T) {
 	for _, c := range []struct {
 		host  string
 		guest netip.AddrPort
-	}{{"127.0.0.1:0", guest4}, {"[::1]:0", guest6}} {
-		h := listenHost(t, c.host)
+	}{{"127.0.0.1:0", forwardlab.Guest4}, {"[::1]:0", forwardlab.Guest6}} {
+		h := forwardlab.ListenUDP(t, c.host)
 		rc, err := h.SyscallConn()
 		if err != nil {
 			t.Fatal(err)
@@ -357,9 +361,9 @@ func TestUDPTOSAndTTL(t *testing.T) {
 		set(unix.IP_RECVTTL, unix.IPV6_RECVHOPLIMIT, 1)
 		w := newWorld(t, nil)
 		for i, want := range []struct{ tos, ttl uint8 }{{0xb8 | 1, 64}, {0xb8 | 1, 64}, {2, 200}, {3, 2}, {0, 64}} {
-			w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: c.guest, Dst: h.addr}, Payload: []byte("x"), TTL: want.ttl, TOS: want.tos, DF: i%2 == 0})
+			w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: c.guest, Dst: h.At}, Payload: []byte("x"), TTL: want.ttl, TOS: want.tos, DF: i%2 == 0})
 			oob := make([]byte, 128)
-			_ = h.SetReadDeadline(time.Now().Add(patience))
+			_ = h.SetReadDeadline(time.Now().Add(forwardlab.Patience))
 			_, n, _, from, err := h.ReadMsgUDPAddrPort(make([]byte, 10), oob)
 			if err != nil {
 				t.Fatal(err)
@@ -370,8 +374,8 @@ func TestUDPTOSAndTTL(t *testing.T) {
 			}
 			set(unix.IP_TOS, unix.IPV6_TCLASS, int(want.tos))
 			set(unix.IP_TTL, unix.IPV6_UNICAST_HOPS, int(want.ttl))
-			h.write(t, from, "y")
-			if d := recv(t, w.g.udp, "answer"); d.TOS != want.tos || d.TTL != want.ttl-1 {
+			h.Send(t, from, "y")
+			if d := forwardlab.Receive(t, w.g.UDP, "answer"); d.TOS != want.tos || d.TTL != want.ttl-1 {
 				t.Errorf("guest saw tos %#x ttl %d, want %#x %d", d.TOS, d.TTL, want.tos, want.ttl-1)
 			}
 		}
@@ -379,35 +383,35 @@ func TestUDPTOSAndTTL(t *testing.T) {
 }
 
 func TestUDPTrains(t *testing.T) {
-	h := listenHost(t, "127.0.0.1:0")
-	peer := listenHost(t, "127.0.0.1:0")
+	h := forwardlab.ListenUDP(t, "127.0.0.1:0")
+	peer := forwardlab.ListenUDP(t, "127.0.0.1:0")
 	w := newWorld(t, nil)
 	for _, c := range []struct{ size, count, tail int }{{1000, 10, 1}, {1000, 2, 0}, {100, 150, 7}, {1, 3, 0}, {30000, 2, 0}} {
 		train := strings.Repeat(strings.Repeat("a", c.size), c.count) + strings.Repeat("b", c.tail)
-		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: guest4, Dst: h.addr}, Payload: []byte(train), TTL: 64, GSOSize: uint16(c.size)})
+		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: h.At}, Payload: []byte(train), TTL: 64, GSOSize: uint16(c.size)})
 		for i := range c.count {
-			if s, _ := h.read(t); len(s) != c.size {
+			if s, _ := h.Receive(t); len(s) != c.size {
 				t.Fatalf("%+v: datagram %d has %d bytes", c, i, len(s))
 			}
 		}
 		if c.tail > 0 {
-			if s, _ := h.read(t); len(s) != c.tail {
+			if s, _ := h.Receive(t); len(s) != c.tail {
 				t.Fatalf("%+v: the last has %d bytes", c, len(s))
 			}
 		}
 	}
-	h.quiet(t)
+	h.ReceiveNothing(t)
 
 	// And back: what the sender gave the kernel as a train comes as one.
-	w.send(guest4, peer.addr, "x")
-	_, from := peer.read(t)
+	w.send(forwardlab.Guest4, peer.At, "x")
+	_, from := peer.Receive(t)
 	var oob controlBuffer
 	oob.add(unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2)[0] = 200
 	if _, _, err := peer.WriteMsgUDPAddrPort(make([]byte, 1050), oob.buf[:oob.n], from); err != nil {
 		t.Skipf("this kernel has no UDP_SEGMENT: %v", err)
 	}
 	for got := 0; got < 1050; {
-		d := recv(t, w.g.udp, "train")
+		d := forwardlab.Receive(t, w.g.UDP, "train")
 		got += len(d.Payload)
 		if len(d.Payload) > 200 && d.GSOSize != 200 {
 			t.Errorf("a train of %d with GSOSize %d", len(d.Payload), d.GSOSize)
@@ -415,20 +419,26 @@ func TestUDPTrains(t *testing.T) {
 	}
 }
 
+// resolver is a forwarder.Resolver for UDP.
+type resolver func(q []byte, reply func([]byte))
+
+func (r resolver) ServeTCP(net.Conn)                     {}
+func (r resolver) ServeUDP(q []byte, reply func([]byte)) { r(q, reply) }
+
 func TestUDPDNS(t *testing.T) {
 	var seen []string
-	w := newWorld(t, func(c *DatagramsConfig) {
-		c.DNSAddrs = []netip.Addr{gw4, netip.MustParseAddr("10.0.2.3")}
-		c.DNS = func(q []byte, reply func([]byte)) {
+	w := newWorld(t, func(c *worldConfig) {
+		c.ResolverAddrs = []netip.Addr{forwardlab.Gateway4, netip.MustParseAddr("10.0.2.3")}
+		c.Resolver = resolver(func(q []byte, reply func([]byte)) {
 			seen = append(seen, string(q))
 			go reply([]byte("answer to " + string(q)))
-		}
+		})
 	})
-	for _, dst := range []netip.AddrPort{netip.AddrPortFrom(gw4, 53), ap("10.0.2.3:53")} {
-		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: guest4, Dst: dst}, Payload: []byte("q1q2q"), GSOSize: 2, TTL: 1})
+	for _, dst := range []netip.AddrPort{netip.AddrPortFrom(forwardlab.Gateway4, 53), forwardlab.AP("10.0.2.3:53")} {
+		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: dst}, Payload: []byte("q1q2q"), GSOSize: 2, TTL: 1})
 		for range 3 {
-			d := recv(t, w.g.udp, "answer")
-			if d.Src != dst || d.Dst != guest4 || !strings.HasPrefix(string(d.Payload), "answer to q") {
+			d := forwardlab.Receive(t, w.g.UDP, "answer")
+			if d.Src != dst || d.Dst != forwardlab.Guest4 || !strings.HasPrefix(string(d.Payload), "answer to q") {
 				t.Errorf("got %+v", d)
 			}
 		}
@@ -439,14 +449,14 @@ func TestUDPDNS(t *testing.T) {
 }
 
 func TestUDPOutboundAllocatesNothing(t *testing.T) {
-	h := listenHost(t, "127.0.0.1:0")
-	h6 := listenHost(t, "[::1]:0")
+	h := forwardlab.ListenUDP(t, "127.0.0.1:0")
+	h6 := forwardlab.ListenUDP(t, "[::1]:0")
 	w := newWorld(t, nil)
 	payload := make([]byte, 1200)
 	for _, d := range []stack.Datagram{
-		{Src: guest4, Dst: h.addr, Payload: payload, TTL: 64},
-		{Src: guest6, Dst: h6.addr, Payload: payload, TTL: 64, DF: true},
-		{Src: guest4, Dst: h.addr, Payload: payload, TTL: 64, GSOSize: 300},
+		{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: h.At}, Payload: payload, TTL: 64},
+		{Flow: stack.Flow{Src: forwardlab.Guest6, Dst: h6.At}, Payload: payload, TTL: 64, DF: true},
+		{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: h.At}, Payload: payload, TTL: 64, GSOSize: 300},
 	} {
 		w.HandleUDP(&d)
 		if n := testing.AllocsPerRun(200, func() { w.HandleUDP(&d) }); n != 0 {

@@ -16,7 +16,7 @@ import (
 
 const (
 	// A client that appears as the gateway gets another port when its own is taken there: one of these, those of RFC
-	// 6335 6 that nobody is registered for.
+	// 6335 6 that are not assigned to any service.
 	aliasFirst, aliasLast = 49152, 65535
 	// aliasTries bounds the search, which runs for a flow's first datagram only.
 	aliasTries = 128
@@ -25,18 +25,18 @@ const (
 	maxFirst = 1472
 )
 
-// UDPListen says which host address leads to which port of the guest.
+// UDPListen says which host address is forwarded to which port of the guest.
 type UDPListen struct {
-	// Endpoint is whose guest it is.
+	// Endpoint is the endpoint of the guest.
 	Endpoint flow.Endpoint
 	// Addr is bound; port 0 lets the kernel choose. [::] is bound for IPv6 only. Ignored with File.
 	Addr netip.AddrPort
-	// File is a bound UDP socket that somebody else made; it is duplicated, and remains the caller's. It may be one
+	// File is a bound UDP socket that the caller has made; it is duplicated, and remains the caller's. It may be one
 	// for both families. nil: Addr is bound.
 	File *os.File
-	// Guest4 and Guest6 are where clients are led, at least one of them. A client is led to the one of its own family
-	// and appears there under its own address; where that is missing, or nothing listens there, it is led to the
-	// other one and appears as the gateway. So does a client whose address means nothing on the guest's link.
+	// Guest4 and Guest6 are where clients are forwarded to, at least one of them. A client is forwarded to the one of its own
+	// family and appears there under its own address; where that is missing, or nothing listens there, it is forwarded to
+	// the other one and appears as the gateway. So does a client that cannot be shown as itself (package clientaddr).
 	Guest4, Guest6 netip.AddrPort
 }
 
@@ -60,8 +60,8 @@ func (p *UDPPort) Close() error {
 	return nil
 }
 
-// SetGuests leads the port to other addresses of the guest, of the families that the port has. Clients of an address that is
-// no more begin again.
+// SetGuests forwards the port to other addresses of the guest, of the families that the port has. The flows to
+// an address that is gone end.
 func (p *UDPPort) SetGuests(guest4, guest6 netip.Addr) {
 	p.x.mu.Lock()
 	defer p.x.unlock()
@@ -99,7 +99,7 @@ func (x *Path) listenUDP(l UDPListen) (*UDPPort, error) {
 		!l.Guest4.IsValid() && !l.Guest6.IsValid() {
 		return nil, unix.EINVAL
 	}
-	s := &socket{opts: [2]sendOptions{unknownOptions, unknownOptions}}
+	s := newSocket()
 	var err error
 	if l.File != nil {
 		err = s.adopt(l.File)
@@ -230,7 +230,7 @@ func interfaceIndex(zone string) uint32 {
 	return uint32(ifi.Index)
 }
 
-// publishedIn carries a client's datagram, or train, to the guest.
+// publishedIn carries a client's datagram, or a GSO batch, to the guest.
 func (x *Path) publishedIn(s *socket, r *receiver, from netip.AddrPort, scope uint32, data []byte, c control) {
 	now := x.now()
 	x.mu.Lock()
@@ -258,7 +258,7 @@ func (x *Path) publishedIn(s *socket, r *receiver, from netip.AddrPort, scope ui
 	x.deliver(r, key, false, data, c)
 }
 
-// newClient makes the flow of a client's first datagram; nil when the client cannot be told from others. mu is held.
+// newClient makes the flow of a client's first datagram; nil when no address and port of the gateway are free for the client. mu is held.
 func (x *Path) newClient(p *UDPPort, from netip.AddrPort, scope uint32, now time.Duration) *conversation {
 	guest, other := p.cfg.Guest4, p.cfg.Guest6
 	if from.Addr().Is6() {
@@ -285,8 +285,8 @@ func (x *Path) clientKey(p *UDPPort, guest, from netip.AddrPort) (flowKey, bool)
 	}
 	alias := !e.ClientVisible(from.Addr(), guest.Addr())
 	if !alias {
-		// An outbound flow to the client gives way: what the guest sends there now are answers. Only another
-		// published port that has the same client for the same server is in the way.
+		// An outbound flow to the client is replaced: what the guest sends there now are answers. Only another
+		// published port with the same client and server keeps its flow.
 		if f := x.flows[key]; f == nil || f.s.pub == nil {
 			return key, true
 		}
@@ -314,8 +314,8 @@ func (x *Path) clientKey(p *UDPPort, guest, from netip.AddrPort) (flowKey, bool)
 	return key, false
 }
 
-// moveClient leads a client, of whose server the guest said that nothing listens there, to the other family, if there
-// is one that was not tried.
+// moveClient forwards a client to the server's address of the other family, if there is one that was not tried: the guest has
+// answered with "port unreachable".
 func (x *Path) moveClient(key flowKey) {
 	x.mu.Lock()
 	f := x.flows[key]

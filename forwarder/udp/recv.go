@@ -17,13 +17,13 @@ import (
 )
 
 const (
-	// recvBatch messages are read by one recvmmsg at most: those of one sender make a train of 64 KiB where a datagram
-	// fills an Ethernet frame. Each buffer holds the largest datagram or train; pages that were never needed take no
+	// recvBatch messages are read by one recvmmsg at most: those of one sender make a batch of 64 KiB where a datagram
+	// fills an Ethernet frame. Each buffer holds the largest datagram or GSO batch; pages that were never needed take no
 	// memory.
 	recvBatch  = 48
 	recvBuffer = 65536
-	// maxTrainBytes is the payload of the largest datagram over IPv4, which bounds a train in both families.
-	maxTrainBytes = 65535 - udp4Headers
+	// maxBatchBytes is the payload of the largest datagram over IPv4, which bounds a GSO batch in both families.
+	maxBatchBytes = 65535 - udp4Headers
 	// pollEvents sockets are served for each wait.
 	pollEvents = 64
 	// controlSpace holds every control message asked for: TOS, TTL, GRO, packet info, each in both families.
@@ -36,7 +36,7 @@ type mmsghdr struct {
 	len uint32
 }
 
-// receiver is the memory of the reader, used for every socket in turn.
+// receiver is the memory of the reader, used for one socket after the other.
 type receiver struct {
 	msgs    [recvBatch]mmsghdr
 	iovs    [recvBatch]unix.Iovec
@@ -62,7 +62,7 @@ func newReceiver() *receiver {
 	return r
 }
 
-// arm gives message i all of its room again: the kernel has written the lengths used into it.
+// arm resets the lengths in message i to the capacity of its buffers: the kernel has overwritten them.
 func (r *receiver) arm(i int) {
 	m := &r.msgs[i].hdr
 	m.Name, m.Namelen = (*byte)(unsafe.Pointer(&r.names[i])), unix.SizeofSockaddrInet6
@@ -84,7 +84,7 @@ func (x *Path) openPoll() error {
 	err = x.epoll.SetReadDeadline(time.Time{}) // where the poller did not take it
 	if err == nil {
 		x.receiver = newReceiver()
-		x.member, err = x.f.Spin.NewMember(x.epoll, x.turn)
+		x.member, err = x.f.Spin.NewMember(x.epoll, x.handleReady)
 	}
 	if err != nil {
 		_ = x.epoll.Close()
@@ -95,7 +95,7 @@ func (x *Path) openPoll() error {
 
 // watch registers s with the reader. mu is held.
 func (x *Path) watch(s *socket) error {
-	// Level-triggered: a socket with more than a batch waits its turn among the others. Errors are always reported.
+	// Level-triggered: a socket with more than a batch is read again after the others. Errors are always reported.
 	err := unix.EpollCtl(x.epfd, unix.EPOLL_CTL_ADD, s.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(s.fd)})
 	if err == nil {
 		x.byFD[int32(s.fd)] = s
@@ -110,8 +110,9 @@ func (x *Path) readLoop() {
 	_ = x.member.Run()
 }
 
-// turn reads from the sockets that are ready. It is the only one to use the receiver.
-func (x *Path) turn() spin.Result {
+// handleReady is one handler run: it reads from the sockets that are ready. It alone uses the receiver, and is never run by two
+// goroutines at once.
+func (x *Path) handleReady() spin.Result {
 	n := pollNow(uintptr(x.epfd), x.events[:])
 	if n <= 0 {
 		return spin.Idle
@@ -175,7 +176,7 @@ func (x *Path) readBatch(s *socket, r *receiver) int {
 		r.more = r.more[:0]
 		if c.gso == 0 {
 			total, last := len(data), len(data)
-			for ; i < n && r.follows(i, first, last, len(data)) && total+int(r.msgs[i].len) <= maxTrainBytes; i++ {
+			for ; i < n && r.follows(i, first, last, len(data)) && total+int(r.msgs[i].len) <= maxBatchBytes; i++ {
 				last = int(r.msgs[i].len)
 				total += last
 				r.more = append(r.more, r.data(i))
@@ -199,7 +200,7 @@ func (r *receiver) controlOf(i int) []byte {
 	return r.control[i][:min(uint64(r.msgs[i].hdr.Controllen), controlSpace)]
 }
 
-// follows says whether message i continues the train that began with message first, whose datagrams are of size bytes
+// follows says whether message i continues the batch that began with message first, whose datagrams are of size bytes
 // and whose last one so far is of last bytes: same sender, address, TTL and TOS. Only the last may be shorter.
 func (r *receiver) follows(i, first, last, size int) bool {
 	n := int(r.msgs[i].len)
@@ -214,7 +215,7 @@ func (r *receiver) follows(i, first, last, size int) bool {
 // control is what the kernel says about a received packet.
 type control struct {
 	ttl, tos uint8
-	gso      uint16     // size of the datagrams of a train; 0: one datagram
+	gso      uint16     // size of the datagrams of a GSO batch; 0: one datagram
 	local    netip.Addr // our address it came to; zero unless asked for
 	ifindex  uint32
 	err      forwarder.QueuedError // of a message from the error queue
@@ -273,7 +274,7 @@ func (c *control) ipv6(typ int32, data []byte) {
 	}
 }
 
-// hop is the TTL after the gateway. Nobody could be told that it ran out here, so it never does.
+// hop is the TTL after the gateway. No "time exceeded" could be sent to the remote, so the TTL never becomes 0 here.
 func hop(ttl uint8, gateway bool) uint8 {
 	if gateway || ttl <= 1 {
 		return ttl
@@ -281,7 +282,7 @@ func hop(ttl uint8, gateway bool) uint8 {
 	return ttl - 1
 }
 
-// udpIn carries a datagram, or a train, of an outbound socket to the guest.
+// udpIn carries a datagram, or a GSO batch, of an outbound socket to the guest.
 func (x *Path) udpIn(s *socket, r *receiver, from netip.AddrPort, data []byte, c control) {
 	now := x.now()
 	x.mu.Lock()
@@ -298,19 +299,19 @@ func (x *Path) udpIn(s *socket, r *receiver, from netip.AddrPort, data []byte, c
 	x.deliver(r, key, gateway, data, c)
 }
 
-// received accounts a packet, or a train, of the remote. mu is held.
+// received accounts a packet, or a GSO batch, of the remote. mu is held.
 func (x *Path) received(f *conversation, now time.Duration, data []byte, more [][]byte, c control) {
 	x.use(f, now)
-	pkts, bytes := trainSize(data, more, c.gso)
+	pkts, bytes := batchSize(data, more, c.gso)
 	f.inPkts += pkts
 	f.inBytes += bytes
 }
 
-// trainSize returns how many datagrams, and bytes of payload, were received as one.
-func trainSize(data []byte, more [][]byte, gso uint16) (pkts, bytes uint64) {
+// batchSize returns how many datagrams, and bytes of payload, were received as one.
+func batchSize(data []byte, more [][]byte, gso uint16) (pkts, bytes uint64) {
 	bytes = uint64(len(data))
 	if len(more) == 0 {
-		return uint64(trainLen(len(data), gso)), bytes
+		return uint64(batchLen(len(data), gso)), bytes
 	}
 	for _, b := range more {
 		bytes += uint64(len(b))
@@ -318,21 +319,21 @@ func trainSize(data []byte, more [][]byte, gso uint16) (pkts, bytes uint64) {
 	return uint64(1 + len(more)), bytes
 }
 
-func trainLen(n int, gso uint16) int {
+func batchLen(n int, gso uint16) int {
 	if gso == 0 || n == 0 {
 		return 1
 	}
 	return (n + int(gso) - 1) / int(gso)
 }
 
-// deliver writes a datagram, or a train, to the guest.
+// deliver writes a datagram, or a GSO batch, to the guest.
 func (x *Path) deliver(r *receiver, key flowKey, gateway bool, data []byte, c control) {
 	d := &r.dgram
 	*d = stack.Datagram{Flow: stack.Flow{Endpoint: key.endpoint, Src: key.remote, Dst: key.guest}, Payload: data, More: r.more, TTL: hop(c.ttl, gateway), TOS: c.tos}
 	if int(c.gso) < len(data) || len(r.more) > 0 {
 		d.GSOSize = c.gso
 	}
-	pkts, bytes := trainSize(data, r.more, c.gso)
+	pkts, bytes := batchSize(data, r.more, c.gso)
 	if err := x.guest.WriteUDP(d); err != nil {
 		x.count.drops[DropGuestWrite].Add(pkts)
 		return

@@ -10,8 +10,8 @@ import (
 	"rootlessnet/stack"
 )
 
-// sendUDP sends d: a train whole where the kernel takes it, else its datagrams, with one call for all of them where it
-// can be. It may learn t.link and t.single. It returns how many datagrams did not leave, their bytes, and why the first
+// sendUDP sends d: a GSO batch whole where the kernel takes it, else its datagrams, with one call for all of them where it
+// can be. It may set t.link and t.single. It returns how many datagrams did not leave, their bytes, and why the first
 // of them did not.
 func (s *socket) sendUDP(t *target, d *stack.Datagram, ttl uint8) (lost, bytes int, err error) {
 	o := options(ttl, d.TOS, d.DF)
@@ -23,42 +23,42 @@ func (s *socket) sendUDP(t *target, d *stack.Datagram, ttl uint8) (lost, bytes i
 		return 0, 0, nil
 	}
 	for rest := d.Payload; len(rest) > 0; {
-		train := rest[:min(len(rest), size*maxSegments)]
-		if len(train) > size && !t.single && !t.aboveLink(size) {
-			e := s.send(t, nil, train, d.GSOSize, o)
+		batch := rest[:min(len(rest), size*maxSegments)]
+		if len(batch) > size && !t.single && !t.aboveLink(size) {
+			e := s.send(t, nil, batch, d.GSOSize, o)
 			switch e {
 			case nil:
-				rest = rest[len(train):]
+				rest = rest[len(batch):]
 				continue
 			case unix.EIO:
-				// No checksum offload, or IPsec, on the way: it is the same for the next train.
+				// No checksum offload, or IPsec, on the way: it is the same for the next batch.
 				t.single = true
 			case unix.EINVAL, unix.EMSGSIZE:
 				// Not on this kernel or with this size, or a datagram is larger than the MTU, which for each alone
 				// decides whether it may be fragmented.
 			default:
-				return lost + trainLen(len(rest), d.GSOSize), bytes + len(rest), e
+				return lost + batchLen(len(rest), d.GSOSize), bytes + len(rest), e
 			}
 		}
-		l, b, e := s.sendEach(t, train, size, o)
+		l, b, e := s.sendEach(t, batch, size, o)
 		if lost, bytes = lost+l, bytes+b; err == nil {
 			err = e
 		}
-		rest = rest[len(train):]
+		rest = rest[len(batch):]
 	}
 	return lost, bytes, err
 }
 
-// sendEach sends the datagrams of a train one by one, as sendOne does. What it returns is what sendUDP does.
-func (s *socket) sendEach(t *target, train []byte, size int, o sendOptions) (lost, bytes int, err error) {
-	for len(train) > 0 {
-		if k := len(train) / size; k > 1 {
+// sendEach sends the datagrams of a batch one by one, as sendOne does. What it returns is what sendUDP does.
+func (s *socket) sendEach(t *target, batch []byte, size int, o sendOptions) (lost, bytes int, err error) {
+	for len(batch) > 0 {
+		if k := len(batch) / size; k > 1 {
 			so := o
 			if o.pmtu == unix.IP_PMTUDISC_DO && t.aboveLink(size) {
 				so.pmtu = unix.IP_PMTUDISC_WANT
 			}
-			n := s.sendMany(t, train[:k*size], size, so)
-			if train = train[n*size:]; len(train) == 0 {
+			n := s.sendMany(t, batch[:k*size], size, so)
+			if batch = batch[n*size:]; len(batch) == 0 {
 				break
 			}
 			if n == k {
@@ -66,17 +66,17 @@ func (s *socket) sendEach(t *target, train []byte, size int, o sendOptions) (los
 			}
 		}
 		// The last one, or one that was refused: alone it is tried again, and finds out what it needs.
-		one := train[:min(size, len(train))]
+		one := batch[:min(size, len(batch))]
 		if e := s.sendOne(t, one, o); e != nil {
 			if err == nil {
 				err = e
 			}
 			if e == errSocketClosed || e == unix.EAGAIN || e == unix.ENOBUFS || e == unix.ENOMEM {
-				return lost + trainLen(len(train), uint16(size)), bytes + len(train), err // nor would the others
+				return lost + batchLen(len(batch), uint16(size)), bytes + len(batch), err // the others would fail as well
 			}
 			lost, bytes = lost+1, bytes+len(one)
 		}
-		train = train[len(one):]
+		batch = batch[len(one):]
 	}
 	return lost, bytes, err
 }

@@ -5,16 +5,16 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
-	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/lockrank"
 	"rootlessnet/internal/rawsock"
 )
 
 const (
-	// socketBuffer is asked for in both directions (the kernel grants at most net.core.[rw]mem_max): sixteen trains
+	// socketBuffer is asked for in both directions (the kernel grants at most net.core.[rw]mem_max): sixteen GSO batches
 	// of 64 KiB. It is a bound, not memory set aside.
 	socketBuffer = 1 << 20
 	// sendTries: another error may become pending between two of them.
@@ -28,13 +28,17 @@ const (
 	icmp6EchoRequest, icmp6EchoReply = 128, 129
 )
 
-var errSocketClosed = errors.New("forwarder: socket closed")
+var (
+	errSocketClosed = errors.New("forwarder: socket closed")
+	// errRulesChanged says that a flow which was allowed is not allowed any more, now that it is in the table.
+	errRulesChanged = errors.New("forwarder: the rules have changed")
+)
 
 // socket is a host socket. Its flows and elem are guarded by table.mu.
 type socket struct {
 	fd   int
 	v6   bool      // AF_INET6
-	dual bool      // AF_INET6 that carries IPv4 too: passed in by somebody else
+	dual bool      // AF_INET6 that carries IPv4 too: passed in by the caller
 	key  socketKey // zero for a published port
 	pub  *UDPPort  // nil for an outbound socket
 	elem *list.Element
@@ -42,13 +46,13 @@ type socket struct {
 	flows list.List
 
 	// sendMu orders the options and the packets that need them.
-	sendMu     sync.Mutex
+	sendMu     lockrank.Mutex
 	sendClosed bool
 	opts       [2]sendOptions // as the kernel has them, IPv4 and IPv6
 	sends      int            // calls of sendmsg and sendmmsg
 
 	// recvMu keeps the descriptor open while it is read.
-	recvMu     sync.Mutex
+	recvMu     lockrank.Mutex
 	recvClosed bool
 }
 
@@ -57,8 +61,16 @@ type sendOptions struct{ ttl, tos, pmtu int }
 
 var unknownOptions = sendOptions{-1, -1, -1}
 
-// newSocket makes the outbound socket for k and gives it the guest's port where that is free, see doc.go.
-func (x *Path) newSocket(k socketKey) (*socket, error) {
+// newSocket returns a socket without a descriptor.
+func newSocket() *socket {
+	s := &socket{opts: [2]sendOptions{unknownOptions, unknownOptions}}
+	s.sendMu.SetRank(lockrank.UDPSend)
+	s.recvMu.SetRank(lockrank.UDPReceive)
+	return s
+}
+
+// openSocket makes the outbound socket for k and gives it the guest's port where that is free, see doc.go.
+func (x *Path) openSocket(k socketKey) (*socket, error) {
 	family, proto := unix.AF_INET, unix.IPPROTO_UDP
 	if k.v6 {
 		family = unix.AF_INET6
@@ -73,7 +85,8 @@ func (x *Path) newSocket(k socketKey) (*socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &socket{fd: fd, v6: k.v6, key: k, opts: [2]sendOptions{unknownOptions, unknownOptions}}
+	s := newSocket()
+	s.fd, s.v6, s.key = fd, k.v6, k
 	if k.v6 {
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
 	}
@@ -95,7 +108,7 @@ func (x *Path) newSocket(k socketKey) (*socket, error) {
 }
 
 // prepare sets the options every socket of ours has. Only the error queue is necessary: without it a failure could
-// not be told from silence.
+// not be distinguished from silence.
 func (s *socket) prepare() error {
 	var err error
 	if s.v6 {
@@ -189,7 +202,7 @@ func (s *socket) send(t *target, head, body []byte, gso uint16, o sendOptions) e
 	return err
 }
 
-// sendmsg is a raw system call: it cannot block, and one that outlasts the scheduler's patience of 20 µs, as fragments do,
+// sendmsg is a raw system call: it cannot block, and one that outlasts the 20 µs after which the Go scheduler takes the processor away, as fragments do,
 // must not cost a change of threads. sendMu is held.
 func (s *socket) sendmsg(m *unix.Msghdr) unix.Errno {
 	for {

@@ -14,10 +14,10 @@ const (
 	DropUnreachable                    // the host's kernel refused it at once: no route, filtered, wrong
 	DropNoSocket                       // no descriptor or memory for a socket
 	DropPingDenied                     // no permission for a ping socket
-	DropNoPort                         // a client cannot be told from others by any port of the gateway
+	DropNoPort                         // no port of the gateway is free to stand for the client
 	DropFlowEvicted                    // not a datagram but a flow that had to go at a cap
 	DropGuestWrite                     // the stack did not take it
-	DropGuestError                     // the guest's ICMP error, which we cannot pass on
+	DropGuestError                     // the guest's ICMP error, which cannot be passed on
 	DropErrorRate                      // an ICMP error for the guest, above the rate limit
 	DropUnknownError                   // an ICMP error about a flow that is gone
 	DropMalformed                      // a message of the host's kernel that is not an echo reply
@@ -51,11 +51,11 @@ type Stats struct {
 	Flows   int               `json:"flows"`   // flows now, those of published ports included
 	Evicted uint64            `json:"evicted"` // sockets closed because of a cap or for want of descriptors
 
-	OutPackets uint64 `json:"out_packets"` // from the guest to the host; a train counts its datagrams
+	OutPackets uint64 `json:"out_packets"` // from the guest to the host; each datagram of a GSO batch counts
 	OutBytes   uint64 `json:"out_bytes"`   // payload
 	InPackets  uint64 `json:"in_packets"`  // from the host to the guest
 	InBytes    uint64 `json:"in_bytes"`    // payload
-	Errors     uint64 `json:"errors"`      // ICMP errors told to the guest
+	Errors     uint64 `json:"errors"`      // ICMP errors sent to the guest
 	DNS        uint64 `json:"dns"`         // queries given to the resolver
 }
 

@@ -10,13 +10,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/nettest/forwardlab"
 	"rootlessnet/stack"
 )
 
 // Senders, the reader, evictions, the sweep, snapshots and published ports at once, and Close in the middle of it.
 func TestUDPConcurrent(t *testing.T) {
-	h := listenHost(t, "127.0.0.1:0")
-	w := newWorld(t, func(c *DatagramsConfig) { c.MaxSockets = 8; c.Guest = discardGuest{} })
+	h := forwardlab.ListenUDP(t, "127.0.0.1:0")
+	w := newWorld(t, func(c *worldConfig) { c.maxSockets = 8; c.guest = discardGuest{} })
 	w.maxFlows, w.maxPeers = 64, 8
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
@@ -33,26 +34,26 @@ func TestUDPConcurrent(t *testing.T) {
 		})
 	}
 	for range 2 {
-		loop(func(i int) { w.send(netip.AddrPortFrom(guest4.Addr(), uint16(1+i%20)), h.addr, "x") })
+		loop(func(i int) { w.send(netip.AddrPortFrom(forwardlab.Guest4.Addr(), uint16(1+i%20)), h.At, "x") })
 	}
-	loop(func(i int) { w.send(guest4, netip.AddrPortFrom(h.addr.Addr(), uint16(20000+i%50)), "x") })
+	loop(func(i int) { w.send(forwardlab.Guest4, netip.AddrPortFrom(h.At.Addr(), uint16(20000+i%50)), "x") })
 	loop(func(i int) {
 		w.advance(time.Second)
 		w.sweep()
-		_ = w.Flows()
+		_ = w.f.Flows.List()
 		_ = w.Stats()
 		time.Sleep(time.Millisecond)
 	})
 	loop(func(i int) {
-		p, err := w.ListenUDP(UDPListen{Addr: ap("127.0.0.1:0"), Guest4: server4})
+		p, err := w.ListenUDP(UDPListen{Addr: forwardlab.AP("127.0.0.1:0"), Guest4: server4})
 		if err != nil {
 			if !errors.Is(err, os.ErrClosed) {
 				t.Error(err)
 			}
 			return
 		}
-		h.write(t, p.Addr(), "x")
-		w.HandleUDPError(stack.Flow{Src: netip.AddrPortFrom(gw4, h.addr.Port()), Dst: server4}, portUnreachable(true))
+		h.Send(t, p.Addr(), "x")
+		w.HandleUDPError(stack.Flow{Src: netip.AddrPortFrom(forwardlab.Gateway4, h.At.Port()), Dst: server4}, stack.PortUnreachable(true))
 		_ = p.Close()
 	})
 	time.Sleep(300 * time.Millisecond)
@@ -81,16 +82,16 @@ func FuzzControl(f *testing.F) {
 	copy(c.add(unix.IPPROTO_IP, unix.IP_RECVERR, 32), []byte{111, 0, 0, 0, 2, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 127, 0, 0, 1})
 	f.Add(c.buf[:c.n])
 	var d controlBuffer
-	d.addLocal(gw6, 3, true)
+	d.addLocal(forwardlab.Gateway6, 3, true)
 	d.add(unix.IPPROTO_UDP, unix.UDP_GRO, 4)
 	f.Add(d.buf[:d.n])
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		c := parseControl(b)
 		for _, v4 := range []bool{true, false} {
-			_ = c.err.icmp(v4)
+			_ = c.err.ICMP(v4)
 		}
-		if c.local.Is4In6() || c.err.offender.Is4In6() {
+		if c.local.Is4In6() || c.err.Offender.Is4In6() {
 			t.Error("a mapped address came through")
 		}
 	})

@@ -3,7 +3,6 @@ package udp
 import (
 	"container/list"
 	"net/netip"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -11,9 +10,10 @@ import (
 	"rootlessnet/flow"
 	"rootlessnet/forwarder"
 	"rootlessnet/internal/fdbudget"
+	"rootlessnet/internal/lockrank"
 )
 
-// protoUDP and protoEcho tell the flows apart; protoEcho stands for ICMP and ICMPv6, the addresses say which.
+// protoUDP and protoEcho are the kinds of flows; protoEcho stands for ICMP and ICMPv6, the addresses say which.
 const (
 	protoUDP  = unix.IPPROTO_UDP
 	protoEcho = unix.IPPROTO_ICMP
@@ -48,10 +48,10 @@ type target struct {
 	scope   uint32     // interface of a link-local peer, or by which packets shall leave; 0: any
 	gateway bool       // the destination is ours: no hop lies between
 	link    int        // MTU of the host's link towards peer; 0: not known
-	single  bool       // the host's link takes no trains
+	single  bool       // the host's link takes no GSO batches
 }
 
-// conversation is one conversation; all of it is guarded by table.mu.
+// conversation is the state of one flow; all of it is guarded by table.mu.
 type conversation struct {
 	flow.Entry
 	x *Path
@@ -83,7 +83,7 @@ func (f *conversation) timeout() time.Duration {
 
 // table holds every flow and socket.
 type table struct {
-	mu      sync.Mutex
+	mu      lockrank.Mutex
 	closed  bool
 	flows   map[flowKey]*conversation
 	peers   map[peerKey]*conversation
@@ -94,6 +94,7 @@ type table struct {
 }
 
 func (t *table) init() {
+	t.mu.SetRank(lockrank.UDPTable)
 	t.flows = map[flowKey]*conversation{}
 	t.peers = map[peerKey]*conversation{}
 	t.sockets = map[socketKey]*socket{}
@@ -139,7 +140,7 @@ func (x *Path) touch(key flowKey, pkts, bytes int) (target, bool) {
 }
 
 // open makes the flow of the guest's first packet to an allowed destination, and its socket where there is none.
-// When it fails, that has been counted.
+// When it fails, that has been counted; errRulesChanged asks the caller to decide again.
 func (x *Path) open(key flowKey, v *forwarder.Decision, pkts, bytes int) (target, error) {
 	now := x.now()
 	x.mu.Lock()
@@ -161,7 +162,7 @@ func (x *Path) open(key flowKey, v *forwarder.Decision, pkts, bytes int) (target
 	x.insert(f, now)
 	if !x.f.StillAllowed(v, f.Entry.Key) {
 		x.removeFlow(f)
-		return target{}, errSocketClosed
+		return target{}, errRulesChanged
 	}
 	return f.target, nil
 }
@@ -200,12 +201,12 @@ func (x *Path) outbound(k socketKey) (*socket, error) {
 // held, but not while the socket is made.
 func (x *Path) addSocket(k socketKey) (s *socket, added bool, err error) {
 	x.unlock()
-	s, err = x.newSocket(k)
+	s, err = x.openSocket(k)
 	if err == unix.EMFILE || err == unix.ENFILE {
 		x.mu.Lock()
 		x.evictSocket()
 		x.unlock()
-		s, err = x.newSocket(k)
+		s, err = x.openSocket(k)
 	}
 	x.mu.Lock()
 	if err != nil {
@@ -293,7 +294,7 @@ func (x *Path) removeSocket(s *socket) {
 	}
 	delete(x.byFD, int32(s.fd))
 	if s.pub != nil {
-		// Closing would not do: whoever passed the socket in may still hold it, and epoll goes by what it holds.
+		// Closing would not do: the caller that passed the socket in may still have it open, and epoll watches the open file.
 		_ = unix.EpollCtl(x.epfd, unix.EPOLL_CTL_DEL, s.fd, nil)
 	}
 	if s.elem != nil {

@@ -1,51 +1,81 @@
 package archtest_test
 
 import (
-	"go/ast"
+	"io/fs"
+	"maps"
 	"os"
+	"path/filepath"
 	"regexp"
+	"slices"
+	"strings"
 	"testing"
 )
 
-// TestScorecardIsDocumented: docs/scorecard.md has a line for every number of the scorecard's tests, and no other.
-func TestScorecardIsDocumented(t *testing.T) {
-	text, err := os.ReadFile("../../docs/scorecard.md")
+const scorecardFile = "docs/scorecard.md"
+
+var (
+	testFunc  = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
+	testName  = regexp.MustCompile("`((?:Test|Fuzz)\\w+)`")
+	cardLine  = regexp.MustCompile(`(?m)^\| (\d+) \|`)
+	ofTheCard = regexp.MustCompile(`^TestScorecard(\d\d)[A-Z]`)
+)
+
+// TestScorecardNamesItsTests: every TestScorecardNN of the code is named in docs/scorecard.md, which names no test that does
+// not exist, and has every line once.
+func TestScorecardNamesItsTests(t *testing.T) {
+	root := filepath.Join("..", "..")
+	defined := map[string]string{} // the file of each test
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && slices.Contains([]string{".git", "bin", "build", "tools"}, d.Name()) {
+			return filepath.SkipDir
+		}
+		if !strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		for _, m := range testFunc.FindAllSubmatch(text, -1) {
+			defined[string(m[1])] = path
+		}
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	listed, tested := map[string]bool{}, map[string]bool{}
-	for _, m := range regexp.MustCompile(`(?m)^\| ([0-9]{2}) \|`).FindAllStringSubmatch(string(text), -1) {
-		if listed[m[1]] {
-			t.Errorf("docs/scorecard.md has two lines %s", m[1])
-		}
-		listed[m[1]] = true
+	text, err := os.ReadFile(filepath.Join(root, scorecardFile))
+	if err != nil {
+		t.Fatal(err)
 	}
-	name := regexp.MustCompile(`^TestScorecard([0-9]{2})`)
-	for _, f := range sources(t) {
-		if !f.test || top(f.dir) != "e2e" {
-			continue
-		}
-		for _, d := range f.syntax.Decls {
-			fn, ok := d.(*ast.FuncDecl)
-			if !ok {
-				continue
-			}
-			m := name.FindStringSubmatch(fn.Name.Name)
-			if m == nil {
-				continue
-			}
-			tested[m[1]] = true
-			if !listed[m[1]] {
-				t.Errorf("docs/scorecard.md has no line for %s (%s)", fn.Name.Name, f.name)
-			}
+	named := map[string]bool{}
+	for _, m := range testName.FindAllSubmatch(text, -1) {
+		named[string(m[1])] = true
+	}
+	var lines []string
+	for _, m := range cardLine.FindAllSubmatch(text, -1) {
+		lines = append(lines, string(m[1]))
+	}
+	for name := range named {
+		if defined[name] == "" {
+			t.Errorf("%s names %s, which does not exist", scorecardFile, name)
 		}
 	}
-	for number := range listed {
-		if !tested[number] {
-			t.Errorf("docs/scorecard.md has line %s, which no test in e2e has", number)
+	for _, name := range slices.Sorted(maps.Keys(defined)) {
+		m := ofTheCard.FindStringSubmatch(name)
+		switch {
+		case m == nil && strings.HasPrefix(name, "TestScorecard") && name != "TestScorecardNamesItsTests":
+			t.Errorf("%s: %s has no number of two digits", defined[name], name)
+		case m == nil:
+		case !named[name]:
+			t.Errorf("%s: %s is not named in %s", defined[name], name, scorecardFile)
+		case !slices.Contains(lines, strings.TrimLeft(m[1], "0")):
+			t.Errorf("%s has no line %s, of which %s is the test", scorecardFile, m[1], name)
 		}
 	}
-	if len(tested) == 0 {
-		t.Fatal("no test of the scorecard was found")
+	for i, line := range lines {
+		if slices.Contains(lines[:i], line) {
+			t.Errorf("%s has two lines %s", scorecardFile, line)
+		}
 	}
 }

@@ -1,20 +1,27 @@
 package breaker
 
 import (
-	"sync"
 	"time"
+
+	"rootlessnet/internal/lockrank"
 )
 
-// Breaker counts failures in a row. Its zero value is not usable: Failures and Pause must be set. Safe for concurrent use.
+// Breaker counts failures in a row. Make one with New. Safe for concurrent use.
 type Breaker struct {
-	// Failures in a row open the breaker.
-	Failures int
-	// Pause is how long it stays open. Afterwards the next attempt decides: one more failure opens it again.
-	Pause time.Duration
+	failures int
+	pause    time.Duration
 
-	mu    sync.Mutex
+	mu    lockrank.Mutex
 	row   int       // failures since the last success; guarded by mu
 	until time.Time // guarded by mu
+}
+
+// New returns a closed breaker. So many failures in a row open it, for the time of pause. Afterwards the next attempt decides: one
+// more failure opens it again.
+func New(failures int, pause time.Duration) *Breaker {
+	b := &Breaker{failures: failures, pause: pause}
+	b.mu.SetRank(lockrank.Breaker)
+	return b
 }
 
 // Open says that an attempt would most likely fail.
@@ -24,16 +31,16 @@ func (b *Breaker) Open() bool {
 	return b.openLocked()
 }
 
-func (b *Breaker) openLocked() bool { return b.row >= b.Failures && time.Now().Before(b.until) }
+func (b *Breaker) openLocked() bool { return b.row >= b.failures && time.Now().Before(b.until) }
 
 // Fail notes a failure. It is true when this one has opened the breaker.
 func (b *Breaker) Fail() (opened bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.row++; b.row < b.Failures || b.openLocked() {
+	if b.row++; b.row < b.failures || b.openLocked() {
 		return false
 	}
-	b.until = time.Now().Add(b.Pause)
+	b.until = time.Now().Add(b.pause)
 	return true
 }
 

@@ -6,7 +6,7 @@ import (
 )
 
 func TestBreaker(t *testing.T) {
-	b := Breaker{Failures: 3, Pause: time.Hour}
+	b := New(3, time.Hour)
 	for i := range 3 {
 		if b.Open() {
 			t.Fatalf("open after %d failures", i)

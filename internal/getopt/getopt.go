@@ -47,8 +47,8 @@ type Found struct {
 	Value string
 }
 
-// Parse parses args, which does not include the program's name. program is the prefix of error texts. The options before an error are
-// returned with it, for programs that act on options in order.
+// Parse parses args, which does not include the program's name. program is the prefix of error texts. The options before an
+// error are returned with it, for programs that act on options in order.
 func Parse(program string, options []Option, mode Mode, args []string) (found []Found, operands []string, err error) {
 	for len(args) > 0 {
 		arg := args[0]

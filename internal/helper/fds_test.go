@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestAdopt passes three pipes to a process and names two of them: the process reports ready on one, ends when the other is closed, and
-// closes the third.
+// TestAdopt passes three pipes to a process and names two of them: the process reports ready on one, ends when the other is
+// closed, and closes the third.
 func TestAdopt(t *testing.T) {
 	if os.Getenv("ADOPT_CHILD") != "" {
 		files, err := Adopt(4, -1, 3)

@@ -3,12 +3,12 @@ package inbound
 import (
 	"net"
 	"net/netip"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/lockrank"
 	"rootlessnet/internal/rawsock"
 	"rootlessnet/splice"
 )
@@ -18,7 +18,7 @@ type Dialler struct {
 	loop *splice.Loop
 	n    atomic.Int64 // clients that wait
 
-	mu      sync.Mutex
+	mu      lockrank.Mutex
 	waiting map[*Client]struct{} // guarded by mu; nil when closed
 }
 
@@ -37,7 +37,7 @@ type Client struct {
 	attempts []*attempt  // guarded by Dialler.mu
 }
 
-// attempt is one connect under way.
+// attempt is one connect that has not ended.
 type attempt struct {
 	d     *Dialler
 	c     *Client
@@ -48,7 +48,9 @@ type attempt struct {
 
 // NewDialler returns a Dialler that waits by loop. It must be closed before the loop.
 func NewDialler(loop *splice.Loop) *Dialler {
-	return &Dialler{loop: loop, waiting: map[*Client]struct{}{}}
+	d := &Dialler{loop: loop, waiting: map[*Client]struct{}{}}
+	d.mu.SetRank(lockrank.InboundDialler)
+	return d
 }
 
 // Len is the number of clients that wait.

@@ -20,11 +20,11 @@ const Pause = 100 * time.Millisecond
 
 // Handler serves the clients of a Listener. Its methods are not called concurrently for one Listener.
 type Handler interface {
-	// Ready says whether there is room for one more client. false has the listener rest for Pause.
+	// Ready says whether one more client can be served now. false has the listener rest for Pause.
 	Ready() bool
 	// Serve takes over a client's socket, which is non-blocking, and says how the handler run went (package spin).
 	Serve(fd int, client netip.AddrPort) spin.Result
-	// AcceptFailed is told of an accept that failed; the listener rests for Pause.
+	// AcceptFailed is called after an accept that failed; the listener rests for Pause.
 	AcceptFailed(err error)
 }
 
@@ -92,7 +92,7 @@ func (n *Listener) takeOne() spin.Result {
 	return n.h.Serve(fd, client)
 }
 
-// rest accepts nobody for a while.
+// rest accepts no clients for Pause.
 func (n *Listener) rest() spin.Result {
 	n.resting.Store(true)
 	time.AfterFunc(Pause, func() {

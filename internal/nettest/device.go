@@ -29,7 +29,7 @@ var (
 	_ tap.Poller = (*FakeDevice)(nil)
 )
 
-// NewFakeDevice returns an open device that says info of itself.
+// NewFakeDevice returns an open device with the properties info.
 func NewFakeDevice(info tap.Info) *FakeDevice {
 	d := &FakeDevice{info: info}
 	d.changed.L = &d.mu
@@ -67,7 +67,7 @@ func (d *FakeDevice) SetFull(full bool) {
 func (d *FakeDevice) Next(timeout time.Duration) (f tap.Frame, ok bool) {
 	end := time.Now().Add(timeout)
 	alarm := time.AfterFunc(timeout, func() {
-		d.mu.Lock() // not between the look at the clock and Wait
+		d.mu.Lock() // otherwise the broadcast may come between reading the clock and Wait
 		d.changed.Broadcast()
 		d.mu.Unlock()
 	})
@@ -131,14 +131,14 @@ func (d *FakeDevice) PollFrames(frames []tap.Frame) (int, error) {
 }
 
 // Serve implements tap.Poller.
-func (d *FakeDevice) Serve(turn func() spin.Result) error {
+func (d *FakeDevice) Serve(handler func() spin.Result) error {
 	for {
 		d.mu.Lock()
 		for len(d.toUs) == 0 && !d.closed {
 			d.changed.Wait()
 		}
 		d.mu.Unlock()
-		if turn() == spin.Done {
+		if handler() == spin.Done {
 			return nil
 		}
 	}

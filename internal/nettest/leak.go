@@ -27,7 +27,7 @@ func checkLeaks(t testing.TB, patience time.Duration) {
 	t.Cleanup(func() {
 		t.Helper()
 		if t.Failed() {
-			return // a test that ended early leaves things behind; its own failure is the news
+			return // a test that ended early leaves things behind, and its own failure matters more
 		}
 		end := time.Now().Add(patience)
 		var left []string

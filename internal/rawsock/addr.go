@@ -11,8 +11,8 @@ import (
 // Addr has space for a struct sockaddr_in or sockaddr_in6.
 type Addr struct{ unix.RawSockaddrInet6 }
 
-// Set fills in a for an IPv4 or, with v6, an IPv6 socket, and returns its length in bytes. For an IPv6 socket an IPv4 address becomes an
-// IPv4-mapped one. scope is the scope ID of a link-local IPv6 address, else 0.
+// Set fills in a for an IPv4 or, with v6, an IPv6 socket, and returns its length in bytes. For an IPv6 socket an IPv4 address
+// becomes an IPv4-mapped one. scope is the scope ID of a link-local IPv6 address, else 0.
 func (a *Addr) Set(ap netip.AddrPort, v6 bool, scope uint32) uint32 {
 	if !v6 {
 		p := (*unix.RawSockaddrInet4)(unsafe.Pointer(a))

@@ -2,9 +2,10 @@
 //
 // # Why
 //
-// golang.org/x/sys queries the protocol of a socket each time it reads an address of one, and announces every call to Go's scheduler
-// although none of these calls blocks. If an announced call takes longer than 20 µs, the scheduler gives the P to another thread,
-// which must be woken for that. A connect that completes the whole handshake with a peer on the same machine does take longer.
+// golang.org/x/sys queries the protocol of a socket each time it reads an address of one, and announces every call to Go's
+// scheduler although none of these calls blocks. If an announced call takes longer than 20 µs, the scheduler gives the P to
+// another thread, which must be woken for that. A connect that completes the whole handshake with a peer on the same machine
+// does take longer.
 //
 // # Limits
 //

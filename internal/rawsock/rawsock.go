@@ -68,8 +68,8 @@ func callWithAddr(call uintptr, fd int, a netip.AddrPort) error {
 	return nil
 }
 
-// NoDelay sets TCP_NODELAY on a forwarding socket: Nagle's algorithm is up to the sender's kernel. Sockets accepted from a listener inherit
-// it.
+// NoDelay sets TCP_NODELAY on a forwarding socket: Nagle's algorithm is up to the sender's kernel. Sockets accepted from a
+// listener inherit it.
 func NoDelay(fd int) {
 	on := int32(1)
 	_, _, _ = unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, uintptr(unsafe.Pointer(&on)), unsafe.Sizeof(on), 0)

@@ -161,7 +161,7 @@ func (d *direct) listen(p Port, addr netip.AddrPort) error {
 	if err != nil {
 		return err
 	}
-	h := &handler{d: d, port: p, transparent: breaker.Breaker{Failures: plainFailures, Pause: plainFor}}
+	h := &handler{d: d, port: p, transparent: breaker.New(plainFailures, plainFor)}
 	// The handler may wait for a socket. What the listener accepts inherits its options.
 	l, err := inbound.Listen(d.group, tcp, true, rawsock.NoDelay, h)
 	if err != nil {

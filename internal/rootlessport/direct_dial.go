@@ -27,7 +27,7 @@ type handler struct {
 	d    *direct
 	port Port
 	// transparent is open while only plain sockets reach the server.
-	transparent breaker.Breaker
+	transparent *breaker.Breaker
 }
 
 // Ready implements inbound.Handler.

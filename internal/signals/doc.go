@@ -9,8 +9,8 @@
 //
 // # Limits
 //
-// A SIGINT, SIGQUIT or SIGWINCH that a process sends to the launcher alone, while the launcher is in the foreground of its terminal,
-// is mistaken for the terminal's and not passed on.
+// A SIGINT, SIGQUIT or SIGWINCH that a process sends to the launcher alone, while the launcher is in the foreground of its
+// terminal, is mistaken for the terminal's and not passed on.
 //
 // # Imports
 //

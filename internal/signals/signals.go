@@ -16,12 +16,12 @@ var forwarded = []os.Signal{
 	syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM, syscall.SIGWINCH,
 }
 
-// Backlog is the capacity that the channel for Catch should have: for a burst of signals while one is being passed on. The kernel keeps
-// at most one of each kind pending.
+// Backlog is the capacity that the channel for Catch should have: for a burst of signals while one is being passed on. The
+// kernel keeps at most one of each kind pending.
 const Backlog = 16
 
-// Catch delivers the signals of forwarded to ch until signal.Stop. Signals that were ignored when this process was started stay ignored, as
-// nohup and shells without job control intend.
+// Catch delivers the signals of forwarded to ch until signal.Stop. Signals that were ignored when this process was started stay
+// ignored, as nohup and shells without job control intend.
 func Catch(ch chan<- os.Signal) {
 	for _, sig := range forwarded {
 		if !signal.Ignored(sig) {
@@ -35,8 +35,8 @@ func Terminates(sig os.Signal) bool {
 	return slices.Contains([]os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM}, sig)
 }
 
-// FromTerminal reports whether the terminal has probably sent the caught signal sig, in which case the command has received it too. See
-// Limits in the package comment.
+// FromTerminal reports whether the terminal has probably sent the caught signal sig, in which case the command has received it
+// too. See Limits in the package comment.
 func FromTerminal(sig os.Signal) bool {
 	if sig != syscall.SIGINT && sig != syscall.SIGQUIT && sig != syscall.SIGWINCH {
 		return false

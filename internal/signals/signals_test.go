@@ -27,8 +27,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// child starts the launcher in a session of its own. tty, if not nil, is its controlling terminal and standard input. next returns the
-// next line it prints.
+// child starts the launcher in a session of its own. tty, if not nil, is its controlling terminal and standard input. next
+// returns the next line it prints.
 func child(t *testing.T, tty *os.File) (*exec.Cmd, func() string) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")

@@ -3,11 +3,12 @@ package spin
 import (
 	"errors"
 	"os"
-	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/lockrank"
 )
 
 // Result is what one run of a handler reports.
@@ -44,10 +45,10 @@ type Member struct {
 	result Result             // of the latest step
 	recent bool               // the latest step came within exchangeGap of another handler run of the group
 
-	mu     sync.Mutex // held while the handler runs
-	joined bool       // the descriptor has been added to the group's epoll set; guarded by mu
-	bulk   bool       // the latest run that was not Idle was Bulk; guarded by mu
-	left   bool       // Leave was called; guarded by mu
+	mu     lockrank.Mutex // held while the handler runs
+	joined bool           // the descriptor has been added to the group's epoll set; guarded by mu
+	bulk   bool           // the latest run that was not Idle was Bulk; guarded by mu
+	left   bool           // Leave was called; guarded by mu
 }
 
 // NewMember makes a Member for f, which remains the caller's to close, must be in non-blocking mode and without a read deadline,
@@ -55,6 +56,7 @@ type Member struct {
 // once Run has started, by any goroutine of the group that busy-polls; never by two at once. The only error is that f is closed.
 func (g *Group) NewMember(f *os.File, handler func() Result) (*Member, error) {
 	m := &Member{g: g, f: f, handler: handler}
+	m.mu.SetRank(lockrank.SpinMember)
 	m.step = m.take
 	var err error
 	if m.rc, err = f.SyscallConn(); err != nil {
@@ -131,8 +133,8 @@ func (m *Member) Leave() {
 	}
 }
 
-// Run waits for f and runs the handler whenever f is ready, until the handler returns Done, for which Run returns nil, or until f is
-// closed or fails, for which it returns the error. One goroutine may be in Run at a time. When Run has returned, other
+// Run waits for f and runs the handler whenever f is ready, until the handler returns Done, for which Run returns nil, or until
+// f is closed or fails, for which it returns the error. One goroutine may be in Run at a time. When Run has returned, other
 // goroutines of the group may still run the handler until Leave.
 func (m *Member) Run() error {
 	if err := m.join(); err != nil {

@@ -2,12 +2,13 @@ package spin
 
 import (
 	"runtime"
-	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/lockrank"
 )
 
 const (
@@ -32,7 +33,7 @@ type Group struct {
 	base time.Time    // origin of all times below, which are monotonic nanoseconds
 	last atomic.Int64 // when the latest handler run of the group ended
 
-	mu      sync.Mutex
+	mu      lockrank.Mutex
 	members []*Member // by Member.id; nil for an id that is free; guarded by mu
 }
 
@@ -54,6 +55,7 @@ func newGroup() (*Group, error) {
 		return nil, err
 	}
 	g := &Group{ep: ep, base: time.Now()}
+	g.mu.SetRank(lockrank.SpinGroup)
 	g.last.Store(-int64(time.Hour)) // no earlier run to be close to
 	return g, nil
 }

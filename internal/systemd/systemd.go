@@ -24,7 +24,8 @@ func ListenFDs() int {
 	return max(n, 0)
 }
 
-// Files returns the n descriptors from FirstFD on as files, and sets close-on-exec so that programs started later do not inherit them.
+// Files returns the n descriptors from FirstFD on as files, and sets close-on-exec so that programs started later do not
+// inherit them.
 func Files(n int) ([]*os.File, error) {
 	var files []*os.File
 	for fd := FirstFD; fd < FirstFD+n; fd++ {

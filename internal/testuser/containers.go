@@ -13,13 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// callersPackage holds the tests that run Podman and its like, which need more of the machine than others.
+// callersPackage holds the tests that run Podman and other callers, which need more of the machine than other tests.
 const callersPackage = "/e2e/callers"
 
-// The host that those tests see: one interface with a default route, out of documentation's ranges (RFC 5737, RFC 3849).
+// The host that those tests see: one interface with a default route, with addresses for documentation (RFC 5737, RFC 3849).
 const (
 	hostLink     = "lan0"
-	hostLinkPeer = "wire0" // leads to nobody
+	hostLinkPeer = "wire0" // its other end; no machine is behind it
 	hostAddr4    = "198.51.100.1/24"
 	hostGateway4 = "198.51.100.254"
 	hostAddr6    = "2001:db8:1::1/64"
@@ -81,8 +81,8 @@ func buildHost() error {
 	return nil
 }
 
-// adoptOrphans has this process take the place of init for what the tests leave behind, so that the dead are reaped and
-// nobody takes them for alive. It returns when main has ended, which it leaves to be waited for.
+// adoptOrphans has this process take the place of init for what the tests leave behind, so that dead
+// processes are reaped and do not count as running. It returns when main has ended, which it leaves to be waited for.
 func adoptOrphans(main int) {
 	var info struct {
 		signo, errno, code int32

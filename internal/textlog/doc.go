@@ -1,5 +1,5 @@
-// Package textlog prints log records as a command's output: warnings in the format of docker run, everything else after the program's
-// name, each record on one line, because the terminal may be shared with the command that runs in the sandbox.
+// Package textlog prints log records as a command's output: warnings in the format of docker run, everything else after the
+// program's name, each record on one line, because the terminal may be shared with the command that runs in the sandbox.
 //
 // # Lock order
 //

@@ -40,8 +40,8 @@ func newWatch(file *os.File) *Watch {
 	return &Watch{c: make(chan struct{}), stop: make(chan struct{}), file: file}
 }
 
-// File watches f for any event: data, end of file, an error or, for a pidfd, the end of the process. f remains the caller's and must
-// stay open until Close. The error EPERM means that f is of a kind without events, such as a regular file.
+// File watches f for any event: data, end of file, an error or, for a pidfd, the end of the process. f remains the caller's and
+// must stay open until Close. The error EPERM means that f is of a kind without events, such as a regular file.
 func File(f *os.File) (*Watch, error) {
 	conn, err := f.SyscallConn()
 	if err != nil {

@@ -5,8 +5,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
-	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -15,152 +13,199 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What an engine for containers makes in a namespace: a bridge, cables to other namespaces, and rules as netavark's.
+// These operations make in a namespace what a container engine makes: a bridge, veth pairs to other namespaces, and rules
+// as netavark's.
 
-// bridge: NAME PREFIX... makes one that has the addresses, and forwards.
-func bridge(args []string) (string, error) {
-	name := arg(args, 0, "br0")
+// AddBridge makes a bridge that has the addresses, and turns forwarding on.
+type AddBridge struct {
+	Name     string
+	Prefixes []netip.Prefix
+}
+
+func (op AddBridge) run() (None, error) {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = name
+	attrs.Name = op.Name
 	if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
-		return "", err
+		return None{}, err
 	}
 	for _, path := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
 		if err := os.WriteFile("/proc/sys/net/"+path, []byte("1"), 0); err != nil {
-			return "", err
+			return None{}, err
 		}
 	}
-	return "made", configure(name, args[1:])
+	return Configure{Interface: op.Name, Prefixes: op.Prefixes}.run()
 }
 
-// cable: BRIDGE PID NAME leads from the bridge to an interface of that name in the namespace of a process.
-func cable(args []string) (string, error) {
-	pid, err := number(args, 1, 0)
-	if err != nil {
-		return "", err
-	}
-	br, err := netlink.LinkByName(arg(args, 0, "br0"))
+// AddVeth makes a veth pair between a bridge and an interface called Name in the namespace of the process PID. The result
+// is the name of the bridge's end.
+type AddVeth struct {
+	Bridge string
+	PID    int
+	Name   string
+}
+
+func (op AddVeth) run() (bridgeEnd string, err error) {
+	br, err := netlink.LinkByName(op.Bridge)
 	if err != nil {
 		return "", err
 	}
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MasterIndex = fmt.Sprintf("v%d", pid), br.Attrs().Index
-	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: arg(args, 2, "eth0"), PeerNamespace: netlink.NsPid(pid)}
+	attrs.Name, attrs.MasterIndex = fmt.Sprintf("v%d", op.PID), br.Attrs().Index
+	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: op.Name, PeerNamespace: netlink.NsPid(op.PID)}
 	if err := netlink.LinkAdd(veth); err != nil {
 		return "", err
 	}
-	return "made", netlink.LinkSetUp(veth)
+	return attrs.Name, netlink.LinkSetUp(veth)
 }
 
-// address: NAME PREFIX... GATEWAY... configures an interface, and lo.
-func address(args []string) (string, error) {
+// JoinBridge attaches an interface to a bridge.
+type JoinBridge struct{ Bridge, Interface string }
+
+func (op JoinBridge) run() (None, error) {
+	br, err := netlink.LinkByName(op.Bridge)
+	if err != nil {
+		return None{}, err
+	}
+	link, err := netlink.LinkByName(op.Interface)
+	if err != nil {
+		return None{}, err
+	}
+	return None{}, netlink.LinkSetMasterByIndex(link, br.Attrs().Index)
+}
+
+// Configure brings an interface and lo up, and adds addresses and default routes.
+type Configure struct {
+	Interface string
+	Prefixes  []netip.Prefix
+	Gateways  []netip.Addr
+}
+
+func (op Configure) run() (None, error) {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
-		return "", err
+		return None{}, err
 	}
-	if err := netlink.LinkSetUp(lo); err != nil {
-		return "", err
+	link, err := netlink.LinkByName(op.Interface)
+	if err != nil {
+		return None{}, err
 	}
-	return "configured", configure(arg(args, 0, "eth0"), args[1:])
+	for _, l := range []netlink.Link{lo, link} {
+		if err := netlink.LinkSetUp(l); err != nil {
+			return None{}, err
+		}
+	}
+	for _, p := range op.Prefixes {
+		addr := &netlink.Addr{IPNet: ipNet(p), Flags: unix.IFA_F_NODAD}
+		if err := netlink.AddrAdd(link, addr); err != nil {
+			return None{}, fmt.Errorf("address %v: %w", p, err)
+		}
+	}
+	for _, gateway := range op.Gateways {
+		everywhere := ipNet(netip.PrefixFrom(unspecified(gateway), 0))
+		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: everywhere, Gw: gateway.AsSlice()}); err != nil {
+			return None{}, fmt.Errorf("route by %v: %w", gateway, err)
+		}
+	}
+	return None{}, nil
 }
 
-// unaddress: NAME PREFIX takes an address away.
-func unaddress(args []string) (string, error) {
-	link, err := netlink.LinkByName(arg(args, 0, ""))
-	if err != nil {
-		return "", err
-	}
-	addr, err := netlink.ParseAddr(arg(args, 1, ""))
-	if err != nil {
-		return "", err
-	}
-	return "removed", netlink.AddrDel(link, addr)
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// unlink: NAME removes an interface.
-func unlink(args []string) (string, error) {
-	link, err := netlink.LinkByName(arg(args, 0, ""))
-	if err != nil {
-		return "", err
+// unspecified is 0.0.0.0 or ::, of the family of a.
+func unspecified(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return netip.IPv4Unspecified()
 	}
-	return "removed", netlink.LinkDel(link)
+	return netip.IPv6Unspecified()
 }
 
-// join: BRIDGE NAME puts an interface on a bridge.
-func join(args []string) (string, error) {
-	br, err := netlink.LinkByName(arg(args, 0, ""))
-	if err != nil {
-		return "", err
-	}
-	link, err := netlink.LinkByName(arg(args, 1, ""))
-	if err != nil {
-		return "", err
-	}
-	return "joined", netlink.LinkSetMasterByIndex(link, br.Attrs().Index)
+// RemoveAddress removes an address from an interface.
+type RemoveAddress struct {
+	Interface string
+	Prefix    netip.Prefix
 }
 
-// believe: NAME ADDR [MAC] believes a link address for good, or learns it again.
-func believe(args []string) (string, error) {
-	link, err := netlink.LinkByName(arg(args, 0, ""))
+func (op RemoveAddress) run() (None, error) {
+	link, err := netlink.LinkByName(op.Interface)
 	if err != nil {
-		return "", err
+		return None{}, err
 	}
-	n := &netlink.Neigh{LinkIndex: link.Attrs().Index, IP: net.ParseIP(arg(args, 1, "")), State: netlink.NUD_PERMANENT}
-	if len(args) < 3 {
-		return "forgotten", netlink.NeighDel(n)
-	}
-	if n.HardwareAddr, err = net.ParseMAC(args[2]); err != nil {
-		return "", err
-	}
-	return "believed", netlink.NeighSet(n)
+	return None{}, netlink.AddrDel(link, &netlink.Addr{IPNet: ipNet(op.Prefix)})
 }
 
-// configure adds prefixes as addresses, and default routes by what is an address.
-func configure(name string, words []string) error {
+// RemoveLink removes an interface.
+type RemoveLink struct{ Interface string }
+
+func (op RemoveLink) run() (None, error) {
+	link, err := netlink.LinkByName(op.Interface)
+	if err != nil {
+		return None{}, err
+	}
+	return None{}, netlink.LinkDel(link)
+}
+
+// SetNeighbour makes a permanent entry of the neighbour table: packets for Addr go to the link address MAC.
+type SetNeighbour struct {
+	Interface string
+	Addr      netip.Addr
+	MAC       string
+}
+
+func (op SetNeighbour) run() (None, error) {
+	n, err := neighbourEntry(op.Interface, op.Addr)
+	if err != nil {
+		return None{}, err
+	}
+	if n.HardwareAddr, err = net.ParseMAC(op.MAC); err != nil {
+		return None{}, err
+	}
+	return None{}, netlink.NeighSet(n)
+}
+
+// ForgetNeighbour removes an entry of the neighbour table, so that the kernel resolves the address again.
+type ForgetNeighbour struct {
+	Interface string
+	Addr      netip.Addr
+}
+
+func (op ForgetNeighbour) run() (None, error) {
+	n, err := neighbourEntry(op.Interface, op.Addr)
+	if err != nil {
+		return None{}, err
+	}
+	return None{}, netlink.NeighDel(n)
+}
+
+func neighbourEntry(name string, addr netip.Addr) (*netlink.Neigh, error) {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := netlink.LinkSetUp(link); err != nil {
-		return err
-	}
-	for _, w := range words {
-		if gateway, err := netip.ParseAddr(w); err == nil {
-			any := &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}
-			if gateway.Is6() {
-				any = &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
-			}
-			if err := netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: any, Gw: gateway.AsSlice()}); err != nil {
-				return fmt.Errorf("route by %v: %w", gateway, err)
-			}
-			continue
-		}
-		addr, err := netlink.ParseAddr(w)
-		if err != nil {
-			return err
-		}
-		addr.Flags = unix.IFA_F_NODAD
-		if err := netlink.AddrAdd(link, addr); err != nil {
-			return fmt.Errorf("address %s: %w", w, err)
-		}
-	}
-	return nil
+	return &netlink.Neigh{LinkIndex: link.Attrs().Index, IP: addr.AsSlice(), State: netlink.NUD_PERMANENT}, nil
 }
 
-// masquerade: PREFIX... [-open | -drop PORT] loads rules as netavark's, in place of those that are there: what comes from the
-// prefixes may leave, masqueraded; what goes to them must belong to a connection; everything else that is forwarded is dropped,
-// unless -open says otherwise. With -drop, so is what goes to a port.
-func masquerade(args []string) (string, error) {
+// LoadMasquerade loads rules as netavark's, in place of those that it loaded before: what comes from the prefixes may
+// leave, masqueraded; what goes to them must belong to a connection; everything else that is forwarded is dropped, unless
+// Open. What goes to the TCP port Drop is dropped as well; 0 for none.
+type LoadMasquerade struct {
+	Prefixes []netip.Prefix
+	Open     bool
+	Drop     uint16
+}
+
+func (op LoadMasquerade) run() (None, error) {
 	c, err := nftables.New()
 	if err != nil {
-		return "", err
+		return None{}, err
 	}
 	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: "engine"}
 	c.AddTable(table)
 	c.DelTable(table)
 	c.AddTable(table)
 	policy := nftables.ChainPolicyDrop
-	if slices.Contains(args, "-open") {
+	if op.Open {
 		policy = nftables.ChainPolicyAccept
 	}
 	forward := c.AddChain(&nftables.Chain{Table: table, Name: "forward", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &policy})
@@ -174,36 +219,28 @@ func masquerade(args []string) (string, error) {
 	}
 	accept, drop := &expr.Verdict{Kind: expr.VerdictAccept}, &expr.Verdict{Kind: expr.VerdictDrop}
 	add(forward, drop, ctState(expr.CtStateBitINVALID))
-	for i, a := range args {
-		if a == "-drop" {
-			port, err := number(args, i+1, 0)
-			if err != nil {
-				return "", err
-			}
-			add(forward, drop, []expr.Any{
-				&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
-				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(uint16(port))},
-			})
-			break
-		}
+	if op.Drop != 0 {
+		add(forward, drop, tcpTo(op.Drop))
 	}
-	for _, a := range args {
-		if strings.HasPrefix(a, "-") {
-			break
-		}
-		prefix, err := netip.ParsePrefix(a)
-		if err != nil {
-			return "", err
-		}
+	for _, prefix := range op.Prefixes {
 		const src, dst = true, false
 		add(forward, accept, within(prefix, dst, expr.CmpOpEq), ctState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED))
 		add(forward, accept, within(prefix, src, expr.CmpOpEq))
 		add(post, &expr.Masq{}, within(prefix, src, expr.CmpOpEq), within(prefix, dst, expr.CmpOpNeq))
 	}
-	return "loaded", c.Flush()
+	return None{}, c.Flush()
 }
 
+// tcpTo compares the protocol with TCP and the destination port with port.
+func tcpTo(port uint16) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(port)},
+	}
+}
+
+// ctState says whether the connection tracking state is one of bits.
 func ctState(bits uint32) []expr.Any {
 	return []expr.Any{
 		&expr.Ct{Register: 1, Key: expr.CtKeySTATE},
@@ -212,7 +249,7 @@ func ctState(bits uint32) []expr.Any {
 	}
 }
 
-// within compares the source or the destination with a prefix.
+// within compares the source or the destination address with a prefix.
 func within(p netip.Prefix, src bool, op expr.CmpOp) []expr.Any {
 	proto, size, offset := byte(unix.NFPROTO_IPV4), uint32(4), uint32(16)
 	if p.Addr().Is6() {

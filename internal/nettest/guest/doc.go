@@ -1,13 +1,21 @@
-// Package guest holds what end-to-end tests do from inside a sandbox. The test binary is also the command that runs
-// there: Main, called first, takes over when the program was started as
+// Package guest holds what end-to-end tests do from inside a sandbox, a container or another network namespace. The test
+// binary is also the program that runs there: Main, called first in TestMain, takes over when the program was started as
 //
-//	PROGRAM guest OPERATION [ARG...]   one operation
-//	PROGRAM guest agent                operations read from stdin, one a line, until EOF
+//	PROGRAM guest OPERATION JSON   runs one operation, prints its reply and exits
+//	PROGRAM guest agent            runs the operations that are read from stdin, one a line, until the end of the input
 //
-// An operation prints its result on one line. The agent prints, for each line read, one line: "ok RESULT" or
-// "err TEXT"; it says "ok agent" first, when it runs. Servers go on in the background of the agent; what they print is
-// their address only.
+// # Protocol
 //
-// Network failures are results, not errors: the operation prints the name of the errno, such as ECONNREFUSED, since the
-// tests are about which one came through.
+// An operation is a Go type of this package with a method run, such as Connect: its exported fields are the arguments, and
+// the result of run is the result. Both cross the process boundary as JSON; protocol.go holds the encoding and the decoding
+// for both sides. Tests build a command line with Command and read the answer with Decode, or
+// speak to an agent with Do; either returns the result's type. A test that names an operation which does not exist does not compile; one that is
+// missing from the table in operations.go fails at its first use.
+//
+// The agent prints one reply for each request, and one before the first request when it runs. Servers go on in the
+// background of the agent; the result of such an operation is the address that the server listens on.
+//
+// A network failure is a result, an Outcome, and not an error of the operation: the tests are about which one came
+// through. Most operations on a TCP connection or a UDP socket have a method On as well, for a test that has opened the
+// connection itself, outside.
 package guest

@@ -1,82 +1,210 @@
 package guest
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
+	"syscall"
 	"time"
 )
 
-// dialMany: ADDR N. Begins n connections at once and prints how many began; they go on for a few seconds.
-func dialMany(args []string) (string, error) {
-	n, err := number(args, 1, 1)
-	if err != nil {
-		return "", err
+// held are the connections of Hold.
+var held struct {
+	sync.Mutex
+	conns []net.Conn
+}
+
+// Hold opens Count connections to an Echo server, reads its greeting on each, and keeps them besides those that it has
+// kept already.
+type Hold struct {
+	To    Target
+	Count int
+}
+
+// Held is how many connections there are, or answered, and what the first failure was.
+type Held struct {
+	Count   int
+	Outcome Outcome
+}
+
+func (op Hold) run() (Held, error) {
+	held.Lock()
+	defer held.Unlock()
+	var failure error
+	for range op.Count {
+		c, err := op.To.dial(patience)
+		if err == nil {
+			err = awaitGreeting(c)
+		}
+		if err != nil {
+			failure = err
+			break
+		}
+		held.conns = append(held.conns, c)
 	}
+	return Held{len(held.conns), OutcomeOf(failure)}, nil
+}
+
+// EchoHeld sends one byte there and back on every connection of Hold, and counts those that answered. A reset is no
+// failure of the operation: such a connection just does not count.
+type EchoHeld struct {
+	Timeout time.Duration // for each; 0 for a few seconds
+}
+
+func (op EchoHeld) run() (Held, error) {
+	if op.Timeout == 0 {
+		op.Timeout = patience
+	}
+	held.Lock()
+	defer held.Unlock()
+	answered := 0
+	var first error
+	for i, c := range held.conns {
+		if err := echoByte(c, byte(i), op.Timeout); err == nil {
+			answered++
+		} else if first == nil {
+			first = fmt.Errorf("connection %d: %w", i, err)
+		}
+	}
+	if first != nil && !errors.Is(first, syscall.ECONNRESET) {
+		return Held{answered, Outcome(first.Error())}, nil
+	}
+	return Held{answered, OK}, nil
+}
+
+func echoByte(c net.Conn, b byte, timeout time.Duration) error {
+	if err := c.SetDeadline(time.Now().Add(timeout)); err != nil {
+		return err
+	}
+	if _, err := c.Write([]byte{b}); err != nil {
+		return err
+	}
+	got := make([]byte, 1)
+	if _, err := io.ReadFull(c, got); err != nil {
+		return err
+	}
+	if got[0] != b {
+		return fmt.Errorf("sent the byte %d, got %d", b, got[0])
+	}
+	return nil
+}
+
+// DropHeld closes the connections of Hold.
+type DropHeld struct{}
+
+func (DropHeld) run() (None, error) {
+	held.Lock()
+	defer held.Unlock()
+	for _, c := range held.conns {
+		c.Close()
+	}
+	held.conns = nil
+	return None{}, nil
+}
+
+// DialMany begins Count connections at once, and returns when their first SYNs are on their way; the attempts go on for a
+// few seconds.
+type DialMany struct {
+	To    Target
+	Count int
+}
+
+func (op DialMany) run() (None, error) {
 	var begun sync.WaitGroup
-	for range n {
+	for range op.Count {
 		begun.Add(1)
 		go func() {
 			begun.Done()
-			if c, err := net.DialTimeout("tcp", arg(args, 0, ""), patience); err == nil {
+			if c, err := op.To.dial(patience); err == nil {
 				c.Close()
 			}
 		}()
 	}
 	begun.Wait()
-	time.Sleep(200 * time.Millisecond) // the first SYNs are on their way
-	return fmt.Sprint(n), nil
+	time.Sleep(200 * time.Millisecond)
+	return None{}, nil
 }
 
-// churn: ADDR N. Opens n connections to an Echo one after the other, one byte there and back on each, and prints how
-// many worked.
-func churn(args []string) (string, error) {
-	n, err := number(args, 1, 1)
-	if err != nil {
-		return "", err
-	}
-	worked := 0
-	for range n {
-		c, err := net.DialTimeout("tcp", arg(args, 0, ""), patience)
+// Churn opens Count connections to an Echo server one after the other, with one byte there and back on each. The result is
+// how many worked.
+type Churn struct {
+	To    Target
+	Count int
+}
+
+func (op Churn) run() (worked int, err error) {
+	for range op.Count {
+		c, err := op.To.dial(patience)
 		if err != nil {
 			continue
 		}
 		b := []byte("x")
-		if err = greeted(c); err == nil {
+		if err = awaitGreeting(c); err == nil {
 			if _, err = c.Write(b); err == nil {
 				_, err = io.ReadFull(c, b)
 			}
 		}
-		_ = c.(*net.TCPConn).SetLinger(0) // or TIME_WAIT eats the ports
+		_ = c.(*net.TCPConn).SetLinger(0) // otherwise connections in TIME_WAIT use up the ports
 		c.Close()
 		if err == nil {
 			worked++
 		}
 	}
-	return fmt.Sprint(worked), nil
+	return worked, nil
 }
 
-// rawSYNs: ADDR PORT N. Sends n SYNs of as many connections as frames, and prints how many.
-func rawSYNs(args []string) (string, error) {
-	dst, port, err := target(args)
-	if err != nil {
-		return "", err
-	}
-	n, err := number(args, 2, 1)
-	if err != nil {
-		return "", err
-	}
-	w, err := openWire()
-	if err != nil {
-		return "", err
-	}
-	defer w.close()
-	const firstPort = 1024
-	for i := range n {
-		if err := w.send(w.ip(dst, protoTCP, tcpSegment(uint16(firstPort+i), port, tcpSYN, 0), 16)); err != nil {
-			return "", err
+// Fill opens Count connections to a server that does not read, and writes to each until nothing is taken for a while; they
+// stay open.
+type Fill struct {
+	To    Target
+	Count int
+}
+
+// Filled is how many bytes were taken in all.
+type Filled struct {
+	Bytes   int
+	Outcome Outcome
+}
+
+func (op Fill) run() (Filled, error) {
+	sum := 0
+	for range op.Count {
+		c, err := op.To.dial(patience)
+		if err != nil {
+			return Filled{sum, OutcomeOf(err)}, nil
+		}
+		kept <- c.(*net.TCPConn)
+		one := op.On(c)
+		if sum += one.Bytes; one.Outcome != OK {
+			return Filled{sum, one.Outcome}, nil
 		}
 	}
-	return fmt.Sprint(n), nil
+	return Filled{sum, OK}, nil
+}
+
+// fillPause is how long a connection must not take anything to be full.
+const fillPause = 300 * time.Millisecond
+
+// On fills an open connection.
+func (Fill) On(c net.Conn) Filled {
+	const most = 1 << 30
+	b := make([]byte, 64<<10)
+	sum := 0
+	for sum < most {
+		if err := c.SetWriteDeadline(time.Now().Add(fillPause)); err != nil {
+			return Filled{sum, OutcomeOf(err)}
+		}
+		n, err := c.Write(b)
+		sum += n
+		if os.IsTimeout(err) {
+			return Filled{sum, OK}
+		}
+		if err != nil {
+			return Filled{sum, OutcomeOf(err)}
+		}
+	}
+	return Filled{sum, Outcome(fmt.Sprintf("%d bytes were taken for a server that does not read", sum))}
 }

@@ -6,238 +6,221 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
+	"strconv"
 	"strings"
-	"sync"
-	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // patience bounds what is expected to happen soon.
 const patience = 5 * time.Second
 
-// listenAny is net.Listen; addr may have the form :PORT.
-func listenAny(args []string, serve func(*net.TCPConn)) (string, error) {
-	l, err := net.Listen(arg(args, 1, "tcp"), arg(args, 0, ":0"))
-	if err != nil {
-		return "", err
-	}
-	go AcceptAll(l, serve)
-	return l.Addr().String(), nil
+// Target is what an operation connects or sends to. Host is an address, or a name that is resolved inside.
+type Target struct {
+	Host string
+	Port uint16
 }
 
-// AcceptAll runs serve for each client on a goroutine of its own until l is closed. Being out of descriptors is not
-// the end.
-func AcceptAll(l net.Listener, serve func(*net.TCPConn)) {
-	for {
-		c, err := l.Accept()
-		switch {
-		case errors.Is(err, net.ErrClosed):
-			return
-		case err != nil:
-			time.Sleep(10 * time.Millisecond)
-		default:
-			go serve(c.(*net.TCPConn))
-		}
-	}
+// To is the target with that address.
+func To(a netip.AddrPort) Target { return Target{a.Addr().String(), a.Port()} }
+
+func (t Target) String() string { return net.JoinHostPort(t.Host, strconv.Itoa(int(t.Port))) }
+
+func (t Target) dial(timeout time.Duration) (net.Conn, error) {
+	return net.DialTimeout("tcp", t.String(), timeout)
 }
 
-// serveTCP: ADDR [NETWORK]. Greets each client with its address and a newline, then echoes.
-func serveTCP(args []string) (string, error) {
-	return listenAny(args, func(c *net.TCPConn) { Echo(c) })
+// Connect connects and closes again.
+type Connect struct {
+	To      Target
+	Timeout time.Duration // 0 for a few seconds
 }
 
-// Echo greets with the peer's address and a newline, then echoes until EOF, passes EOF back and closes.
-func Echo(c *net.TCPConn) {
-	defer c.Close()
-	if _, err := fmt.Fprintln(c, c.RemoteAddr()); err != nil {
-		return
-	}
-	// Hidden behind a plain Reader and Writer: package net would splice, with a pipe for each connection.
-	_, _ = io.CopyBuffer(struct{ io.Writer }{c}, struct{ io.Reader }{c}, make([]byte, 4096))
-	_ = c.CloseWrite()
-}
-
-// serveRST: ADDR. Greets, waits for one byte, then resets.
-func serveRST(args []string) (string, error) { return listenAny(args, ResetAfterByte) }
-
-// ResetAfterByte greets with a newline, waits for one byte and resets the connection.
-func ResetAfterByte(c *net.TCPConn) {
-	defer c.Close()
-	if _, err := fmt.Fprintln(c); err != nil {
-		return
-	}
-	_, _ = io.ReadFull(c, make([]byte, 1))
-	_ = c.SetLinger(0)
-}
-
-// serveHalf: ADDR. Reads all until EOF, then answers as SumAfterEOF.
-func serveHalf(args []string) (string, error) { return listenAny(args, SumAfterEOF) }
-
-// SumAfterEOF reads until EOF and only then answers with the length and hash of what came, and closes.
-func SumAfterEOF(c *net.TCPConn) {
-	defer c.Close()
-	h := sha256.New()
-	n, err := io.Copy(h, c)
-	if err != nil {
-		return
-	}
-	fmt.Fprintf(c, "%d %x", n, h.Sum(nil))
-}
-
-// connect: ADDR [TIMEOUT]. Prints "connected" or the errno.
-func connect(args []string) (string, error) {
-	timeout, err := duration(args, 1, patience)
-	if err != nil {
-		return "", err
+func (op Connect) run() (Timed, error) {
+	if op.Timeout == 0 {
+		op.Timeout = patience
 	}
 	begin := time.Now()
-	c, err := net.DialTimeout("tcp", arg(args, 0, ""), timeout)
-	took := time.Since(begin).Milliseconds()
-	if err != nil {
-		return fmt.Sprintf("%s %d", Errno(err), took), nil
+	c, err := op.To.dial(op.Timeout)
+	result := timed(begin, err)
+	if err == nil {
+		c.Close()
 	}
-	defer c.Close()
-	return fmt.Sprintf("connected %d", took), nil
+	return result, nil
 }
 
-// exchange: ADDR TEXT. Connects to an Echo and prints "PEER TEXT": the greeting and what came back.
-func exchange(args []string) (string, error) {
-	c, err := net.DialTimeout("tcp", arg(args, 0, ""), patience)
-	if err != nil {
-		return Errno(err), nil
-	}
-	defer c.Close()
-	return Exchange(c, arg(args, 1, "hello"))
+// Exchange connects to an Echo server, sends Text, closes its half and reads to the end.
+type Exchange struct {
+	To     Target
+	Text   string
+	Socket Socket
 }
 
-// Exchange is the client of Echo on an open connection: it sends text, closes its half, and returns the greeting and
-// the echo with a space between.
-func Exchange(c net.Conn, text string) (string, error) { return exchangeWithin(c, text, patience) }
+// Echoed is what a server answered that tells a client's address and echoes.
+type Echoed struct {
+	Outcome Outcome
+	Client  netip.AddrPort // the client as the server sees it
+	Text    string         // what came back
+}
 
-func exchangeWithin(c net.Conn, text string, within time.Duration) (string, error) {
+func (op Exchange) run() (Echoed, error) {
+	d := op.Socket.dialer()
+	c, err := d.Dial("tcp", op.To.String())
+	if err != nil {
+		return Echoed{Outcome: OutcomeOf(err)}, nil
+	}
+	defer c.Close()
+	if op.Socket.FastOpen {
+		return op.fastOpen(c), nil
+	}
+	return op.On(c), nil
+}
+
+// On is the exchange on an open connection.
+func (op Exchange) On(c net.Conn) Echoed {
+	return parseEchoed(exchange(c, op.Text, op.Socket.timeout()))
+}
+
+// fastOpen has the SYN leave with the first byte. To close a half of a connection that is not open yet would abort it.
+func (op Exchange) fastOpen(c net.Conn) Echoed {
+	if _, err := io.WriteString(c, op.Text); err != nil {
+		return Echoed{Outcome: OutcomeOf(err)}
+	}
+	if err := awaitData(c); err != nil {
+		return Echoed{Outcome: OutcomeOf(err)}
+	}
+	return parseEchoed(exchange(c, "", op.Socket.timeout()))
+}
+
+// parseEchoed splits the greeting of an Echo server from the echo.
+func parseEchoed(all string, err error) Echoed {
+	if err != nil {
+		return Echoed{Outcome: OutcomeOf(err)}
+	}
+	greeting, text, _ := strings.Cut(all, "\n")
+	client, err := netip.ParseAddrPort(greeting)
+	return Echoed{OutcomeOf(err), client, text}
+}
+
+// exchange sends text, closes its half of the connection and reads to the end.
+func exchange(c net.Conn, text string, within time.Duration) (string, error) {
 	if err := c.SetDeadline(time.Now().Add(within)); err != nil {
 		return "", err
 	}
 	if _, err := io.WriteString(c, text); err != nil {
-		return Errno(err), nil
+		return "", err
 	}
 	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
-		return Errno(err), nil
+		return "", err
 	}
 	all, err := io.ReadAll(c)
-	if err != nil {
-		return Errno(err), nil
-	}
-	return strings.Replace(string(all), "\n", " ", 1), nil
+	return string(all), err
 }
 
-// awaitReset: ADDR. Connects to a ResetAfterByte, provokes the reset and prints "ERRNO MS": what the read came to and
-// how long it took.
-func awaitReset(args []string) (string, error) {
-	c, err := net.DialTimeout("tcp", arg(args, 0, ""), patience)
+// awaitData waits until the peer has sent something, and does not read it.
+func awaitData(c net.Conn) error {
+	rc, err := c.(*net.TCPConn).SyscallConn()
 	if err != nil {
-		return Errno(err), nil
+		return err
+	}
+	if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
+	var b [1]byte
+	var perr error
+	err = rc.Read(func(fd uintptr) bool {
+		_, _, perr = unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		return perr != unix.EAGAIN
+	})
+	return errors.Join(err, perr)
+}
+
+// HalfClose connects to a SumAfterEnd server, sends Bytes bytes, closes its half, and compares the answer: OK when the
+// server got every byte and its answer came after the half was closed.
+type HalfClose struct {
+	To    Target
+	Bytes int
+}
+
+func (op HalfClose) run() (Outcome, error) {
+	c, err := op.To.dial(patience)
+	if err != nil {
+		return OutcomeOf(err), nil
 	}
 	defer c.Close()
-	return AwaitReset(c)
+	return op.On(c), nil
 }
 
-// AwaitReset is the client of ResetAfterByte.
-func AwaitReset(c net.Conn) (string, error) {
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
-		return "", err
-	}
-	b := make([]byte, 1)
-	if _, err := io.ReadFull(c, b); err != nil {
-		return Errno(err), nil
-	}
-	begin := time.Now()
-	if _, err := c.Write(b); err != nil {
-		return Errno(err), nil
-	}
-	_, err := c.Read(b)
-	took := time.Since(begin).Milliseconds()
-	switch {
-	case err == nil:
-		return fmt.Sprintf("DATA %d", took), nil
-	case errors.Is(err, io.EOF):
-		return fmt.Sprintf("EOF %d", took), nil
-	}
-	return fmt.Sprintf("%s %d", Errno(err), took), nil
-}
-
-// halfClose: ADDR BYTES. The client of SumAfterEOF; prints "same" when the far side got every byte and its answer came
-// after our half was closed.
-func halfClose(args []string) (string, error) {
-	n, err := number(args, 1, 1<<20)
-	if err != nil {
-		return "", err
-	}
-	c, err := net.DialTimeout("tcp", arg(args, 0, ""), patience)
-	if err != nil {
-		return Errno(err), nil
-	}
-	defer c.Close()
-	return HalfClose(c, n)
-}
-
-// HalfClose sends n bytes, closes its half, and compares the answer of SumAfterEOF.
-func HalfClose(c net.Conn, n int) (string, error) {
+// On is the transfer on an open connection.
+func (op HalfClose) On(c net.Conn) Outcome {
 	if err := c.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
-		return "", err
+		return OutcomeOf(err)
 	}
-	data := make([]byte, n)
-	for i := range data {
-		data[i] = byte(i * 7 >> 3)
-	}
+	data := pattern(op.Bytes)
 	if _, err := c.Write(data); err != nil {
-		return Errno(err), nil
+		return OutcomeOf(err)
 	}
 	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
-		return Errno(err), nil
+		return OutcomeOf(err)
 	}
 	answer, err := io.ReadAll(c)
 	if err != nil {
-		return Errno(err), nil
+		return OutcomeOf(err)
 	}
-	if want := fmt.Sprintf("%d %x", n, sha256.Sum256(data)); string(answer) != want {
-		return fmt.Sprintf("got %q, want %q", answer, want), nil
+	if want := fmt.Sprintf("%d %x", op.Bytes, sha256.Sum256(data)); string(answer) != want {
+		return Outcome(fmt.Sprintf("the server got %q, want %q", answer, want))
 	}
-	return "same", nil
+	return OK
 }
 
-// held are the connections of hold.
-var held struct {
-	sync.Mutex
-	conns []net.Conn
+// pattern is n bytes in which a piece that is lost, repeated or moved shows.
+func pattern(n int) []byte {
+	data := make([]byte, n)
+	for i := range data {
+		data[i] = byte(i*7>>3) ^ byte(i>>16)
+	}
+	return data
 }
 
-// hold: ADDR N. Opens n connections to an Echo, reads its greeting on each, and keeps them. Prints how many there are,
-// and what the first failure was.
-func hold(args []string) (string, error) {
-	n, err := number(args, 1, 1)
+// DownloadSize is how many bytes a Produce server sends.
+const DownloadSize = 16 << 20
+
+func produce(c *net.TCPConn) {
+	defer c.Close()
+	_, _ = c.Write(pattern(DownloadSize))
+}
+
+// Download reads from a Produce server: OK when every byte came, and the end after them.
+type Download struct{ To Target }
+
+func (op Download) run() (Outcome, error) {
+	c, err := op.To.dial(patience)
 	if err != nil {
-		return "", err
+		return OutcomeOf(err), nil
 	}
-	held.Lock()
-	defer held.Unlock()
-	failure := ""
-	for range n {
-		c, err := net.DialTimeout("tcp", arg(args, 0, ""), patience)
-		if err == nil {
-			err = greeted(c)
-		}
-		if err != nil {
-			failure = " " + Errno(err)
-			break
-		}
-		held.conns = append(held.conns, c)
-	}
-	return fmt.Sprintf("%d%s", len(held.conns), failure), nil
+	defer c.Close()
+	return op.On(c), nil
 }
 
-// greeted reads the line that an Echo says first.
-func greeted(c net.Conn) error {
+// On reads from an open connection.
+func (Download) On(c net.Conn) Outcome {
+	if err := c.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		return OutcomeOf(err)
+	}
+	got, err := io.ReadAll(c)
+	if err != nil {
+		return OutcomeOf(err)
+	}
+	if sha256.Sum256(got) != sha256.Sum256(pattern(DownloadSize)) {
+		return Outcome(fmt.Sprintf("%d bytes came, which are not the %d that were sent", len(got), DownloadSize))
+	}
+	return OK
+}
+
+// awaitGreeting reads the line that a server sends first.
+func awaitGreeting(c net.Conn) error {
 	if err := c.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		return err
 	}
@@ -249,47 +232,4 @@ func greeted(c net.Conn) error {
 		}
 	}
 	return nil
-}
-
-// dropHeld closes the connections of hold.
-func dropHeld([]string) (string, error) {
-	held.Lock()
-	defer held.Unlock()
-	for _, c := range held.conns {
-		c.Close()
-	}
-	held.conns = nil
-	return "dropped", nil
-}
-
-// holdEcho: [PATIENCE]. Sends one byte there and back on every connection of hold, and prints how many answered.
-func holdEcho(args []string) (string, error) {
-	patience, err := duration(args, 0, patience)
-	if err != nil {
-		return "", err
-	}
-	held.Lock()
-	defer held.Unlock()
-	answered := 0
-	var first error
-	for i, c := range held.conns {
-		want := byte(i)
-		got := make([]byte, 1)
-		err := c.SetDeadline(time.Now().Add(patience))
-		if err == nil {
-			_, err = c.Write([]byte{want})
-		}
-		if err == nil {
-			_, err = io.ReadFull(c, got)
-		}
-		if err == nil && got[0] == want {
-			answered++
-		} else if first == nil {
-			first = fmt.Errorf("connection %d: %w", i, err)
-		}
-	}
-	if first != nil && !errors.Is(first, syscall.ECONNRESET) {
-		return fmt.Sprintf("%d %v", answered, first), nil
-	}
-	return fmt.Sprint(answered), nil
 }

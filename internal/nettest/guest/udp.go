@@ -1,32 +1,29 @@
 package guest
 
 import (
-	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"strings"
 	"time"
 
-	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
-	"github.com/miekg/dns"
-	"golang.org/x/net/icmp"
-	"golang.org/x/net/ipv4"
-	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 )
 
-// serveUDP: ADDR [NETWORK]. Answers each datagram with "PEER DATA".
-func serveUDP(args []string) (string, error) {
-	c, err := net.ListenPacket(arg(args, 1, "udp"), arg(args, 0, ":0"))
+// ServeUDP answers each datagram as EchoUDP. The result is the socket's address.
+type ServeUDP struct {
+	Addr netip.Addr // the zero Addr for every address of both families
+	Port uint16     // 0 for a free one
+}
+
+func (op ServeUDP) run() (netip.AddrPort, error) {
+	c, err := net.ListenPacket("udp", listenAddress(op.Addr, op.Port))
 	if err != nil {
-		return "", err
+		return netip.AddrPort{}, err
 	}
 	go EchoUDP(c)
-	return c.LocalAddr().String(), nil
+	return c.LocalAddr().(*net.UDPAddr).AddrPort(), nil
 }
 
 // EchoUDP answers each datagram with the sender's address, a space and the data, until c is closed.
@@ -44,21 +41,44 @@ func EchoUDP(c net.PacketConn) {
 	}
 }
 
-// udp: ADDR TEXT [TIMEOUT]. Sends one datagram and prints the answer, or the errno that came back.
-func udp(args []string) (string, error) {
-	timeout, err := duration(args, 2, 2*time.Second)
+// AskUDP sends one datagram to an EchoUDP and waits for the answer, or for the error that comes instead.
+type AskUDP struct {
+	To      Target
+	Text    string
+	Timeout time.Duration // 0 for two seconds
+}
+
+func (op AskUDP) run() (Echoed, error) {
+	c, err := net.Dial("udp", op.To.String())
 	if err != nil {
-		return "", err
-	}
-	c, err := net.Dial("udp", arg(args, 0, ""))
-	if err != nil {
-		return Errno(err), nil
+		return Echoed{Outcome: OutcomeOf(err)}, nil
 	}
 	defer c.Close()
 	if err := reportErrors(c.(*net.UDPConn)); err != nil {
-		return "", err
+		return Echoed{}, err
 	}
-	return AskUDP(c, arg(args, 1, "hello"), timeout)
+	return op.On(c), nil
+}
+
+// On is the exchange on a connected socket.
+func (op AskUDP) On(c net.Conn) Echoed {
+	if op.Timeout == 0 {
+		op.Timeout = 2 * time.Second
+	}
+	if _, err := c.Write([]byte(op.Text)); err != nil {
+		return Echoed{Outcome: OutcomeOf(err)}
+	}
+	if err := c.SetReadDeadline(time.Now().Add(op.Timeout)); err != nil {
+		return Echoed{Outcome: OutcomeOf(err)}
+	}
+	b := make([]byte, 64<<10)
+	n, err := c.Read(b)
+	if err != nil {
+		return Echoed{Outcome: OutcomeOf(err)}
+	}
+	client, text, _ := strings.Cut(string(b[:n]), " ")
+	address, err := netip.ParseAddrPort(client)
+	return Echoed{OutcomeOf(err), address, text}
 }
 
 // reportErrors asks the kernel for every ICMP error; without it only those that it takes for final are reported.
@@ -78,60 +98,42 @@ func reportErrors(c *net.UDPConn) error {
 	return failed
 }
 
-// AskUDP sends one datagram on a connected socket and returns the answer or the errno.
-func AskUDP(c net.Conn, text string, timeout time.Duration) (string, error) {
-	if _, err := c.Write([]byte(text)); err != nil {
-		return Errno(err), nil
-	}
-	if err := c.SetReadDeadline(time.Now().Add(timeout)); err != nil {
-		return "", err
-	}
-	b := make([]byte, 64<<10)
-	n, err := c.Read(b)
-	if err != nil {
-		return Errno(err), nil
-	}
-	return string(b[:n]), nil
+// AskUDPFromMany asks an EchoUDP from Flows sockets, one after the other. The result is how many were answered.
+type AskUDPFromMany struct {
+	To    Target
+	Flows int
 }
 
-// udpBurst: ADDR FLOWS. Sends one datagram from each of many sockets, two at a time open, to an EchoUDP and prints how
-// many were answered.
-func udpBurst(args []string) (string, error) {
-	flows, err := number(args, 1, 100)
-	if err != nil {
-		return "", err
-	}
-	answered := 0
-	for i := range flows {
-		c, err := net.Dial("udp", arg(args, 0, ""))
+func (op AskUDPFromMany) run() (answered int, err error) {
+	for i := range op.Flows {
+		c, err := net.Dial("udp", op.To.String())
 		if err != nil {
-			return "", err
+			return answered, err
 		}
-		got, err := AskUDP(c, fmt.Sprintf("flow%d", i), time.Second)
-		c.Close()
-		if err != nil {
-			return "", err
-		}
-		if strings.HasSuffix(got, fmt.Sprintf(" flow%d", i)) {
+		text := fmt.Sprintf("flow%d", i)
+		if got := (AskUDP{Text: text, Timeout: time.Second}).On(c); got.Outcome == OK && got.Text == text {
 			answered++
 		}
+		c.Close()
 	}
-	return fmt.Sprint(answered), nil
+	return answered, nil
 }
 
-// udpTrains: ADDR. Asks an EchoUDP with TrainsUDP and prints its result, "ok" when all is well.
-func udpTrains(args []string) (string, error) {
-	c, err := net.Dial("udp", arg(args, 0, ""))
+// AskUDPInBatches sends datagrams to an EchoUDP, several at a time, so that they travel in GSO batches. OK says that every
+// answer came, in order, with the size and the content that were sent.
+type AskUDPInBatches struct{ To Target }
+
+func (op AskUDPInBatches) run() (Outcome, error) {
+	c, err := net.Dial("udp", op.To.String())
 	if err != nil {
-		return "", err
+		return OutcomeOf(err), nil
 	}
 	defer c.Close()
-	return TrainsUDP(c), nil
+	return op.On(c), nil
 }
 
-// TrainsUDP sends datagrams to an EchoUDP, several at a time, and says what is wrong with the answers: each must come,
-// in order, and be of the same size and content. It says "ok" when nothing is.
-func TrainsUDP(c net.Conn) string {
+// On sends the datagrams on a connected socket.
+func (AskUDPInBatches) On(c net.Conn) Outcome {
 	b := make([]byte, 64<<10)
 	for round, sizes := range [][]int{
 		{1400, 1400, 1400, 1400, 1400, 1400, 1400, 1400, 1400, 1400, 1400, 300},
@@ -143,122 +145,21 @@ func TrainsUDP(c net.Conn) string {
 		for i, n := range sizes {
 			sent[i] = strings.Repeat(string(rune('a'+i)), n)
 			if _, err := c.Write([]byte(sent[i])); err != nil {
-				return fmt.Sprintf("round %d, datagram %d: %s", round, i, Errno(err))
+				return Outcome(fmt.Sprintf("round %d, datagram %d: %v", round, i, OutcomeOf(err)))
 			}
 		}
 		for i, want := range sent {
 			if err := c.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
-				return err.Error()
+				return OutcomeOf(err)
 			}
 			n, err := c.Read(b)
 			if err != nil {
-				return fmt.Sprintf("round %d, answer %d: %s", round, i, Errno(err))
+				return Outcome(fmt.Sprintf("round %d, answer %d: %v", round, i, OutcomeOf(err)))
 			}
 			if _, got, _ := strings.Cut(string(b[:n]), " "); got != want {
-				return fmt.Sprintf("round %d, answer %d: %d bytes %.10q, want %d bytes %.10q", round, i, len(got), got, len(want), want)
+				return Outcome(fmt.Sprintf("round %d, answer %d: %d bytes %.10q, want %d bytes %.10q", round, i, len(got), got, len(want), want))
 			}
 		}
 	}
-	return "ok"
-}
-
-// ping: ADDR [TIMEOUT]. Sends one echo request through a raw socket, or a ping socket where that is not allowed, and
-// prints "reply BYTES" or the type and code of the error that came instead.
-func ping(args []string) (string, error) {
-	to, err := netip.ParseAddr(arg(args, 0, ""))
-	if err != nil {
-		return "", err
-	}
-	timeout, err := duration(args, 1, 2*time.Second)
-	if err != nil {
-		return "", err
-	}
-	raw, plain, any, protocol := "ip4:icmp", "udp4", "0.0.0.0", protoICMP
-	var request, reply icmp.Type = ipv4.ICMPTypeEcho, ipv4.ICMPTypeEchoReply
-	if to.Is6() {
-		raw, plain, any, protocol = "ip6:ipv6-icmp", "udp6", "::", protoICMPv6
-		request, reply = ipv6.ICMPTypeEchoRequest, ipv6.ICMPTypeEchoReply
-	}
-	// A raw socket sees the errors that are answers too.
-	var dst net.Addr = &net.IPAddr{IP: to.AsSlice()}
-	c, err := icmp.ListenPacket(raw, any)
-	if err != nil {
-		dst = &net.UDPAddr{IP: to.AsSlice()}
-		if c, err = icmp.ListenPacket(plain, any); err != nil {
-			return "", err
-		}
-	}
-	defer c.Close()
-	data := bytes.Repeat([]byte("echo"), 14)
-	m := icmp.Message{Type: request, Body: &icmp.Echo{ID: os.Getpid() & 0xffff, Seq: 1, Data: data}}
-	packet, err := m.Marshal(nil)
-	if err != nil {
-		return "", err
-	}
-	if _, err := c.WriteTo(packet, dst); err != nil {
-		return Errno(err), nil
-	}
-	if err := c.SetReadDeadline(time.Now().Add(timeout)); err != nil {
-		return "", err
-	}
-	b := make([]byte, 64<<10)
-	for {
-		n, _, err := c.ReadFrom(b)
-		if err != nil {
-			return Errno(err), nil
-		}
-		got, err := icmp.ParseMessage(protocol, b[:n])
-		if err != nil {
-			return "", err
-		}
-		switch body := got.Body.(type) {
-		case *icmp.Echo:
-			if got.Type == reply && bytes.Equal(body.Data, data) {
-				return fmt.Sprintf("reply %d", len(body.Data)), nil
-			}
-		case *icmp.DstUnreach, *icmp.PacketTooBig, *icmp.TimeExceeded:
-			return fmt.Sprintf("%v %d", got.Type, got.Code), nil
-		} // the rest is another's, or neighbour discovery
-	}
-}
-
-// query: NAME TYPE SERVER [tcp]. Prints the rcode and the answers' data.
-func query(args []string) (string, error) {
-	if len(args) < 3 {
-		return "", errors.New("dns NAME TYPE SERVER [tcp]")
-	}
-	m := new(dns.Msg)
-	m.SetQuestion(dns.Fqdn(args[0]), dns.StringToType[strings.ToUpper(args[1])])
-	c := dns.Client{Net: arg(args, 3, "udp"), Timeout: patience}
-	in, _, err := c.Exchange(m, net.JoinHostPort(args[2], "53"))
-	if err != nil {
-		return Errno(err), nil
-	}
-	words := []string{dns.RcodeToString[in.Rcode]}
-	for _, rr := range in.Answer {
-		words = append(words, strings.TrimPrefix(rr.String(), rr.Header().String()))
-	}
-	return strings.Join(words, " "), nil
-}
-
-// dhcp: INTERFACE. Asks for a lease and prints "ADDRESS/BITS ROUTER DNS".
-func dhcp(args []string) (string, error) {
-	c, err := nclient4.New(arg(args, 0, "eth0"), nclient4.WithTimeout(patience))
-	if err != nil {
-		return "", err
-	}
-	defer c.Close()
-	lease, err := c.Request(context.Background())
-	if err != nil {
-		return Errno(err), nil
-	}
-	bits, _ := lease.ACK.SubnetMask().Size()
-	return fmt.Sprintf("%v/%d %v %v", lease.ACK.YourIPAddr, bits, first(lease.ACK.Router()), first(lease.ACK.DNS())), nil
-}
-
-func first(list []net.IP) net.IP {
-	if len(list) == 0 {
-		return nil
-	}
-	return list[0]
+	return OK
 }

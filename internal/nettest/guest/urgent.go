@@ -1,19 +1,32 @@
 package guest
 
 import (
-	"fmt"
-	"io"
+	"encoding/json"
 	"net"
+	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// Urgent data: both ends send "abc", an urgent "!" and "def", with a pause around the urgent byte, as there is one mark at
-// a time. What comes is told as TEXT, the stream without the urgent byte, and where that was, or "none".
+// Urgent data (RFC 6093): both ends send "abc", an urgent "!" and "def", with a pause around the urgent byte, as a
+// connection has one urgent mark at a time.
 
 const urgentPause = 150 * time.Millisecond
+
+// UrgentStream is what one end received: the stream without the urgent byte, and that byte with its place in the stream.
+type UrgentStream struct {
+	Text   string
+	Urgent string // "" when no byte came as urgent
+	At     int    // the urgent byte's offset in Text
+}
+
+// MarkedUrgent and UrgentInLine are the sample as it arrives with the urgent byte marked as urgent, and as ordinary data.
+var (
+	MarkedUrgent = UrgentStream{Text: "abcdef", Urgent: "!", At: 3}
+	UrgentInLine = UrgentStream{Text: "abc!def"}
+)
 
 // sendUrgent sends the sample.
 func sendUrgent(c *net.TCPConn) error {
@@ -42,15 +55,13 @@ func sendUrgent(c *net.TCPConn) error {
 }
 
 // receiveUrgent reads to the end of the stream.
-func receiveUrgent(c *net.TCPConn) (string, error) {
-	f, err := c.File() // polled by ourselves
+func receiveUrgent(c *net.TCPConn) (s UrgentStream, outcome Outcome) {
+	f, err := c.File() // a copy of the descriptor that this function polls itself
 	if err != nil {
-		return "", err
+		return s, OutcomeOf(err)
 	}
 	defer f.Close()
 	fd := int(f.Fd())
-	var text []byte
-	urgent := "none"
 	end := time.Now().Add(patience)
 	b := make([]byte, 256)
 	for time.Now().Before(end) {
@@ -62,7 +73,7 @@ func receiveUrgent(c *net.TCPConn) (string, error) {
 			if at, err := unix.IoctlGetInt(fd, unix.SIOCATMARK); err == nil && at == 1 {
 				n, _, err := unix.Recvfrom(fd, b[:1], unix.MSG_OOB|unix.MSG_DONTWAIT)
 				if err == nil && n == 1 {
-					urgent = fmt.Sprintf("%s at %d", b[:1], len(text))
+					s.Urgent, s.At = string(b[:1]), len(s.Text)
 				}
 			}
 		}
@@ -71,50 +82,65 @@ func receiveUrgent(c *net.TCPConn) (string, error) {
 		case err == unix.EAGAIN || err == unix.EINTR:
 			time.Sleep(5 * time.Millisecond) // the urgent byte alone is not readable
 		case err != nil:
-			return Errno(err), nil
+			return s, OutcomeOf(err)
 		case n == 0:
-			return fmt.Sprintf("%s %s", text, urgent), nil
+			return s, OK
 		}
-		text = append(text, b[:max(n, 0)]...)
+		s.Text += string(b[:max(n, 0)])
 	}
-	return fmt.Sprintf("%s %s TIMEOUT", text, urgent), nil
+	return s, TimedOut
 }
 
-// serveUrgent: ADDR. Serves UrgentServer.
-func serveUrgent(args []string) (string, error) { return listenAny(args, UrgentServer) }
-
-// UrgentServer sends the sample, receives one, and tells what it received.
-func UrgentServer(c *net.TCPConn) {
+// serveUrgent sends the sample, receives one, and sends what it received as JSON.
+func serveUrgent(c *net.TCPConn) {
 	defer c.Close()
 	if sendUrgent(c) != nil {
 		return
 	}
-	got, err := receiveUrgent(c)
-	if err != nil {
-		got = err.Error()
+	got, outcome := receiveUrgent(c)
+	if outcome != OK {
+		got.Text += " " + string(outcome)
 	}
-	_, _ = io.WriteString(c, " "+got)
+	_ = json.NewEncoder(c).Encode(got)
 }
 
-// urgent: ADDR. Is UrgentClient.
-func urgent(args []string) (string, error) {
-	c, err := net.DialTimeout("tcp", arg(args, 0, ""), patience)
+// ExchangeUrgent connects to an Urgent server, sends the sample and receives the server's.
+type ExchangeUrgent struct{ To Target }
+
+// UrgentExchange is what each end received.
+type UrgentExchange struct {
+	Outcome        Outcome
+	Client, Server UrgentStream
+}
+
+// WantUrgent is the exchange in which both ends received this.
+func WantUrgent(s UrgentStream) UrgentExchange { return UrgentExchange{Client: s, Server: s} }
+
+func (op ExchangeUrgent) run() (UrgentExchange, error) {
+	c, err := op.To.dial(patience)
 	if err != nil {
-		return Errno(err), nil
+		return UrgentExchange{Outcome: OutcomeOf(err)}, nil
 	}
 	defer c.Close()
-	return UrgentClient(c)
+	return op.On(c), nil
 }
 
-// UrgentClient sends the sample and receives that of an UrgentServer. It returns the stream and the urgent byte of the
-// server, whose stream ends with what it got: "abcdef abcdef ! at 3 ! at 3" when all is right.
-func UrgentClient(c net.Conn) (string, error) {
+// On is the exchange on an open connection.
+func (ExchangeUrgent) On(c net.Conn) (x UrgentExchange) {
 	t := c.(*net.TCPConn)
 	if err := sendUrgent(t); err != nil {
-		return Errno(err), nil
+		return UrgentExchange{Outcome: OutcomeOf(err)}
 	}
 	if err := t.CloseWrite(); err != nil {
-		return Errno(err), nil
+		return UrgentExchange{Outcome: OutcomeOf(err)}
 	}
-	return receiveUrgent(t)
+	x.Client, x.Outcome = receiveUrgent(t)
+	if x.Outcome != OK {
+		return x
+	}
+	// The server's sample ends where its report begins.
+	sample, report, _ := strings.Cut(x.Client.Text, "{")
+	x.Client.Text = sample
+	x.Outcome = OutcomeOf(json.Unmarshal([]byte("{"+report), &x.Server))
+	return x
 }

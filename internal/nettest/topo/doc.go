@@ -1,5 +1,5 @@
-// Package topo makes the ground on which end-to-end tests and benchmarks stand: two network namespaces joined by a
-// veth pair, made and owned by an ordinary user.
+// Package topo makes the topology of end-to-end tests and benchmarks: two network namespaces joined by a veth pair, made and
+// owned by an ordinary user.
 //
 //	      "here"                                   "there"
 //	the product, as a user               the test's own servers and clients
@@ -22,5 +22,5 @@
 // # Limits
 //
 // The user namespace maps one uid and one gid, so newuidmap cannot work below it, and files of non-dumpable processes
-// below /proc belong to nobody who could read them. The uid must not be 0.
+// below /proc belong to a user that is not mapped. The uid must not be 0.
 package topo

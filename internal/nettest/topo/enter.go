@@ -22,7 +22,8 @@ const failure = 125
 
 // Enter puts the program into a user, mount and network namespace of its own: the first call re-executes it with the
 // same arguments, waits and exits as it did; the call of the re-executed program returns. It must come first in main or
-// TestMain, while the program has nothing to lose. Where it is impossible it says why on stderr and exits with 125.
+// TestMain, before the program has opened or started anything. Where it is impossible the program prints the reason
+// on stderr and exits with 125.
 func Enter() {
 	if os.Getenv(entered) != "" {
 		os.Unsetenv(entered)

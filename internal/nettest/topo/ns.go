@@ -32,7 +32,7 @@ func NewNS() (*NS, error) {
 }
 
 // forker owns the thread on which NS.Command forks. It lives as long as the namespace, because the pdeathsig of what
-// it starts is tied to it, and the thread ends with it, because nobody else could use a thread without capabilities.
+// it starts is tied to it, and the thread ends with it, because a thread without capabilities is of no use to other goroutines.
 func (n *NS) forker(ready chan<- error) {
 	runtime.LockOSThread()
 	defer close(n.done)
@@ -57,7 +57,7 @@ func (n *NS) forker(ready chan<- error) {
 func (n *NS) Do(fn func() error) error {
 	result := make(chan error, 1)
 	go func() {
-		// Never unlocked: the thread ends with the goroutine instead of going back with a foreign namespace.
+		// Never unlocked: the thread ends with the goroutine instead of going back to the scheduler in a foreign namespace.
 		runtime.LockOSThread()
 		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
 			result <- fmt.Errorf("topo: setns: %w", err)

@@ -127,7 +127,7 @@ func (t *Topo) sysctls(o Options) error {
 		settings = append(settings,
 			setting{t.There, "ipv6/conf/all/forwarding", "1"},
 			setting{t.There, "ipv6/icmp/ratelimit", "0"},
-			// Link-local addresses work at once; nobody else is on this wire.
+			// Link-local addresses work at once: no other machine is on this link.
 			setting{t.Here, "ipv6/conf/" + Link + "/accept_dad", "0"},
 			setting{t.There, "ipv6/conf/" + Link + "/accept_dad", "0"})
 	}

@@ -1,6 +1,0 @@
-//go:build !race
-
-package sandbox
-
-// raceBuild says whether this program was built with the race detector.
-const raceBuild = false

@@ -1,6 +1,0 @@
-//go:build race
-
-package stack
-
-// raceEnabled: the race detector makes sync.Pool drop things at random.
-const raceEnabled = true
