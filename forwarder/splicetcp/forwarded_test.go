@@ -56,6 +56,13 @@ func TestSpliceForwarded(t *testing.T) {
 		t.Errorf("before the namespace is ready: %+v", s)
 	}
 	ready <- nil
+	// The test's connection stands for the re-injected SYN and must not come before it: it would belong to no request.
+	forwardlab.Eventually(t, "the SYN is re-injected", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		r := w.requests[w.flow(port)]
+		return r != nil && r.state == reinjected
+	})
 	c := w.connect(port)
 	defer c.Close()
 	w.waitFor("joined", func(s stats) bool { return s.Active == 1 })
