@@ -48,16 +48,6 @@ func TestVersions(t *testing.T) {
 	}
 }
 
-func TestParseStat(t *testing.T) {
-	p, err := parseStat(7, "7 (a) b) S 3 7 7 0 -1 4194304 1 2 3 4 50 25 6 7 20 0 1 0 4711 0 0")
-	if err != nil || p.parent != 3 || p.used != 750*time.Millisecond || p.start != 4711 {
-		t.Errorf("%+v, %v", p, err)
-	}
-	if _, err := parseStat(7, "7 (x) S 3"); err == nil {
-		t.Error("half a line is taken")
-	}
-}
-
 func TestQuantile(t *testing.T) {
 	var d []time.Duration
 	for i := range 100 {

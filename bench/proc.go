@@ -11,10 +11,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-)
 
-// userHZ is the unit of times in /proc; Linux shows 100 to every program, whatever it counts by itself.
-const userHZ = 100
+	"rootlessnet/internal/procstat"
+)
 
 // proc is a process as /proc shows it.
 type proc struct {
@@ -43,29 +42,8 @@ func processes() (map[int]proc, error) {
 }
 
 func readProc(pid int) (proc, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return proc{}, err
-	}
-	return parseStat(pid, string(stat))
-}
-
-// parseStat reads proc(5): pid (comm) state ppid … utime(14) stime(15) … starttime(22). comm may hold anything, so count
-// from its closing parenthesis.
-func parseStat(pid int, stat string) (proc, error) {
-	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
-	number := func(n int) uint64 { // n as in proc(5)
-		if n-3 >= len(fields) {
-			return 0
-		}
-		v, _ := strconv.ParseUint(fields[n-3], 10, 64)
-		return v
-	}
-	if len(fields) < 22-2 {
-		return proc{}, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields)+2)
-	}
-	return proc{pid: pid, parent: int(number(4)), start: number(22),
-		used: time.Duration(number(14)+number(15)) * time.Second / userHZ}, nil
+	stat, err := procstat.Read(pid)
+	return proc{pid: pid, parent: stat.Parent, start: stat.Start, used: stat.CPU}, err
 }
 
 // processTree is root and all below it.

@@ -1,18 +1,17 @@
 package userns
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"os/user"
 	"strconv"
 	"strings"
 
+	"rootlessnet/internal/subid"
 	"rootlessnet/netns"
 )
 
@@ -76,18 +75,9 @@ func helperMap(ctx context.Context, pid int, kind string, id int) (uint32, error
 	if u, err := user.LookupId(strconv.Itoa(os.Getuid())); err == nil {
 		name = u.Username
 	}
-	file := "/etc/sub" + kind
-	f, err := os.Open(file)
+	ranges, err := subid.Read("/etc/sub"+kind, name, os.Getuid(), maxSubRanges)
 	if err != nil {
 		return 0, err
-	}
-	defer f.Close()
-	ranges, err := parseSubIDs(f, name, os.Getuid())
-	if err != nil {
-		return 0, fmt.Errorf("%s: %w", file, err)
-	}
-	if len(ranges) == 0 {
-		return 0, fmt.Errorf("%s has no range for %s", file, name)
 	}
 	args := []string{strconv.Itoa(pid), "0", strconv.Itoa(id), "1"}
 	next := uint32(1)
@@ -109,28 +99,4 @@ func helperMap(ctx context.Context, pid int, kind string, id int) (uint32, error
 		return 0, fmt.Errorf("%s: %w: %s", tool, err, strings.TrimSpace(stderr.String()))
 	}
 	return next, nil
-}
-
-// parseSubIDs reads subuid(5): the ranges of the user by name or by number, in the order of the file. Lines that are not
-// of the form name:first:count are skipped, as newuidmap does.
-func parseSubIDs(r io.Reader, name string, uid int) ([]idRange, error) {
-	var out []idRange
-	sc := bufio.NewScanner(r)
-	for sc.Scan() && len(out) < maxSubRanges {
-		owner, rest, ok := strings.Cut(strings.TrimSpace(sc.Text()), ":")
-		if !ok || owner == "" || (owner != name && owner != strconv.Itoa(uid)) {
-			continue
-		}
-		a, b, ok := strings.Cut(rest, ":")
-		if !ok {
-			continue
-		}
-		first, err1 := strconv.ParseUint(a, 10, 32)
-		count, err2 := strconv.ParseUint(b, 10, 32)
-		if err1 != nil || err2 != nil || count == 0 || first+count > 1<<32 {
-			continue
-		}
-		out = append(out, idRange{uint32(first), uint32(count)})
-	}
-	return out, sc.Err()
 }

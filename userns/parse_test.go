@@ -7,8 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -55,49 +53,6 @@ func FuzzFilterNsswitch(f *testing.F) {
 			t.Fatalf("lines lost: %q became %q", in, out)
 		}
 	})
-}
-
-func TestParseSubIDs(t *testing.T) {
-	const text = "alice:100000:65536\nbob:200000:65536\n# alice:1:1\nalice:300000:10\n1001:400000:5\nalice:x:1\nalice:5\nalice:1:0\nalice:4294967295:2\n\n"
-	got, err := parseSubIDs(strings.NewReader(text), "alice", 1001)
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := []idRange{{100000, 65536}, {300000, 10}, {400000, 5}}
-	if !slices.Equal(got, want) {
-		t.Errorf("got %v, want %v", got, want)
-	}
-	if got, _ := parseSubIDs(strings.NewReader(":1:1\n"), "", 7); len(got) != 0 {
-		t.Errorf("a line without a name matched a user without one: %v", got)
-	}
-}
-
-func FuzzParseSubIDs(f *testing.F) {
-	f.Add("alice:100000:65536\n1001:1:2")
-	f.Fuzz(func(t *testing.T, text string) {
-		got, _ := parseSubIDs(strings.NewReader(text), "alice", 1001)
-		for _, r := range got {
-			if r.Count == 0 || uint64(r.First)+uint64(r.Count) > 1<<32 {
-				t.Fatalf("impossible range %v", r)
-			}
-		}
-	})
-}
-
-func TestStatParent(t *testing.T) {
-	for in, want := range map[string]int{
-		"12 (sh) S 7 12 12":           7,
-		"12 (a) S 99) b) R 8 1":       8,
-		"12 (sh":                      0,
-		"":                            0,
-		"12 (sh) S":                   0,
-		"12 (sh) S x":                 0,
-		"12 (new\nline ( ) ) S 3 1 1": 3,
-	} {
-		if got := statParent([]byte(in)); got != want {
-			t.Errorf("%q: got %d, want %d", in, got, want)
-		}
-	}
 }
 
 func FuzzParseMessage(f *testing.F) {

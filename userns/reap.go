@@ -1,7 +1,6 @@
 package userns
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"os"
@@ -10,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/procstat"
 )
 
 // reap waits for every child that has ended. ended says that the command is among them; code is its exit code then.
@@ -132,23 +133,13 @@ func (p *procDir) children() []int {
 		return out
 	}
 	for _, pid := range p.list(".") {
-		if b, err := p.read(strconv.Itoa(pid) + "/stat"); err == nil && statParent(b) == os.Getpid() {
+		b, err := p.read(strconv.Itoa(pid) + "/stat")
+		if err != nil {
+			continue
+		}
+		if st, err := procstat.Parse(b); err == nil && st.Parent == os.Getpid() {
 			out = append(out, pid)
 		}
 	}
 	return out
-}
-
-// statParent returns the parent's pid from /proc/PID/stat (proc(5)): "pid (comm) state ppid …", where comm may hold any
-// byte but ends with the last parenthesis. 0 if it is not of that form.
-func statParent(stat []byte) int {
-	f := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-	if len(f) < 2 {
-		return 0
-	}
-	ppid, err := strconv.Atoi(string(f[1]))
-	if err != nil {
-		return 0
-	}
-	return ppid
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"rootlessnet/internal/subid"
 	"rootlessnet/netns"
 )
 
@@ -224,12 +225,7 @@ func TestIDMaps(t *testing.T) {
 
 // TestAutoRanges: with subordinate ranges, a file can be given to uid 1 inside.
 func TestAutoRanges(t *testing.T) {
-	f, err := os.Open("/etc/subuid")
-	if err != nil {
-		need(t, "/etc/subuid")
-	}
-	defer f.Close()
-	ranges, _ := parseSubIDs(f, os.Getenv("USER"), os.Getuid())
+	ranges, _ := subid.Read("/etc/subuid", os.Getenv("USER"), os.Getuid(), maxSubRanges)
 	if _, err := exec.LookPath("newuidmap"); err != nil || len(ranges) == 0 {
 		need(t, "newuidmap and ranges of this user in /etc/subuid")
 	}

@@ -18,22 +18,21 @@ import (
 	"rootlessnet/internal/pasta"
 )
 
-// commandVar marks the process that stands in the new namespaces until it becomes the command, and has the name that its
-// host gets.
+// commandVar is set in the environment of the process that waits in the new namespaces and then executes the command. Its value
+// is the host name for the new UTS namespace.
 const commandVar = "ROOTLESSNET_PASTA_COMMAND"
 
-// goFD is where that process is told to go on.
+// goFD is the descriptor of the pipe from which that process reads one byte once the namespaces are connected. It is the first
+// of exec.Cmd.ExtraFiles.
 const goFD = 3
 
 // maxHostname is __NEW_UTS_LEN (include/uapi/linux/utsname.h).
 const maxHostname = 64
 
-// Exit statuses of a command that could not be executed, as a shell has them.
-const (
-	exitSignalBase = 128
-)
+// exitSignalBase is added to the number of the signal that ended the command, as shells do.
+const exitSignalBase = 128
 
-// runCommand runs the command in namespaces of its own, connected, and returns its status.
+// runCommand connects new namespaces, runs the command in them and returns its exit status.
 func runCommand(o *pasta.Options) (code int, err error) {
 	argv := o.Command
 	if len(argv) == 0 {
@@ -43,7 +42,7 @@ func runCommand(o *pasta.Options) (code int, err error) {
 		}
 		argv = []string{shell}
 	}
-	if _, err := helper.Adopt(); err != nil { // what our caller left open is not the command's
+	if _, err := helper.Adopt(); err != nil { // the command must not inherit descriptors that the caller left open
 		return exitFailure, err
 	}
 	r, w, err := os.Pipe()
@@ -51,7 +50,7 @@ func runCommand(o *pasta.Options) (code int, err error) {
 		return exitFailure, err
 	}
 	defer w.Close()
-	// The death signal belongs to the thread that forks.
+	// The kernel sends the parent-death signal when the thread that forked ends (prctl(2), PR_SET_PDEATHSIG).
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd := exec.Command("/proc/self/exe", argv...)
@@ -70,7 +69,8 @@ func runCommand(o *pasta.Options) (code int, err error) {
 		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}},
 		Pdeathsig:   syscall.SIGKILL,
 	}
-	// What the terminal sends reaches the command by itself; what is sent to us alone is passed on.
+	// The terminal sends SIGINT and SIGQUIT to the whole foreground process group, so the command receives them itself. Signals
+	// that are sent to this process alone are passed on.
 	signal.Ignore(syscall.SIGPIPE)
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGINT, syscall.SIGHUP)
@@ -117,8 +117,8 @@ func runCommand(o *pasta.Options) (code int, err error) {
 	return cmd.ProcessState.ExitCode(), nil
 }
 
-// commandChild waits, in the new namespaces, until they are connected, and becomes the command. It returns at once in
-// any other process.
+// commandChild is the process in the new namespaces: it waits until they are connected and executes the command. It returns at
+// once in any other process.
 func commandChild() {
 	hostname, marked := os.LookupEnv(commandVar)
 	if !marked {
@@ -128,12 +128,13 @@ func commandChild() {
 	unix.CloseOnExec(goFD)
 	f := os.NewFile(goFD, "go")
 	if _, err := io.ReadFull(f, make([]byte, 1)); err != nil {
-		os.Exit(exitFailure) // the other process has said why
+		os.Exit(exitFailure) // the parent closed the pipe after an error, which it reports
 	}
-	// A /proc of the new pid namespace; where the old one is covered in parts (containers), it has to do.
+	// Mount a /proc for the new pid namespace. The kernel refuses that where parts of the existing /proc are covered, as in a
+	// container; the command then sees the existing one.
 	_ = unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, "")
 	_ = unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NOEXEC|unix.MS_NODEV, "")
-	// What the command may do without: a name that tells a shell's prompt from the host's, and ping.
+	// The host name, which tells a shell's prompt from the host's, and ping are useful but not required: errors are ignored.
 	if len(hostname) > maxHostname {
 		hostname = hostname[:maxHostname]
 	}
@@ -145,7 +146,7 @@ func commandChild() {
 	if err == nil {
 		err = syscall.Exec(path, os.Args[1:], os.Environ())
 	}
-	// The original's words, and status.
+	// The text and the exit status are those of the original.
 	if errors.Is(err, exec.ErrNotFound) {
 		err = syscall.ENOENT
 	}
@@ -157,7 +158,7 @@ func commandChild() {
 	os.Exit(exitFailure)
 }
 
-// errnoText is an error as strerror(3) has it, with a capital letter.
+// errnoText is the text of an error as strerror(3) has it, beginning with a capital letter.
 func errnoText(err error) string {
 	text := err.Error()
 	return strings.ToUpper(text[:1]) + text[1:]

@@ -14,29 +14,28 @@ import (
 	"rootlessnet/internal/helper"
 )
 
-// daemonVar tells the second process which descriptor it reports on.
+// daemonVar is set in the environment of the background process to the number of the descriptor on which it reports.
 const daemonVar = "ROOTLESSNET_PASTA_DAEMON"
 
-// Reports of the second process: one byte, and after reportFailed a message up to the end.
+// Reports of the background process: one byte; after reportFailed the error message follows, up to the end of the stream.
 const (
 	reportReady  = '0'
 	reportFailed = '1'
 )
 
-// maxReport bounds a message.
+// maxReport is the maximum size in bytes of a report, which holds one error message.
 const maxReport = 64 << 10
 
-// daemon is the second process's side.
+// daemon is the background process, which reports to the foreground process that started it.
 type daemon struct {
 	fd     int
-	report *os.File // nil until adopted
+	report *os.File // nil until adopt
 
 	mu     sync.Mutex
-	stderr *os.File // our caller's standard error; nil once it was let go of; guarded by mu
+	stderr *os.File // the caller's standard error; nil once ready has closed it; guarded by mu
 }
 
-// Write is where messages go: to our caller until it is let go of, and after that only where it has a file or a
-// terminal that it asked us to write to.
+// Write writes a log line to the caller's standard error. After ready has closed that, Write discards the line.
 func (d *daemon) Write(b []byte) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -46,7 +45,7 @@ func (d *daemon) Write(b []byte) (int, error) {
 	return d.stderr.Write(b)
 }
 
-// daemonChild returns nil if this process is not the second one.
+// daemonChild returns nil if this process is not the background process.
 func daemonChild() *daemon {
 	fd, err := strconv.Atoi(os.Getenv(daemonVar))
 	if err != nil || fd < 3 {
@@ -54,14 +53,13 @@ func daemonChild() *daemon {
 	}
 	os.Unsetenv(daemonVar)
 	unix.CloseOnExec(fd)
-	// It was started by /proc/self/exe, and the kernel calls it "exe". What looks for pasta by its name (pidof, pgrep) is to
-	// find it; nothing depends on it.
-	_ = os.WriteFile("/proc/self/comm", []byte(program), 0)
+	helper.SetName(program)
 	return &daemon{fd: fd}
 }
 
-// adopt closes what our caller left open, and puts /dev/null in place of its streams, which processes of ours would keep
-// open: only we know them from now on.
+// adopt closes the descriptors that the caller left open and replaces the standard streams by /dev/null, so that processes which
+// the daemon starts do not keep the caller's streams open. It keeps a duplicate of the caller's standard error in d.stderr. With
+// d nil, in the foreground, the streams stay.
 func (d *daemon) adopt() error {
 	if d == nil {
 		_, err := helper.Adopt()
@@ -85,8 +83,8 @@ func (d *daemon) adopt() error {
 	return nil
 }
 
-// daemonise starts this program again in the background, waits until it is ready and returns the exit status. Our
-// standard streams are the child's until it is ready, so that its warnings are seen.
+// daemonise starts this program again in the background, waits until that process is ready and returns the exit status. Until it
+// is ready, the background process has the standard streams of this one, so that the caller sees its warnings.
 func daemonise() int {
 	fail := func(err error) int {
 		fmt.Fprintf(os.Stderr, "%s: start in the background: %v\n", program, err)
@@ -123,8 +121,8 @@ func daemonise() int {
 	return exitFailure
 }
 
-// ready lets the first process go. Our caller may wait for the end of its pipes, so those are let go of as well; a file
-// or a terminal stays where logging to it was asked for.
+// ready reports to the foreground process, which then exits. It closes the caller's standard error if that is a pipe, because the
+// caller may wait for the end of the pipe; a file or a terminal stays open if logToStderr is set.
 func (d *daemon) ready(logToStderr bool) error {
 	if err := os.Chdir("/"); err != nil {
 		return err
@@ -139,7 +137,7 @@ func (d *daemon) ready(logToStderr bool) error {
 	return d.report.Close()
 }
 
-// isPipe says that somebody may be reading until the end.
+// isPipe reports whether fd is a pipe or a socket, whose reader may wait for the end of the stream.
 func isPipe(fd int) bool {
 	var st unix.Stat_t
 	if unix.Fstat(fd, &st) != nil {
@@ -149,7 +147,8 @@ func isPipe(fd int) bool {
 	return kind == unix.S_IFIFO || kind == unix.S_IFSOCK
 }
 
-// failed tells the first process why. After ready nobody listens.
+// failed reports err to the foreground process, or to standard error before adopt. After ready the report is closed and the error
+// is lost.
 func (d *daemon) failed(err error) {
 	if d.report == nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", program, err)

@@ -1,19 +1,30 @@
-// Pasta stands in for the program of that name: Podman and RootlessKit start it with its command line, and find
-// rootlessnet's engine behind it.
+// Pasta is a drop-in replacement for the program of that name: Podman and RootlessKit start it with pasta's command line, and it
+// connects the network namespace with the library rootlessnet.
+//
+// Package internal/pasta parses the command line. This package translates the options into a rootlessnet.Config (plan.go), copies
+// the host's addresses and routes (host.go), opens ports (ports.go) and runs as a daemon (daemon.go) or with a command
+// (command.go).
 //
 // # Life
 //
-// For a process or a path it goes to the background once addresses, routes and ports are there, with its pid file
-// written: the process that was started exits with 0 then. It ends with the namespace, or by SIGTERM, SIGQUIT or SIGINT.
-// For a command it stays in the foreground and exits with the command's status.
+// For a PID or a path the program writes its pid file and goes to the background once addresses, routes and ports are set up: the
+// process that the caller started then exits with 0. The daemon ends when the namespace ends, or by SIGTERM, SIGQUIT or SIGINT.
+// For a command it stays in the foreground and exits with the command's status, or with 128 plus the number of the signal that
+// ended the command. After a failure the exit status is 1.
 //
-//	parent ── starts itself again, in a session of its own ──> child: joins, configures, binds
-//	   |<──────────── status and message, one packet ────────────┘ then lets go of the standard streams
+//	foreground process ── starts itself again, in a new session ──> daemon: joins the namespace, configures, binds ports
+//	   |<──────── one byte, after a failure with the error message ────┘ then closes the standard streams
 //	exit
 //
-// # Differences
+// # Goroutines
 //
-// The host's addresses and routes are followed while it runs (hostWatch), which the original does not do. Where "auto" is
-// asked for, both sides are looked at each second for what listens there (follower); what we have opened ourselves on one
-// side is not taken for a server to be opened on the other.
+// hostWatch has two goroutines: one reads rtnetlink messages, the other one applies changes of the host's network to the namespace
+// after a quiet period. The follower has one, which reads the listening sockets of both sides once per second. bridge.close stops
+// both, closes the sandbox and waits for them. The locks of this package (daemon.mu, logFile.mu) are never held together.
+//
+// # Differences from the original
+//
+// It follows the host's addresses and routes while it runs (hostWatch). With "auto" it forwards a port while a program listens on
+// it (follower); ports that it has opened itself on one side do not count as servers of that side. If the host has no network for
+// a family at the start, the namespace gets link-local addresses.
 package main

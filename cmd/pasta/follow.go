@@ -17,8 +17,9 @@ import (
 // followInterval is how often the listeners of both sides are read.
 const followInterval = time.Second
 
-// follower opens on one side what listens on the other, for rules with "auto", and closes it when the listener has gone.
-// Ports that it has opened itself do not count as listeners: they would be forwarded back to where they came from.
+// follower carries out port rules with "auto": it opens a port on one side while a program listens on the port of the other side,
+// and closes it when the listener is closed. Ports that the follower has opened itself do not count as listeners, because they
+// would be forwarded back to the side that they come from.
 type follower struct {
 	o      *pasta.Options
 	box    *rootlessnet.Sandbox
@@ -28,16 +29,16 @@ type follower struct {
 	wg     sync.WaitGroup
 }
 
-// followed is one port that is forwarded.
+// followed identifies one port that is forwarded.
 type followed struct {
 	proto    string
 	fromNS   bool
 	addr     netip.Addr // of the host; the zero value is every address of both families
-	port, to uint16
+	port, to uint16     // port that clients connect to, and port of the server
 }
 
-// startFollower polls once before it returns, so that what listens already is forwarded when pasta reports that it is ready.
-// It returns nil if there is nothing to follow.
+// startFollower polls once before it returns, so that ports of existing listeners are forwarded when pasta reports that it is
+// ready. It returns nil if no rule has "auto".
 func startFollower(o *pasta.Options, box *rootlessnet.Sandbox, log *slog.Logger) *follower {
 	f := &follower{o: o, box: box, log: log}
 	for _, s := range specs(o) {
@@ -61,14 +62,14 @@ func (f *follower) end() { f.cancel() }
 
 func (f *follower) wait() { f.wg.Wait() }
 
-// wanted are the ports that are to be forwarded now.
+// wanted returns the ports that are to be forwarded according to the rules and the current listeners.
 func (f *follower) wanted() map[followed]bool {
 	now := map[followed]bool{}
 	for _, s := range f.rules {
 		servers := f.servers(s)
 		for _, r := range s.Rules {
 			for to := range servers {
-				if r.Auto && to >= r.To && uint32(to) <= uint32(r.Leads(r.Last)) {
+				if r.Auto && to >= r.To && to <= r.Target(r.Last) {
 					f.want(now, s, r, to)
 				}
 			}
@@ -77,7 +78,7 @@ func (f *follower) wanted() map[followed]bool {
 	return now
 }
 
-// open forwards a port. A failure is tried again at the next poll: the port of the host may have become free.
+// open forwards a port. After a failure the next poll tries again, because another program may have released the host's port.
 func (f *follower) open(p followed) error {
 	if err := f.add(p); err != nil {
 		f.log.Debug("port not forwarded", "proto", p.proto, "port", p.port, "from the namespace", p.fromNS, "err", err)
@@ -86,7 +87,7 @@ func (f *follower) open(p followed) error {
 	return nil
 }
 
-// want adds the ports that a rule forwards to the server's port to.
+// want adds to now the ports that rule r forwards to a server's port.
 func (f *follower) want(now map[followed]bool, s portSpec, r pasta.PortRule, to uint16) {
 	p := followed{proto: s.proto, fromNS: s.fromNS, port: r.First + to - r.To, to: to}
 	if s.fromNS {
@@ -117,7 +118,7 @@ func (f *follower) remove(p followed) {
 	})
 }
 
-// servers are the ports that programs listen on, on the side to which the rule forwards.
+// servers returns the ports on which programs listen on the side that s forwards to.
 func (f *follower) servers(s portSpec) map[uint16]bool {
 	opened := map[netip.AddrPort]bool{}
 	dir := "/proc/self/net"

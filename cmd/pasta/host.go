@@ -5,25 +5,26 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"rootlessnet"
+	"rootlessnet/internal/procnet"
 )
 
-// template is one family of the host's interface whose network the namespace takes over. Its zero value stands for a
-// host that has none.
+// template holds the addresses and routes of one family that the namespace copies from an interface of the host. The zero value
+// means that the host has no such interface.
 type template struct {
 	ifName  string
 	addrs   []netip.Prefix // of global scope
-	gateway netip.Addr     // the zero value: a default route without one
+	gateway netip.Addr     // of the default route; the zero value if that has no gateway or does not exist
 	routes  []rootlessnet.Route
 }
 
-// hostTemplate reads it. ifName chooses the interface; empty means that of the best default route.
+// hostTemplate reads the template of one family from the kernel. ifName names the interface; "" means the interface of the
+// default route with the lowest metric.
 func hostTemplate(v6 bool, ifName string) (template, error) {
 	family, bits := netlink.FAMILY_V4, 32
 	if v6 {
@@ -76,7 +77,7 @@ func hostTemplate(v6 bool, ifName string) (template, error) {
 		}
 	}
 	for _, r := range routes {
-		// What the kernel makes of an address it makes of the copy too.
+		// The kernel adds the route of an address by itself, for the copied address as well.
 		if r.LinkIndex != index || r.Type != unix.RTN_UNICAST || r.Protocol == unix.RTPROT_KERNEL {
 			continue
 		}
@@ -88,7 +89,7 @@ func hostTemplate(v6 bool, ifName string) (template, error) {
 		}
 		t.routes = append(t.routes, rootlessnet.Route{Dst: dst, Gateway: addrOf(r.Gw), Source: addrOf(r.Src), Metric: r.Priority})
 	}
-	// Those on the link come first: gateways of the others may be reached by them.
+	// Routes without a gateway are added first, because the gateways of the others may be reachable through them only.
 	slices.SortStableFunc(t.routes, func(a, b rootlessnet.Route) int {
 		switch {
 		case a.Gateway.IsValid() == b.Gateway.IsValid():
@@ -101,7 +102,8 @@ func hostTemplate(v6 bool, ifName string) (template, error) {
 	return t, nil
 }
 
-// oneHop makes of a route with several next hops one by the first: the guest's packets are spread over them by the host.
+// oneHop reduces a multipath route to its first next hop. The namespace has one gateway only, and the host distributes the guest's
+// connections over its own next hops.
 func oneHop(r *netlink.Route) {
 	if r.LinkIndex == 0 && len(r.MultiPath) > 0 {
 		r.LinkIndex, r.Gw = r.MultiPath[0].LinkIndex, r.MultiPath[0].Gw
@@ -136,16 +138,9 @@ func prefixOf(n *net.IPNet) netip.Prefix {
 	return netip.PrefixFrom(addrOf(n.IP), ones)
 }
 
-// ephemeralPorts is the range the kernel takes ports from.
+// ephemeralPorts returns the first and last port of the range from which the host's kernel chooses ports, or Linux's default range
+// if that cannot be read.
 func ephemeralPorts() [2]uint16 {
-	r := [2]uint16{32768, 60999} // the kernel's default
-	f, err := os.Open("/proc/sys/net/ipv4/ip_local_port_range")
-	if err != nil {
-		return r
-	}
-	defer f.Close()
-	if _, err := fmt.Fscan(f, &r[0], &r[1]); err != nil {
-		return [2]uint16{32768, 60999}
-	}
-	return r
+	r, _ := procnet.LocalPorts()
+	return [2]uint16{r.First, r.Last}
 }

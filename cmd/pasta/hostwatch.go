@@ -18,37 +18,39 @@ import (
 )
 
 const (
-	// hostQuiet is how long the host must say nothing before its network is read: a change is many messages, and between
-	// the first and the last of them a host may have no address at all.
+	// hostQuiet is how long no rtnetlink message may arrive before the host's network is read. One change of the host's network
+	// produces many messages, and between the first and the last of them the host may have no address at all.
 	hostQuiet = 250 * time.Millisecond
-	// hostPatience bounds that where the messages do not end.
+	// hostPatience is the longest wait for hostQuiet, for a host whose messages do not stop.
 	hostPatience = 2 * time.Second
-	// hostMessage is room for what is read at once and thrown away.
+	// hostMessage is the size of the read buffer in bytes. What is read is discarded, so a message may be cut off.
 	hostMessage = 32 << 10
 )
 
-// hostGroups are what the kernel is asked to tell of (include/uapi/linux/rtnetlink.h).
+// hostGroups are the multicast groups of rtnetlink(7) that announce changes of links, addresses and routes
+// (include/uapi/linux/rtnetlink.h).
 const hostGroups = 1<<(unix.RTNLGRP_LINK-1) | 1<<(unix.RTNLGRP_IPV4_IFADDR-1) | 1<<(unix.RTNLGRP_IPV4_ROUTE-1) |
 	1<<(unix.RTNLGRP_IPV6_IFADDR-1) | 1<<(unix.RTNLGRP_IPV6_ROUTE-1)
 
-// hostWatch follows the addresses and routes of the host, and has the namespace's follow them. What is said is taken as a
-// hint that something may have changed; what is true is read.
+// hostWatch applies changes of the host's addresses and routes to the namespace. It takes an rtnetlink message only as a hint that
+// something has changed, and then reads the whole state.
 type hostWatch struct {
 	o       *pasta.Options
 	box     *rootlessnet.Sandbox
 	log     *slog.Logger
 	file    *os.File
-	changed chan struct{} // has room for one
+	changed chan struct{} // capacity 1
 	stop    chan struct{}
 	wg      sync.WaitGroup
 
-	// The goroutine of run has these.
-	t4, t6 template // as the namespace has them
-	last   rootlessnet.Config
-	out    [2]int // indexes of the outbound interfaces, which may go and come back
+	// Used by the goroutine of run only.
+	t4, t6 template           // from which the namespace was configured last
+	last   rootlessnet.Config // that was applied last
+	out    [2]int             // indexes of the outbound interfaces: an interface may be removed and added again under its name
 }
 
-// watchHost begins with what the namespace was made of; what has changed since then is found at once.
+// watchHost starts a hostWatch. t4, t6 and made are what the namespace was configured with; a change of the host since they were
+// read is applied at once.
 func watchHost(o *pasta.Options, box *rootlessnet.Sandbox, log *slog.Logger, t4, t6 template, made rootlessnet.Config) (*hostWatch, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 	if err == nil {
@@ -67,7 +69,7 @@ func watchHost(o *pasta.Options, box *rootlessnet.Sandbox, log *slog.Logger, t4,
 	return w, nil
 }
 
-// indexOf is 0 for none.
+// indexOf returns the index of an interface, or 0 if there is none of that name.
 func indexOf(ifName string) int {
 	if ifName == "" {
 		return 0
@@ -79,7 +81,7 @@ func indexOf(ifName string) int {
 	return i.Index
 }
 
-// end has it stop; wait waits until it has.
+// end asks both goroutines to stop; wait waits until they have.
 func (w *hostWatch) end() {
 	close(w.stop)
 	_ = w.file.Close()
@@ -94,8 +96,8 @@ func (w *hostWatch) listen() {
 		if errors.Is(err, fs.ErrClosed) {
 			return
 		}
-		if err != nil && !errors.Is(err, unix.ENOBUFS) { // ENOBUFS: there was more than it could keep for us
-			w.log.Warn("the host's addresses are not followed any more", "err", err)
+		if err != nil && !errors.Is(err, unix.ENOBUFS) { // ENOBUFS: the socket's buffer overflowed and messages were lost
+			w.log.Warn("changes of the host's addresses and routes are no longer applied to the namespace", "err", err)
 			return
 		}
 		select {
@@ -128,14 +130,15 @@ func (w *hostWatch) run() {
 	}
 }
 
-// follow reads the host's network, and changes the namespace's if it is another.
+// follow reads the host's network and applies it to the namespace if it has changed.
 func (w *hostWatch) follow() {
 	t4, t6, err := templates(w.o)
 	if err != nil {
-		w.log.Debug("the host's network was not read", "err", err)
+		w.log.Debug("reading the host's addresses and routes failed", "err", err)
 		return
 	}
-	// A host without a network has none to be followed into: what was there is as good as nothing, and may come back.
+	// While the host has no address of a family the namespace keeps its own, so that connections survive if the host's address
+	// comes back.
 	if len(t4.addrs) == 0 {
 		t4 = w.t4
 	}
@@ -147,11 +150,11 @@ func (w *hostWatch) follow() {
 	if reflect.DeepEqual(now.Plan, w.last.Plan) && out == w.out {
 		return
 	}
-	// Whatever comes of it: what the kernel refuses today it refuses when asked again.
+	// The state counts as applied even if SetNetwork fails: the kernel would refuse it again.
 	w.t4, w.t6, w.last, w.out = t4, t6, now, out
 	if err := w.box.SetNetwork(now); err != nil {
-		w.log.Warn("the host's network has changed, the namespace's has not followed in full", "err", err)
+		w.log.Warn("a change of the host's addresses or routes was applied to the namespace in part only", "err", err)
 		return
 	}
-	w.log.Info("the host's network has changed, and the namespace's", "addresses", now.Plan.Addrs, "gateways", []any{now.Plan.Gateway, now.Plan.Gateway6})
+	w.log.Info("a change of the host's addresses or routes was applied to the namespace", "addresses", now.Plan.Addrs, "gateways", []any{now.Plan.Gateway, now.Plan.Gateway6})
 }

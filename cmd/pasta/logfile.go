@@ -6,9 +6,10 @@ import (
 	"sync"
 )
 
-// logFile is a file that never gets larger than max: before it would, the older half of it goes.
+// logFile is a log file of limited size: when a line would exceed the limit, the older half of the file is deleted first. Its
+// methods may be called concurrently.
 type logFile struct {
-	max int64
+	max int64 // bytes
 
 	mu   sync.Mutex
 	f    *os.File
@@ -37,7 +38,7 @@ func (l *logFile) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// cut keeps the younger half, from the start of a line. It is called with mu held.
+// cut deletes the older half of the file and the rest of the line that the cut falls into. The caller holds mu.
 func (l *logFile) cut() error {
 	keep := make([]byte, l.size/2)
 	n, _ := l.f.ReadAt(keep, l.size-int64(len(keep)))

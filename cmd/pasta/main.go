@@ -21,7 +21,7 @@ var version = "unknown"
 
 const program = "pasta"
 
-// exitFailure is the status when there is no command's to pass on.
+// exitFailure is the exit status after an error of this program, as opposed to that of the command.
 const exitFailure = 1
 
 func main() {
@@ -70,7 +70,8 @@ func foreground(o *pasta.Options) (code int, err error) {
 	return runCommand(o)
 }
 
-// endSignals end us in an orderly way; the end of its terminal does not end a daemon.
+// endSignals returns a channel of the signals that end the program in an orderly way. A daemon ignores SIGHUP, so that it outlives
+// the terminal that it was started from.
 func endSignals(foreground bool) chan os.Signal {
 	signal.Ignore(syscall.SIGPIPE)
 	signals := make(chan os.Signal, 1)
@@ -83,7 +84,7 @@ func endSignals(foreground bool) chan os.Signal {
 	return signals
 }
 
-// run connects an existing namespace until it ends. d is nil in the foreground.
+// run connects an existing namespace until the namespace ends or a signal arrives. d is nil in the foreground.
 func run(o *pasta.Options, d *daemon) error {
 	signals := endSignals(d == nil)
 	if err := d.adopt(); err != nil {
@@ -114,17 +115,17 @@ func run(o *pasta.Options, d *daemon) error {
 	}
 }
 
-// bridge is a connected namespace.
-type bridge struct {
+// connection is a connected namespace together with what follows changes on both sides.
+type connection struct {
 	box    *rootlessnet.Sandbox
-	follow *follower  // nil where nothing is "auto"
-	host   *hostWatch // nil until ports are open
-	log    *os.File
+	follow *follower  // nil if no port rule has "auto"
+	host   *hostWatch // nil if it could not be started
+	log    *os.File   // the log file; nil without --log-file
 }
 
-func (b *bridge) close() {
-	// Both are told first, so that they begin nothing new; they end when the sandbox has: a process inside that is stopped
-	// answers nothing they may have asked.
+func (b *connection) close() {
+	// First the goroutines are asked to begin nothing new, then the sandbox is closed, then they are waited for: a request of
+	// theirs to a process inside that is stopped (SIGSTOP) ends only with the sandbox.
 	if b.follow != nil {
 		b.follow.end()
 	}
@@ -143,9 +144,9 @@ func (b *bridge) close() {
 	}
 }
 
-// connect does everything up to the open ports.
-func connect(o *pasta.Options, t rootlessnet.Target, messages io.Writer) (b *bridge, err error) {
-	b = new(bridge)
+// connect connects the namespace and opens the ports. It logs to messages, or to the log file of the options.
+func connect(o *pasta.Options, t rootlessnet.Target, messages io.Writer) (b *connection, err error) {
+	b = new(connection)
 	log := slog.New(textlog.New(messages, program, level(o)))
 	if o.LogFile != "" {
 		w, err := newLogFile(o.LogFile, o.LogSize)
@@ -162,7 +163,7 @@ func connect(o *pasta.Options, t rootlessnet.Target, messages io.Writer) (b *bri
 	c := config(o, t4, t6)
 	c.Logger = log
 	ports := newPortPlan(o)
-	defer ports.closeSockets() // what the engine did not take over
+	defer ports.closeSockets() // those that c does not own, after an error
 	if err := ports.bind(&c); err != nil {
 		return nil, err
 	}
@@ -190,7 +191,7 @@ func level(o *pasta.Options) slog.Level {
 	return slog.LevelWarn
 }
 
-// templates reads the host's network, of the families that are on.
+// templates reads the host's addresses and routes of the families that are enabled.
 func templates(o *pasta.Options) (t4, t6 template, err error) {
 	first := func(names ...string) string {
 		for _, n := range names {
@@ -211,7 +212,7 @@ func templates(o *pasta.Options) (t4, t6 template, err error) {
 	return t4, t6, err
 }
 
-// writePID writes the number of the process that stays.
+// writePID writes pid to the file at path, or nothing if path is "".
 func writePID(path string, pid int) error {
 	if path == "" {
 		return nil

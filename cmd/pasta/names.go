@@ -9,11 +9,12 @@ import (
 	"rootlessnet/internal/pasta"
 )
 
-// resolvConf is where the host's resolvers and search list are.
+// resolvConf is the file with the host's resolvers and search domains.
 const resolvConf = "/etc/resolv.conf"
 
-// announce fills in what --dhcp-dns and --dhcp-search have told to a guest that asks: what was given, or what the host
-// has. The address of --dns-forward comes before the host's resolvers: it is theirs, and still is when they change.
+// announce fills in the resolvers and search domains that DHCP, DHCPv6 and router advertisements announce with --dhcp-dns and
+// --dhcp-search: those of the options, or else the host's. The address of --dns-forward is preferred to the host's resolvers,
+// because queries to it reach them even after they have changed.
 func announce(o *pasta.Options, a *rootlessnet.Announced) {
 	servers, search := hostNames(resolvConf)
 	if o.DHCPDNS && !o.DNSOff {
@@ -33,7 +34,8 @@ func announce(o *pasta.Options, a *rootlessnet.Announced) {
 	}
 }
 
-// hostNames reads a resolv.conf(5). Servers on the host's loopback mean nothing elsewhere.
+// hostNames reads a resolv.conf(5). It skips servers on the host's loopback or with a scope of the host, which the guest cannot
+// reach.
 func hostNames(path string) (servers []netip.Addr, search []string) {
 	text, err := os.ReadFile(path)
 	if err != nil {

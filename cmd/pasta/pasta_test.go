@@ -32,7 +32,8 @@ var (
 		routes: []rootlessnet.Route{{Dst: netip.MustParsePrefix("::/0"), Gateway: netip.MustParseAddr("fe80::99")}}}
 )
 
-// TestConfigIsStable: the same options and the same host give the same plan, so that only a change of the host is one.
+// TestConfigIsStable: the same options and the same templates of the host give equal plans, so that hostWatch sees a difference only
+// when the host has changed.
 func TestConfigIsStable(t *testing.T) {
 	o := parse(t, "--config-net --map-guest-addr 169.254.1.2 --map-guest-addr fd00::2 --dns-forward 169.254.1.1 --dns-forward fd00::1")
 	first := config(o, host4, host6)
@@ -46,7 +47,7 @@ func TestConfigIsStable(t *testing.T) {
 	moved := config(o, other, host6)
 	for _, s := range moved.Plan.Special {
 		if s.Addr == netip.MustParseAddr("169.254.1.2") && s.Host != netip.MustParseAddr("192.0.2.11") {
-			t.Errorf("the mapped address leads to %v", s.Host)
+			t.Errorf("the mapped address is forwarded to %v", s.Host)
 		}
 	}
 }
@@ -91,15 +92,15 @@ func TestHostNames(t *testing.T) {
 	}
 }
 
-// TestWants: which ports a server opens.
-func TestWants(t *testing.T) {
+// TestFollowedPorts: which ports the follower opens for a server that listens on a given port, and which listeners count.
+func TestFollowedPorts(t *testing.T) {
 	o := parse(t, "-t 192.0.2.10/8080:80,auto -t [::1]/8080:80,auto -T 7000-7002:8000-8002,~7001,auto")
 	f := &follower{o: o}
 	wants := func(fromNS bool, to uint16) (list []string) {
 		now := map[followed]bool{}
 		for _, s := range specs(o) {
 			for _, r := range s.Rules {
-				if r.Auto && s.proto == "tcp" && s.fromNS == fromNS && to >= r.To && to <= r.Leads(r.Last) {
+				if r.Auto && s.proto == "tcp" && s.fromNS == fromNS && to >= r.To && to <= r.Target(r.Last) {
 					f.want(now, s, r, to)
 				}
 			}
@@ -133,10 +134,10 @@ func TestWants(t *testing.T) {
 	}
 }
 
-// taken are ports that cannot be opened; full is how many can be at all.
+// fakeBox is an adder with ports that are in use and a limit of open files.
 type fakeBox struct {
-	taken map[uint16]bool
-	full  int
+	taken map[uint16]bool // in use
+	full  int             // how many ports may be open
 	open  int
 	calls int
 }
@@ -155,7 +156,7 @@ func (b *fakeBox) AddMappings(list ...rootlessnet.PortMapping) ([]rootlessnet.Po
 	return nil, nil
 }
 
-// TestAddWeak: of all ports, those that are free, in few calls; and as many as there are descriptors for.
+// TestAddWeak: addWeak opens all ports that are free, in few calls, and stops at the limit of open files.
 func TestAddWeak(t *testing.T) {
 	var all []rootlessnet.PortMapping
 	for port := 1; port <= 65535; port++ {
@@ -171,15 +172,15 @@ func TestAddWeak(t *testing.T) {
 	}
 }
 
-// TestLastAddressCounts: as of other options that are repeated.
-func TestLastAddressCounts(t *testing.T) {
+// TestLastAddressWins: of several -a of one family the last one counts, as with other repeated options.
+func TestLastAddressWins(t *testing.T) {
 	o := parse(t, "-a 10.9.9.9 -a fd99::1 -a 10.8.8.8 -a fd98::1")
 	if len(o.Addrs) != 2 || o.Addrs[0].Addr.String() != "10.8.8.8" || o.Addrs[1].Addr.String() != "fd98::1" {
 		t.Errorf("%v", o.Addrs)
 	}
 }
 
-// TestUserNamespaceAndPID: the one path says which user namespace, the process which network namespace.
+// TestUserNamespaceAndPID: --userns names the user namespace, and the PID names the network namespace only.
 func TestUserNamespaceAndPID(t *testing.T) {
 	o := parse(t, fmt.Sprintf("--userns /proc/self/ns/user %d", os.Getpid()))
 	if want := fmt.Sprintf("/proc/%d/ns/net", os.Getpid()); o.NetNS != want || o.UserNS != "/proc/self/ns/user" || o.PID != 0 {
@@ -187,8 +188,8 @@ func TestUserNamespaceAndPID(t *testing.T) {
 	}
 }
 
-// TestGatewayIsTheRoute: a gateway that is given takes the place of the host's routes.
-func TestGatewayIsTheRoute(t *testing.T) {
+// TestGatewayReplacesRoutes: with -g the namespace gets one default route by that gateway in place of the host's routes.
+func TestGatewayReplacesRoutes(t *testing.T) {
 	host := template{ifName: "v0", addrs: []netip.Prefix{netip.MustParsePrefix("10.77.0.1/24")}, gateway: netip.MustParseAddr("10.77.0.2"),
 		routes: []rootlessnet.Route{{Dst: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("10.77.0.2")}}}
 	p := new(rootlessnet.NetworkPlan)

@@ -8,7 +8,7 @@ import (
 	"rootlessnet/internal/pasta"
 )
 
-// What a namespace gets when the host has no network to take over.
+// Addresses and gateways of a namespace if the host has no interface to copy from. They are link-local, as with the original.
 var (
 	noHostAddr4    = netip.MustParsePrefix("169.254.2.1/16")
 	noHostGateway4 = netip.MustParseAddr("169.254.2.2")
@@ -16,16 +16,16 @@ var (
 	noHostGateway6 = netip.MustParseAddr("fe80::1")
 )
 
-// defaultIfName is the name of the interface when there is none to take it from.
+// defaultIfName is the name of the guest's interface if the host has no interface to take the name from.
 const defaultIfName = "tap0"
 
-// defaultBits6 is the prefix length of an IPv6 address that was given without one.
+// defaultBits6 is the prefix length of an IPv6 address given without one.
 const defaultBits6 = 64
 
-// unsetMTU is what the kernel gives a new TAP.
+// unsetMTU is the MTU that the kernel gives a new TAP device; --mtu 0 keeps it.
 const unsetMTU = 1500
 
-// config says in the engine's words what the options mean on a host with these templates.
+// config translates the options into a Config of the library, on a host with the templates t4 and t6.
 func config(o *pasta.Options, t4, t6 template) rootlessnet.Config {
 	c := rootlessnet.Config{
 		IfName: o.IfName, MTU: o.MTU, MAC: o.NSMAC, Configure: o.ConfigNet, OutboundAddr: o.Out4, OutboundAddr6: o.Out6, OutboundIf: o.Out4If, OutboundIf6: o.Out6If, PCAP: o.PCAP,
@@ -76,7 +76,7 @@ func addFamily(o *pasta.Options, p *rootlessnet.NetworkPlan, t template, v6 bool
 	}
 	if len(addrs) == 0 {
 		if v6 && t.ifName != "" {
-			return netip.Addr{} // a host with a default route and no address: there is nothing to reach
+			return netip.Addr{} // the host has an IPv6 default route but no address: it reaches nothing by IPv6
 		}
 		if addrs = []netip.Prefix{noHostAddr4}; v6 {
 			addrs = []netip.Prefix{noHostAddr6}
@@ -84,7 +84,7 @@ func addFamily(o *pasta.Options, p *rootlessnet.NetworkPlan, t template, v6 bool
 	}
 	for i := range addrs {
 		if addrs[i].Addr() == gateway {
-			gateway = netip.Addr{} // it cannot be both
+			gateway = netip.Addr{} // the guest's own address cannot be its gateway
 		}
 	}
 	named := gateway.IsValid()
@@ -106,7 +106,8 @@ func addFamily(o *pasta.Options, p *rootlessnet.NetworkPlan, t template, v6 bool
 	return gateway
 }
 
-// given are the addresses of -a.
+// given returns the addresses of -a of one family. Without a prefix length they get that of --netmask or of the same address of
+// the host, or else the default.
 func given(o *pasta.Options, t template, v6 bool) (list []netip.Prefix) {
 	for _, a := range o.Addrs {
 		if a.Addr.Is6() != v6 {
@@ -132,7 +133,7 @@ func given(o *pasta.Options, t template, v6 bool) (list []netip.Prefix) {
 	return list
 }
 
-// addSpecial gives the mapped addresses their meaning.
+// addSpecial adds the special addresses: --map-host-loopback, --map-guest-addr and --dns-forward.
 func addSpecial(o *pasta.Options, c *rootlessnet.Config, t4, t6 template) {
 	p := c.Plan
 	off := func(a netip.Addr) bool { return a.Is4() && !p.Gateway.IsValid() || a.Is6() && !p.Gateway6.IsValid() }
@@ -174,6 +175,6 @@ func addSpecial(o *pasta.Options, c *rootlessnet.Config, t4, t6 template) {
 	for _, s := range special {
 		p.Special = append(p.Special, *s)
 	}
-	// IPv4 before IPv6, and the same order each time.
+	// A fixed order, so that equal options give equal plans; IPv4 comes before IPv6.
 	slices.SortFunc(p.Special, func(a, b rootlessnet.SpecialAddr) int { return a.Addr.Compare(b.Addr) })
 }

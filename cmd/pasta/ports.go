@@ -16,17 +16,18 @@ import (
 	"rootlessnet/internal/pasta"
 )
 
-// portPlan is what -t, -u, -T and -U ask for before anything is followed.
+// portPlan holds the ports of -t, -u, -T and -U but for those with "auto", which the follower opens.
 type portPlan struct {
-	strong  []rootlessnet.PortMapping // named by number: all or nothing
-	weak    []rootlessnet.PortMapping // as far as they are free
+	strong  []rootlessnet.PortMapping // given by number: all of them must be free
+	weak    []rootlessnet.PortMapping // not given by number: those that are free are opened
 	devices []deviceBind
-	// The same for ports of the namespace's loopback.
+	// The same for ports of the namespace's loopback (-T, -U).
 	strongNS, weakNS []rootlessnet.LoopbackForward
-	sockets          []*os.File
+	sockets          []*os.File // bound by bind, until the Config owns them
 }
 
-// deviceBind is a port on one interface: we bind it, and the engine finds it bound.
+// deviceBind is a port that is opened on one interface of the host. This program binds the socket and passes it to the library,
+// which uses it for the port mapping of the same address.
 type deviceBind struct {
 	proto, device string
 	addr          netip.AddrPort
@@ -48,14 +49,14 @@ func newPortPlan(o *pasta.Options) *portPlan {
 	return p
 }
 
-// portSpec is what is asked for of one protocol and direction.
+// portSpec holds the rules of one protocol and direction.
 type portSpec struct {
 	*pasta.PortSpec
 	proto  string
 	fromNS bool // from the namespace's loopback to the host's
 }
 
-// specs are those of the protocols that are on.
+// specs returns the rules of the protocols that are enabled.
 func specs(o *pasta.Options) (list []portSpec) {
 	if !o.NoTCP {
 		list = append(list, portSpec{&o.TCP, "tcp", false}, portSpec{&o.TCPNS, "tcp", true})
@@ -69,7 +70,7 @@ func specs(o *pasta.Options) (list []portSpec) {
 func (p *portPlan) addLoopback(proto string, r pasta.PortRule) {
 	for n := range uint32(r.Last-r.First) + 1 {
 		port := r.First + uint16(n)
-		f := rootlessnet.LoopbackForward{Proto: proto, Port: port, HostPort: r.Leads(port)}
+		f := rootlessnet.LoopbackForward{Proto: proto, Port: port, HostPort: r.Target(port)}
 		if r.Weak {
 			p.weakNS = append(p.weakNS, f)
 		} else {
@@ -78,7 +79,7 @@ func (p *portPlan) addLoopback(proto string, r pasta.PortRule) {
 	}
 }
 
-// hostAddrs are the addresses that a rule means on the host; the zero value is both families.
+// hostAddrs returns the host's addresses that a rule opens ports on. The zero value stands for every address of both families.
 func hostAddrs(o *pasta.Options, r pasta.PortRule) []netip.Addr {
 	switch {
 	case r.Addr.IsValid() && (r.Addr.Is4() && o.IPv4Off || r.Addr.Is6() && o.IPv6Off):
@@ -99,7 +100,7 @@ func (p *portPlan) addRule(o *pasta.Options, proto string, r pasta.PortRule) {
 	for _, a := range hostAddrs(o, r) {
 		for n := range uint32(r.Last-r.First) + 1 {
 			port := r.First + uint16(n)
-			m := rootlessnet.PortMapping{Proto: proto, HostIP: a, HostPort: port, HostPortEnd: port, GuestPort: r.Leads(port)}
+			m := rootlessnet.PortMapping{Proto: proto, HostIP: a, HostPort: port, HostPortEnd: port, GuestPort: r.Target(port)}
 			if r.Weak {
 				p.weak = append(p.weak, m)
 			} else {
@@ -112,7 +113,7 @@ func (p *portPlan) addRule(o *pasta.Options, proto string, r pasta.PortRule) {
 	}
 }
 
-// bind makes the sockets that belong to one interface, and hands them to the engine.
+// bind opens the sockets that are bound to one interface and passes them to the library in c.Listeners, which then owns them.
 func (p *portPlan) bind(c *rootlessnet.Config) error {
 	for _, d := range p.devices {
 		f, err := d.bind()
@@ -132,7 +133,7 @@ func (d deviceBind) bind() (*os.File, error) {
 		err := rc.Control(func(fd uintptr) { berr = unix.BindToDevice(int(fd), d.device) })
 		return errors.Join(err, berr)
 	}}
-	lc.SetMultipathTCP(false) // its sockets neither splice nor know urgent data
+	lc.SetMultipathTCP(false) // MPTCP sockets support neither splice(2) nor urgent data
 	family := "6"
 	if d.addr.Addr().Is4() {
 		family = "4"
@@ -159,7 +160,7 @@ func (p *portPlan) closeSockets() {
 	}
 }
 
-// add opens the ports.
+// add opens the ports. It returns an error if one that was given by number is not free, or none of the others is.
 func (p *portPlan) add(box *rootlessnet.Sandbox, log *slog.Logger) error {
 	if len(p.strong) > 0 {
 		if _, err := box.AddMappings(p.strong...); err != nil {
@@ -170,13 +171,15 @@ func (p *portPlan) add(box *rootlessnet.Sandbox, log *slog.Logger) error {
 	case len(p.weak) > 0 && opened == 0:
 		return fmt.Errorf("Failed to bind any port: %w", err)
 	case errors.Is(err, syscall.EMFILE):
-		log.Warn("not all ports are open, and none is left for connections", "open", opened, "of", len(p.weak), "err", err)
+		log.Warn("the limit of open files is reached: not all ports are open, and connections may fail; raise the limit or publish fewer ports",
+			"open", opened, "of", len(p.weak), "err", err)
 	}
 	return p.addLoopbacks(box, log)
 }
 
-// addWeak opens as many as are free, and there are descriptors for: all of them at once, and where that fails each half by
-// itself. One by one it were minutes for all ports, as each change of them is recorded.
+// addWeak opens those ports of list that are free, up to the limit of open files: first all of them in one call, and after a
+// failure each half separately. One call per port would take minutes for all ports, because each call writes the sandbox's state
+// file. last is the last error.
 func addWeak(box adder, list []rootlessnet.PortMapping) (opened int, last error) {
 	if len(list) == 0 {
 		return 0, nil
@@ -202,12 +205,12 @@ func addWeak(box adder, list []rootlessnet.PortMapping) (opened int, last error)
 	return opened, last
 }
 
-// adder is a rootlessnet.Sandbox.
+// adder is implemented by rootlessnet.Sandbox.
 type adder interface {
 	AddMappings(...rootlessnet.PortMapping) ([]rootlessnet.Port, error)
 }
 
-// addLoopbacks opens those of the namespace.
+// addLoopbacks opens the ports of the namespace's loopback.
 func (p *portPlan) addLoopbacks(box *rootlessnet.Sandbox, log *slog.Logger) error {
 	if len(p.strongNS) > 0 {
 		if _, err := box.AddLoopbackForwards(p.strongNS...); err != nil {
@@ -224,13 +227,14 @@ func (p *portPlan) addLoopbacks(box *rootlessnet.Sandbox, log *slog.Logger) erro
 		if len(list) == 0 {
 			continue
 		}
-		// One that is taken is left out, as is one of all ports that there is no descriptor for.
+		// AddLoopbackForwards opens as many as it can: it skips ports that are in use or exceed the limit of open files.
 		opened, err := box.AddLoopbackForwards(list...)
 		switch {
 		case len(opened) == 0:
 			return fmt.Errorf("Failed to bind any port in the namespace: %w", err)
 		case errors.Is(err, syscall.EMFILE):
-			log.Warn("not all ports of the namespace are open", "proto", proto, "open", len(opened), "of", len(list), "err", err)
+			log.Warn("the limit of open files is reached: not all ports of the namespace are open; raise the limit or forward fewer ports",
+				"proto", proto, "open", len(opened), "of", len(list), "err", err)
 		}
 	}
 	return nil

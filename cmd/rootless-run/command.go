@@ -16,13 +16,13 @@ import (
 	"rootlessnet/internal/textlog"
 )
 
-// program is rootless-run with its surroundings as parameters.
+// program is rootless-run with the library and the standard streams as parameters, so that tests can replace them.
 type program struct {
 	run                   func(context.Context, rootlessnet.Config) (int, error)
 	stdin, stdout, stderr *os.File
 }
 
-// usageError is a mistake on the command line: a hint at --help follows its text.
+// usageError is an error in the command line. Its text is followed by a hint to --help.
 type usageError struct{ err error }
 
 func (e usageError) Error() string { return e.err.Error() }
@@ -79,7 +79,7 @@ func (p program) execute(args []string, child *detached, messages io.Writer) (co
 	return code, err
 }
 
-// foreground runs the sandbox in this process.
+// foreground runs the sandbox in this process. child is nil if the process is not the background process of --detach.
 func (p program) foreground(c rootlessnet.Config, o *options, child *detached, messages io.Writer) (int, error) {
 	var err error
 	if c.Listeners, err = inheritedListeners(); err != nil {
@@ -103,7 +103,7 @@ func (p program) foreground(c rootlessnet.Config, o *options, child *detached, m
 	return p.run(context.Background(), c)
 }
 
-// config turns the options into a Config.
+// config translates the options into a Config.
 func (p program) config(o *options, argv []string) (rootlessnet.Config, error) {
 	c := o.config
 	c.Argv = argv
@@ -118,7 +118,7 @@ func (p program) config(o *options, argv []string) (rootlessnet.Config, error) {
 		c.Argv = []string{shell}
 	}
 	c.Stdin, c.Stdout, c.Stderr = p.stdin, p.stdout, p.stderr
-	c.Env = ourVariables(os.Environ())
+	c.Env = withoutOurVariables(os.Environ())
 	c.Confine = true
 	c.DisableIPv6 = !o.ipv6
 	c.Publish = o.publish.Specs
@@ -132,16 +132,16 @@ func (p program) config(o *options, argv []string) (rootlessnet.Config, error) {
 	return c, nil
 }
 
-const longHelp = `Run a command with a network of its own, no privilege needed.
+const longHelp = `Run a command with a network of its own, without privileges.
 
-The command gets its own user, network, mount, UTS and IPC namespaces. It reaches what the host can reach, but for the
-host's loopback; published ports (-p) reach it, and it sees the true addresses of its clients. Without a command,
-$SHELL is run when standard input is a terminal.
+The command gets its own user, network, mount, UTS and IPC namespaces. It can reach everything that the host can reach,
+except for the host's loopback. Clients reach it through published ports (-p), and it sees their real addresses.
+Without a command, $SHELL is run if standard input is a terminal.
 
 Exit status: that of the command; 125 if rootless-run failed, 126 if the command cannot be executed, 127 if it was not
 found, 128+n if signal n ended it.`
 
-// options are what the flags are read into.
+// options holds the values of the flags.
 type options struct {
 	config   rootlessnet.Config
 	publish  flagvalue.Publish
@@ -154,7 +154,7 @@ type options struct {
 func newCommand(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "rootless-run [flags] [--] [COMMAND [ARG...]]",
-		Short:   "Run a command with a network of its own, no privilege needed",
+		Short:   "Run a command with a network of its own, without privileges",
 		Long:    longHelp,
 		Version: version,
 		Example: `  rootless-run -p 8080:80 -- python3 -m http.server 80
@@ -166,19 +166,19 @@ func newCommand(o *options) *cobra.Command {
 		DisableFlagsInUseLine: true,
 	}
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	cmd.CompletionOptions.DisableDefaultCmd = true // it would take any command called completion
+	cmd.CompletionOptions.DisableDefaultCmd = true // otherwise "rootless-run -- completion" would not run a command of that name
 	cmd.SetVersionTemplate("rootless-run version {{.Version}}\n")
 
 	c := &o.config
 	f := cmd.Flags()
-	f.SetInterspersed(false) // what follows the command is the command's
+	f.SetInterspersed(false) // flags after the command belong to the command
 	f.SortFlags = true
 	f.StringVar(&c.Network, "network", rootlessnet.NetworkBridge, "bridge, host, none or container:`NAME`")
 	f.VarP(&o.publish, "publish", "p", "publish a port: [ip:][host[-end]]:port[-end][/tcp|udp] (repeatable)")
-	f.BoolVarP(&c.PublishAll, "publish-all", "P", false, "publish whatever listens inside, on the same port if it is free")
+	f.BoolVarP(&c.PublishAll, "publish-all", "P", false, "publish every port that a program listens on inside, as the same port of the host if that is free")
 	f.StringVar(&c.Name, "name", "", "`name` of the sandbox")
 	f.StringVarP(&c.Hostname, "hostname", "h", "", "host `name` inside")
-	f.Var(&flagvalue.Resolvers{List: &c.DNS}, "dns", "resolver that answers instead of the host's (repeatable)")
+	f.Var(&flagvalue.Resolvers{List: &c.DNS}, "dns", "DNS server to use instead of the host's (repeatable)")
 	f.StringArrayVar(&c.DNSSearch, "dns-search", nil, "search `domain`, \".\" for none (repeatable)")
 	f.StringArrayVar(&c.DNSOptions, "dns-opt", nil, "resolver `option` (repeatable)")
 	f.StringArrayVar(&c.DNSOptions, "dns-option", nil, "the same as --dns-opt")
@@ -191,11 +191,11 @@ func newCommand(o *options) *cobra.Command {
 	f.IntVar(&c.MTU, "mtu", rootlessnet.DefaultMTU, "MTU of eth0 inside, in `bytes`")
 	f.BoolVar(&o.ipv6, "ipv6", true, "IPv6 inside")
 	f.Var(&flagvalue.Loopback{To: &c.HostLoopback}, "host-loopback", "ports of the host's loopback to open to the command: PORT[,PORT...] or all")
-	f.StringVar(&c.UserNS, "userns", rootlessnet.UserNSRoot, "who the command is inside: root, keep-id or auto")
-	f.BoolVar(&c.PIDNamespace, "pid", false, "pid namespace of its own")
+	f.StringVar(&c.UserNS, "userns", rootlessnet.UserNSRoot, "user id of the command inside: root, keep-id or auto")
+	f.BoolVar(&c.PIDNamespace, "pid", false, "give the command a pid namespace of its own")
 	f.StringVar(&c.Link, "link", rootlessnet.LinkAuto, "link device: auto, tap, tap-plain or packet")
-	f.StringVar(&c.Datapath, "datapath", rootlessnet.DatapathAuto, "how TCP crosses: auto, stack or splice (by the kernel)")
-	f.StringVar(&c.PCAP, "pcap", "", "write every frame to `file`")
+	f.StringVar(&c.Datapath, "datapath", rootlessnet.DatapathAuto, "datapath of TCP: auto, stack (userspace TCP/IP stack) or splice (kernel sockets)")
+	f.StringVar(&c.PCAP, "pcap", "", "write every frame to `file`, in pcap format")
 	f.BoolVarP(&o.detach, "detach", "d", false, "run in the background and print the id")
 	f.Var(&o.logLevel, "log-level", "debug, info, warn or error")
 	f.Bool("help", false, "show this text")
@@ -214,8 +214,8 @@ func newCommand(o *options) *cobra.Command {
 	return cmd
 }
 
-// completionShell is the shell a completion script is asked for, as "rootless-run completion SHELL" without any
-// flag; "rootless-run -- completion SHELL" runs a command of that name.
+// completionShell returns the shell of a request for a completion script, "rootless-run completion SHELL" without flags, and ""
+// otherwise. "rootless-run -- completion SHELL" runs a command named completion.
 func completionShell(cmd *cobra.Command, argv []string) string {
 	if len(argv) != 2 || argv[0] != "completion" || cmd.Flags().NFlag() > 0 || cmd.ArgsLenAtDash() >= 0 {
 		return ""

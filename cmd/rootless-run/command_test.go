@@ -18,16 +18,16 @@ import (
 	"rootlessnet"
 )
 
-// TestMain lets the test binary be the program, with a library that obeys its command's words.
+// TestMain runs the program in place of the tests if the environment asks for it, with fakeRun in place of the library.
 func TestMain(m *testing.M) {
 	if os.Getenv(detachedVar) != "" || os.Getenv("ROOTLESS_RUN_TEST_MAIN") != "" {
-		os.Exit(program{run: obey, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}.main(os.Args[1:]))
+		os.Exit(program{run: fakeRun, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}.main(os.Args[1:]))
 	}
 	os.Exit(m.Run())
 }
 
-// obey is a Run for which argv[0] says what happens.
-func obey(ctx context.Context, c rootlessnet.Config) (int, error) {
+// fakeRun stands for rootlessnet.Run; Argv[0] selects its outcome.
+func fakeRun(ctx context.Context, c rootlessnet.Config) (int, error) {
 	switch c.Argv[0] {
 	case "missing":
 		return 127, errors.New(`exec: "missing": executable file not found in $PATH`)
@@ -75,7 +75,7 @@ func invoke(t *testing.T, args ...string) result {
 	in, out, errOut := file("in"), file("out"), file("err")
 	p := program{stdin: in, stdout: out, stderr: errOut, run: func(ctx context.Context, c rootlessnet.Config) (int, error) {
 		r.config = &c
-		return obey(ctx, c)
+		return fakeRun(ctx, c)
 	}}
 	r.code = p.main(args)
 	read := func(name string) string {
@@ -156,11 +156,11 @@ func TestFlagsBecomeTheConfig(t *testing.T) {
 		}
 	}
 	if r := invoke(t, "--ipv6=false", "x"); !r.config.DisableIPv6 {
-		t.Error("--ipv6=false is lost")
+		t.Error("--ipv6=false does not set DisableIPv6")
 	}
 }
 
-// TestNoFlagsIsTheZeroConfig compares with what the library documents.
+// TestNoFlagsIsTheZeroConfig: without flags the Config has the documented default values.
 func TestNoFlagsIsTheZeroConfig(t *testing.T) {
 	c := *invoke(t, "cmd").config
 	want := rootlessnet.Config{Argv: []string{"cmd"}, Network: rootlessnet.NetworkBridge, MTU: rootlessnet.DefaultMTU,
@@ -216,7 +216,7 @@ func TestDetach(t *testing.T) {
 			var out, errOut strings.Builder
 			cmd.Stdout, cmd.Stderr = &out, &errOut
 			begin := time.Now()
-			cmd.Run() // ends only when nobody holds our pipes any more
+			cmd.Run() // returns only when no process has the pipes of the output open any more
 			if code := cmd.ProcessState.ExitCode(); code != c.code || out.String() != c.out || errOut.String() != c.errOut {
 				t.Errorf("exit %d, %q, %q", code, out.String(), errOut.String())
 			}
@@ -229,7 +229,7 @@ func TestDetach(t *testing.T) {
 
 func TestSignals(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGHUP, syscall.SIGUSR1} {
-		if signal.Ignored(sig) { // by nohup, say: then it stays so
+		if signal.Ignored(sig) { // such as by nohup; children inherit that
 			t.Logf("not tried: %v is ignored here", sig)
 			continue
 		}
@@ -283,7 +283,7 @@ func TestListenersArePassed(t *testing.T) {
 	if n := listenFDs(); n != 2 {
 		t.Error(n)
 	}
-	env := ourVariables([]string{"A=1", "LISTEN_FDS=2", "LISTEN_PID=7", "LISTEN_FDNAMES=x", listenersVar + "=1", "B=2"})
+	env := withoutOurVariables([]string{"A=1", "LISTEN_FDS=2", "LISTEN_PID=7", "LISTEN_FDNAMES=x", listenersVar + "=1", "B=2"})
 	if fmt.Sprint(env) != "[A=1 B=2]" {
 		t.Error(env)
 	}

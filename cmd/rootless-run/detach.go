@@ -16,27 +16,28 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rootlessnet"
+	"rootlessnet/internal/helper"
 	"rootlessnet/internal/systemd"
 )
 
-// Environment variables of the detached process: the number of its message pipe (the pipe for the id is the next one),
-// and how many listeners it inherits.
+// Environment variables of the background process: the descriptor number of the pipe for messages (the pipe for the id has the next
+// number), and the number of listening sockets that it inherits.
 const (
 	detachedVar  = "ROOTLESS_RUN_DETACHED"
 	listenersVar = "ROOTLESS_RUN_LISTENERS"
 )
 
-// firstFD is the first descriptor a process inherits beyond the standard three (sd_listen_fds(3), exec.Cmd).
+// firstFD is the first descriptor that a process inherits after the standard streams (sd_listen_fds(3), exec.Cmd.ExtraFiles).
 const firstFD = systemd.FirstFD
 
-// detached is the second process's side of the two pipes.
+// detached is the background process's end of the two pipes.
 type detached struct {
 	messages io.Writer
 	text, id *os.File
 	once     sync.Once
 }
 
-// detachedChild returns nil if this process is not the second one.
+// detachedChild returns nil if this process is not the background process.
 func detachedChild() *detached {
 	fd, err := strconv.Atoi(os.Getenv(detachedVar))
 	if err != nil || fd < firstFD {
@@ -45,14 +46,13 @@ func detachedChild() *detached {
 	os.Unsetenv(detachedVar)
 	unix.CloseOnExec(fd)
 	unix.CloseOnExec(fd + 1)
-	// It was started by /proc/self/exe, and the kernel calls it "exe", which pgrep and pidof would not find.
-	_ = os.WriteFile("/proc/self/comm", []byte(filepath.Base(os.Args[0])), 0)
+	helper.SetName(filepath.Base(os.Args[0]))
 	d := &detached{text: os.NewFile(uintptr(fd), "messages"), id: os.NewFile(uintptr(fd+1), "id")}
 	d.messages = d.text
 	return d
 }
 
-// started lets the first process go.
+// started reports the sandbox's id to the foreground process, which then exits.
 func (d *detached) started(id string) {
 	d.once.Do(func() {
 		d.text.Close()
@@ -61,7 +61,8 @@ func (d *detached) started(id string) {
 	})
 }
 
-// detach starts this program again in the background, with the same arguments, and prints the id of its sandbox.
+// detach starts this program again in the background with the same arguments, waits until its command has started, and prints the
+// id of the sandbox.
 func (p program) detach(args []string) (int, error) {
 	text, textW, err := os.Pipe()
 	if err != nil {
@@ -104,7 +105,7 @@ func (p program) detach(args []string) (int, error) {
 		}
 	}()
 
-	// Both end when the second process closes them, by starting its command or by exiting.
+	// Both pipes end when the background process closes them, after its command has started or by exiting.
 	if _, err := io.Copy(p.stderr, text); err != nil {
 		return 0, err
 	}
@@ -119,20 +120,20 @@ func (p program) detach(args []string) (int, error) {
 	return exitCode(cmd.Wait())
 }
 
-// exitCode is that of a second process that has started nothing. It has said why.
+// exitCode returns the exit code of a background process that started no command. It has reported the reason on the message pipe.
 func exitCode(err error) (int, error) {
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.ExitCode() > 0 {
 		return exit.ExitCode(), nil
 	}
 	if err == nil {
-		err = errors.New("exited without a word")
+		err = errors.New("exited without starting the command or reporting an error")
 	}
 	return rootlessnet.ExitFailure, fmt.Errorf("background process: %w", err)
 }
 
-// listenFDs is how many sockets a service manager passed to this process (sd_listen_fds(3)), or the first process to
-// the second.
+// listenFDs returns the number of sockets that a service manager passed to this process (sd_listen_fds(3)), or that the foreground
+// process passed to the background process.
 func listenFDs() int {
 	if n, err := strconv.Atoi(os.Getenv(listenersVar)); err == nil {
 		return max(n, 0)
@@ -140,13 +141,13 @@ func listenFDs() int {
 	return systemd.ListenFDs()
 }
 
-// inheritedListeners returns the sockets passed in. The command is not told of them.
+// inheritedListeners returns the sockets that listenFDs counts. The command does not inherit them.
 func inheritedListeners() ([]*os.File, error) {
 	return systemd.Files(listenFDs())
 }
 
-// ourVariables are not for the command.
-func ourVariables(env []string) []string {
+// withoutOurVariables returns env without the variables that are meant for this program and not for the command.
+func withoutOurVariables(env []string) []string {
 	var kept []string
 	for _, v := range env {
 		switch name, _, _ := strings.Cut(v, "="); name {

@@ -1,11 +1,18 @@
-// Rootless-run gives a command its own network, no privilege needed.
+// Rootless-run runs a command with a network of its own, without privileges.
 //
-// It turns its command line into a rootlessnet.Config, and nothing else: what the words mean is the library's.
+// It translates its command line into a rootlessnet.Config and calls rootlessnet.Run; the library checks the values and does
+// everything else.
+//
+// # Exit status
+//
+// That of the command; 125 after a failure of rootless-run or of the library, 126 if the command cannot be executed, 127 if it was
+// not found, and 128+n if signal n ended it.
 //
 // # Detached
 //
-// With --detach the program starts itself again in a session of its own, without the flag and with two pipes: what
-// the second one says goes through the first pipe to the caller's standard error, and the id of the started sandbox
-// through the second. The first process ends when it has the id, or with the exit code of the second one when there
-// will be none. The caller's own descriptors stay with the first process, so that $(rootless-run --detach …) returns.
+// With --detach the program starts itself again in a new session, with the same arguments and two pipes. The background process
+// writes its messages into the first pipe, which the foreground process copies to the caller's standard error, and the id of the
+// started sandbox into the second. The foreground process exits with 0 when it has the id, or with the exit code of the background
+// process if that ends without one. The background process does not inherit the caller's standard streams, so that
+// $(rootless-run --detach …) returns while it runs.
 package main

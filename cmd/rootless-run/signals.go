@@ -8,7 +8,7 @@ import (
 	"rootlessnet/internal/signals"
 )
 
-// relay passes on what this process is sent, until stopped.
+// relay passes the signals that this process receives on to the sandbox, until stop. Its goroutine pass ends with stop.
 type relay struct {
 	forward chan os.Signal
 	caught  chan os.Signal
@@ -17,7 +17,7 @@ type relay struct {
 	done    chan struct{}
 }
 
-// catchSignals begins to catch.
+// catchSignals starts a relay.
 func catchSignals() *relay {
 	s := &relay{
 		forward: make(chan os.Signal, signals.Backlog),
@@ -30,6 +30,7 @@ func catchSignals() *relay {
 	return s
 }
 
+// commandStarted tells the relay that the command runs, and receives the signals of the terminal itself.
 func (s *relay) commandStarted() { s.started.Store(true) }
 
 func (s *relay) stop() {
@@ -46,7 +47,7 @@ func (s *relay) pass() {
 			return
 		case sig := <-s.caught:
 			if s.started.Load() && signals.FromTerminal(sig) {
-				continue // the command has got it already
+				continue // the terminal sent it to the whole process group, which the command is in
 			}
 			select {
 			case s.forward <- sig:

@@ -2,30 +2,16 @@ package main
 
 import (
 	"os"
-	"strconv"
 
-	"golang.org/x/sys/unix"
+	"rootlessnet/internal/helper"
 )
 
-// closeStray closes what our caller left open by accident: a sandbox lives long, and a pipe or a lock held by it would
-// keep others waiting. Kept are the standard three, the sockets passed in, and a detached process's pipes; and what has
-// close-on-exec set, for that was opened since (the Go runtime has descriptors of its own).
+// closeStray closes the descriptors that the caller left open by accident, except for the sockets that a service manager passed
+// and the pipes of a detached process.
 func closeStray() {
 	first := firstFD + listenFDs()
 	if os.Getenv(detachedVar) != "" {
 		first += 2
 	}
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		return
-	}
-	for _, e := range entries {
-		fd, err := strconv.Atoi(e.Name())
-		if err != nil || fd < first {
-			continue
-		}
-		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
-			unix.Close(fd)
-		}
-	}
+	helper.CloseInherited(func(fd int) bool { return fd < first })
 }

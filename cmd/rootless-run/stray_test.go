@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestStrayDescriptorsAreClosed gives a process a pipe it was not meant to have, and sees the pipe end while the process
-// still runs.
+// TestStrayDescriptorsAreClosed starts a process with an additional pipe and checks that closeStray closes it while the process
+// runs.
 func TestStrayDescriptorsAreClosed(t *testing.T) {
 	if os.Getenv("STRAY_CHILD") != "" {
 		closeStray()

@@ -32,14 +32,14 @@ func main() {
 	}
 }
 
-// fail says what went wrong where Podman looks for it: on standard output.
+// fail reports the error on standard output, which is where Podman reads it from.
 func fail(err error) {
 	fmt.Println(err)
 	os.Exit(1)
 }
 
 func run(stdin io.Reader) error {
-	signal.Ignore(syscall.SIGPIPE) // a caller that has closed its end of our output must not end us
+	signal.Ignore(syscall.SIGPIPE) // a write to an output that the caller has closed must not end the program
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	c, err := rootlessport.ReadConfig(stdin)
@@ -51,7 +51,7 @@ func run(stdin io.Reader) error {
 		return err
 	}
 	exit, ready := files[0], files[1]
-	defer exit.Close() // keeps it open until then
+	defer exit.Close() // the file is used until then, or its finalizer would close the descriptor
 	ended, err := watch.File(exit)
 	if err != nil {
 		return fmt.Errorf("exit descriptor %d: %w", c.ExitFD, err)
@@ -73,7 +73,8 @@ func run(stdin io.Reader) error {
 	return nil
 }
 
-// helperOf finds the control socket of the helper of ours that connects a network namespace.
+// helperOf implements rootlessport.Finder: it returns the control socket of the running sandbox whose network namespace has that
+// inode, or "" if there is none.
 func helperOf(inode uint64) string {
 	dir, err := state.Open("")
 	if err != nil {

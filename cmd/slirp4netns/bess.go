@@ -10,8 +10,9 @@ import (
 	"rootlessnet/internal/watch"
 )
 
-// acceptVM waits for a virtual machine to connect to the socket at path, on which every packet is one Ethernet frame. The
-// file is nil when something ended the wait. The socket serves one machine, and its path is gone once that is there.
+// acceptVM waits until a virtual machine connects to the unix socket at path, and returns the connection. Each packet of it is one
+// Ethernet frame. The file is nil if an event on ended or a signal came first. The socket accepts one machine only; its path is
+// removed before acceptVM returns.
 func acceptVM(path string, ended <-chan struct{}, signals <-chan os.Signal) (*os.File, error) {
 	fail := func(err error) (*os.File, error) {
 		return nil, fmt.Errorf("listen for a virtual machine on %s: %w", path, err)

@@ -11,7 +11,7 @@ import (
 	"rootlessnet/internal/slirp"
 )
 
-// target says which namespace is meant; tap is the device where the caller has opened it.
+// target returns the namespace to connect. tap is the device if the caller has opened it, or the connection of a virtual machine.
 func target(o *slirp.Options, tap *os.File) rootlessnet.Target {
 	t := rootlessnet.Target{UserNS: o.UserNSPath, TAP: tap}
 	switch o.Type {
@@ -23,9 +23,9 @@ func target(o *slirp.Options, tap *os.File) rootlessnet.Target {
 	return t
 }
 
-// config says in the engine's words what the options mean.
+// config translates the options into a Config of the library.
 func config(o *slirp.Options, log *slog.Logger) rootlessnet.Config {
-	// The original leaves the clouds' metadata services open.
+	// The original does not block the metadata services of cloud providers (169.254.169.254), so AllowMetadata is set.
 	c := rootlessnet.Config{
 		IfName: o.TAPName, MTU: o.MTU, MAC: o.MAC, Configure: o.Configure, OutboundAddr: o.Outbound4, OutboundAddr6: o.Outbound6,
 		AllowMetadata: true, Confine: o.Sandbox || !bindsLowPorts(), Logger: log,
@@ -58,8 +58,8 @@ func config(o *slirp.Options, log *slog.Logger) rootlessnet.Config {
 	return c
 }
 
-// bindsLowPorts says whether this process may bind any port of the host, which forwarded ports need: real root without
-// --enable-sandbox keeps its capabilities for that.
+// bindsLowPorts reports whether this process may bind ports of the host below net.ipv4.ip_unprivileged_port_start. Root of the host
+// keeps its capabilities without --enable-sandbox, because forwarded ports may need that.
 func bindsLowPorts() bool {
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
@@ -69,7 +69,7 @@ func bindsLowPorts() bool {
 	return inInitialUserNS()
 }
 
-// inInitialUserNS looks at the inode of the namespace, which is fixed for the first one (include/linux/proc_ns.h,
+// inInitialUserNS reports whether this process is in the initial user namespace, which has a fixed inode (include/linux/proc_ns.h,
 // PROC_USER_INIT_INO).
 func inInitialUserNS() bool {
 	const initialUserNS = 0xEFFFFFFD

@@ -52,9 +52,9 @@ func main() {
 	}
 }
 
-// run connects the namespace until something ends it.
+// run connects the namespace until it ends, a signal arrives, or an event occurs on the exit descriptor.
 func run(o *slirp.Options) error {
-	// A caller that has closed its end of our output must not end us.
+	// A write to an output that the caller has closed must not end the program.
 	signal.Ignore(syscall.SIGPIPE)
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
@@ -67,7 +67,7 @@ func run(o *slirp.Options) error {
 		return err
 	}
 	exit, ready, tap := files[0], files[1], files[2]
-	defer exit.Close() // keeps it open until then; nil is fine
+	defer exit.Close() // the file is used until then, or its finalizer would close the descriptor; it may be nil
 	ended, err := watchExit(exit)
 	if err != nil {
 		return err
@@ -104,13 +104,13 @@ func run(o *slirp.Options) error {
 	return nil
 }
 
-// watchExit returns a channel that is closed at any event on f; one that never is, when there is no f.
+// watchExit returns a channel that is closed at any event on f; if f is nil the channel is nil, which never becomes ready.
 func watchExit(f *os.File) (<-chan struct{}, error) {
 	if f == nil {
 		return nil, nil
 	}
 	w, err := watch.File(f)
-	if errors.Is(err, unix.EPERM) { // a file or /dev/null: always readable, so an event at once
+	if errors.Is(err, unix.EPERM) { // epoll does not support a regular file or /dev/null; poll(2) reports them readable at once
 		closed := make(chan struct{})
 		close(closed)
 		return closed, nil
@@ -118,10 +118,10 @@ func watchExit(f *os.File) (<-chan struct{}, error) {
 	if err != nil {
 		return nil, fmt.Errorf("exit descriptor: %w", err)
 	}
-	return w.C(), nil // for as long as the process lives
+	return w.C(), nil // never closed: the process watches f until it exits
 }
 
-// forwarder is the engine as the API sees it.
+// forwarder implements slirp.Forwarder with the port mappings of the sandbox.
 type forwarder struct{ box *rootlessnet.Sandbox }
 
 func (f forwarder) Add(p slirp.Forward) error {

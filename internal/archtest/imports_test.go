@@ -15,7 +15,7 @@ var mayImport = []struct {
 	imports []string
 }{
 	// Programs: arguments in, words out.
-	{"cmd/rootless-run", []string{".", "internal/flagvalue", "internal/signals", "internal/systemd", "internal/textlog"}},
+	{"cmd/rootless-run", []string{".", "internal/flagvalue", "internal/helper", "internal/signals", "internal/systemd", "internal/textlog"}},
 	{"cmd/rootless-net", []string{".", "api", "userns", // userns: exec joins a sandbox from the caller's own terminal
 		"internal/doctor", "internal/flagvalue", "internal/helper", "internal/signals", "internal/state", "internal/systemd", "internal/textlog", "internal/watch"}},
 	{"cmd/pasta", []string{".", "internal/helper", "internal/listenwatch", "internal/pasta", "internal/procnet", "internal/textlog"}},
@@ -46,17 +46,19 @@ var mayImport = []struct {
 	{"plan", nil},
 
 	// What is done inside namespaces.
-	{"userns", []string{"netns", "internal/watch"}},
+	{"userns", []string{"netns", "internal/procstat", "internal/subid", "internal/watch"}},
 	{"netns", []string{"internal/fdbudget"}},
+	{"internal/doctor", []string{"internal/subid"}}, // has probes of its own: it imports neither
 
 	// Podman's port helper: a small program, without a TCP/IP stack.
 	{"internal/rootlessport", []string{"api", "netns", "splice", "internal/bindaddr", "internal/breaker", "internal/clientaddr", "internal/inbound", "internal/rawsock", "internal/spin"}},
 	{"api", []string{"internal/state"}},
+	{"internal/state", []string{"internal/procstat"}},
 	{"internal/inbound", []string{"splice", "internal/rawsock", "internal/spin", "internal/lockrank"}},
 	{"splice", []string{"internal/fdbudget", "internal/lockrank", "internal/rawsock", "internal/spin"}},
 
 	// Tests and measurements.
-	{"bench", []string{"internal/nettest/topo"}},
+	{"bench", []string{"internal/nettest/topo", "internal/procstat"}},
 	{"e2e", nil},
 	{"e2e/asroot", nil},
 	{"internal/nettest", []string{"tap", "internal/spin"}}, // a fake tap.Device
@@ -74,18 +76,18 @@ var mayImport = []struct {
 	{"internal/bindaddr", nil},
 	{"internal/breaker", []string{"internal/lockrank"}},
 	{"internal/clientaddr", nil},
-	{"internal/doctor", nil},
 	{"internal/fdbudget", nil},
 	{"internal/getopt", nil},
 	{"internal/helper", nil},
 	{"internal/hostnet", nil},
 	{"internal/listenwatch", nil},
 	{"internal/procnet", nil},
+	{"internal/procstat", nil},
 	{"internal/race", nil},
 	{"internal/rawsock", nil},
 	{"internal/signals", nil},
 	{"internal/spin", []string{"internal/lockrank"}},
-	{"internal/state", nil},
+	{"internal/subid", nil},
 	{"internal/systemd", nil},
 	{"internal/textlog", nil},
 	{"internal/watch", nil},

@@ -13,35 +13,34 @@ import (
 	"time"
 )
 
-// probeArg0 is the name by which the binary knows that it was started as a probe.
+// probeArg0 is the argv[0] of a child process that runs probes.
 const probeArg0 = "rootless-net-doctor-probe"
 
-// What a child does, its argv[1].
+// Roles of a child process, its argv[1].
 const (
-	roleInside  = "inside"  // all probes of insideProbes
+	roleInside  = "inside"  // runs all insideProbes
 	rolePID     = "pid"     // mounts a procfs
-	roleHold    = "hold"    // waits for the end of stdin
-	roleNothing = "nothing" // ends at once: the clone was the try
-	roleSeccomp = "seccomp" // loads a filter
+	roleHold    = "hold"    // waits for the end of standard input
+	roleNothing = "nothing" // exits at once: the clone itself is tested
+	roleSeccomp = "seccomp" // loads a seccomp filter
 )
 
 const (
-	// childAnswerMax bounds what is read from a child; an answer is a few KiB.
+	// childAnswerMax is the maximum size in bytes of a child's answer, which has a few KiB.
 	childAnswerMax = 64 << 10
-	// answerMargin is how much earlier than the parent's a child's patience ends, so that it can still tell what it
-	// found.
+	// answerMargin is how much earlier than the parent a child stops to wait for its probes, so that its answer arrives in time.
 	answerMargin = 300 * time.Millisecond
-	// killDelay is how long a killed child's pipe may stay open before it is closed under it.
+	// killDelay is how long the parent waits for the end of a killed child's output before it closes the pipe.
 	killDelay = 100 * time.Millisecond
 )
 
 const insideFlags = syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWUTS |
 	syscall.CLONE_NEWIPC
 
-// IsProbe says whether this process was started by Run as a probe. Then main must call ProbeMain and nothing else.
+// IsProbe reports whether Run started this process to run probes. Then main must call ProbeMain and nothing else.
 func IsProbe() bool { return len(os.Args) > 0 && os.Args[0] == probeArg0 }
 
-// ProbeMain does the work of a probe and ends the process. Call it first thing in main, before flags are parsed:
+// ProbeMain runs the probes of a child process and exits. main must call it before it does anything else:
 //
 //	if doctor.IsProbe() {
 //		doctor.ProbeMain()
@@ -65,10 +64,10 @@ func ProbeMain() {
 	case roleSeccomp:
 		found["seccomp"] = loadFilter()
 	case roleHold:
-		io.Copy(io.Discard, os.Stdin) // the end of the parent ends it too
+		io.Copy(io.Discard, os.Stdin) // ends when the parent closes the pipe or exits
 	case roleNothing:
 	default:
-		fmt.Fprintln(os.Stderr, probeArg0+": started by rootless-net doctor, not by hand")
+		fmt.Fprintln(os.Stderr, probeArg0+": this process is started by rootless-net doctor only")
 		os.Exit(2)
 	}
 	if err := json.NewEncoder(os.Stdout).Encode(found); err != nil {
@@ -77,7 +76,8 @@ func ProbeMain() {
 	os.Exit(0)
 }
 
-// command is this binary as a probe, in new namespaces. With maps its uid and gid 0 are the caller's.
+// command returns a command that runs this binary with a role, in new namespaces. With maps, uid and gid 0 inside are those of the
+// caller.
 func command(ctx context.Context, role string, flags uintptr, maps bool) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
 	patience := DefaultTimeout
@@ -95,9 +95,9 @@ func command(ctx context.Context, role string, flags uintptr, maps bool) *exec.C
 	return cmd
 }
 
-// ask runs a child to its end and returns what it found. An error means that it could not be started or broke down.
+// ask runs a child to its end and returns its findings. An error means that the child could not be started or gave no answer.
 func ask(ctx context.Context, role string, flags uintptr) (map[string]finding, error) {
-	// The parent-death signal follows the thread that forked.
+	// The kernel sends the parent-death signal when the thread that forked ends (prctl(2), PR_SET_PDEATHSIG).
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd := command(ctx, role, flags, flags&syscall.CLONE_NEWUSER != 0)
@@ -121,7 +121,7 @@ func ask(ctx context.Context, role string, flags uintptr) (map[string]finding, e
 	return found, nil
 }
 
-// childProbe runs the child of a role; when it cannot be made it finds out which namespace is at fault.
+// childProbe runs the child of a role. If its namespaces cannot be created it finds out which of them cannot.
 func childProbe(ctx context.Context, role string) map[string]finding {
 	if role == rolePID {
 		found, err := ask(ctx, role, syscall.CLONE_NEWUSER|syscall.CLONE_NEWPID|syscall.CLONE_NEWNS)
@@ -138,7 +138,7 @@ func childProbe(ctx context.Context, role string) map[string]finding {
 		})
 	}
 	if f := found["user-namespace"]; f.Status != OK {
-		// Cloned, but powerless: all the rest failed for that reason, whatever errors it saw.
+		// The clone worked but gave no capabilities. The other probes failed for that reason, so their findings are replaced.
 		f.Fix = userNamespaceFix(sysctl)
 		found = untriedInside("the user namespace gives no capabilities", f.Fix)
 		found["user-namespace"] = f
@@ -146,7 +146,7 @@ func childProbe(ctx context.Context, role string) map[string]finding {
 	return found
 }
 
-// untriedInside marks all that is tried inside as untried for one reason, with its remedy.
+// untriedInside returns findings that mark all checks inside as untried, with one reason and fix.
 func untriedInside(reason, fix string) map[string]finding {
 	found := map[string]finding{}
 	for _, p := range insideProbes() {
@@ -157,10 +157,10 @@ func untriedInside(reason, fix string) map[string]finding {
 	return found
 }
 
-// blame explains why the clone of everything failed, by trying the namespaces one at a time. All else inside stays
-// untried.
+// blame explains why a clone with all namespaces failed with the error all: it tries the namespaces one at a time. All other checks
+// inside are untried.
 func blame(all error, try func(flags uintptr) error) map[string]finding {
-	reason := failed("no sandbox to try it in", all).Detail
+	reason := failed("no sandbox to test it in", all).Detail
 	if err := try(syscall.CLONE_NEWUSER); err != nil {
 		f := failed("clone", err)
 		f.Fix = userNamespaceFix(sysctl)
@@ -187,7 +187,8 @@ func blame(all error, try func(flags uintptr) error) map[string]finding {
 	return found
 }
 
-// userNamespaceFix names the setting that forbids user namespaces, or forbids capabilities in them. sysctl reads one.
+// userNamespaceFix returns the fix for the setting that forbids user namespaces, or capabilities in them. sysctl returns the value
+// of a sysctl.
 func userNamespaceFix(sysctl func(string) string) string {
 	switch {
 	case sysctl("user/max_user_namespaces") == "0":
@@ -197,7 +198,7 @@ func userNamespaceFix(sysctl func(string) string) string {
 	case sysctl("kernel/apparmor_restrict_unprivileged_userns") == "1": // Ubuntu from 23.10
 		return "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
 	case selfStatus("Seccomp") == "2":
-		return askFilter
+		return fixFilter
 	}
 	return "sudo sysctl -w user.max_user_namespaces=28633"
 }

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// TestManual wants every check in the manual.
+// TestManual: the manual describes every check, and has a section for each group.
 func TestManual(t *testing.T) {
 	b, err := os.ReadFile("../../docs/rootless-net-doctor.1")
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {

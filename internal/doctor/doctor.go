@@ -8,22 +8,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Status is what came of a check.
+// Status is the result of a check.
 type Status string
 
 const (
-	OK      Status = "ok"      // tried, works
+	OK      Status = "ok"      // tested, works
 	Missing Status = "missing" // the kernel or the system does not have it
-	Denied  Status = "denied"  // there, but not for this user
-	Untried Status = "untried" // what it stands on failed first, or it gave no answer in time
+	Denied  Status = "denied"  // it exists, but this user may not use it
+	Untried Status = "untried" // something that it depends on failed, or it did not answer in time
 )
 
-// Level says how much a check matters.
+// Level says whether sandboxes require a check.
 type Level string
 
 const (
 	Required Level = "required" // without it no sandbox starts
-	Optional Level = "optional" // without it something named in Lost is lost
+	Optional Level = "optional" // without it the function named in Lost does not work
 )
 
 // Check is one line of the report.
@@ -32,9 +32,9 @@ type Check struct {
 	Group  string `json:"group"`
 	Level  Level  `json:"level"`
 	Status Status `json:"status"`
-	Detail string `json:"detail"` // what was seen
+	Detail string `json:"detail"` // what the probe observed
 	Lost   string `json:"lost"`   // what does not work without it
-	Fix    string `json:"fix"`    // one command
+	Fix    string `json:"fix"`    // one command, or "no command:" and what is required
 }
 
 // Report is the whole result, in the order of the catalog.
@@ -45,28 +45,28 @@ type Report struct {
 	Checks []Check `json:"checks"`
 }
 
-// Options of Run. The zero value is right for a program whose main calls ProbeMain.
+// Options of Run. The zero value has the defaults.
 type Options struct {
 	// Timeout bounds the whole run; 0 means DefaultTimeout.
 	Timeout time.Duration
 }
 
-// DefaultTimeout of a run. Probes take tens of milliseconds; this is for a machine that is loaded or broken, and short
-// enough that a person still waits for it.
+// DefaultTimeout of a run. Probes take tens of milliseconds; the rest is for a machine under load, and for probes that get no answer.
+// With the time to report, a run takes two seconds at most.
 const DefaultTimeout = 1800 * time.Millisecond
 
-// finding is what a probe hands back. An empty Fix leaves that of the catalog.
+// finding is the result of a probe for one check. With an empty Fix the report has that of the catalog.
 type finding struct {
 	Status Status `json:"status"`
 	Detail string `json:"detail"`
 	Fix    string `json:"fix,omitempty"`
 }
 
-// Run tries everything and returns within Options.Timeout and a little. It fails never: what could not be tried is
-// reported as such. It may be called as any user, and at the same time from several goroutines.
+// Run runs all probes and returns shortly after Options.Timeout at the latest. It has no error: what could not be tested is reported
+// as untried. It may be called as any user, and concurrently.
 func Run(ctx context.Context, opts Options) Report {
 	if IsProbe() {
-		// main forgot ProbeMain: a probe that starts probes would have no end.
+		// The program's main did not call ProbeMain: children would start children without end.
 		return assemble(nil)
 	}
 	if opts.Timeout <= 0 {
@@ -88,13 +88,13 @@ func Run(ctx context.Context, opts Options) Report {
 		}
 	}
 	if user := found["user-namespace"]; user.Status != OK {
-		found["pid-namespace"] = finding{Status: Untried, Detail: "no user namespace to try it in", Fix: user.Fix}
+		found["pid-namespace"] = finding{Status: Untried, Detail: "no user namespace to test it in", Fix: user.Fix}
 	}
 	found["link"] = linkFinding(found)
 	return assemble(found)
 }
 
-// assemble puts the findings into the order and the words of the catalog.
+// assemble makes the report of the findings, in the order of the catalog.
 func assemble(found map[string]finding) Report {
 	r := Report{OK: true, Kernel: kernelRelease(), UID: os.Getuid()}
 	for _, c := range catalog() {
@@ -114,7 +114,7 @@ func assemble(found map[string]finding) Report {
 	return r
 }
 
-// linkFinding draws the conclusion for the one thing a sandbox with a network cannot do without: some link device.
+// linkFinding returns the finding for the check "link": a sandbox with a network requires one of the link devices.
 func linkFinding(found map[string]finding) finding {
 	switch {
 	case found["tap-vnet-header"].Status == OK:
@@ -126,7 +126,7 @@ func linkFinding(found map[string]finding) finding {
 	case found["tun-device"].Status == Untried && found["packet-link"].Status == Untried:
 		return finding{Status: Untried, Detail: found["packet-link"].Detail, Fix: found["packet-link"].Fix}
 	}
-	return finding{Status: Missing, Detail: "neither a TAP nor a veth pair with a packet socket can be had",
+	return finding{Status: Missing, Detail: "neither a TAP nor a veth pair with a packet socket works",
 		Fix: found["tun-device"].Fix}
 }
 
@@ -138,26 +138,26 @@ func kernelRelease() string {
 	return unix.ByteSliceToString(u.Release[:])
 }
 
-// probe is one named function of a set that runs together. It may answer for several checks.
+// probe is a function that returns the findings of one or several checks, those in names.
 type probe struct {
 	names []string
 	run   func() map[string]finding
 }
 
-// one makes a probe of a function that answers for a single check.
+// one returns the probe of a single check.
 func one(name string, f func() finding) probe {
 	return probe{[]string{name}, func() map[string]finding { return map[string]finding{name: f()} }}
 }
 
-// runAll runs the probes, each on its own goroutine, and collects what is there when all are done or ctx ends. A probe
-// still running then keeps its goroutine until its own system calls' timeouts let it go. before, if not nil, runs on
-// each goroutine first; its error makes the probe's checks untried.
+// runAll runs the probes, each on its own goroutine, and returns the findings when all have answered or ctx ends. A probe that is
+// still running then keeps its goroutine until the timeouts of its own system calls. before, if not nil, runs first on each
+// goroutine; if it returns an error the probe's checks are untried.
 func runAll(ctx context.Context, probes []probe, before func() error) map[string]finding {
 	type answer struct {
 		i int
 		m map[string]finding
 	}
-	answers := make(chan answer, len(probes)) // room for all: a late probe must not hang for ever
+	answers := make(chan answer, len(probes)) // with room for all answers, so that a late probe does not block for ever
 	for i, p := range probes {
 		go func() {
 			if before != nil {
@@ -188,6 +188,7 @@ func runAll(ctx context.Context, probes []probe, before func() error) map[string
 	return found
 }
 
+// same returns the finding f for each of the checks.
 func same(names []string, f finding) map[string]finding {
 	m := map[string]finding{}
 	for _, n := range names {

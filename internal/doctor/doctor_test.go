@@ -30,20 +30,20 @@ func TestCatalog(t *testing.T) {
 	seen := map[string]bool{}
 	for _, c := range catalog() {
 		if seen[c.Name] {
-			t.Errorf("%s stands twice in the catalog", c.Name)
+			t.Errorf("%s is in the catalog twice", c.Name)
 		}
 		seen[c.Name] = true
 		if c.Lost == "" || c.Fix == "" || c.Group == "" {
-			t.Errorf("%s: lost %q, fix %q, group %q: all must say something", c.Name, c.Lost, c.Fix, c.Group)
+			t.Errorf("%s: lost %q, fix %q, group %q: none may be empty", c.Name, c.Lost, c.Fix, c.Group)
 		}
 		if strings.ContainsAny(c.Lost+c.Fix, "\n\t") {
-			t.Errorf("%s: lost and fix are one line each", c.Name)
+			t.Errorf("%s: lost and fix must be one line each", c.Name)
 		}
 		if c.Level != Required && c.Level != Optional {
 			t.Errorf("%s: level %q", c.Name, c.Level)
 		}
 	}
-	// Every check has a probe behind it, and every probe a line in the report.
+	// Every check has a probe, and every probe a check in the catalog.
 	probed := map[string]bool{"link": true, "pid-namespace": true, "newuidmap": true, "subordinate-ids": true}
 	for _, p := range append(hostProbes(context.Background()), insideProbes()...) {
 		for _, n := range p.names {
@@ -57,22 +57,23 @@ func TestCatalog(t *testing.T) {
 	}
 	for n := range probed {
 		if !seen[n] {
-			t.Errorf("%s is probed but not reported", n)
+			t.Errorf("%s has a probe but is not in the catalog", n)
 		}
 	}
 }
 
-// patient is a timeout for a machine that does ten other things.
+// patient is the timeout of a run on a machine under load.
 const patient = 20 * time.Second
 
-// TestRun runs the whole thing on this machine as whoever runs the tests.
+// TestRun runs all probes on this machine as the user of the tests, and compares the report with what the test finds out by other
+// means.
 func TestRun(t *testing.T) {
 	start := time.Now()
 	Run(context.Background(), Options{})
 	if d := time.Since(start); d > 2*time.Second {
 		t.Errorf("it took %v, 2 s are allowed", d)
 	}
-	// The first run made the Go runtime open what it keeps. The second has time for a loaded machine.
+	// Go's runtime opens descriptors once, in the first run. The second run has a timeout for a machine under load.
 	fdsBefore := openFiles(t)
 	r := Run(context.Background(), Options{Timeout: patient})
 	got := map[string]Check{}
@@ -92,10 +93,9 @@ func TestRun(t *testing.T) {
 		t.Errorf("uid %d, kernel %q", r.UID, r.Kernel)
 	}
 
-	// Compare with what can be told in another way.
 	if f, err := os.OpenFile(tunPath, os.O_RDWR, 0); errors.Is(err, fs.ErrPermission) {
 		if c := got["tun-device"]; c.Status != Denied || c.Fix != "sudo chmod 0666 /dev/net/tun" {
-			t.Errorf("%s may not be opened, but: %+v", tunPath, c)
+			t.Errorf("opening %s is forbidden, but: %+v", tunPath, c)
 		}
 	} else if err == nil {
 		f.Close()
@@ -104,7 +104,7 @@ func TestRun(t *testing.T) {
 		}
 	}
 	if sysctl("net/ipv4/ping_group_range") == "1 0" && got["ping-socket"].Status != Denied {
-		t.Errorf("ping_group_range covers nobody, but: %+v", got["ping-socket"])
+		t.Errorf("ping_group_range is empty, but: %+v", got["ping-socket"])
 	}
 	if os.Geteuid() != 0 {
 		if n, err := strconv.Atoi(sysctl("net/ipv4/ip_unprivileged_port_start")); err == nil && (n > 1) != (got["low-ports"].Status == Denied) {
@@ -112,17 +112,17 @@ func TestRun(t *testing.T) {
 		}
 	}
 	if n := sysctl("user/max_user_namespaces"); n == "0" && got["user-namespace"].Status == OK && os.Geteuid() != 0 {
-		t.Errorf("user namespaces are switched off, but: %+v", got["user-namespace"])
+		t.Errorf("user namespaces are disabled, but: %+v", got["user-namespace"])
 	}
 	if got["user-namespace"].Status == OK && got["link"].Status == Untried {
-		t.Errorf("there was a namespace to try links in, but: %+v", got["link"])
+		t.Errorf("there was a namespace to test links in, but: %+v", got["link"])
 	}
 	if fds := openFiles(t); fds > fdsBefore {
 		t.Errorf("%d files open before, %d after", fdsBefore, fds)
 	}
 }
 
-// TestNamespaces is the kernel test proper: where a sandbox can be made at all, the probes inside must have run.
+// TestNamespaces: if user namespaces work here, all probes inside have run.
 func TestNamespaces(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), patient)
 	defer cancel()
@@ -146,7 +146,7 @@ func TestNamespaces(t *testing.T) {
 	}
 }
 
-// TestRunWithoutUserNamespaces forbids them for real, by a limit of our own in a namespace above.
+// TestRunWithoutUserNamespaces runs the probes in a user namespace in which a limit forbids further user namespaces.
 func TestRunWithoutUserNamespaces(t *testing.T) {
 	if os.Getenv("DOCTOR_NO_USERNS") == "1" {
 		if err := os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0); err != nil {
@@ -163,7 +163,7 @@ func TestRunWithoutUserNamespaces(t *testing.T) {
 		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}}
 	out, err := cmd.Output()
 	if err != nil {
-		msg := fmt.Sprintf("cannot make a namespace to forbid them in: %v %s", err, out)
+		msg := fmt.Sprintf("cannot create a user namespace with the limit: %v %s", err, out)
 		if os.Getenv("ROOTLESSNET_CI") == "1" {
 			t.Fatal(msg)
 		}
@@ -174,7 +174,7 @@ func TestRunWithoutUserNamespaces(t *testing.T) {
 		t.Fatalf("%v in %s", err, out)
 	}
 	if r.OK {
-		t.Error("a machine without user namespaces is called good")
+		t.Error("without user namespaces the report is ok")
 	}
 	const fix = "sudo sysctl -w user.max_user_namespaces=28633"
 	for _, c := range r.Checks {
@@ -189,11 +189,11 @@ func TestRunWithoutUserNamespaces(t *testing.T) {
 			}
 		case "link":
 			if c.Status != Untried || c.Fix != fix {
-				t.Errorf("the link must be blamed on the namespace: %+v", c)
+				t.Errorf("the link must have the fix of the user namespace: %+v", c)
 			}
 		case "udp-segment":
 			if c.Status == Untried {
-				t.Errorf("needs no namespace: %+v", c)
+				t.Errorf("udp-segment needs no namespace: %+v", c)
 			}
 		}
 	}
@@ -217,7 +217,7 @@ func TestTimeout(t *testing.T) {
 		_, err := ask(ctx, roleInside, insideFlags)
 		return err
 	}(); err == nil {
-		t.Error("a child was waited for after the end of the context")
+		t.Error("ask returned no error after the end of the context")
 	}
 }
 
@@ -246,17 +246,17 @@ func TestBlame(t *testing.T) {
 			}
 		}
 		if assemble(found).OK {
-			t.Errorf("clone flag %#x refused, and the machine is called good", c.bad)
+			t.Errorf("clone flag %#x refused: the report is ok", c.bad)
 		}
 	}
 }
 
-// TestPowerless runs the probes inside a namespace whose capabilities were taken away, as AppArmor does.
-func TestPowerless(t *testing.T) {
+// TestWithoutCapabilities: the report says so if a user namespace gives no capabilities, as where AppArmor restricts them.
+func TestWithoutCapabilities(t *testing.T) {
 	if os.Geteuid() == 0 {
-		t.Skip("root keeps its capabilities; the same runs as an ordinary user")
+		t.Skip("needs a process without capabilities; it runs as an ordinary user")
 	}
-	// Without a clone the probes run in the host's namespaces, where an ordinary user may do none of it.
+	// Without a clone the probe runs in the host's namespaces, where an ordinary user has no capabilities either.
 	if f := probeCapabilities()["user-namespace"]; f.Status != Denied || !strings.Contains(f.Detail, "no capabilities") {
 		t.Errorf("%+v", f)
 	}
@@ -267,7 +267,7 @@ func TestPowerless(t *testing.T) {
 		t.Errorf("link: %+v", f)
 	}
 	if assemble(found).OK {
-		t.Error("a machine without capabilities in user namespaces is called good")
+		t.Error("without capabilities in user namespaces the report is ok")
 	}
 }
 
@@ -320,7 +320,7 @@ func TestLink(t *testing.T) {
 	}
 }
 
-// TestJSON holds the shape that programs read.
+// TestJSON: the JSON report has the format that programs rely on.
 func TestJSON(t *testing.T) {
 	r := Report{OK: false, Kernel: "6.1.0", UID: 1000, Checks: []Check{{Name: "user-namespace", Group: "namespaces",
 		Level: Required, Status: Denied, Detail: "clone: operation not permitted", Lost: "everything", Fix: "a <b>"}}}
@@ -360,9 +360,9 @@ func TestText(t *testing.T) {
 		has, hasnt []string
 	}{
 		{check(Required, OK), []string{"ok    n  d\n", "Everything works."}, []string{"what", "how"}},
-		{check(Required, Missing), []string{"FAIL  n  missing: d", "lost: what", "mend: how", "1 required missing"}, nil},
-		{check(Optional, Denied), []string{"warn  n  denied: d", "lost: what", "mend: how", "1 optional missing"}, nil},
-		{check(Optional, Untried), []string{"warn  n  untried: d"}, []string{"mend:"}},
+		{check(Required, Missing), []string{"FAIL  n  missing: d", "lost: what", "fix:  how", "1 required missing"}, nil},
+		{check(Optional, Denied), []string{"warn  n  denied: d", "lost: what", "fix:  how", "1 optional missing"}, nil},
+		{check(Optional, Untried), []string{"warn  n  untried: d"}, []string{"fix:"}},
 	} {
 		var b bytes.Buffer
 		if err := c.r.WriteText(&b); err != nil {
@@ -414,7 +414,7 @@ func TestAcks(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := acks([]byte{255, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, 2); err == nil {
-		t.Error("a length beyond the end was taken")
+		t.Error("a message length beyond the end was accepted")
 	}
 }
 
@@ -422,27 +422,6 @@ func FuzzAcks(f *testing.F) {
 	f.Add(nlmsg{typ: unix.NLMSG_ERROR}.append(nil, 0, 0, 2))
 	f.Add(make([]byte, 17))
 	f.Fuzz(func(t *testing.T, b []byte) { acks(b, 2) })
-}
-
-func TestParseSubIDs(t *testing.T) {
-	const text = "alice:100000:65536\nbob:1:2\n1001:300000:10\n# alice:1:1\nalice:x:1\nalice:1\nalice:1:0\n" +
-		"alice:4294967295:2\nalice:5:6:7\n"
-	got := fmt.Sprint(parseSubIDs(strings.NewReader(text), "alice", 1001))
-	if want := "[{100000 65536} {300000 10}]"; got != want {
-		t.Errorf("got %s, want %s", got, want)
-	}
-}
-
-func FuzzParseSubIDs(f *testing.F) {
-	f.Add("alice:100000:65536\n1001:1:1")
-	f.Add("alice:4294967295:4294967295")
-	f.Fuzz(func(t *testing.T, s string) {
-		for _, r := range parseSubIDs(strings.NewReader(s), "alice", 1001) {
-			if r.count == 0 || uint64(r.start)+uint64(r.count) > 1<<32 {
-				t.Errorf("range %+v", r)
-			}
-		}
-	})
 }
 
 func openFiles(t *testing.T) int {

@@ -9,23 +9,24 @@ import (
 	"syscall"
 )
 
+// okf returns the finding of a check that works.
 func okf(format string, a ...any) finding {
 	return finding{Status: OK, Detail: fmt.Sprintf(format, a...)}
 }
 
-// failed turns an error of a try into a finding: who is refused is denied, all else is missing.
+// failed returns the finding for an error: Denied if permission or a limit is the reason, Missing otherwise.
 func failed(what string, err error) finding {
 	f := finding{Status: Missing, Detail: fmt.Sprintf("%s: %v", what, errText(err))}
 	switch {
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
 		f.Status = Denied
-	case errors.Is(err, syscall.ENOSPC): // so clone(2) and unshare(2) tell of a user.max_*_namespaces
+	case errors.Is(err, syscall.ENOSPC): // of clone(2) and unshare(2): a limit user.max_*_namespaces is reached
 		f.Status, f.Detail = Denied, what+": a limit is reached"
 	}
 	return f
 }
 
-// errText is the errno's own words where there is one: the path and the call are in the detail already.
+// errText returns the text of the errno if err wraps one: the finding names the path and the system call already.
 func errText(err error) string {
 	var en syscall.Errno
 	if errors.As(err, &en) {
@@ -34,7 +35,7 @@ func errText(err error) string {
 	return err.Error()
 }
 
-// sysctl reads /proc/sys/<path with slashes>; "" when it is not there.
+// sysctl returns the value of /proc/sys/path, "" if it cannot be read.
 func sysctl(path string) string {
 	b, err := os.ReadFile("/proc/sys/" + path)
 	if err != nil {
@@ -43,7 +44,7 @@ func sysctl(path string) string {
 	return strings.Join(strings.Fields(string(b)), " ")
 }
 
-// selfStatus returns a field of the thread's /proc status, "" when there is none.
+// selfStatus returns a field of /proc/thread-self/status, "" if there is none.
 func selfStatus(field string) string {
 	b, _ := os.ReadFile("/proc/thread-self/status")
 	for line := range strings.Lines(string(b)) {

@@ -12,23 +12,24 @@ import (
 )
 
 const (
-	// wantFiles: 10,000 connections beside the quarter that datagram flows may take, and what the process itself holds.
+	// wantFiles is the limit of open files for 10,000 connections, the quarter of the limit that UDP flows may use, and the
+	// descriptors of the process itself.
 	wantFiles = 16384
-	// wantBuffer is what a gigabit per second brings in 30 ms, a pause that a loaded machine makes now and then.
+	// wantBuffer is the size in bytes of what 1 Gbit/s delivers in 30 ms, for which a process may not run on a loaded machine.
 	wantBuffer = 4 << 20
-	// pingTimeout for an answer of the loopback, which takes microseconds.
+	// pingTimeout is the time limit for an echo reply of the loopback, which takes microseconds.
 	pingTimeout = 200 * time.Millisecond
 )
 
-// hostProbes are what is tried in this process, as the caller.
+// hostProbes run in this process, as the calling user.
 func hostProbes(ctx context.Context) []probe {
 	return []probe{
 		one("ping-socket", probePing),
 		one("low-ports", probeLowPorts),
 		one("icmp-errors", probeICMPErrors),
 		{[]string{"udp-segment", "udp-gro"}, func() map[string]finding {
-			t := probeTrain()
-			return map[string]finding{"udp-segment": t.send, "udp-gro": t.receive}
+			b := probeBatch()
+			return map[string]finding{"udp-segment": b.send, "udp-gro": b.receive}
 		}},
 		one("open-files", probeOpenFiles),
 		one("socket-buffers", probeBuffers),
@@ -39,7 +40,7 @@ func hostProbes(ctx context.Context) []probe {
 	}
 }
 
-// probePing opens the sockets and pings the loopback.
+// probePing opens ping sockets of both families and pings the IPv4 loopback.
 func probePing() finding {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_ICMP)
 	if err != nil {
@@ -53,7 +54,7 @@ func probePing() finding {
 		return failed("send an echo request", err)
 	}
 	answer := "an echo request was answered"
-	if readable(fd, pingTimeout) != nil { // a setting of this host, which says nothing about others
+	if readable(fd, pingTimeout) != nil { // net.ipv4.icmp_echo_ignore_all, say, which concerns the host's own addresses only
 		answer = "ping sockets are allowed (the loopback does not answer)"
 	}
 	fd6, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMPV6)
@@ -64,7 +65,7 @@ func probePing() finding {
 	return okf("%s", answer)
 }
 
-// probeLowPorts binds port 1 of the loopback, which nothing uses: the answer is in whether it is allowed.
+// probeLowPorts binds port 1 of the loopback, which programs hardly ever use. If one does, the permission exists too.
 func probeLowPorts() finding {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -80,7 +81,7 @@ func probeLowPorts() finding {
 	return okf("all ports can be published")
 }
 
-// loopbackUDP is an IPv4 socket on an ephemeral port of the loopback.
+// loopbackUDP opens an IPv4 socket on an ephemeral port of the loopback.
 func loopbackUDP() (fd int, addr *unix.SockaddrInet4, err error) {
 	fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -96,7 +97,7 @@ func loopbackUDP() (fd int, addr *unix.SockaddrInet4, err error) {
 	return -1, nil, err
 }
 
-// probeICMPErrors sends to a port that was just closed and looks for the port unreachable in the error queue.
+// probeICMPErrors sends a datagram to a port that was just closed and reads the ICMP port unreachable from the error queue.
 func probeICMPErrors() finding {
 	closed, addr, err := loopbackUDP()
 	if err != nil {
@@ -133,15 +134,15 @@ func probeICMPErrors() finding {
 			return okf("a port unreachable came with its ICMP code")
 		}
 	}
-	return finding{Status: Missing, Detail: "the error queue does not tell the ICMP code"}
+	return finding{Status: Missing, Detail: "the error queue does not contain the ICMP code"}
 }
 
-type trainFindings struct{ send, receive finding }
+type batchFindings struct{ send, receive finding }
 
-// probeTrain sends three datagrams in one call and receives them in one.
-func probeTrain() (t trainFindings) {
-	const segment, total = 100, 300
-	fail := func(f finding) trainFindings { return trainFindings{f, f} }
+// probeBatch sends a GSO batch of three datagrams in one system call and receives it in one.
+func probeBatch() (b batchFindings) {
+	const segment, total = 100, 300 // bytes
+	fail := func(f finding) batchFindings { return batchFindings{f, f} }
 	to, addr, err := loopbackUDP()
 	if err != nil {
 		return fail(failed("socket", err))
@@ -154,29 +155,29 @@ func probeTrain() (t trainFindings) {
 	defer unix.Close(from)
 	groErr := unix.SetsockoptInt(to, unix.SOL_UDP, unix.UDP_GRO, 1)
 	if err := unix.SetsockoptInt(from, unix.SOL_UDP, unix.UDP_SEGMENT, segment); err != nil {
-		return trainFindings{failed("UDP_SEGMENT", err), finding{Status: Untried, Detail: "needs udp-segment to try it"}}
+		return batchFindings{failed("UDP_SEGMENT", err), finding{Status: Untried, Detail: "the test needs udp-segment"}}
 	}
 	if err := unix.Sendto(from, make([]byte, total), 0, addr); err != nil {
-		return fail(failed("send a train", err))
+		return fail(failed("send a batch", err))
 	}
-	t.send = okf("a train of datagrams was sent")
+	b.send = okf("a batch of datagrams was sent")
 	if groErr != nil {
-		t.receive = failed("UDP_GRO", groErr)
-		return t
+		b.receive = failed("UDP_GRO", groErr)
+		return b
 	}
 	if err := readable(to, answerTimeout); err != nil {
-		return fail(failed("a train did not arrive", err))
+		return fail(failed("a batch did not arrive", err))
 	}
 	n, _, _, _, err := unix.Recvmsg(to, make([]byte, 2*total), make([]byte, 64), 0)
 	switch {
 	case err != nil:
-		t.receive = failed("receive a train", err)
+		b.receive = failed("receive a batch", err)
 	case n != total:
-		t.receive = finding{Status: Missing, Detail: fmt.Sprintf("a train of %d bytes came as %d", total, n)}
+		b.receive = finding{Status: Missing, Detail: fmt.Sprintf("of a batch of %d bytes %d were received", total, n)}
 	default:
-		t.receive = okf("a train of datagrams was received")
+		b.receive = okf("a batch of datagrams was received")
 	}
-	return t
+	return b
 }
 
 func probeOpenFiles() finding {
@@ -190,7 +191,7 @@ func probeOpenFiles() finding {
 	return okf("the hard limit is %d", l.Max)
 }
 
-// probeBuffers asks for the size and looks at what was given; the kernel shows twice what was asked.
+// probeBuffers sets the size of socket buffers and reads it back. The kernel doubles the value that was set (socket(7)).
 func probeBuffers() finding {
 	fd, _, err := loopbackUDP()
 	if err != nil {
@@ -211,12 +212,12 @@ func probeBuffers() finding {
 		}
 	}
 	if low < wantBuffer {
-		return finding{Status: Denied, Detail: fmt.Sprintf("%d KiB given, %d KiB wanted", low>>10, wantBuffer>>10)}
+		return finding{Status: Denied, Detail: fmt.Sprintf("the limit is %d KiB, %d KiB are wanted", low>>10, wantBuffer>>10)}
 	}
 	return okf("%d KiB", low>>10)
 }
 
-// probeRuntimeDir makes a directory there and a socket in it that can be connected to.
+// probeRuntimeDir creates a directory in dir and connects to a unix socket in it.
 func probeRuntimeDir(dir string) finding {
 	if dir == "" {
 		f := finding{Status: Missing, Detail: "XDG_RUNTIME_DIR is not set"}
@@ -259,7 +260,7 @@ func probePeerPIDFD() finding {
 	return okf("SO_PEERPIDFD works")
 }
 
-// probeSeccomp has a child load a filter: a filter cannot be taken off again.
+// probeSeccomp runs a child that loads a filter, because a filter cannot be removed again.
 func probeSeccomp(ctx context.Context) finding {
 	found, err := ask(ctx, roleSeccomp, 0)
 	if err != nil {
@@ -306,12 +307,12 @@ func probeSplice() finding {
 	buf := make([]byte, 64)
 	m, err := unix.Read(out.b, buf)
 	if err != nil || string(buf[:m]) != text {
-		return finding{Status: Missing, Detail: "the bytes did not come through"}
+		return finding{Status: Missing, Detail: "the bytes did not arrive"}
 	}
-	return okf("bytes pass from socket to socket")
+	return okf("data can be spliced from socket to socket")
 }
 
-// pair is the two ends of a TCP connection.
+// pair holds the two ends of a TCP connection.
 type pair struct{ a, b int }
 
 func (p pair) close() { unix.Close(p.a); unix.Close(p.b) }
@@ -335,7 +336,7 @@ func tcpPair() (p pair, err error) {
 	if p.a, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		return p, err
 	}
-	if err = unix.Connect(p.a, addr); err == nil { // the listener's queue completes it
+	if err = unix.Connect(p.a, addr); err == nil { // the kernel completes the handshake before accept
 		p.b, _, err = unix.Accept4(l, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
 	}
 	if err != nil {

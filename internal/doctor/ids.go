@@ -1,11 +1,9 @@
 package doctor
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"os/user"
@@ -15,48 +13,11 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/subid"
 )
 
-// subRange is a range of subordinate ids.
-type subRange struct{ start, count uint32 }
-
-// parseSubIDs returns the ranges of a user in the text of /etc/subuid or /etc/subgid (subuid(5): name-or-uid, start,
-// count, separated by colons). Lines that are not of that form are passed over, as the tools do.
-func parseSubIDs(r io.Reader, name string, uid int) []subRange {
-	var ranges []subRange
-	s := bufio.NewScanner(r)
-	for s.Scan() {
-		fields := strings.Split(strings.TrimSpace(s.Text()), ":")
-		if len(fields) != 3 || fields[0] == "" || (fields[0] != name && fields[0] != strconv.Itoa(uid)) {
-			continue
-		}
-		start, err := strconv.ParseUint(fields[1], 10, 32)
-		if err != nil {
-			continue
-		}
-		count, err := strconv.ParseUint(fields[2], 10, 32)
-		if err != nil || count == 0 || start+count > 1<<32 {
-			continue
-		}
-		ranges = append(ranges, subRange{uint32(start), uint32(count)})
-	}
-	return ranges
-}
-
-// subIDsOf reads the first range of the caller from a file.
-func subIDsOf(path, name string, uid int) (subRange, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return subRange{}, err
-	}
-	defer f.Close()
-	if r := parseSubIDs(f, name, uid); len(r) > 0 {
-		return r[0], nil
-	}
-	return subRange{}, fmt.Errorf("%s has no range for %s", path, name)
-}
-
-// probeIDs looks for ranges and has newuidmap and newgidmap map them in a child that waits.
+// probeIDs reads the subordinate ids of the caller and maps them in a waiting child with newuidmap and newgidmap.
 func probeIDs(ctx context.Context) map[string]finding {
 	uid := os.Geteuid()
 	name := strconv.Itoa(uid)
@@ -64,26 +25,25 @@ func probeIDs(ctx context.Context) map[string]finding {
 		name = u.Username
 	}
 	found := map[string]finding{"newuidmap": probeTools()}
-	uids, uerr := subIDsOf("/etc/subuid", name, uid)
-	gids, gerr := subIDsOf("/etc/subgid", name, uid)
-	if err := errors.Join(uerr, gerr); err != nil {
-		first := uerr
-		if first == nil {
-			first = gerr
-		}
-		found["subordinate-ids"] = finding{Status: Missing, Detail: first.Error()}
+	uids, err := subid.Read("/etc/subuid", name, uid, 1)
+	var gids []subid.Range
+	if err == nil {
+		gids, err = subid.Read("/etc/subgid", name, uid, 1)
+	}
+	if err != nil {
+		found["subordinate-ids"] = finding{Status: Missing, Detail: err.Error()}
 		return found
 	}
-	found["subordinate-ids"] = okf("%d uids from %d, %d gids from %d", uids.count, uids.start, gids.count, gids.start)
+	found["subordinate-ids"] = okf("%d uids from %d, %d gids from %d", uids[0].Count, uids[0].First, gids[0].Count, gids[0].First)
 	if found["newuidmap"].Status != OK {
 		return found
 	}
-	if err := mapInChild(ctx, uid, os.Getegid(), uids, gids); err != nil {
+	if err := mapInChild(ctx, uid, os.Getegid(), uids[0], gids[0]); err != nil {
 		f := failed("map the ranges", err)
 		f.Fix = fixTools
 		var start *startError
 		if errors.As(err, &start) {
-			f = finding{Status: Untried, Detail: "no user namespace to try it on: " + errText(start.err)}
+			f = finding{Status: Untried, Detail: "no user namespace to test it on: " + errText(start.err)}
 		}
 		found["newuidmap"] = f
 		return found
@@ -102,27 +62,27 @@ func probeTools() finding {
 		if err != nil {
 			return failed(path, err)
 		}
-		// Some distributions give file capabilities in place of the set-user-id bit.
+		// Some distributions use file capabilities instead of the set-user-id bit.
 		_, xerr := unix.Getxattr(path, "security.capability", make([]byte, 64))
 		if fi.Mode()&os.ModeSetuid == 0 && xerr != nil {
 			return finding{Status: Denied, Detail: path + " has neither the set-user-id bit nor file capabilities",
 				Fix: fixTools}
 		}
 	}
-	return okf("newuidmap and newgidmap are there; without ranges they were not tried")
+	return okf("newuidmap and newgidmap are installed; without ranges they were not tested")
 }
 
 const fixTools = `sudo chmod u+s "$(command -v newuidmap)" "$(command -v newgidmap)"`
 
-// startError says that the child could not be made, which is not the tools' fault.
+// startError means that the child could not be started, so that the tools were not tested.
 type startError struct{ err error }
 
 func (e *startError) Error() string { return e.err.Error() }
 func (e *startError) Unwrap() error { return e.err }
 
-// mapInChild maps the caller to 0 and the ranges from 1 on in a fresh user namespace.
-func mapInChild(ctx context.Context, uid, gid int, uids, gids subRange) error {
-	runtime.LockOSThread() // the parent-death signal follows the thread that forked
+// mapInChild maps id 0 to the caller, and the ids from 1 on to the ranges, in a new user namespace.
+func mapInChild(ctx context.Context, uid, gid int, uids, gids subid.Range) error {
+	runtime.LockOSThread() // as in ask
 	defer runtime.UnlockOSThread()
 	cmd := command(ctx, roleHold, syscall.CLONE_NEWUSER, false)
 	in, err := cmd.StdinPipe()
@@ -140,10 +100,10 @@ func mapInChild(ctx context.Context, uid, gid int, uids, gids subRange) error {
 	for _, t := range []struct {
 		tool string
 		self int
-		sub  subRange
+		sub  subid.Range
 	}{{"newuidmap", uid, uids}, {"newgidmap", gid, gids}} {
 		out, err := exec.CommandContext(ctx, t.tool, strconv.Itoa(cmd.Process.Pid), "0", strconv.Itoa(t.self), "1",
-			"1", strconv.FormatUint(uint64(t.sub.start), 10), strconv.FormatUint(uint64(t.sub.count), 10)).CombinedOutput()
+			"1", strconv.FormatUint(uint64(t.sub.First), 10), strconv.FormatUint(uint64(t.sub.Count), 10)).CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("%s: %s", t.tool, firstLine(string(out), err.Error()))
 		}
@@ -151,7 +111,7 @@ func mapInChild(ctx context.Context, uid, gid int, uids, gids subRange) error {
 	return nil
 }
 
-// firstLine of a program's complaint, or otherwise what is known.
+// firstLine returns the first line of s, or otherwise if there is none.
 func firstLine(s, otherwise string) string {
 	s, _, _ = strings.Cut(strings.TrimSpace(s), "\n")
 	if s == "" {

@@ -11,10 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// insideProbes are what is tried in the child's namespaces.
+// insideProbes run in the child's namespaces.
 func insideProbes() []probe { return append(sharedProbes(), isolatedProbes()...) }
 
-// sharedProbes look at the child's own namespaces.
+// sharedProbes test the child's own namespaces.
 func sharedProbes() []probe {
 	return []probe{
 		{[]string{"user-namespace", "network-namespace"}, probeCapabilities},
@@ -23,7 +23,7 @@ func sharedProbes() []probe {
 	}
 }
 
-// isolatedProbes each get a network namespace of their own.
+// isolatedProbes run each in a network namespace of its own.
 func isolatedProbes() []probe {
 	return []probe{
 		{tapNames, probeTAP},
@@ -44,15 +44,16 @@ func isolatedProbes() []probe {
 	}
 }
 
-// runInside runs all of them; it is the child's whole work.
+// runInside runs all of them, in the child of roleInside.
 func runInside(ctx context.Context) map[string]finding {
 	isolated := make(chan map[string]finding, 1)
 	go func() {
 		isolated <- runAll(ctx, isolatedProbes(), func() error {
-			// Never unlocked: the thread ends with its goroutine, and its namespace with it.
+			// The goroutine stays locked to the thread, so that Go's runtime ends the thread, and the kernel the namespace,
+			// when the goroutine ends.
 			runtime.LockOSThread()
 			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-				return fmt.Errorf("no network namespace to try it in: %w", err)
+				return fmt.Errorf("no network namespace to test it in: %w", err)
 			}
 			return nil
 		})
@@ -64,20 +65,20 @@ func runInside(ctx context.Context) map[string]finding {
 	return found
 }
 
-// probeCapabilities sets lo up. A clone may succeed and still give no capabilities: that is how AppArmor restricts
-// user namespaces.
+// probeCapabilities sets lo up, which needs a capability: where AppArmor restricts user namespaces, a clone succeeds but gives no
+// capabilities.
 func probeCapabilities() map[string]finding {
 	err := setUp("lo")
 	if err != nil {
-		return map[string]finding{"user-namespace": failed("made, but it gives no capabilities: lo up", err)}
+		return map[string]finding{"user-namespace": failed("created, but it gives no capabilities: set lo up", err)}
 	}
 	links, err := netlink.LinkList()
 	if err != nil {
-		return map[string]finding{"user-namespace": okf("made, with capabilities"),
+		return map[string]finding{"user-namespace": okf("created, with capabilities"),
 			"network-namespace": failed("list of links", err)}
 	}
-	return map[string]finding{"user-namespace": okf("made, with capabilities"),
-		"network-namespace": okf("made, lo set up, %d link(s) in it", len(links))}
+	return map[string]finding{"user-namespace": okf("created, with capabilities"),
+		"network-namespace": okf("created, lo set up, %d link(s) in it", len(links))}
 }
 
 func setUp(name string) error {
@@ -88,12 +89,12 @@ func setUp(name string) error {
 	return netlink.LinkSetUp(l)
 }
 
-// probeMounts does what is done to a sandbox's /etc/resolv.conf: a file of a new tmpfs is bound over it.
+// probeMounts binds a file of a new tmpfs over /etc/resolv.conf, as is done in a sandbox.
 func probeMounts() finding {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return failed("make / a slave", err)
 	}
-	// Any directory that every system has will do: nothing outside sees it.
+	// The directory only has to exist: the mount is visible in this mount namespace only.
 	const dir = "/tmp"
 	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=64k"); err != nil {
 		return failed("mount a tmpfs", err)
@@ -103,23 +104,23 @@ func probeMounts() finding {
 		return failed("write to a tmpfs", err)
 	}
 	target := "/etc/resolv.conf"
-	if _, err := os.Stat(target); err != nil { // dangling or absent: bind over a file that is surely there
+	if _, err := os.Stat(target); err != nil { // it is absent or a dangling link: use a file that exists on every system
 		target = "/etc/passwd"
 	}
 	if err := unix.Mount(file, target, "", unix.MS_BIND, ""); err != nil {
 		return failed("bind over "+target, err)
 	}
-	return okf("made; a tmpfs and a bind over %s work", target)
+	return okf("created; a tmpfs and a bind mount over %s work", target)
 }
 
 func probeHostname() finding {
 	if err := unix.Sethostname([]byte("doctor")); err != nil {
 		return failed("sethostname", err)
 	}
-	return okf("made, host name set")
+	return okf("created, host name set")
 }
 
-// probePIDNamespace mounts a procfs, which a container around us may forbid although the clone worked.
+// probePIDNamespace mounts a procfs. The kernel refuses that in a container that covers parts of /proc.
 func probePIDNamespace() finding {
 	if pid := os.Getpid(); pid != 1 {
 		return finding{Status: Missing, Detail: fmt.Sprintf("pid is %d in a new pid namespace", pid)}
@@ -129,10 +130,10 @@ func probePIDNamespace() finding {
 	}
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		f := failed("mount /proc", err)
-		f.Fix = "docker run --security-opt systempaths=unconfined … # the container around us hides parts of /proc"
+		f.Fix = "docker run --security-opt systempaths=unconfined … # the surrounding container covers parts of /proc"
 		return f
 	}
-	return okf("made, /proc mounted")
+	return okf("created, /proc mounted")
 }
 
 func probeIPv6() finding {

@@ -26,17 +26,17 @@ const vnetHeaderLen = 10
 
 var tapNames = []string{"tun-device", "tap-plain", "tap-vnet-header", "tap-offload", "tap-uso"}
 
-// probeTAP goes as far as it can along the way a TAP is opened.
+// probeTAP opens a TAP device step by step, as package tap does, and returns the findings of all tapNames.
 func probeTAP() map[string]finding {
 	fd, err := unix.Open(tunPath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		f := failed("open "+tunPath, err)
 		f.Fix = tunFix(err)
-		found := same(tapNames, finding{Status: Untried, Detail: "no " + tunPath + " to try it with", Fix: f.Fix})
+		found := same(tapNames, finding{Status: Untried, Detail: "no " + tunPath + " to test it with", Fix: f.Fix})
 		found["tun-device"] = f
 		return found
 	}
-	found := same(tapNames, finding{Status: Untried, Detail: "no TAP with virtio-net headers to try it on"})
+	found := same(tapNames, finding{Status: Untried, Detail: "no TAP with virtio-net headers to test it on"})
 	found["tun-device"] = okf("%s can be opened", tunPath)
 
 	plain, err := unix.Open(tunPath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
@@ -47,7 +47,7 @@ func probeTAP() map[string]finding {
 	if err != nil {
 		found["tap-plain"] = failed("TUNSETIFF", err)
 	} else {
-		found["tap-plain"] = okf("a TAP can be made")
+		found["tap-plain"] = okf("a TAP can be created")
 	}
 
 	defer unix.Close(fd)
@@ -59,7 +59,7 @@ func probeTAP() map[string]finding {
 		found["tap-vnet-header"] = failed("TUNSETVNETHDRSZ", err)
 		return found
 	}
-	found["tap-vnet-header"] = okf("a TAP with virtio-net headers can be made")
+	found["tap-vnet-header"] = okf("a TAP with virtio-net headers can be created")
 	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, offloadTCP); err != nil {
 		found["tap-offload"] = failed("TUNSETOFFLOAD CSUM|TSO4|TSO6|TSO_ECN", err)
 		return found
@@ -78,7 +78,7 @@ func tunFix(err error) string {
 		return "sudo chmod 0666 " + tunPath
 	}
 	if errors.Is(err, fs.ErrNotExist) && os.Getenv("container") != "" {
-		return "podman run --device " + tunPath + " … # for the container around us"
+		return "podman run --device " + tunPath + " … # for the surrounding container"
 	}
 	return "sudo modprobe tun"
 }
@@ -92,12 +92,13 @@ func setIff(fd int, name string, flags uint16) error {
 	return unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
 }
 
-// testEtherType is "local experimental" (IEEE 802): no kernel code answers it.
+// testEtherType is the local experimental EtherType 1 (IEEE 802), which no protocol of the kernel handles.
 const testEtherType = 0x88b5
 
-const farSilent = "/proc/sys/net/ipv6/conf/default/disable_ipv6"
+// disableIPv6 keeps the kernel from sending router solicitations and neighbour discovery from new links.
+const disableIPv6 = "/proc/sys/net/ipv6/conf/default/disable_ipv6"
 
-// probePacketLink makes a veth pair whose far end is in a second network namespace, and sends a frame each way between
+// probePacketLink creates a veth pair whose far end is in a second network namespace, and sends a frame in each direction between
 // the near end and a packet socket with virtio-net headers on the far end.
 func probePacketLink() finding {
 	near, err := currentNetNS()
@@ -113,10 +114,10 @@ func probePacketLink() finding {
 		return failed("open the namespace", err)
 	}
 	defer far.Close()
-	// The far end's kernel must keep silent, so the setting has to be writable; without IPv6 it is not there.
-	if err := os.WriteFile(farSilent, []byte("1"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		f := failed("write "+farSilent, err)
-		f.Fix = "sudo mount -o remount,rw /proc/sys # it is read-only in a container"
+	// The far end's kernel must not send IPv6 packets by itself, so the sysctl must be writable. Without IPv6 it does not exist.
+	if err := os.WriteFile(disableIPv6, []byte("1"), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		f := failed("write "+disableIPv6, err)
+		f.Fix = writableSys
 		return f
 	}
 	if err := unix.Setns(int(near.Fd()), unix.CLONE_NEWNET); err != nil {
@@ -166,7 +167,7 @@ func probePacketLink() finding {
 // currentNetNS opens the network namespace of the calling thread.
 func currentNetNS() (*os.File, error) { return os.Open("/proc/thread-self/ns/net") }
 
-// packetSocket is a raw packet socket on a link, for the test's frames only.
+// packetSocket opens a raw packet socket on a link, for frames with testEtherType; with header they have virtio-net headers.
 func packetSocket(link string, header bool) (fd int, err error) {
 	l, err := netlink.LinkByName(link)
 	if err != nil {
@@ -194,7 +195,8 @@ func packetSocket(link string, header bool) (fd int, err error) {
 	return fd, nil
 }
 
-// passes sends on one socket until the other has it. A link that was just set up may take a moment to carry frames.
+// passes sends a frame on one socket, several times if necessary, until the other socket receives it, and compares it with want. A
+// link that was just set up may drop the first frames.
 func passes(from int, sent []byte, to int, want []byte) error {
 	const tries, pause = 20, 20 * time.Millisecond
 	buf := make([]byte, 2048)
@@ -211,14 +213,14 @@ func passes(from int, sent []byte, to int, want []byte) error {
 			return err
 		}
 		if !bytes.Equal(buf[:n], want) {
-			return fmt.Errorf("%d bytes came out, not the %d expected", n, len(want))
+			return fmt.Errorf("%d bytes were received that differ from the %d expected", n, len(want))
 		}
 		return nil
 	}
 	return last
 }
 
-// readable waits for something to read (or an error to fetch).
+// readable waits until fd has data to read or an error (POLLERR). It returns ETIMEDOUT after d.
 func readable(fd int, d time.Duration) error {
 	deadline := time.Now().Add(d)
 	for {

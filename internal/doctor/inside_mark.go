@@ -10,14 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The routing by mark of the splice path: packets with the mark are local, whatever their destination.
+// The policy routing of the splice path: packets with the mark are delivered locally, whatever their destination.
 const (
 	testMark  = 0x64
 	testTable = 100
 )
 
-// testClient is an address of nobody (TEST-NET-3, RFC 5737), played by a transparent socket; testServer is the
-// sandbox's.
+// testClient is the address of a transparent socket that stands for a client of the outside (TEST-NET-3, RFC 5737); testServer is an
+// address of the sandbox.
 var (
 	testClient = [4]byte{203, 0, 113, 7}
 	testServer = [4]byte{10, 0, 2, 100}
@@ -27,7 +27,7 @@ func probePolicyRouting() finding {
 	if err := routeByMark(); err != nil {
 		return failed("rule fwmark and local route", err)
 	}
-	return okf("a rule by mark and a local route in its table can be added")
+	return okf("a routing rule for a mark and a local route in its table can be added")
 }
 
 func routeByMark() error {
@@ -51,7 +51,7 @@ func routeByMark() error {
 
 const fwmarkAccept = "/proc/sys/net/ipv4/tcp_fwmark_accept"
 
-// probeSysctl sets one, as it is set in the sandbox.
+// probeSysctl sets a sysctl to 1, as is done in a sandbox.
 func probeSysctl(path string) finding {
 	if err := os.WriteFile("/proc/sys/"+path, []byte("1"), 0); err != nil {
 		return failed("write /proc/sys/"+path, err)
@@ -59,7 +59,7 @@ func probeSysctl(path string) finding {
 	return okf("can be set in the sandbox")
 }
 
-// probePacketSocket sends a frame to lo, by which connection requests come back.
+// probePacketSocket sends a frame with a mark on lo, as the splice path does to re-inject a SYN.
 func probePacketSocket() finding {
 	if err := setUp("lo"); err != nil {
 		return failed("lo up", err)
@@ -72,13 +72,13 @@ func probePacketSocket() finding {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, testMark); err != nil {
 		return failed("SO_MARK on a packet socket", err)
 	}
-	const loopback, etherHeader, ipv4 = 1, 14, 0x0008 // the interface index of lo, and ETH_P_IP in the order of the wire
+	const loopback, etherHeader, ipv4 = 1, 14, 0x0008 // ipv4 is ETH_P_IP in network byte order; lo has the index 1
 	frame := make([]byte, etherHeader+20)
 	frame[12], frame[14] = 8, 4<<4|5
 	if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Protocol: ipv4, Ifindex: loopback}); err != nil {
-		return failed("send a frame to lo", err)
+		return failed("send a frame on lo", err)
 	}
-	return okf("frames with a mark can be sent to lo")
+	return okf("frames with a mark can be sent on lo")
 }
 
 func probeTransparent() finding {
@@ -93,7 +93,7 @@ func probeTransparent() finding {
 	return okf("a socket can be bound to a foreign address")
 }
 
-// transparentSocket is a TCP socket that may have any address and whose packets carry the mark.
+// transparentSocket opens a TCP socket that may be bound to any address and whose packets have the mark.
 func transparentSocket() (fd int, err error) {
 	fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -109,8 +109,8 @@ func transparentSocket() (fd int, err error) {
 	return fd, nil
 }
 
-// probeClientAddress puts the pieces together: a server in the namespace accepts a connection from a foreign address
-// and sees that address.
+// probeClientAddress tests the features of the splice path together: a server in the namespace accepts a connection from a foreign
+// address and sees that address.
 func probeClientAddress() finding {
 	seen, err := connectAsClient()
 	if err != nil {
@@ -119,12 +119,12 @@ func probeClientAddress() finding {
 	if seen != testClient {
 		return finding{Status: Missing, Detail: fmt.Sprintf("the server saw %v, not the client", net.IP(seen[:]))}
 	}
-	return okf("a server inside sees a client's own address through the kernel")
+	return okf("a server inside sees the real address of a client")
 }
 
 func connectAsClient() (seen [4]byte, err error) {
 	if err := routeByMark(); err != nil {
-		return seen, fmt.Errorf("rule by mark: %w", err)
+		return seen, fmt.Errorf("routing rule for a mark: %w", err)
 	}
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
@@ -160,7 +160,7 @@ func connectAsClient() (seen [4]byte, err error) {
 	if err := unix.Connect(c, server); err != nil && err != unix.EINPROGRESS {
 		return seen, err
 	}
-	const handshake = 300 * time.Millisecond // on lo it takes microseconds
+	const handshake = 300 * time.Millisecond // time limit; on lo it takes microseconds
 	if err := readable(l, handshake); err != nil {
 		return seen, err
 	}

@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A chain of the test's table.
+// chain is a base chain of the table of a probe.
 type chain struct {
 	name, kind string
 	hook       uint32
@@ -43,26 +43,28 @@ func newRule(c chain, exprs ...[]byte) nlmsg {
 		nested(unix.NFTA_RULE_EXPRESSIONS, exprs...))
 }
 
-// tryBatch runs a transaction in the family of the splice path, which is that of both IPs.
+// tryBatch runs a transaction in the family inet, which is that of the splice path's table.
 func tryBatch(msgs ...nlmsg) error { return nftBatch(unix.NFPROTO_INET, msgs...) }
 
 func probeTables() finding {
 	if err := tryBatch(newTable(), newChain(chainMark), newChain(chainPrerouting)); err != nil {
 		return failed("inet table with a route and a filter chain", err)
 	}
-	return okf("an inet table with a route and a filter chain can be made")
+	return okf("an inet table with a route and a filter chain can be created")
 }
 
-// probeOwner makes a table that goes with its socket, and that nobody else can remove.
+// probeOwner creates a table that is owned by its netlink socket: no other socket can change it, and the kernel removes it when the
+// socket is closed.
 func probeOwner() finding {
 	const tableOwner = 2 // NFT_TABLE_F_OWNER, include/uapi/linux/netfilter/nf_tables.h
 	if err := tryBatch(nft(unix.NFT_MSG_NEWTABLE, str(unix.NFTA_TABLE_NAME, tableName), be32(unix.NFTA_TABLE_FLAGS, tableOwner))); err != nil {
 		return failed("table with an owner", err)
 	}
-	return okf("a table can be owned by the socket that makes it")
+	return okf("a table can be owned by the socket that created it")
 }
 
-// probeSets makes the set of connections that keep to the link, for each IP, and rules that look up, renew and delete.
+// probeSets creates sets of connections for IPv4 and IPv6, as the splice path uses them for connections that stay on the stack path,
+// and rules that look up, renew and delete their elements.
 func probeSets() finding {
 	const (
 		setFlags  = 0x10 | 0x20 | 0x80 // NFT_SET_TIMEOUT, NFT_SET_EVAL, NFT_SET_CONCAT
@@ -90,10 +92,10 @@ func probeSets() finding {
 			return failed(fmt.Sprintf("set of connections with addresses of %d bytes", v.addrLen), err)
 		}
 	}
-	return okf("sets of connections can be made, that rules look up, renew and delete")
+	return okf("sets of connections can be created, and rules that look up, renew and delete their elements")
 }
 
-// key loads as many bytes into the registers, four each.
+// key returns expressions that load n bytes into registers of four bytes each.
 func key(n int) (exprs [][]byte) {
 	for i := range n / 4 {
 		exprs = append(exprs, expr("immediate", be32(unix.NFTA_IMMEDIATE_DREG, uint32(unix.NFT_REG32_00+i)),
@@ -102,7 +104,7 @@ func key(n int) (exprs [][]byte) {
 	return exprs
 }
 
-// concatenation describes the fields of a key.
+// concatenation describes the lengths in bytes of the fields of a key.
 func concatenation(lengths ...int) []byte {
 	const descConcat, listElem, fieldLen = 2, 1, 1 // NFTA_SET_DESC_CONCAT, NFTA_LIST_ELEM, NFTA_SET_FIELD_LEN
 	var fields [][]byte
@@ -138,8 +140,8 @@ const (
 	nftSocketTransparent = 0
 )
 
-// probeForward loads what the road for forwarded traffic has besides: connections are tracked, translated and marked, sockets
-// are looked up.
+// probeForward loads the rules that the splice path needs for forwarded traffic in addition: connection tracking, NAT, connection
+// marks and socket lookup.
 func probeForward() finding {
 	nat := chain{"nat", "nat", unix.NF_INET_POST_ROUTING, 101}
 	input := chain{"input", "filter", unix.NF_INET_LOCAL_IN, 101}
@@ -154,5 +156,5 @@ func probeForward() finding {
 	if err != nil {
 		return failed("rules with ct, socket and notrack beside a nat chain", err)
 	}
-	return okf("forwarded connections can be tracked, and led to a socket")
+	return okf("forwarded connections can be tracked and redirected to a socket")
 }

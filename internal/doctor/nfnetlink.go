@@ -8,10 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The little of nfnetlink that the probes speak: messages are built, sent in one batch, and the first error of the
-// acknowledgements is the answer (include/uapi/linux/netfilter/nfnetlink.h, nf_tables.h).
+// A minimal nfnetlink client for the probes: it builds messages, sends them in one batch, and returns the first error of the
+// acknowledgements (include/uapi/linux/netfilter/nfnetlink.h, nf_tables.h).
 
-// answerTimeout of a netlink request. The kernel answers while the request is being sent, unless it loads a module.
+// answerTimeout is the time limit for the answer to a netlink request. The kernel answers at once, unless it has to load a module.
 const answerTimeout = 800 * time.Millisecond
 
 // attr is one netlink attribute; its value is padded to 4 bytes.
@@ -48,7 +48,7 @@ func join(attrs [][]byte) (b []byte) {
 	return b
 }
 
-// nlmsg is a message without its headers.
+// nlmsg is a netlink message without its headers.
 type nlmsg struct {
 	typ   uint16
 	resID uint16
@@ -66,7 +66,7 @@ func (m nlmsg) append(b []byte, family uint8, flags uint16, seq uint32) []byte {
 	return append(b, m.body...)
 }
 
-// nftBatch runs a transaction of nf_tables in the thread's network namespace and returns its first error.
+// nftBatch runs a transaction of nf_tables in the network namespace of the calling thread and returns its first error.
 func nftBatch(family uint8, msgs ...nlmsg) error {
 	b := nlmsg{typ: unix.NFNL_MSG_BATCH_BEGIN, resID: unix.NFNL_SUBSYS_NFTABLES}.append(nil, unix.AF_UNSPEC, 0, 1)
 	for i, m := range msgs {
@@ -77,7 +77,7 @@ func nftBatch(family uint8, msgs ...nlmsg) error {
 	return nfRequest(b, last)
 }
 
-// nfRequest sends b and reads acknowledgements up to that of sequence number last, or up to an error.
+// nfRequest sends b and reads acknowledgements until that of sequence number last or an error.
 func nfRequest(b []byte, last uint32) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if err != nil {
@@ -103,7 +103,7 @@ func nfRequest(b []byte, last uint32) error {
 	}
 }
 
-// acks looks through a datagram of acknowledgements. done means that the one of last was there.
+// acks parses a datagram of acknowledgements. It returns the first error in it; done means that it acknowledges last.
 func acks(b []byte, last uint32) (done bool, err error) {
 	for len(b) >= unix.NLMSG_HDRLEN {
 		size := int(binary.NativeEndian.Uint32(b))

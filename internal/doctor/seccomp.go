@@ -7,16 +7,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// refused is what the test's filter answers to the one system call it forbids; nothing else gives this errno there.
+// refused is the errno of the system call that the probe's filter forbids. getpriority(2) never returns it otherwise.
 const refused = unix.EXDEV
 
-// loadFilter loads a filter that refuses getpriority(2) and calls it. The filter stays on this thread until the
-// process ends, so only a child may call it.
+// loadFilter loads a filter that forbids getpriority(2), and calls getpriority. The filter applies to this thread until the process
+// ends, so only a child may call loadFilter.
 func loadFilter() finding {
 	runtime.LockOSThread()
 	detail := "a filter can be loaded"
 	if selfStatus("Seccomp") == "2" {
-		detail += " (another is around us already)"
+		detail += " (this process is under another filter already)"
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return failed("no_new_privs", err)
@@ -34,7 +34,7 @@ func loadFilter() finding {
 		return failed("load a filter", en)
 	}
 	if _, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err != refused {
-		return finding{Status: Missing, Detail: "a filter was loaded but does not act"}
+		return finding{Status: Missing, Detail: "a filter was loaded but has no effect"}
 	}
 	return okf("%s", detail)
 }

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// WriteText writes the report for people: a line for each check, and under those that failed what is lost and the
-// command that mends it.
+// WriteText writes the report as text: a line for each check, and below those that failed what does not work and the command that
+// fixes it.
 func (r Report) WriteText(w io.Writer) error {
 	var b strings.Builder
 	group, width, failed, warned := "", 0, 0, 0
@@ -39,10 +39,10 @@ func (r Report) WriteText(w io.Writer) error {
 		}
 		fmt.Fprintf(&b, "  %s  %-*s  %s: %s\n", mark, width, c.Name, c.Status, c.Detail)
 		if c.Status == Untried {
-			continue // the line of what it stands on says what to do
+			continue // the check that it depends on has the fix
 		}
 		fmt.Fprintf(&b, "        %-*s  lost: %s\n", width, "", c.Lost)
-		fmt.Fprintf(&b, "        %-*s  mend: %s\n", width, "", c.Fix)
+		fmt.Fprintf(&b, "        %-*s  fix:  %s\n", width, "", c.Fix)
 	}
 	switch {
 	case failed > 0:

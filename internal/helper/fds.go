@@ -11,9 +11,8 @@ import (
 // firstInherited is the first descriptor after the standard streams.
 const firstInherited = 3
 
-// Adopt takes over the descriptors that the caller of this program passed by number, and closes all others it left open, because a
-// pipe or lock kept open by a long-lived helper would block other processes. A negative number yields a nil file. Descriptors with
-// close-on-exec were opened by this process (such as those of Go's runtime) and stay open.
+// Adopt takes over the descriptors that the caller of this program passed by number, and closes all others that it left open, as
+// CloseInherited does. A negative number yields a nil file.
 func Adopt(fds ...int) ([]*os.File, error) {
 	files := make([]*os.File, len(fds))
 	named := map[int]bool{}
@@ -35,21 +34,33 @@ func Adopt(fds ...int) ([]*os.File, error) {
 		unix.CloseOnExec(fd)
 		files[i] = os.NewFile(uintptr(fd), "fd "+strconv.Itoa(fds[i]))
 	}
+	CloseInherited(func(fd int) bool { return named[fd] })
+	return files, nil
+}
+
+// CloseInherited closes the descriptors that the caller of this program left open, except for the standard streams and those that
+// keep returns true for: a pipe or lock kept open by a long-lived process would block other processes. Descriptors with
+// close-on-exec were opened by this process (such as those of Go's runtime) and stay open. Without /proc the open descriptors are
+// not known, and none is closed.
+func CloseInherited(keep func(fd int) bool) {
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
-		return files, nil // without /proc the open descriptors are not known
+		return
 	}
 	for _, e := range entries {
 		fd, err := strconv.Atoi(e.Name())
-		if err != nil || fd < firstInherited || named[fd] {
+		if err != nil || fd < firstInherited || keep(fd) {
 			continue
 		}
 		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
 			unix.Close(fd)
 		}
 	}
-	return files, nil
 }
+
+// SetName sets the name of this process that ps and pgrep show (/proc/self/comm, proc(5)); the kernel keeps its first 15 bytes. A
+// program that was started again as /proc/self/exe would be called "exe". Nothing depends on the name, so errors are ignored.
+func SetName(name string) { _ = os.WriteFile("/proc/self/comm", []byte(name), 0) }
 
 // Ready reports to the caller that the helper is ready, by writing "1" to f, and closes f. It does nothing if f is nil.
 func Ready(f *os.File) error {

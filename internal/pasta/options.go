@@ -19,14 +19,14 @@ const (
 	maxMTU         = 65520
 	defaultLogSize = 1 << 20
 	minLogSize     = 4 << 10
-	maxDNS         = 3 // as many as resolvers look at (resolv.conf(5), MAXNS)
+	maxDNS         = 3 // servers of a family; resolvers use as many at most (resolv.conf(5), MAXNS)
 )
 
-// Options is a command line that can be carried out.
+// Options holds a valid command line.
 type Options struct {
 	Help, Version bool
 
-	// What is connected: a process, a network namespace, or else a command.
+	// The namespace to connect: that of a process, a network namespace by path, or else new ones for a command.
 	PID              int
 	NetNS, UserNS    string
 	NoNetNSQuit      bool
@@ -48,32 +48,32 @@ type Options struct {
 	Addrs          []Address
 	Netmask        int // of the IPv4 address; 0: not given
 	Gateways       []netip.Addr
-	MAC, NSMAC     net.HardwareAddr // ours, and the namespace's
+	MAC, NSMAC     net.HardwareAddr // of the gateway, and of the namespace's interface
 	MTU            int
-	Template       string // interface whose addresses and routes are taken
+	Template       string // host's interface whose addresses and routes are copied
 	Out4If, Out6If string
 	Out4, Out6     netip.Addr
 	NoTCP, NoUDP   bool
 	NoICMP, NoDHCP bool
 	NoDHCPv6       bool
 	NoRA, NoNDP    bool
-	DHCPDNS        bool // --dhcp-dns: DHCP and RA name the resolvers
+	DHCPDNS        bool // --dhcp-dns: DHCP, DHCPv6 and RA announce the resolvers
 	DHCPSearch     bool
 
 	DNS           []netip.Addr
 	DNSOff        bool // -D none: no server is announced
 	Search        []string
 	SearchOff     bool
-	DNSForward    []netip.Addr // one of each family at most
-	DNSHost       []netip.Addr
-	MapLoopback   []netip.Addr // addresses that lead to the host's loopback; nil: the gateways
+	DNSForward    []netip.Addr // addresses in the namespace whose queries go to the resolvers; one of each family at most
+	DNSHost       []netip.Addr // resolvers to use instead of the host's
+	MapLoopback   []netip.Addr // addresses that are translated to the host's loopback; nil: the gateways
 	NoMapLoopback bool
-	MapGuest      []netip.Addr // addresses that lead to the host's own
-	HostLoToNSLo  bool
+	MapGuest      []netip.Addr // addresses that are translated to the host's own address
+	HostLoToNSLo  bool         // clients on the host's loopback connect to the namespace's loopback
 	NoSplice      bool
 
-	TCP, UDP     PortSpec // in
-	TCPNS, UDPNS PortSpec // out, over loopback
+	TCP, UDP     PortSpec // from the host to the namespace
+	TCPNS, UDPNS PortSpec // from the namespace's loopback to the host's
 }
 
 // Address is the value of one -a.
@@ -107,12 +107,14 @@ var optionTable = []getopt.Option{
 	{Name: "control", Char: 'c', Arg: getopt.Required},
 }
 
-// Parse reads a command line. program is how it was called; ephemeral is the range the kernel takes ports from.
+// Parse parses a command line. program is argv[0], which error texts begin with; ephemeral is the range, first and last, from which
+// the kernel chooses ports.
 func Parse(program string, args []string, ephemeral [2]uint16) (*Options, error) {
 	found, operands, err := getopt.Parse(program, optionTable, getopt.Strict, args)
 	o := &Options{MTU: DefaultMTU, LogSize: defaultLogSize}
-	// A TCP server has its port for as long as it listens, whatever chose it. An ephemeral port of UDP was most likely given
-	// by the kernel to ask something; of the host's own services those that have a number are meant.
+	// A TCP socket that listens is a server even if the kernel chose its port. An ephemeral UDP port belongs most likely to a
+	// client, so "auto" ignores it. For the same reason it ignores ephemeral ports of the host (-T, -U), whose well-known services
+	// have fixed ports.
 	o.TCP.Ephemeral = true
 	p := parser{o: o, ephemeral: ephemeral}
 	for _, f := range found {
@@ -137,7 +139,7 @@ func Parse(program string, args []string, ephemeral [2]uint16) (*Options, error)
 	return o, p.check()
 }
 
-// UnknownOption is the error for what is no option, or lacks its value: the words of getopt, after which the usage is shown.
+// UnknownOption is the error for an unknown option or a missing value. Its text is that of getopt; the usage is printed after it.
 type UnknownOption struct{ Err error }
 
 func (e *UnknownOption) Error() string { return e.Err.Error() }
@@ -149,7 +151,7 @@ type parser struct {
 	netnsOnly bool
 }
 
-// set takes one option.
+// set stores the value of one option.
 func (p *parser) set(key, value string) (err error) {
 	o := p.o
 	if flag := p.flag(key); flag != nil {
@@ -193,7 +195,7 @@ func (p *parser) set(key, value string) (err error) {
 	return nil
 }
 
-// setPorts takes one option about ports.
+// setPorts stores the value of -t, -u, -T or -U.
 func (p *parser) setPorts(key, value string) error {
 	o := p.o
 	spec := map[string]*PortSpec{"tcp-ports": &o.TCP, "udp-ports": &o.UDP, "tcp-ns": &o.TCPNS, "udp-ns": &o.UDPNS}[key]
@@ -206,7 +208,7 @@ func (p *parser) setPorts(key, value string) error {
 	return nil
 }
 
-// flag is where an option without a value goes.
+// flag returns the field of an option without a value, or nil if key is not one.
 func (p *parser) flag(key string) *bool {
 	o := p.o
 	return map[string]*bool{
@@ -219,7 +221,7 @@ func (p *parser) flag(key string) *bool {
 	}[key]
 }
 
-// setTarget reads the operands: a single number is a process.
+// setTarget parses the operands: a single number is a PID, everything else a command.
 func (p *parser) setTarget(operands []string) error {
 	o := p.o
 	if len(operands) == 1 && o.NetNS == "" {
@@ -227,7 +229,7 @@ func (p *parser) setTarget(operands []string) error {
 			if pid < 1 {
 				return fmt.Errorf("Invalid PID: %s", operands[0])
 			}
-			if o.UserNS != "" { // then the process names the network namespace
+			if o.UserNS != "" { // then the PID names the network namespace only
 				o.NetNS = fmt.Sprintf("/proc/%d/ns/net", pid)
 				return nil
 			}
@@ -247,9 +249,10 @@ func (p *parser) setTarget(operands []string) error {
 	return nil
 }
 
-// IsCommand says that the command form was used.
+// IsCommand reports whether pasta runs a command in new namespaces.
 func (o *Options) IsCommand() bool { return o.PID == 0 && o.NetNS == "" }
 
+// check finds contradictions between options, and sets the ports that were not given to "auto".
 func (p *parser) check() error {
 	o := p.o
 	switch {

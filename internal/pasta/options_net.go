@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// setNetwork takes one option about addresses and names.
+// setNetwork stores the value of one option about interfaces, addresses and names.
 func (p *parser) setNetwork(key, value string) (err error) {
 	o := p.o
 	switch key {
@@ -75,13 +75,13 @@ func (p *parser) setNetwork(key, value string) (err error) {
 	return err
 }
 
-// lastOfFamily adds an address in place of one of the same family.
+// lastOfFamily returns list with the address value, which replaces an address of the same family.
 func lastOfFamily(list []netip.Addr, key, value string) ([]netip.Addr, error) {
 	a, err := netip.ParseAddr(value)
 	if err != nil || a.Is4In6() || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() {
 		what := map[string]string{"gateway": "gateway address", "dns-forward": "DNS forwarding address", "dns-host": "DNS host address",
 			"map-host-loopback": "address to remap to host", "map-guest-addr": "address to remap to host"}[key]
-		// A resolver of the host may well be on its loopback.
+		// A resolver of the host may be on the host's loopback.
 		if err != nil || key != "dns-host" || !a.IsLoopback() {
 			return nil, fmt.Errorf("Invalid %s: %s", what, value)
 		}
@@ -106,7 +106,7 @@ func (p *parser) setAddress(value string) error {
 		}
 		bits = int(n)
 	}
-	// The last of a family counts.
+	// The last address of a family is used.
 	p.o.Addrs = slices.DeleteFunc(p.o.Addrs, func(have Address) bool { return have.Addr.Is4() == a.Is4() })
 	p.o.Addrs = append(p.o.Addrs, Address{a, bits})
 	return nil
@@ -152,7 +152,7 @@ func parseMAC(value string) (net.HardwareAddr, error) {
 	return mac, nil
 }
 
-// DefaultBits is the length of an IPv4 prefix that nobody has given: that of the address's class, as ifconfig had it.
+// DefaultBits returns the prefix length of an IPv4 address given without one: that of the address's class, as with ifconfig.
 func DefaultBits(a netip.Addr) int {
 	switch b := a.As4(); {
 	case b[0] < 128:

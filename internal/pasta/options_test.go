@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestCallers reads the command lines of the programs that start pasta.
+// TestCallers parses the command lines with which other programs start pasta.
 func TestCallers(t *testing.T) {
 	for _, c := range []struct {
 		name, line string
@@ -57,6 +57,7 @@ func TestCallers(t *testing.T) {
 	}
 }
 
+// TestMistakes: invalid command lines are refused with the original's error texts.
 func TestMistakes(t *testing.T) {
 	for _, c := range []struct{ line, want string }{
 		{"--bogus", "pasta: unrecognized option '--bogus'"},

@@ -9,30 +9,31 @@ import (
 	"strings"
 )
 
-// PortSpec is what the options of one protocol and direction say together.
+// PortSpec holds the rules of all options of one protocol and direction.
 type PortSpec struct {
-	Given bool // at least once
+	Given bool // the option was given at least once
 	Rules []PortRule
-	// Ephemeral has "auto" without ports follow servers on ephemeral ports as well.
+	// Ephemeral makes "auto" without ports include ephemeral ports.
 	Ephemeral bool
 }
 
-// PortRule is a range of ports bound on one address.
+// PortRule forwards a range of ports of one address.
 type PortRule struct {
 	Addr        netip.Addr // the zero value: every address of both families
 	Interface   string     // "" for any
 	First, Last uint16
-	To          uint16 // where First leads; the others follow
-	// Weak says that a port which cannot be bound is left out: the rule names none by number.
+	To          uint16 // port that First is forwarded to; the next ports are forwarded to the next ones
+	// Weak means that the rule names no port by number: ports that cannot be bound are skipped without an error.
 	Weak bool
-	// Auto says that a port is open while something listens where it leads. One that cannot be bound is left out.
+	// Auto means that a port is open while a program listens on the port that it is forwarded to. A port that cannot be bound is
+	// skipped.
 	Auto bool
 }
 
-// Leads says where a port of the rule leads.
-func (r PortRule) Leads(port uint16) uint16 { return r.To + port - r.First }
+// Target returns the port that a port of the rule is forwarded to.
+func (r PortRule) Target(port uint16) uint16 { return r.To + port - r.First }
 
-// Auto says whether there is something to follow.
+// Auto reports whether a rule has "auto".
 func (s *PortSpec) Auto() bool {
 	return slices.ContainsFunc(s.Rules, func(r PortRule) bool { return r.Auto })
 }
@@ -48,8 +49,8 @@ func (s *portSet) add(first, last uint16) {
 
 func (s *portSet) has(p uint16) bool { return s[p/64]&(1<<(p%64)) != 0 }
 
-// Add takes in the value of one more -t, -u, -T or -U. Ephemeral is the range the kernel takes ports from, which rules that
-// name no port leave out.
+// Add adds the value of one -t, -u, -T or -U. ephemeral is the range from which the kernel chooses ports; rules that name no port
+// exclude it.
 func (s *PortSpec) Add(value string, ephemeral [2]uint16) error {
 	if value == "none" {
 		if len(s.Rules) > 0 {
@@ -73,7 +74,7 @@ func (s *PortSpec) Add(value string, ephemeral [2]uint16) error {
 	return nil
 }
 
-// parseList reads everything but "none".
+// parseList parses every value but "none". followAll is PortSpec.Ephemeral.
 func parseList(value string, ephemeral [2]uint16, followAll bool) ([]PortRule, error) {
 	items := value
 	var base PortRule
@@ -148,7 +149,7 @@ func parseList(value string, ephemeral [2]uint16, followAll bool) ([]PortRule, e
 	return rules, nil
 }
 
-// maxIfName is IFNAMSIZ less the zero byte.
+// maxIfName is the maximum length of an interface name: IFNAMSIZ less the final zero byte.
 const maxIfName = 15
 
 func parseRange(s string) (first, last uint16, err error) {
@@ -173,7 +174,7 @@ func parsePort(s string) (uint16, error) {
 	return uint16(n), err
 }
 
-// without cuts a rule into what the excluded ports leave of it.
+// without splits a rule into rules for the ranges between the excluded ports.
 func without(r PortRule, excluded *portSet) (rules []PortRule) {
 	open := false
 	for p := uint32(r.First); p <= uint32(r.Last); p++ {
@@ -192,7 +193,7 @@ func without(r PortRule, excluded *portSet) (rules []PortRule) {
 	return rules
 }
 
-// weak is every port but the ephemeral and the excluded ones.
+// weak returns rules for every port except for the ephemeral and the excluded ones. An ephemeral range that begins with 0 is empty.
 func weak(base PortRule, excluded *portSet, ephemeral [2]uint16) []PortRule {
 	if ephemeral[0] != 0 {
 		excluded.add(ephemeral[0], ephemeral[1])

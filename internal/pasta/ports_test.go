@@ -48,7 +48,7 @@ func TestPortGrammar(t *testing.T) {
 	}
 }
 
-// TestAutoEphemeral: -t follows servers on ephemeral ports, the others do not; nobody opens all of those.
+// TestAutoEphemeral: "auto" includes ephemeral ports for -t only, and "all" never does.
 func TestAutoEphemeral(t *testing.T) {
 	s := PortSpec{Ephemeral: true}
 	if err := s.Add("auto,~22", ephemeral); err != nil || len(s.Rules) != 2 || s.Rules[1] != (PortRule{First: 23, Last: 65535, To: 23, Weak: true, Auto: true}) {

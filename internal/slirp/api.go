@@ -17,13 +17,13 @@ import (
 
 // Limits of the API.
 const (
-	// maxRequest is what the original reads at once; a longer request is refused by it as well.
+	// maxRequest is the maximum size in bytes of a request. It is that of the original, which refuses longer requests too.
 	maxRequest = 4096
-	// requestTimeout is how long a caller may take to say what it wants, and to take the answer.
+	// requestTimeout is how long a caller may take to send the request and to read the reply.
 	requestTimeout = 10 * time.Second
-	// maxClients are served at a time. Callers ask for one port after the other.
+	// maxClients is how many connections are served at the same time. Callers send one request after the other.
 	maxClients = 16
-	// acceptPause is how long nothing is accepted after that failed, which it does for want of descriptors.
+	// acceptPause is the pause after a failed accept, which mostly means that the limit of open files is reached.
 	acceptPause = 100 * time.Millisecond
 )
 
@@ -34,13 +34,13 @@ type Forward struct {
 	HostPort, GuestPort uint16
 }
 
-// Forwarder carries out what is asked. Its methods are not called concurrently.
+// Forwarder opens and closes ports. Its methods are not called concurrently.
 type Forwarder interface {
 	Add(Forward) error
 	Remove(Forward) error
 }
 
-// API is the socket on which ports are asked for, until Close.
+// API serves the API socket until Close.
 type API struct {
 	path  string
 	guest netip.Addr
@@ -51,14 +51,14 @@ type API struct {
 	wg    sync.WaitGroup
 
 	mu    sync.Mutex
-	conns map[net.Conn]struct{} // guarded by mu; nil when closed
+	conns map[net.Conn]struct{} // open connections; nil after Close; guarded by mu
 
 	change sync.Mutex // held while a request is carried out
-	next   int        // guarded by change
+	next   int        // id that was given last; guarded by change
 	list   []entry    // guarded by change; in the order of ids
 }
 
-// entry is one forwarded port as list_hostfwd shows it, in that order of keys.
+// entry is one forwarded port as list_hostfwd returns it; the order of the fields is that of the original's keys.
 type entry struct {
 	ID        int        `json:"id"`
 	Proto     string     `json:"proto"`
@@ -72,8 +72,8 @@ func (e entry) forward() Forward {
 	return Forward{e.Proto, e.HostAddr, e.GuestAddr, e.HostPort, e.GuestPort}
 }
 
-// Listen serves on a unix socket at path, which replaces one that is there. guest is where a port leads when the request
-// does not say.
+// Listen starts to serve a unix socket at path, and replaces an existing socket. guest is the address that ports are forwarded to if
+// the request names none.
 func Listen(path string, guest netip.Addr, fwd Forwarder, log *slog.Logger) (*API, error) {
 	if fi, err := os.Lstat(path); err == nil && fi.Mode()&os.ModeSocket != 0 {
 		if err := os.Remove(path); err != nil {
@@ -89,13 +89,13 @@ func Listen(path string, guest netip.Addr, fwd Forwarder, log *slog.Logger) (*AP
 	return a, nil
 }
 
-// Close removes the socket and waits until no request is being served. Forwarded ports stay as they are.
+// Close removes the socket, closes all connections and waits until no request is being served. Forwarded ports stay open.
 func (a *API) Close() {
 	a.mu.Lock()
 	conns := a.conns
 	a.conns = nil
 	a.mu.Unlock()
-	_ = a.l.Close() // which unlinks it
+	_ = a.l.Close() // this deletes the socket file
 	for c := range conns {
 		_ = c.Close()
 	}
@@ -147,7 +147,7 @@ func (a *API) serve(c *net.UnixConn) {
 	_ = c.SetDeadline(time.Now().Add(requestTimeout))
 	request, err := readRequest(c)
 	if err != nil {
-		a.log.Debug("API socket: no request", "err", err)
+		a.log.Debug("API socket: reading a request failed", "err", err)
 		if !errors.Is(err, errTooLarge) {
 			return
 		}
@@ -164,21 +164,21 @@ func (a *API) serve(c *net.UnixConn) {
 	}
 	text, err := json.Marshal(reply)
 	if err != nil {
-		a.log.Error("API socket: reply", "err", err)
+		a.log.Error("API socket: encoding a reply failed", "err", err)
 		return
 	}
 	if _, err := c.Write(text); err != nil {
-		a.log.Debug("API socket: reply not taken", "err", err)
+		a.log.Debug("API socket: sending a reply failed", "err", err)
 	}
-	// What is still unread would turn the reply into a reset.
+	// Closing a socket with unread data would reset the connection, and the caller might lose the reply.
 	_ = c.CloseWrite()
 	_, _ = io.Copy(io.Discard, io.LimitReader(c, 1<<20))
 }
 
 var errTooLarge = errors.New("too large message")
 
-// readRequest reads until a JSON value is complete, the caller has ended its side, or the limit is reached. Some callers
-// wait for the reply before they end their side.
+// readRequest reads until a JSON value is complete, the caller has ended its side of the stream, or maxRequest is reached. Some
+// callers end their side only after they have the reply.
 func readRequest(r io.Reader) ([]byte, error) {
 	buf := make([]byte, 0, maxRequest)
 	for {
@@ -197,7 +197,7 @@ func readRequest(r io.Reader) ([]byte, error) {
 	}
 }
 
-// failure is the reply that carries an error.
+// failure returns the reply for an error.
 func failure(err error) any {
 	type desc struct {
 		Desc string `json:"desc"`
@@ -207,10 +207,10 @@ func failure(err error) any {
 	}{desc{"bad request: " + err.Error()}}
 }
 
-// handle carries out one request. Its errors are words that callers know.
+// handle carries out one request. The caller holds change. The texts of its errors are those of the original.
 func (a *API) handle(request []byte) (any, error) {
 	var value any
-	// What follows the value is not looked at, as in the original.
+	// Data after the value is ignored, as in the original.
 	if err := json.NewDecoder(bytes.NewReader(request)).Decode(&value); err != nil {
 		return nil, errors.New("cannot parse JSON")
 	}
@@ -222,7 +222,7 @@ func (a *API) handle(request []byte) (any, error) {
 	if !ok {
 		return nil, errors.New("no execute found")
 	}
-	arguments, _ := object["arguments"].(map[string]any) // without any, each is missing
+	arguments, _ := object["arguments"].(map[string]any) // nil reads as an object without arguments
 	switch execute {
 	case "add_hostfwd":
 		return a.add(arguments)
@@ -249,7 +249,7 @@ func (a *API) add(arguments map[string]any) (any, error) {
 	return returned(map[string]int{"id": e.ID}), nil
 }
 
-// parse reads the arguments in the order in which the original judges them; bad is the first that cannot be used.
+// parse checks the arguments in the order in which the original does; bad is the name of the first invalid one.
 func (a *API) parse(arguments map[string]any) (e entry, bad string) {
 	e = entry{HostAddr: netip.IPv4Unspecified(), GuestAddr: a.guest}
 	e.Proto, _ = arguments["proto"].(string)
@@ -272,7 +272,7 @@ func (a *API) parse(arguments map[string]any) (e entry, bad string) {
 	return e, ""
 }
 
-// address reads an IPv4 address; one that is missing, empty (which is what Podman sends) or the wildcard is the one given.
+// address parses an IPv4 address. If it is absent, empty (as Podman sends it) or 0.0.0.0, the address is missing.
 func address(arguments map[string]any, key string, missing netip.Addr) (netip.Addr, bool) {
 	value, ok := arguments[key]
 	if !ok || value == nil {
@@ -316,7 +316,7 @@ func (a *API) remove(arguments map[string]any) (any, error) {
 	return nil, errors.New("remove_hostfwd: bad arguments.id")
 }
 
-// entries is the reply of list_hostfwd: its entries stand where the manual says and where the original puts them.
+// entries returns the reply of list_hostfwd, with the entries under both keys (see the package documentation).
 func (a *API) entries() any {
 	list := append([]entry{}, a.list...)
 	type entries struct {

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// fakeForwarder remembers what it was asked for; host port 666 cannot be had.
+// fakeForwarder is a Forwarder in memory; opening host port 666 fails.
 type fakeForwarder struct{ open []Forward }
 
 func (f *fakeForwarder) Add(p Forward) error {
@@ -49,7 +49,7 @@ func startAPI(t *testing.T) (path string, fwd *fakeForwarder) {
 	return path, fwd
 }
 
-// ask sends a request the way callers do. With shut, its end is told.
+// ask sends a request and returns the reply. With shut it ends its side of the stream after the request.
 func ask(t *testing.T, path, request string, shut bool) string {
 	t.Helper()
 	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
@@ -73,7 +73,7 @@ func ask(t *testing.T, path, request string, shut bool) string {
 	return string(reply)
 }
 
-// TestAPIReplies: request by request, what the original answers, to the byte.
+// TestAPIReplies: the reply to each request is that of the original, byte for byte.
 func TestAPIReplies(t *testing.T) {
 	path, fwd := startAPI(t)
 	bad := func(desc string) string { return `{"error":{"desc":"bad request: ` + desc + `"}}` }
@@ -87,7 +87,7 @@ func TestAPIReplies(t *testing.T) {
 		{`{"execute":3}`, bad("no execute found")},
 		{`{"execute":"foo"}`, bad("unknown execute")},
 		{`{"execute":"list_hostfwd"}`, `{"return":{"entries":[]},"entries":[]}`},
-		{`{"execute":"add_hostfwd"}`, bad("add_hostfwd: bad arguments.proto")}, // the original dies of it
+		{`{"execute":"add_hostfwd"}`, bad("add_hostfwd: bad arguments.proto")}, // the original crashes
 		{`{"execute":"add_hostfwd","arguments":[]}`, bad("add_hostfwd: bad arguments.proto")},
 		{add(`"proto":"sctp","host_addr":"x"`), bad("add_hostfwd: bad arguments.proto")},
 		{add(`"proto":"tcp"`), bad("add_hostfwd: bad arguments.host_port")},
@@ -125,7 +125,7 @@ func TestAPIReplies(t *testing.T) {
 const listed = `{"id":1,"proto":"tcp","host_addr":"0.0.0.0","host_port":9123,"guest_addr":"10.0.2.100","guest_port":80},` +
 	`{"id":2,"proto":"udp","host_addr":"127.0.0.1","host_port":53,"guest_addr":"10.0.2.7","guest_port":54}`
 
-// TestAPIAnswersAtOnce: a caller that keeps its side open until it has the reply gets it.
+// TestAPIAnswersAtOnce: a caller that ends its side of the stream only after the reply receives the reply.
 func TestAPIAnswersAtOnce(t *testing.T) {
 	path, _ := startAPI(t)
 	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
@@ -146,7 +146,7 @@ func TestAPIAnswersAtOnce(t *testing.T) {
 	}
 }
 
-// TestAPIHangingCaller: callers that say nothing keep neither others nor Close waiting.
+// TestAPIHangingCaller: callers that send no request delay neither other callers nor Close.
 func TestAPIHangingCaller(t *testing.T) {
 	path, _ := startAPI(t)
 	for range maxClients / 2 {
@@ -161,8 +161,8 @@ func TestAPIHangingCaller(t *testing.T) {
 	}
 }
 
-// TestAPIReplacesSocket: a helper that was killed leaves its socket behind, and the next one takes the path. A file that
-// is no socket stays.
+// TestAPIReplacesSocket: Listen replaces the socket that a killed helper left behind, and returns an error if the path is a file of
+// another kind.
 func TestAPIReplacesSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "api")
 	old, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})

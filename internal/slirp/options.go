@@ -16,32 +16,32 @@ import (
 // Limits and defaults of the options.
 const (
 	defaultMTU = 1500
-	maxMTU     = 65521 // of a TAP: 65535 bytes less the Ethernet header
-	// Prefix lengths of --cidr: gateway, DNS server and guest are the 2nd, 3rd and 100th address of it.
+	maxMTU     = 65521 // of a TAP device: 65535 bytes less the Ethernet header
+	// Prefix lengths of --cidr: it must have room for guestNumber.
 	minBits, maxBits = 1, 25
 	// maxSocketPath is the size of sun_path (unix(7)).
 	maxSocketPath = 108
 )
 
-// Host numbers in the subnet.
+// Host numbers in the subnet, as with the original.
 const (
 	gatewayNumber = 2
 	dnsNumber     = 3
 	guestNumber   = 100
 )
 
-// NetNSType says how Options.Target names the network namespace.
+// NetNSType is the way in which the command line names the network namespace.
 type NetNSType string
 
-// The values of --netns-type, and what --target-type=bess means for us.
+// The values of --netns-type, and ByBESS for --target-type=bess.
 const (
 	ByPID   NetNSType = "pid"
 	ByPath  NetNSType = "path"
 	ByTAPFD NetNSType = "tapfd" // an open TAP device
-	ByBESS  NetNSType = "bess"  // a unix socket on which a virtual machine connects, one frame a packet
+	ByBESS  NetNSType = "bess"  // a unix socket to which a virtual machine connects; each packet is one frame
 )
 
-// Options is a command line that can be carried out.
+// Options holds a valid command line.
 type Options struct {
 	Help, Version bool
 
@@ -113,7 +113,7 @@ var optionTable = []getopt.Option{
 // Interfaces finds an address of a network interface, for --outbound-addr; the fields are function fields for tests.
 type Interfaces func(name string, v6 bool) (netip.Addr, error)
 
-// Parse reads a command line. program is how it was called.
+// Parse parses a command line. program is argv[0], which error texts begin with.
 func Parse(program string, args []string, interfaces Interfaces) (*Options, error) {
 	found, operands, err := getopt.Parse(program, optionTable, getopt.Permute, args)
 	if err != nil {
@@ -155,7 +155,7 @@ func Parse(program string, args []string, interfaces Interfaces) (*Options, erro
 	return o, o.setTarget(operands)
 }
 
-// set takes one option that can be judged by itself.
+// set stores the value of one option, and checks it as far as it does not depend on other options.
 func (o *Options) set(f getopt.Found, interfaces Interfaces) (err error) {
 	switch f.Key {
 	case "configure":
@@ -210,7 +210,7 @@ func (o *Options) set(f getopt.Found, interfaces Interfaces) (err error) {
 
 func (o *Options) warn(text string) { o.Warnings = append(o.Warnings, "WARNING: "+text) }
 
-// setTarget reads the operands.
+// setTarget parses the operands: the namespace and the name of the TAP device.
 func (o *Options) setTarget(operands []string) error {
 	if len(operands) > 2 {
 		o.warn("too many arguments")
@@ -270,7 +270,7 @@ func descriptor(name, value string) (int, error) {
 	return int(fd), nil
 }
 
-// parseCIDR reads --cidr. "invalid CIDR" and "prefix length needs to be" are what callers look for.
+// parseCIDR parses the value of --cidr. Callers search the error for "invalid CIDR" and "prefix length needs to be".
 func parseCIDR(s string) (netip.Prefix, error) {
 	addr, length, ok := strings.Cut(s, "/")
 	a, err := netip.ParseAddr(addr)
@@ -288,7 +288,7 @@ func parseCIDR(s string) (netip.Prefix, error) {
 	return p, nil
 }
 
-// outbound reads the value of --outbound-addr: an address, or an interface that has one.
+// outbound parses the value of --outbound-addr: an address, or the name of an interface with an address.
 func outbound(value string, v6 bool, interfaces Interfaces) (netip.Addr, error) {
 	family := "IPv4"
 	if v6 {
@@ -307,7 +307,7 @@ func outbound(value string, v6 bool, interfaces Interfaces) (netip.Addr, error) 
 	return a, nil
 }
 
-// InterfaceAddress is the Interfaces of this machine.
+// InterfaceAddress implements Interfaces with the interfaces of the host.
 func InterfaceAddress(name string, v6 bool) (netip.Addr, error) {
 	i, err := net.InterfaceByName(name)
 	if err != nil {

@@ -11,7 +11,7 @@ func noInterfaces(string, bool) (netip.Addr, error) {
 	return netip.Addr{}, errors.New("no such interface")
 }
 
-// TestCallers reads the command lines of the programs that start slirp4netns, word for word.
+// TestCallers parses the exact command lines with which other programs start slirp4netns.
 func TestCallers(t *testing.T) {
 	for _, c := range []struct {
 		name, line string
@@ -58,6 +58,7 @@ func TestCallers(t *testing.T) {
 	}
 }
 
+// TestMistakes: invalid command lines are refused with the original's error texts.
 func TestMistakes(t *testing.T) {
 	for _, c := range []struct{ line, want string }{
 		{"", "needed"},
@@ -93,7 +94,7 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
-// TestProbedTexts: what Podman and RootlessKit look for before they use an option.
+// TestProbedTexts: the usage and the version contain the strings that Podman and RootlessKit search for before they use an option.
 func TestProbedTexts(t *testing.T) {
 	for _, word := range []string{"--disable-host-loopback", "--mtu", "--enable-sandbox", "--enable-seccomp", "--cidr", "--outbound-addr", "--enable-ipv6", "--api-socket", "--netns-type"} {
 		if !strings.Contains(Usage, word) {
@@ -106,6 +107,6 @@ func TestProbedTexts(t *testing.T) {
 		}
 	}
 	if !strings.Contains(Version("dev"), "\nSLIRP_CONFIG_VERSION_MAX: 4\n") {
-		t.Error("the version does not tell which options are understood")
+		t.Error("the version lacks SLIRP_CONFIG_VERSION_MAX")
 	}
 }

@@ -8,11 +8,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/procstat"
 )
 
 // Record is the content of state.json. Fields may be added, but the meaning of a field does not change: programs of other
@@ -70,7 +70,7 @@ func (p Process) Open() (fd int, err error) {
 	}
 	// The start time is compared after the pidfd was opened: it refers to the process that has the pid at that moment, and the
 	// pid cannot be reused while the pidfd is open and that process lives.
-	if start, err := startTime(fmt.Sprintf("/proc/%d/stat", p.PID)); err != nil || start != p.StartTime {
+	if stat, err := procstat.Read(p.PID); err != nil || stat.Start != p.StartTime {
 		unix.Close(fd)
 		return -1, unix.ESRCH
 	}
@@ -88,27 +88,11 @@ func ShortID(id string) string { return id[:min(len(id), ShortIDLen)] }
 
 // Self returns the Process of the caller.
 func Self() (Process, error) {
-	start, err := startTime("/proc/self/stat")
+	stat, err := procstat.Self()
 	if err != nil {
 		return Process{}, &Error{"create", err}
 	}
-	return Process{PID: os.Getpid(), StartTime: start}, nil
-}
-
-// startTime reads the start time of a process from its /proc/PID/stat, in clock ticks since boot.
-func startTime(path string) (uint64, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return 0, err
-	}
-	// Field 2, the name of the command, is in parentheses and may contain any character, parentheses included. Field 3 follows
-	// the last closing parenthesis.
-	const field = 22 - 3
-	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-	if len(fields) <= field {
-		return 0, fmt.Errorf("%s: too few fields", path)
-	}
-	return strconv.ParseUint(fields[field], 10, 64)
+	return Process{PID: os.Getpid(), StartTime: stat.Start}, nil
 }
 
 // maxRecord is the maximum size of a state.json in bytes: a command line may have 2 MiB (MAX_ARG_STRLEN and ARG_MAX), and JSON

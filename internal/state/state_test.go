@@ -271,20 +271,3 @@ func TestDefaults(t *testing.T) {
 		t.Error(d, err)
 	}
 }
-
-func TestStartTime(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "stat")
-	text := "7 (a) b (c)) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 0 0\n"
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := startTime(file); err != nil || got != 4711 {
-		t.Error(got, err)
-	}
-	if err := os.WriteFile(file, []byte("7 (a) S"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := startTime(file); err == nil {
-		t.Error(got)
-	}
-}
