@@ -60,8 +60,8 @@ func (r *Report) headlines() []byte {
 			return ""
 		}
 		peer := ""
-		if who, v, ok := r.best(h.metric, mtu, isPeer); ok {
-			peer = fmt.Sprintf("%s (%s)", figure(v), label(r.helper(who)))
+		if best, v, ok := r.best(h.metric, mtu, isPeer); ok {
+			peer = fmt.Sprintf("%s (%s)", figure(v), label(r.helper(best)))
 		}
 		fmt.Fprintf(&w, "| %s, %s | %s | %s | **%s** | %s |\n", h.title, mine.Unit, cell(noneName), cell(dockerName),
 			figure(mine.Median), peer)

@@ -218,16 +218,16 @@ func (r *Report) writeRatios(w io.Writer, name string, columns []column) {
 	}
 	for _, b := range []base{{"no helper", of(noneName)}, {dockerName, of(dockerName)},
 		{"the best peer", func(c column) (float64, string, bool) {
-			who, v, ok := r.best(c.metric, r.mtu(c), isPeer)
-			return v, " (" + firstField(firstField(who, ":"), "-") + ")", ok
+			peer, v, ok := r.best(c.metric, r.mtu(c), isPeer)
+			return v, " (" + firstField(firstField(peer, ":"), "-") + ")", ok
 		}}} {
 		var cells []string
 		var any bool
 		for _, c := range columns {
 			cell := ""
 			mine, ok := r.median(c.metric, r.mtu(c), name)
-			if v, who, has := b.value(c); ok && has && v > 0 && c.metric != "pub-source" {
-				cell, any = figure(mine/v)+" ×"+who, true
+			if v, peer, has := b.value(c); ok && has && v > 0 && c.metric != "pub-source" {
+				cell, any = figure(mine/v)+" ×"+peer, true
 			}
 			cells = append(cells, cell)
 		}

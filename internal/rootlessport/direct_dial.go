@@ -13,10 +13,10 @@ import (
 )
 
 const (
-	// poolPause is the time between two attempts to take a socket from an empty pool, for poolPatience in all; a batch of
+	// poolPause is the time between two attempts to take a socket from an empty pool, for poolTimeout in all; a batch of
 	// sockets arrives in a fraction of it.
-	poolPause    = time.Millisecond
-	poolPatience = 500 * time.Millisecond
+	poolPause   = time.Millisecond
+	poolTimeout = 500 * time.Millisecond
 	// plainAfter is how long a transparent socket waits for an answer before a plain socket is tried as well: a little longer than
 	// the kernel's first retransmission timeout of a SYN (1 s, RFC 6298 section 2), so that a server that is busy for a moment
 	// sees its client's address.
@@ -67,7 +67,7 @@ func (h *handler) Serve(client int, addr netip.AddrPort) spin.Result {
 // connect starts a connection inside: from src, or from an address that the kernel chooses if src is invalid or the socket plain.
 // done means that it is established already, which is nearly always so.
 func (d *direct) connect(src, dst netip.AddrPort, plain bool) (fd int, done bool, err error) {
-	for end := time.Now().Add(poolPatience); ; d.pause(poolPause) {
+	for end := time.Now().Add(poolTimeout); ; d.pause(poolPause) {
 		fd, err = d.get(dst.Addr().Is6(), plain)
 		if err == nil {
 			break
@@ -121,11 +121,11 @@ func (h *handler) wait(client, fd int, dst netip.AddrPort, plain bool) {
 			rawsock.Reset(client)
 		}
 	}
-	patience := plainAfter
+	limit := plainAfter
 	if c.Late = func() { h.retryPlain(c, dst, timeOut) }; plain {
-		patience, c.Late = dialTimeout, timeOut
+		limit, c.Late = dialTimeout, timeOut
 	}
-	if d.waiting.Wait(c, fd, dst, patience) != nil {
+	if d.waiting.Wait(c, fd, dst, limit) != nil {
 		rawsock.Reset(client)
 	}
 }
