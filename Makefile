@@ -1,38 +1,38 @@
 # rootlessnet: every target works as root and as an ordinary user, and needs nothing but Go and the kernel.
 #
-#   make           static binaries into bin/
-#   make demo      a server in a sandbox, fetched from outside
-#   make test      all tests, as an ordinary user (started as root it makes one); RACE=1 with the race detector
-#   make test-root the few tests that need root; part of make test when that is started as root
-#   make test-long the same with the long forms of the load tests
+#   make           build static binaries in bin/
+#   make demo      demonstration: a server in a sandbox with a published port
+#   make test      all tests, as an ordinary user (as root it creates one); RACE=1 with the race detector
+#   make test-root the few tests that need root; part of make test as root
+#   make test-long all tests, with the long forms of the load tests
 #   make check     gofmt, vet, staticcheck, import directions, file lengths
 #   make check-locks  the data plane's tests in a build that checks the order of locks
-#   make bench     figures beside those of no helper, into bench/results/latest.json
-#   make compare   figures beside those of every other helper found here, into bench/results/compare.*
-#   make figures   the comparison's into the README
-#   make peers     installs other helpers for it
-#   make fuzz      five seconds of every fuzz target
+#   make bench     benchmark with no helper for comparison, results in bench/results/latest.json
+#   make compare   benchmark with every other helper of this machine, results in bench/results/compare.*
+#   make figures   write the results of the comparison into the README
+#   make peers     install other helpers for the comparison
+#   make fuzz      run every fuzz target for FUZZTIME (5s)
 #   make install   PREFIX=/usr/local DESTDIR=
-#   make drop-in   DIR=  slirp4netns, pasta and rootlessport into a directory, and how to have Podman use them
+#   make drop-in   DIR=  install slirp4netns, pasta and rootlessport in a directory, and print how to make Podman use them
 
 GO      ?= go
 PREFIX  ?= /usr/local
 DESTDIR ?=
-# Where the tree is no git checkout (a tarball) the version is that of the file VERSION, or "dev".
+# If the tree is not a git checkout (a tarball), the version is that of the file VERSION, or "dev".
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || cat VERSION 2>/dev/null || echo dev)
 
 COMMANDS := rootless-run rootless-net
-# Programs that stand in for others of the same name: they are not installed beside those, but by drop-in.
+# Drop-in replacements for other programs of the same names. They are not installed in PATH; see the target drop-in.
 DROPINS  := slirp4netns pasta rootlessport
 LDFLAGS   = -s -w -X main.version=$(VERSION)
-# The mode of /dev/net/tun that tests see when they are started as root; empty leaves the host's.
+# Mode of /dev/net/tun for tests that are started as root; empty keeps the host's device.
 TUN_MODE ?= 0666
-# A time, or how many inputs (20000x).
+# A time, or a number of inputs (20000x).
 FUZZTIME ?= 5s
-# Packages to test, and further flags, such as TESTFLAGS="-run TestScorecard -v".
+# Packages to test, and additional flags, such as TESTFLAGS="-run TestScorecard -v".
 PKGS      ?= ./...
 TESTFLAGS ?=
-# One package at a time: the end-to-end tests measure time and load, and share two cores with whatever else runs.
+# Packages that are tested concurrently. The end-to-end tests measure times under load, so they need the processors for themselves.
 TESTP     ?= 1
 
 ifeq ($(RACE),1)
@@ -42,7 +42,7 @@ else
 RACEFLAGS =
 RACEENV   = CGO_ENABLED=0
 endif
-# The product under test, built as the tests are.
+# Directory of the programs under test, which are built with the flags of the tests.
 TESTBIN = build/test$(RACEFLAGS)
 
 export CGO_ENABLED = 0
@@ -67,7 +67,7 @@ test: testbin
 		$(GO) test $(RACEFLAGS) -p $(TESTP) -timeout 15m -exec $(CURDIR)/build/testuser $(TESTFLAGS) $(PKGS)
 	@if [ "$$(id -u)" -eq 0 ] && [ "$(PKGS)" = ./... ]; then $(MAKE) --no-print-directory test-root; fi
 
-# What needs the machine's root.
+# Tests that need root of the machine.
 test-root: testbin
 	$(RACEENV) ROOTLESSNET_BIN=$(CURDIR)/$(TESTBIN) $(GO) test $(RACEFLAGS) -timeout 5m -count=1 ./e2e/asroot
 
@@ -84,11 +84,11 @@ bench: build build/testuser
 	@ROOTLESSNET_BIN=$(CURDIR)/bin TUN_MODE=$(TUN_MODE) build/testuser build/bench $(BENCHFLAGS) > build/bench.json
 	@mv build/bench.json bench/results/latest.json
 
-# Programs to compare with, beside those in PATH; see bench/doc.go.
+# Directory of programs to compare with, in addition to those in PATH; see bench/doc.go.
 PEERS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rootlessnet-peers/bin
 ROOTLESSKIT = v3.0.1
 
-# Further flags of the comparison, such as COMPAREFLAGS="-quick" or "-only tcp-crr -helpers none,rootless-run,pasta".
+# Additional flags of the comparison, such as COMPAREFLAGS="-quick" or "-only tcp-crr -helpers none,rootless-run,pasta".
 compare: build build/testuser
 	@mkdir -p bench/results build/peers
 	@for p in $(PEERS)/*; do if [ -x "$$p" ]; then cp -fp "$$p" build/peers/; fi; done
@@ -103,7 +103,7 @@ figures:
 	build/bench render bench/results/compare.json bench/results
 	build/bench readme bench/results/compare.json README.md
 
-# Where other helpers come from: Debian has some, as root; RootlessKit's newer release is a Go module.
+# Other helpers are packages of Debian, which root can install; a newer release of RootlessKit is a Go module.
 peers:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 		apt-get install -y --no-install-recommends slirp4netns passt rootlesskit iperf3; \

@@ -17,15 +17,15 @@ import (
 )
 
 const (
-	// udpPatience is how long a client waits for one datagram's answer before it counts it as lost.
-	udpPatience = 200 * time.Millisecond
-	// drainTime is how long datagrams may be under way after the last was sent.
+	// udpAnswerTimeout is how long a client waits for the answer to a datagram before it counts the datagram as lost.
+	udpAnswerTimeout = 200 * time.Millisecond
+	// drainTime is how long after the last datagram was sent the server still counts datagrams.
 	drainTime = 150 * time.Millisecond
-	// recordPatience is how long the server's last count may take to come back.
-	recordPatience = 3 * time.Second
+	// recordTimeout is how long the server's last record may take to arrive.
+	recordTimeout = 3 * time.Second
 )
 
-// streams are connections that carry bulk; common to sender and receiver.
+// streams holds the connections of a bulk transfer.
 type streams struct {
 	conns       []*net.TCPConn
 	local, seen string
@@ -41,7 +41,7 @@ func openStreams(l Load, mode byte) (s streams, err error) {
 	return s, err
 }
 
-// sender sends as fast as it can; what counts is what has arrived, by the server's clock.
+// sender sends as fast as it can. The server counts the bytes that arrive and reports them with its own times.
 type sender struct{ streams }
 
 func newSender(l Load) (runner, error) {
@@ -57,7 +57,7 @@ func (s *sender) run(l Load) (Sample, error) {
 	var wg sync.WaitGroup
 	for i, c := range s.conns {
 		_ = c.SetWriteDeadline(end)
-		_ = c.SetReadDeadline(end.Add(recordPatience))
+		_ = c.SetReadDeadline(end.Add(recordTimeout))
 		wg.Go(func() { fill(c) })
 		wg.Go(func() {
 			base, last, final, err := watch(bufio.NewReader(c), begin, end, end)
@@ -111,7 +111,7 @@ func (s *receiver) run(l Load) (Sample, error) {
 		Local: s.local, Seen: s.seen}, nil
 }
 
-// drain reads until EOF or an error.
+// drain reads until EOF or an error, and adds the number of bytes to count.
 func drain(c net.Conn, count *atomic.Uint64) error {
 	b := make([]byte, chunk)
 	for {
@@ -133,7 +133,7 @@ func fill(c net.Conn) {
 	}
 }
 
-// ops is a client of operations.
+// ops is a client that repeats operations, each of ops in a loop of its own.
 type ops struct {
 	ops   []func() error
 	close func()
@@ -146,7 +146,7 @@ func (o *ops) Close() error {
 	return nil
 }
 
-// newRR: one byte there and back on a connection that stands.
+// newRR measures round trips: one byte each way on an established connection.
 func newRR(l Load) (runner, error) {
 	conns, _, _, err := openAll(l.Addr, modeRR, l.Workers)
 	if err != nil {
@@ -170,9 +170,9 @@ func newRR(l Load) (runner, error) {
 	return o, nil
 }
 
-// newCRR: connect, one byte there and back, reset.
+// newCRR measures connects: connect, one byte each way, reset.
 func newCRR(l Load) (runner, error) {
-	if _, _, err := introduce(l.Addr); err != nil {
+	if _, _, err := waitForServer(l.Addr); err != nil {
 		return nil, err
 	}
 	o := &ops{close: func() {}}
@@ -191,7 +191,7 @@ func newCRR(l Load) (runner, error) {
 	return o, nil
 }
 
-// newUDPRR: a datagram there and back.
+// newUDPRR measures round trips of datagrams.
 func newUDPRR(l Load) (runner, error) {
 	o := &ops{}
 	var conns []net.Conn
@@ -214,7 +214,7 @@ func newUDPRR(l Load) (runner, error) {
 		o.ops = append(o.ops, func() error {
 			seq++
 			binary.BigEndian.PutUint64(ask[1:], seq)
-			if err := c.SetReadDeadline(time.Now().Add(udpPatience)); err != nil {
+			if err := c.SetReadDeadline(time.Now().Add(udpAnswerTimeout)); err != nil {
 				return err
 			}
 			if _, err := c.Write(ask); err != nil {
@@ -227,21 +227,21 @@ func newUDPRR(l Load) (runner, error) {
 				}
 			}
 		})
-		_ = o.ops[len(o.ops)-1]() // neighbours and flows are found before the clock runs
+		_ = o.ops[len(o.ops)-1]() // neighbour entries and flows are created before the measurement
 	}
 	return o, nil
 }
 
-// flood sends datagrams as fast as one thread can; the server counts what arrives and says it on a connection.
+// flood sends datagrams as fast as one thread can. The server counts those that arrive and reports the count on a TCP connection.
 type flood struct {
 	data  net.Conn
 	count *net.TCPConn
-	id    uint64
+	id    uint64 // of the flood, in each datagram
 }
 
 func newFlood(l Load) (runner, error) {
 	if l.Size < 9 {
-		return nil, fmt.Errorf("datagrams of %d bytes have no room for their number", l.Size)
+		return nil, fmt.Errorf("datagrams of %d bytes are too small for the id of the flood", l.Size)
 	}
 	data, err := net.Dial("udp", l.Addr)
 	if err != nil {
@@ -273,7 +273,7 @@ func (f *flood) run(l Load) (Sample, error) {
 		err               error
 	}
 	counted := make(chan answer, 1)
-	_ = f.count.SetReadDeadline(end.Add(drainTime + recordPatience))
+	_ = f.count.SetReadDeadline(end.Add(drainTime + recordTimeout))
 	go func() {
 		var a answer
 		a.base, a.last, a.final, a.err = watch(f.count, begin, end, end.Add(drainTime))
@@ -284,7 +284,7 @@ func (f *flood) run(l Load) (Sample, error) {
 	binary.BigEndian.PutUint64(b[1:], f.id)
 	var sent, failed float64
 	for time.Now().Before(end) {
-		// An error is that of an earlier datagram, or a full queue: the datagram was not sent.
+		// An error means that the queue is full, or belongs to an earlier datagram. This datagram was not sent.
 		if _, err := f.data.Write(b); err != nil {
 			failed++
 			continue
@@ -302,7 +302,7 @@ func (f *flood) run(l Load) (Sample, error) {
 		Loss: max(0, 1-float64(a.final.Count)/max(1, sent))}, nil
 }
 
-// newHTTP asks for the same small page on connections that are kept.
+// newHTTP requests the same small page over and over on persistent connections.
 func newHTTP(l Load) (runner, error) {
 	var conns []*net.TCPConn
 	o := &ops{close: func() { resetAll(conns) }}
@@ -331,10 +331,10 @@ func newHTTP(l Load) (runner, error) {
 	return o, nil
 }
 
-// firstPage connects, as soon as the server can be reached, and returns how long its answer is: header and body have
-// the same length every time.
+// firstPage connects as soon as the server can be reached, requests the page once, and returns the size of the answer in bytes, which
+// is the same for each request.
 func firstPage(addr string, request []byte) (c *net.TCPConn, size int, err error) {
-	for end := time.Now().Add(readyPatience); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(readyTimeout); ; time.Sleep(20 * time.Millisecond) {
 		if c, size, err = tryPage(addr, request); err == nil || time.Now().After(end) {
 			return c, size, err
 		}
@@ -368,7 +368,7 @@ func tryPage(addr string, request []byte) (*net.TCPConn, int, error) {
 	return c, raw.Len(), nil
 }
 
-// holder opens connections when told to, each proven by one byte there and back, and holds them.
+// holder opens connections, receives one byte on each, and keeps them open until Close.
 type holder struct{ conns []*net.TCPConn }
 
 func newHolder(Load) (runner, error) { return &holder{}, nil }
@@ -378,7 +378,7 @@ func (h *holder) run(l Load) (Sample, error) {
 		c, err := open(l.Addr, modeRR)
 		if err == nil {
 			h.conns = append(h.conns, c)
-			_ = c.SetReadDeadline(time.Now().Add(dialPatience))
+			_ = c.SetReadDeadline(time.Now().Add(dialTimeout))
 			_, err = io.ReadFull(c, make([]byte, 1))
 		}
 		if err != nil {

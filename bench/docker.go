@@ -14,9 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// docker0's way of giving a command a network, all in the kernel: a bridge, a veth pair, forwarding, and nftables
-// rules for masquerade and published ports. It takes root on the network that the command shall reach. The bench owns
-// the network namespaces it measures in, so it may do there what only root may on a machine.
+// Docker's bridge network, which is implemented in the kernel: a bridge, a veth pair, IP forwarding, and nftables rules for masquerade
+// and published ports. On a host it requires root. The bench owns its network namespaces, so it has the capabilities in them.
 
 const (
 	bridgeName = "docker0"
@@ -25,25 +24,25 @@ const (
 	dockerAddr = "172.17.0.2/16"
 )
 
-// makeDocker makes a site of its own with a container's network namespace behind a bridge in "here".
-func (g *ground) makeDocker() (err error) {
+// makeDocker creates the second site, with a container's network namespace behind a bridge in "here".
+func (tb *testbed) makeDocker() (err error) {
 	s := &site{}
 	defer func() {
 		if err != nil {
 			s.close()
 		}
 	}()
-	if s.Topo, err = topo.New(topo.Options{MTU: g.lanMTU}); err != nil {
+	if s.Topo, err = topo.New(topo.Options{MTU: tb.lanMTU}); err != nil {
 		return err
 	}
 	if s.inside, err = topo.NewNS(); err != nil {
 		return err
 	}
 	s.extra = closer(s.inside.Close)
-	if err := s.Here.Do(func() error { return bridge(s.inside, g.lanMTU) }); err != nil {
+	if err := s.Here.Do(func() error { return bridge(s.inside, tb.lanMTU) }); err != nil {
 		return err
 	}
-	if err := s.inside.Do(contain); err != nil {
+	if err := s.inside.Do(setUpContainer); err != nil {
 		return err
 	}
 	if err := s.Here.Sysctl("ipv4/ip_forward", "1"); err != nil {
@@ -52,8 +51,8 @@ func (g *ground) makeDocker() (err error) {
 	if err := s.Here.Do(dockerRules); err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
-	g.docker = s
-	return g.serveThere(s)
+	tb.docker = s
+	return tb.serveThere(s)
 }
 
 type closer func()
@@ -63,7 +62,7 @@ func (c closer) Close() error {
 	return nil
 }
 
-// bridge makes docker0 in the current namespace and a veth pair from it into the container's.
+// bridge creates docker0 in the current namespace and a veth pair between it and the container's namespace.
 func bridge(inside *topo.NS, mtu int) error {
 	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName, MTU: mtu}}
 	if err := netlink.LinkAdd(br); err != nil {
@@ -81,8 +80,8 @@ func bridge(inside *topo.NS, mtu int) error {
 	return errors.Join(netlink.LinkSetMaster(link, br), netlink.LinkSetUp(link), up(bridgeName, bridgeAddr))
 }
 
-// contain brings up the links of the container's namespace.
-func contain() error {
+// setUpContainer brings up the links of the container's namespace.
+func setUpContainer() error {
 	if err := errors.Join(up("lo", ""), up("eth0", dockerAddr)); err != nil {
 		return err
 	}
@@ -93,7 +92,7 @@ func contain() error {
 	return netlink.RouteAdd(&netlink.Route{Gw: gw})
 }
 
-// up gives the link an address, unless it is "", and sets it up.
+// up adds an address to the link, unless addr is "", and sets the link up.
 func up(name, addr string) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
@@ -114,7 +113,7 @@ func up(name, addr string) error {
 	return nil
 }
 
-// dockerRules does what Docker's rules do for a container with all of publicPorts published.
+// dockerRules adds rules equivalent to Docker's for a container with all of publicPorts published.
 func dockerRules() error {
 	c, err := nftables.New()
 	if err != nil {
@@ -158,8 +157,8 @@ func dockerRules() error {
 	return c.Flush()
 }
 
-// forwardRules: what belongs to a connection passes, so does what comes from the bridge or was meant for a published
-// port, as in Docker's chains.
+// forwardRules accepts packets of existing connections, from the bridge, and to published ports, and drops the rest, as Docker's chains
+// do.
 func forwardRules(c *nftables.Conn) {
 	drop := nftables.ChainPolicyDrop
 	filter := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: "filter"})
@@ -192,5 +191,5 @@ func forwardRules(c *nftables.Conn) {
 	}
 }
 
-// ifname is a name as nftables compares it: with its final 0, so that it is the whole one.
+// ifname returns a name in the form in which nftables compares the whole name: with the final zero byte.
 func ifname(name string) []byte { return append([]byte(name), 0) }

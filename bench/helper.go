@@ -12,15 +12,15 @@ import (
 	"time"
 )
 
-// kind says whose a helper is, for the targets and the chart.
+// kind classifies helpers for the targets and the chart.
 type kind string
 
 const (
-	kindNone   kind = "none"   // no helper: the command in the host's own network
-	kindKernel kind = "kernel" // docker0's way, which takes root
+	kindNone   kind = "none"   // no helper: the command runs in the host's network
+	kindKernel kind = "kernel" // docker0, which requires root
 	kindOurs   kind = "ours"
 	kindPeer   kind = "peer"
-	kindBuild  kind = "build" // another build of ours, to compare with
+	kindBuild  kind = "build" // another build of rootless-run
 )
 
 const (
@@ -36,16 +36,16 @@ type helper struct {
 	name    string
 	kind    kind
 	version string
-	docker  bool // lives on the ground's second site
-	// portsOnly is set where another helper has the same road out and only published ports differ.
+	docker  bool // measured on the site for docker0
+	// portsOnly is set if the helper differs from another one only in how it publishes ports.
 	portsOnly bool
-	env       []string // to be added
-	// wrap returns the command line that runs argv behind the helper with the given MTU; publish, when it is not 0, is
-	// a TCP port of the command's that is reached by the same port of the host.
+	env       []string // added to the environment
+	// wrap returns the command line that runs argv with the helper and the given MTU. publish, if not 0, is a TCP port of the command
+	// to publish as the same port of the host.
 	wrap func(argv []string, mtu, publish int) []string
 }
 
-// missing is a helper that was looked for in vain.
+// missing is a helper that was not found.
 type missing struct {
 	Name string `json:"name"`
 	Why  string `json:"why"`
@@ -53,15 +53,15 @@ type missing struct {
 
 // finder collects helpers.
 type finder struct {
-	g       *ground
-	flags   []string // further ones of rootless-run
+	tb      *testbed
+	flags   []string // additional flags of rootless-run
 	found   []*helper
 	missing []missing
 }
 
 func bare(argv []string, _, _ int) []string { return argv }
 
-// all finds every helper of this machine.
+// all finds all helpers of this machine.
 func (f *finder) all() {
 	f.found = append(f.found, &helper{name: noneName, kind: kindNone, wrap: bare})
 	f.docker0()
@@ -72,8 +72,8 @@ func (f *finder) all() {
 	f.each("rootlesskit", "rootlesskit", func(path, version string) { f.rootlesskit(path, version, pastas) })
 }
 
-// choose keeps those that a list of names (comma-separated) asks for. A name may lack the version and what follows it:
-// "pasta" is every pasta, "rootless-run" only that.
+// choose returns the helpers in a comma-separated list of names. A name without the version and what follows it selects all versions:
+// "pasta" selects every pasta.
 func choose(all []*helper, names string) ([]*helper, error) {
 	if names == "all" {
 		return all, nil
@@ -106,7 +106,7 @@ func namesOf(helpers []*helper) (names []string) {
 }
 
 func (f *finder) docker0() {
-	err := f.g.makeDocker()
+	err := f.tb.makeDocker()
 	if err != nil {
 		f.missing = append(f.missing, missing{dockerName, err.Error()})
 		return
@@ -147,8 +147,8 @@ func (f *finder) build(name string, k kind, path, version string, flags ...strin
 		}})
 }
 
-// builds adds the other builds of rootless-run in ROOTLESSNET_PEERS, files called rootless-run-NAME: a change is compared with
-// what was there before it, in one run.
+// builds adds other builds of rootless-run, the files rootless-run-NAME in ROOTLESSNET_PEERS, so that a change can be compared with the
+// state before it in one run.
 func (f *finder) builds() {
 	paths, _ := filepath.Glob(filepath.Join(os.Getenv("ROOTLESSNET_PEERS"), oursName+"-*"))
 	for _, path := range paths {
@@ -175,8 +175,8 @@ func findOwn(name string) (string, error) {
 	return exec.LookPath(name)
 }
 
-// each calls add for every program of that name: the one in PATH, and in ROOTLESSNET_PEERS those that are called so
-// or begin so and a "-", such as rootlesskit-3.0.1. It returns the paths.
+// each calls add for every program of that name and returns their paths: the program in PATH, and those in ROOTLESSNET_PEERS whose name
+// is name, or begins with name and "-", such as rootlesskit-3.0.1.
 func (f *finder) each(name, pkg string, add func(path, version string)) []string {
 	var paths []string
 	if path, err := exec.LookPath(name); err == nil {
@@ -186,7 +186,7 @@ func (f *finder) each(name, pkg string, add func(path, version string)) []string
 		dir, _ = filepath.Abs(dir)
 		more, _ := filepath.Glob(filepath.Join(dir, name+"-*"))
 		for _, path := range append(more, filepath.Join(dir, name)) {
-			// pasta finds its variant for the processor, pasta-VERSION.avx2, by itself.
+			// pasta-VERSION.avx2 is executed by pasta-VERSION if the processor has AVX2.
 			if info, err := os.Stat(path); err == nil && info.Mode()&0o111 != 0 && filepath.Ext(path) != ".avx2" {
 				paths = append(paths, path)
 			}
@@ -205,7 +205,7 @@ func (f *finder) each(name, pkg string, add func(path, version string)) []string
 	return paths
 }
 
-// versionIn is the first word of a line that has a digit, without a commit after it.
+// versionIn returns the first word of a line that has a digit, without the commit of pasta's versions.
 func versionIn(line string) string {
 	for _, word := range strings.Fields(line) {
 		if strings.ContainsAny(word, "0123456789") && !strings.HasSuffix(word, "netns") {
@@ -218,7 +218,8 @@ func versionIn(line string) string {
 	return ""
 }
 
-// packageVersion asks Debian, for a program that does not know its own: "0.0~git20230309.7c7625d-1" is 20230309.
+// packageVersion returns the version of a Debian package, for a program that does not print its own. For
+// "0.0~git20230309.7c7625d-1" that is 20230309.
 func packageVersion(pkg string) string {
 	version := firstLine("dpkg-query", "-W", "-f", "${Version}", pkg)
 	if _, git, ok := strings.Cut(version, "~git"); ok {
@@ -233,7 +234,7 @@ func firstLine(argv ...string) string {
 	return strings.TrimSpace(line)
 }
 
-// quick runs something that answers at once, with the host's network but no part in the measurement.
+// quick runs a command that ends at once, outside of the measurements, and returns its output.
 func quick(argv ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()

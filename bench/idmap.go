@@ -6,16 +6,15 @@ import (
 	"strings"
 )
 
-// RootlessKit starts newuidmap and newgidmap from PATH. They are set-uid root, which means nothing in the bench's user
-// namespace, where root is not mapped. So the bench stands in for them, by links with these names, with the one mapping
-// that needs no privilege: root inside is the user outside. The network does not ask for more.
+// RootlessKit starts newuidmap and newgidmap from PATH. These are set-uid root, which has no effect in the bench's user namespace,
+// where root is not mapped. The bench replaces them by links to itself with these names, and writes the one mapping that needs no
+// privilege: root inside is the user outside. The network needs no other ids.
 const (
 	newUIDMap = "newuidmap"
 	newGIDMap = "newgidmap"
 )
 
-// mapIDs does the work of newuidmap or newgidmap for the process args[0] (newer callers write it "fd:N", an open
-// directory of /proc).
+// mapIDs is newuidmap or newgidmap for the process args[0], a pid or "fd:N" for a descriptor of its directory in /proc.
 func mapIDs(name string, args []string) error {
 	if len(args) == 0 {
 		return fmt.Errorf("usage: %s PID [ID…]", name)
@@ -27,7 +26,7 @@ func mapIDs(name string, args []string) error {
 	if name == newUIDMap {
 		return os.WriteFile(dir+"/uid_map", fmt.Appendf(nil, "0 %d 1\n", os.Getuid()), 0)
 	}
-	// Without privilege groups can only be mapped once they can no longer be dropped: user_namespaces(7).
+	// Without privileges gid_map can be written only after setgroups(2) was denied: user_namespaces(7).
 	if err := os.WriteFile(dir+"/setgroups", []byte("deny"), 0); err != nil {
 		return err
 	}

@@ -19,24 +19,24 @@ import (
 )
 
 const (
-	// chunk is what iperf3 writes at a time; TCP's throughput hardly changes above it.
+	// chunk is how many bytes are written at a time. It is that of iperf3; larger ones hardly change the throughput of TCP.
 	chunk = 128 << 10
-	// dialPatience bounds one connect of a client; a helper that needs longer has failed.
-	dialPatience = 10 * time.Second
-	// readyPatience is how long a published port may take to answer after the server behind it has.
-	readyPatience = 5 * time.Second
-	// mostFailures is the share of failed operations above which a rate means nothing.
-	mostFailures = 0.01
+	// dialTimeout is the time limit of a connect; a helper that needs longer has failed.
+	dialTimeout = 10 * time.Second
+	// readyTimeout is how long a published port may take to accept connections after its server is ready.
+	readyTimeout = 5 * time.Second
+	// maxFailures is the share of failed operations above which a measurement of a rate fails.
+	maxFailures = 0.01
 )
 
-// Load says what a client does.
+// Load describes what a client does.
 type Load struct {
 	Kind    string        // a key of clients
 	Addr    string        // of the server
-	Workers int           // connections, or operations under way
-	Size    int           // of a datagram
-	Warm    time.Duration // before the window that is measured
-	Time    time.Duration // of the window
+	Workers int           // number of connections, or of concurrent operations
+	Size    int           // of a datagram, in bytes
+	Warm    time.Duration // time before the window of the measurement
+	Time    time.Duration // length of the window
 }
 
 // Sample is what a client measured.
@@ -46,14 +46,14 @@ type Sample struct {
 	Total   float64 `json:"total,omitempty"` // bytes that arrived from "go" until the end
 	Ops     float64 `json:"ops,omitempty"`   // operations, or datagrams that arrived, in the window
 	Failed  float64 `json:"failed,omitempty"`
-	Loss    float64 `json:"loss,omitempty"` // share of the datagrams that never arrived
-	P50     float64 `json:"p50,omitempty"`  // µs of an operation
+	Loss    float64 `json:"loss,omitempty"` // share of the datagrams that did not arrive
+	P50     float64 `json:"p50,omitempty"`  // time of an operation in µs, 50th percentile
 	P99     float64 `json:"p99,omitempty"`
-	Local   string  `json:"local,omitempty"` // own address
-	Seen    string  `json:"seen,omitempty"`  // own address as the server sees it
+	Local   string  `json:"local,omitempty"` // the client's own address
+	Seen    string  `json:"seen,omitempty"`  // the client's address as the server sees it
 }
 
-// runner is a client that is connected; run measures.
+// runner is a connected client; run measures.
 type runner interface {
 	run(l Load) (Sample, error)
 	Close() error
@@ -70,8 +70,8 @@ var clients = map[string]func(Load) (runner, error){
 	"hold":      newHolder,
 }
 
-// client connects, prints "ready", waits for a line on stdin, measures, prints "sample" with the Sample, and stays
-// with its connections open until stdin ends, so that its processor time and memory can be read.
+// client connects, prints "ready", waits for a line on stdin, measures, and prints "sample" with the Sample. It keeps its connections
+// open until stdin ends, so that its processor time and memory can be read.
 func client(spec string) error {
 	var l Load
 	if err := json.Unmarshal([]byte(spec), &l); err != nil {
@@ -104,11 +104,11 @@ func client(spec string) error {
 	return nil
 }
 
-// congestionEnv names the congestion control of our clients and servers to them, when it is not the machine's default. A
-// helper's namespace begins with that, whatever the namespaces around it say.
+// congestionEnv is the environment variable with the congestion control of clients and servers, if that is not the machine's
+// default. They set it on their sockets, because a new network namespace begins with the machine's default.
 const congestionEnv = "ROOTLESSNET_BENCH_CONGESTION"
 
-// setCongestion is the Control of dialers and listeners.
+// setCongestion is the Control function of dialers and listeners. It sets the congestion control of TCP sockets.
 func setCongestion(network, _ string, c syscall.RawConn) (err error) {
 	name := os.Getenv(congestionEnv)
 	if name == "" || !strings.HasPrefix(network, "tcp") {
@@ -119,11 +119,11 @@ func setCongestion(network, _ string, c syscall.RawConn) (err error) {
 }
 
 var (
-	dialer       = net.Dialer{Timeout: dialPatience, Control: setCongestion}
+	dialer       = net.Dialer{Timeout: dialTimeout, Control: setCongestion}
 	listenConfig = net.ListenConfig{Control: setCongestion}
 )
 
-// open connects and says what is wanted of the server.
+// open connects to a server and sends the mode.
 func open(addr string, mode byte) (*net.TCPConn, error) {
 	c, err := dialer.Dial("tcp", addr)
 	if err != nil {
@@ -136,7 +136,7 @@ func open(addr string, mode byte) (*net.TCPConn, error) {
 	return c.(*net.TCPConn), nil
 }
 
-// reset closes without TIME_WAIT, which would slow the connects of whoever is measured next.
+// reset closes a connection by RST, without TIME_WAIT, which would slow the connects of later measurements.
 func reset(c *net.TCPConn) {
 	_ = c.SetLinger(0)
 	c.Close()
@@ -144,7 +144,7 @@ func reset(c *net.TCPConn) {
 
 // openAll waits until the server answers, then opens n connections.
 func openAll(addr string, mode byte, n int) (conns []*net.TCPConn, local, seen string, err error) {
-	if local, seen, err = introduce(addr); err != nil {
+	if local, seen, err = waitForServer(addr); err != nil {
 		return nil, "", "", err
 	}
 	for range n {
@@ -164,17 +164,17 @@ func resetAll(conns []*net.TCPConn) {
 	}
 }
 
-// introduce asks the server for our address as it sees it, again and again until it answers.
-func introduce(addr string) (local, seen string, err error) {
-	for end := time.Now().Add(readyPatience); ; time.Sleep(20 * time.Millisecond) {
-		if local, seen, err = askWho(addr); err == nil || time.Now().After(end) {
+// waitForServer waits until the server answers, and returns the client's own address and the one that the server sees.
+func waitForServer(addr string) (local, seen string, err error) {
+	for end := time.Now().Add(readyTimeout); ; time.Sleep(20 * time.Millisecond) {
+		if local, seen, err = askAddress(addr); err == nil || time.Now().After(end) {
 			return local, seen, err
 		}
 	}
 }
 
-func askWho(addr string) (local, seen string, err error) {
-	c, err := open(addr, modeWho)
+func askAddress(addr string) (local, seen string, err error) {
+	c, err := open(addr, modeAddress)
 	if err != nil {
 		return "", "", err
 	}
@@ -189,7 +189,7 @@ func askWho(addr string) (local, seen string, err error) {
 	return c.LocalAddr().String(), strings.TrimSpace(line), nil
 }
 
-// rate runs every op in a loop of its own and takes the figures of those that began and ended in the window.
+// rate runs every op repeatedly in a goroutine of its own, and returns the figures of the operations that began and ended in the window.
 func rate(l Load, ops []func() error) (Sample, error) {
 	type result struct {
 		took   []time.Duration
@@ -227,7 +227,7 @@ func rate(l Load, ops []func() error) (Sample, error) {
 		err = errors.Join(err, r.err)
 	}
 	s.Ops = float64(len(took))
-	if s.Failed > mostFailures*s.Ops {
+	if s.Failed > maxFailures*s.Ops {
 		return s, fmt.Errorf("%.0f of %.0f failed: %w", s.Failed, s.Ops+s.Failed, err)
 	}
 	if len(took) == 0 {
@@ -238,7 +238,7 @@ func rate(l Load, ops []func() error) (Sample, error) {
 	return s, nil
 }
 
-// quantile is the smallest of the sorted values that at least the share q of them does not exceed.
+// quantile returns the smallest value that at least the share q of the values does not exceed.
 func quantile(sorted []time.Duration, q float64) time.Duration {
 	i := int(q*float64(len(sorted))+0.999999) - 1
 	return sorted[min(max(i, 0), len(sorted)-1)]
@@ -246,19 +246,19 @@ func quantile(sorted []time.Duration, q float64) time.Duration {
 
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 
-// record is what the server says, every recordEvery, of what has arrived.
+// record is the server's report, every recordEvery, of the bytes or datagrams that have arrived.
 type record struct {
-	When  int64 // UnixNano; both ends run on one machine
+	When  int64 // UnixNano; client and server have the same clock
 	Count uint64
 }
 
-// watch reads records from r: base is the first in the window, last the last one in it, final the last of all. It ends
-// with the first record after until, or after an error.
+// watch reads records from r: base is the first in the window, last the last one in it, final the last of all. It returns after the
+// first record after until, or after an error.
 func watch(r io.Reader, begin, end, until time.Time) (base, last, final record, err error) {
 	var rec record
 	for {
 		if err := binary.Read(r, binary.BigEndian, &rec); err != nil {
-			return base, last, final, fmt.Errorf("the server's count: %w", err)
+			return base, last, final, fmt.Errorf("reading the server's records: %w", err)
 		}
 		if rec.When >= begin.UnixNano() && rec.When <= end.UnixNano() {
 			if base.When == 0 {
@@ -272,7 +272,7 @@ func watch(r io.Reader, begin, end, until time.Time) (base, last, final record, 
 		}
 	}
 	if last.When <= base.When {
-		return base, last, final, errors.New("the server's counts came too late for the window")
+		return base, last, final, errors.New("fewer than two of the server's records are in the window")
 	}
 	return base, last, final, nil
 }

@@ -24,7 +24,7 @@ func main() {
 		exit(name, mapIDs(name, os.Args[1:]))
 	}
 	if len(os.Args) > 1 && !strings.HasPrefix(os.Args[1], "-") {
-		exit(os.Args[1], part(os.Args[1], os.Args[2:]))
+		exit(os.Args[1], subcommand(os.Args[1], os.Args[2:]))
 	}
 	topo.Enter()
 	s := parseFlags()
@@ -46,10 +46,10 @@ func main() {
 	}
 }
 
-// fewHelpers is how many fit in one long table; of more, `bench render` makes something better to read.
+// fewHelpers is the maximum number of helpers for one long table. For more, `bench render` makes better ones.
 const fewHelpers = 3
 
-// exit ends the program: with 0 when err is nil.
+// exit ends the program, with 0 if err is nil.
 func exit(name string, err error) {
 	if err == nil {
 		os.Exit(0)
@@ -58,8 +58,8 @@ func exit(name string, err error) {
 	os.Exit(1)
 }
 
-// part runs one end of a measurement, or another small piece; the bench starts itself as such.
-func part(name string, args []string) error {
+// subcommand runs a subcommand. The bench starts itself as client and server of the measurements.
+func subcommand(name string, args []string) error {
 	switch {
 	case name == "serve" && len(args) == 2:
 		port, err := strconv.Atoi(args[0])
@@ -114,20 +114,20 @@ type settings struct {
 
 func parseFlags() settings {
 	var s settings
-	flag.StringVar(&s.helpers, "helpers", "none,rootless-run", "what to measure, such as \"none,rootless-run,pasta\"; \"all\" that are found")
-	flags := flag.String("flags", "", "further flags of rootless-run, such as \"--link packet\"")
-	only := flag.String("only", "", "measure only what matches this regular expression")
-	mtus := flag.String("mtu", "65520,1500", "MTUs of the sandbox; the first one for what is measured at one only")
-	flag.IntVar(&s.lanMTU, "lan-mtu", 1500, "MTU of the link outside")
-	flag.IntVar(&s.runs, "runs", 3, "how often each is taken")
-	flag.IntVar(&s.conns, "conns", 10000, "idle connections to hold")
-	flag.DurationVar(&s.time, "time", 3*time.Second, "of one measurement of a rate")
-	flag.DurationVar(&s.warm, "warm", 150*time.Millisecond, "before each of them")
-	congestion := flag.String("congestion", "", "congestion control of all TCP but within helpers; the machine's default when it is empty")
-	flag.IntVar(&s.tcpMem, "tcp-rmem", 0, "greatest receive buffer of TCP outside of helpers, in bytes; the machine's when it is 0")
-	flag.BoolVar(&s.quick, "quick", false, "one short run, at the first MTU, of what matters most")
-	flag.BoolVar(&s.every, "every", false, "measure everything also of helpers that only differ in how they publish ports")
-	flag.BoolVar(&s.lenient, "lenient", false, "exit with 0 although a measurement failed")
+	flag.StringVar(&s.helpers, "helpers", "none,rootless-run", "helpers to measure, such as \"none,rootless-run,pasta\", or \"all\"")
+	flags := flag.String("flags", "", "additional flags of rootless-run, such as \"--link packet\"")
+	only := flag.String("only", "", "measure only metrics that match this regular expression")
+	mtus := flag.String("mtu", "65520,1500", "MTUs of the sandbox; metrics that are not measured at every MTU use the first one")
+	flag.IntVar(&s.lanMTU, "lan-mtu", 1500, "MTU of the link between the namespaces")
+	flag.IntVar(&s.runs, "runs", 3, "how often each measurement is repeated")
+	flag.IntVar(&s.conns, "conns", 10000, "number of idle connections for the metric memory")
+	flag.DurationVar(&s.time, "time", 3*time.Second, "time of one measurement of a rate")
+	flag.DurationVar(&s.warm, "warm", 150*time.Millisecond, "warm-up time before each of them")
+	congestion := flag.String("congestion", "", "congestion control of TCP, except within helpers; empty for the machine's default")
+	flag.IntVar(&s.tcpMem, "tcp-rmem", 0, "maximum receive buffer of TCP, except within helpers, in bytes; 0 for the machine's")
+	flag.BoolVar(&s.quick, "quick", false, "run the most important measurements once, for a short time, at the first MTU")
+	flag.BoolVar(&s.every, "every", false, "take all measurements also of helpers that differ only in how they publish ports")
+	flag.BoolVar(&s.lenient, "lenient", false, "exit with 0 even if a measurement failed")
 	flag.Parse()
 	s.flags = strings.Fields(*flags)
 	if *congestion != "" {
@@ -151,7 +151,7 @@ func parseFlags() settings {
 	return s
 }
 
-// quickTime is that of one measurement of a quick run.
+// quickTime is the time of one measurement with -quick.
 const quickTime = 400 * time.Millisecond
 
 func usage(err error) {
@@ -160,18 +160,18 @@ func usage(err error) {
 }
 
 func measureAll(s settings) (*Report, error) {
-	g, err := newGround(s.lanMTU, s.tcpMem)
+	tb, err := newTestbed(s.lanMTU, s.tcpMem)
 	if err != nil {
 		return nil, err
 	}
-	defer g.close()
-	f := finder{g: g, flags: s.flags}
+	defer tb.close()
+	f := finder{tb: tb, flags: s.flags}
 	f.all()
 	helpers, err := choose(f.found, s.helpers)
 	if err != nil {
 		return nil, err
 	}
-	report := &Report{CPUs: runtime.NumCPU(), LanMTU: s.lanMTU, Seconds: s.time.Seconds(), Runs: s.runs, TCP: g.tcp}
+	report := &Report{CPUs: runtime.NumCPU(), LanMTU: s.lanMTU, Seconds: s.time.Seconds(), Runs: s.runs, TCP: tb.tcp}
 	if s.helpers == "all" {
 		report.Missing = f.missing
 	}
@@ -194,7 +194,7 @@ func measureAll(s settings) (*Report, error) {
 			mtus = mtus[:1]
 		}
 		for _, mtu := range mtus {
-			report.Rows = append(report.Rows, measureOne(g, helpers, m, mtu, s)...)
+			report.Rows = append(report.Rows, measureOne(tb, helpers, m, mtu, s)...)
 		}
 	}
 	report.compare()
@@ -203,7 +203,7 @@ func measureAll(s settings) (*Report, error) {
 }
 
 func (s settings) wants(m metric) bool {
-	if m.onlyName && !s.asked || m.slow && s.quick && !s.asked {
+	if m.onlyByName && !s.asked || m.slow && s.quick && !s.asked {
 		return false
 	}
 	for _, one := range m.series {
@@ -214,8 +214,8 @@ func (s settings) wants(m metric) bool {
 	return false
 }
 
-// measureOne takes one metric of every helper in turn, s.runs times.
-func measureOne(g *ground, helpers []*helper, m metric, mtu int, s settings) []Row {
+// measureOne measures one metric s.runs times, each time with every helper.
+func measureOne(tb *testbed, helpers []*helper, m metric, mtu int, s settings) []Row {
 	rows := make([][]Row, len(helpers))
 	for i, h := range helpers {
 		for _, one := range m.series {
@@ -228,7 +228,7 @@ func measureOne(g *ground, helpers []*helper, m metric, mtu int, s settings) []R
 				rows[i] = nil
 				continue
 			}
-			values, err := m.take(g, h, mtu, s)
+			values, err := m.take(tb, h, mtu, s)
 			for j := range rows[i] {
 				row := &rows[i][j]
 				switch {
@@ -238,7 +238,7 @@ func measureOne(g *ground, helpers []*helper, m metric, mtu int, s settings) []R
 					row.Failures++
 					row.Error = err.Error()
 				case math.IsNaN(values[j]):
-					row.Skipped = "too little was moved to tell"
+					row.Skipped = "too few bytes were moved to measure it"
 				default:
 					row.Values = append(row.Values, values[j])
 				}

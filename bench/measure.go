@@ -15,30 +15,30 @@ import (
 
 // series is one figure of a metric.
 type series struct {
-	suffix  string // behind the metric's name
+	suffix  string // appended to the metric's name
 	unit    string
 	lowWins bool
 }
 
-// metric is one thing to measure; take returns a value for each of its series, NaN where it cannot tell.
+// metric is something to measure. take returns a value for each of its series, NaN for one that cannot be measured.
 type metric struct {
-	name     string
-	series   []series
-	perMTU   bool // once for every MTU; otherwise at the first one
-	ports    bool // about a published port
-	slow     bool // left out of a quick run
-	onlyName bool // taken only when -only asks for it
-	take     func(g *ground, h *helper, mtu int, s settings) ([]float64, error)
+	name       string
+	series     []series
+	perMTU     bool // measured at every MTU, not only at the first one
+	ports      bool // measures a published port
+	slow       bool // left out with -quick
+	onlyByName bool // measured only if selected with -only
+	take       func(tb *testbed, h *helper, mtu int, s settings) ([]float64, error)
 }
 
-// outcome is a Sample with the processor seconds that were spent on it.
+// outcome is a Sample with the processor time that was used for it, in seconds.
 type outcome struct {
 	Sample
 	helper float64 // of the helper's processes
-	total  float64 // with client and server
+	total  float64 // of these, the client and the server
 }
 
-// errNotHere is returned by a measurement that makes no sense for a helper or cannot be taken on this machine.
+// errNotHere is returned by a measurement that does not apply to a helper or is impossible on this machine.
 var errNotHere = errors.New("not measured")
 
 var (
@@ -62,8 +62,8 @@ func metrics(s settings) []metric {
 		bulk("pub-in", Load{Kind: "tcp-out", Workers: 1}, true, false),
 		bulk("pub-out", Load{Kind: "tcp-in", Workers: 1}, true, false),
 		{name: "pub-source", series: []series{{"", "real", false}}, ports: true, take: source},
-		{name: "iperf3-out", series: []series{{"", "Gb/s", false}}, perMTU: true, onlyName: true, take: iperf()},
-		{name: "iperf3-in", series: []series{{"", "Gb/s", false}}, perMTU: true, onlyName: true, take: iperf("-R")},
+		{name: "iperf3-out", series: []series{{"", "Gb/s", false}}, perMTU: true, onlyByName: true, take: iperf()},
+		{name: "iperf3-in", series: []series{{"", "Gb/s", false}}, perMTU: true, onlyByName: true, take: iperf("-R")},
 		rate("tcp-rr", Load{Kind: "tcp-rr", Workers: 1}, false, false),
 		rate("tcp-rr-16", Load{Kind: "tcp-rr", Workers: 16}, false, true),
 		rate("tcp-crr", Load{Kind: "tcp-crr", Workers: 1}, false, false),
@@ -82,50 +82,50 @@ func metrics(s settings) []metric {
 	}
 }
 
-// trial runs one client and returns what it measured. published puts the server behind the helper, on a published port,
-// and the client outside.
-func trial(g *ground, h *helper, mtu int, s settings, l Load, published bool) (outcome, error) {
+// trial runs one client and returns what it measured. With published the server is in the sandbox, on a published port, and the client
+// is outside; otherwise the client is in the sandbox.
+func trial(tb *testbed, h *helper, mtu int, s settings, l Load, published bool) (outcome, error) {
 	l.Time, l.Warm = s.time, s.warm
-	at := g.site(h)
+	at := tb.site(h)
 	if !published {
-		l.Addr = g.serverAt()
-		c, err := g.start(at.inside, h.wrap(g.clientLine(l), mtu, 0), h.env)
+		l.Addr = tb.serverAt()
+		c, err := tb.start(at.inside, h.wrap(tb.clientLine(l), mtu, 0), h.env)
 		if err != nil {
 			return outcome{}, err
 		}
 		defer c.stop()
-		return g.do(c, at.server, l)
+		return tb.do(c, at.server, l)
 	}
-	port := g.publish()
-	line := []string{g.self, "serve", fmt.Sprint(port), "1"}
+	port := tb.publish()
+	line := []string{tb.self, "serve", fmt.Sprint(port), "1"}
 	if l.Kind == "http" {
-		line = []string{g.self, "serve-http", fmt.Sprint(port)}
+		line = []string{tb.self, "serve-http", fmt.Sprint(port)}
 	}
-	srv, err := g.start(at.inside, h.wrap(line, mtu, port), h.env)
+	srv, err := tb.start(at.inside, h.wrap(line, mtu, port), h.env)
 	if err != nil {
 		return outcome{}, err
 	}
 	defer srv.stop()
 	l.Addr = netip.AddrPortFrom(topo.Here4, uint16(port)).String()
-	c, err := g.start(at.There, g.clientLine(l), nil)
+	c, err := tb.start(at.There, tb.clientLine(l), nil)
 	if err != nil {
-		return outcome{}, fmt.Errorf("%w; the server's side said: %s", err, srv.complaint())
+		return outcome{}, fmt.Errorf("%w; standard error of the server and its helper: %s", err, srv.stderrTail())
 	}
 	defer c.stop()
-	return g.do(c, srv, l)
+	return tb.do(c, srv, l)
 }
 
-func (g *ground) clientLine(l Load) []string {
+func (tb *testbed) clientLine(l Load) []string {
 	spec, err := json.Marshal(l)
 	if err != nil {
 		panic(err) // strings and numbers only
 	}
-	return []string{g.self, "client", string(spec)}
+	return []string{tb.self, "client", string(spec)}
 }
 
-func takeBulk(l Load, published bool) func(*ground, *helper, int, settings) ([]float64, error) {
-	return func(g *ground, h *helper, mtu int, s settings) ([]float64, error) {
-		o, err := trial(g, h, mtu, s, l, published)
+func takeBulk(l Load, published bool) func(*testbed, *helper, int, settings) ([]float64, error) {
+	return func(tb *testbed, h *helper, mtu int, s settings) ([]float64, error) {
+		o, err := trial(tb, h, mtu, s, l, published)
 		if err != nil {
 			return nil, err
 		}
@@ -133,7 +133,7 @@ func takeBulk(l Load, published bool) func(*ground, *helper, int, settings) ([]f
 			return nil, errors.New("nothing arrived")
 		}
 		gbps := o.Bytes * 8 / o.Seconds / 1e9
-		if o.Total < leastForTimes {
+		if o.Total < minBytesForTimes {
 			return []float64{gbps, math.NaN(), math.NaN()}, nil
 		}
 		gb := o.Total / 1e9
@@ -141,9 +141,9 @@ func takeBulk(l Load, published bool) func(*ground, *helper, int, settings) ([]f
 	}
 }
 
-func takeRate(l Load, published bool) func(*ground, *helper, int, settings) ([]float64, error) {
-	return func(g *ground, h *helper, mtu int, s settings) ([]float64, error) {
-		o, err := trial(g, h, mtu, s, l, published)
+func takeRate(l Load, published bool) func(*testbed, *helper, int, settings) ([]float64, error) {
+	return func(tb *testbed, h *helper, mtu int, s settings) ([]float64, error) {
+		o, err := trial(tb, h, mtu, s, l, published)
 		if err != nil {
 			return nil, err
 		}
@@ -151,9 +151,9 @@ func takeRate(l Load, published bool) func(*ground, *helper, int, settings) ([]f
 	}
 }
 
-func takeFlood(size int) func(*ground, *helper, int, settings) ([]float64, error) {
-	return func(g *ground, h *helper, mtu int, s settings) ([]float64, error) {
-		o, err := trial(g, h, mtu, s, Load{Kind: "udp-flood", Size: size}, false)
+func takeFlood(size int) func(*testbed, *helper, int, settings) ([]float64, error) {
+	return func(tb *testbed, h *helper, mtu int, s settings) ([]float64, error) {
+		o, err := trial(tb, h, mtu, s, Load{Kind: "udp-flood", Size: size}, false)
 		if err != nil {
 			return nil, err
 		}
@@ -161,14 +161,14 @@ func takeFlood(size int) func(*ground, *helper, int, settings) ([]float64, error
 	}
 }
 
-// leastForTimes is how many bytes must have been moved to tell processor time, which is counted in hundredths of a
-// second, for each of them: 50 MB take some tens of ms.
-const leastForTimes = 50e6
+// minBytesForTimes is the minimum number of bytes for a figure of processor time per byte. The kernel counts processor time in
+// hundredths of a second, and 50 MB take some tens of ms.
+const minBytesForTimes = 50e6
 
-// source is 1 when the server behind a published port saw the client's own address, 0 when it saw another.
-func source(g *ground, h *helper, mtu int, s settings) ([]float64, error) {
+// source is 1 if the server behind a published port saw the client's own address, and 0 if it saw another one.
+func source(tb *testbed, h *helper, mtu int, s settings) ([]float64, error) {
 	s.time, s.warm = sourceTime, 0
-	o, err := trial(g, h, mtu, s, Load{Kind: "tcp-in", Workers: 1}, true)
+	o, err := trial(tb, h, mtu, s, Load{Kind: "tcp-in", Workers: 1}, true)
 	if err != nil {
 		return nil, err
 	}
@@ -182,10 +182,10 @@ func source(g *ground, h *helper, mtu int, s settings) ([]float64, error) {
 	return []float64{0}, nil
 }
 
-// sourceTime is how long the stream runs whose address is all that counts.
+// sourceTime is the time of the stream for source, which needs only the addresses.
 const sourceTime = 50 * time.Millisecond
 
-// hostOf is the address without port, unmapped.
+// hostOf returns the address without the port, and IPv4-mapped addresses as IPv4.
 func hostOf(addr string) string {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -198,14 +198,14 @@ func hostOf(addr string) string {
 	return a.Unmap().String()
 }
 
-func iperf(flags ...string) func(*ground, *helper, int, settings) ([]float64, error) {
-	return func(g *ground, h *helper, mtu int, s settings) ([]float64, error) {
-		if g.iperf == "" {
+func iperf(flags ...string) func(*testbed, *helper, int, settings) ([]float64, error) {
+	return func(tb *testbed, h *helper, mtu int, s settings) ([]float64, error) {
+		if tb.iperf == "" {
 			return nil, fmt.Errorf("%w: no iperf3 in PATH", errNotHere)
 		}
-		argv := append([]string{g.iperf, "-J", "-c", topo.There4.String(), "-p", fmt.Sprint(iperfPort),
+		argv := append([]string{tb.iperf, "-J", "-c", topo.There4.String(), "-p", fmt.Sprint(iperfPort),
 			"-t", fmt.Sprintf("%.0f", max(1, s.time.Seconds()))}, flags...)
-		out, err := g.output(g.site(h).inside, h.wrap(argv, mtu, 0), h.env, s.time+runPatience)
+		out, err := tb.output(tb.site(h).inside, h.wrap(argv, mtu, 0), h.env, s.time+runExtraTime)
 		if err != nil {
 			return nil, err
 		}
@@ -223,24 +223,24 @@ func iperf(flags ...string) func(*ground, *helper, int, settings) ([]float64, er
 	}
 }
 
-// startup is the wall time of a start and end of the helper around `true`. For no helper it is that of unshare, which
-// makes the same namespaces and nothing else.
-func startup(g *ground, h *helper, mtu int, _ settings) ([]float64, error) {
-	const starts = 5 // of which the median counts; one takes some tens of ms
+// startup is the wall time of running `true` with the helper. For no helper it is that of `unshare`, which creates the same namespaces
+// and nothing else.
+func startup(tb *testbed, h *helper, mtu int, _ settings) ([]float64, error) {
+	const starts = 5 // the median is the result; one start takes some tens of ms
 	argv := h.wrap([]string{"/bin/true"}, mtu, 0)
 	switch h.kind {
 	case kindKernel:
-		return nil, fmt.Errorf("%w: its network is there before", errNotHere)
+		return nil, fmt.Errorf("%w: its network exists before the start", errNotHere)
 	case kindNone:
-		if g.unshare == "" {
+		if tb.unshare == "" {
 			return nil, fmt.Errorf("%w: no unshare in PATH", errNotHere)
 		}
-		argv = []string{g.unshare, "-Urn", "/bin/true"}
+		argv = []string{tb.unshare, "-Urn", "/bin/true"}
 	}
 	var took []float64
 	for range starts {
 		begin := time.Now()
-		if _, err := g.output(g.site(h).inside, argv, h.env, runPatience); err != nil {
+		if _, err := tb.output(tb.site(h).inside, argv, h.env, runExtraTime); err != nil {
 			return nil, err
 		}
 		took = append(took, float64(time.Since(begin))/float64(time.Millisecond))
@@ -248,49 +248,49 @@ func startup(g *ground, h *helper, mtu int, _ settings) ([]float64, error) {
 	return []float64{summarise(took).Median}, nil
 }
 
-// settle is how long what start-up left behind may take to be given back.
+// settle is how long the helper may take to release memory that only the start needed.
 const settle = 500 * time.Millisecond
 
-// memory is that of all the helper's processes together, with an idle command and with one that holds connections.
-func memory(g *ground, h *helper, mtu int, s settings) ([]float64, error) {
+// memory is the memory of all processes of the helper, with an idle command and with one that holds connections.
+func memory(tb *testbed, h *helper, mtu int, s settings) ([]float64, error) {
 	if h.kind == kindNone || h.kind == kindKernel {
-		return nil, fmt.Errorf("%w: no helper has no processes", errNotHere)
+		return nil, fmt.Errorf("%w: there are no processes of a helper", errNotHere)
 	}
-	l := Load{Kind: "hold", Addr: g.serverAt(), Workers: s.conns}
-	p, err := g.start(g.site(h).inside, h.wrap(g.clientLine(l), mtu, 0), h.env)
+	l := Load{Kind: "hold", Addr: tb.serverAt(), Workers: s.conns}
+	p, err := tb.start(tb.site(h).inside, h.wrap(tb.clientLine(l), mtu, 0), h.env)
 	if err != nil {
 		return nil, err
 	}
 	defer p.stop()
 	time.Sleep(settle)
-	idleRSS, err := g.sum(p, rss)
+	idleRSS, err := tb.sum(p, rss)
 	if err != nil {
 		return nil, err
 	}
-	idlePSS, err := g.sum(p, pss)
+	idlePSS, err := tb.sum(p, pss)
 	if err != nil {
 		return nil, err
 	}
 	if _, err := io.WriteString(p.stdin, "go\n"); err != nil {
 		return nil, err
 	}
-	if _, err := p.expect("sample", runPatience+time.Duration(s.conns)*connectTime); err != nil {
+	if _, err := p.expect("sample", runExtraTime+time.Duration(s.conns)*connectTime); err != nil {
 		return nil, err
 	}
 	time.Sleep(settle)
-	held, err := g.sum(p, rss)
+	held, err := tb.sum(p, rss)
 	if err != nil {
 		return nil, err
 	}
 	return []float64{idleRSS, idlePSS, held, (held - idleRSS) * 1000 / float64(max(1, s.conns))}, nil
 }
 
-// connectTime is more than one connect takes by the slowest helper.
+// connectTime is longer than a connect takes with the slowest helper.
 const connectTime = 10 * time.Millisecond
 
-// sum adds up what read says (in KiB) of all processes of the helper behind which p runs, in MB.
-func (g *ground) sum(p *process, read func(pid int) (int, error)) (float64, error) {
-	procs, err := g.helperProcesses(p.Process.Pid)
+// sum adds up what read returns, in KiB, for all processes of the helper that runs p. The result is in MB.
+func (tb *testbed) sum(p *process, read func(pid int) (int, error)) (float64, error) {
+	procs, err := tb.helperProcesses(p.Process.Pid)
 	if err != nil {
 		return 0, err
 	}

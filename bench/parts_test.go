@@ -28,7 +28,7 @@ func TestChooseByName(t *testing.T) {
 		}
 	}
 	if got, err := choose(all, "none,past"); err == nil {
-		t.Errorf("half a word chose %v", namesOf(got))
+		t.Errorf("the beginning of a word chose %v", namesOf(got))
 	}
 	if got, _ := choose(all, "all"); len(got) != len(all) {
 		t.Errorf("all are %v", namesOf(got))
@@ -95,7 +95,7 @@ func TestWatchTakesTheWindow(t *testing.T) {
 		t.Errorf("%v %v %v %v", base, last, final, err)
 	}
 	if _, _, _, err := watch(&b, time.Unix(0, 1), time.Unix(0, 2), time.Unix(0, 3)); err == nil {
-		t.Error("no record is a figure")
+		t.Error("watch returned no error without records")
 	}
 }
 

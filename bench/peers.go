@@ -7,7 +7,8 @@ import (
 	"strings"
 )
 
-// pasta adds passt's pasta in its command form. Without --no-map-gw the gateway, which is our server, would be the host.
+// pasta adds passt's pasta, which runs the command itself. Without --no-map-gw it would translate the gateway's address, which is that
+// of the server, to the host.
 func (f *finder) pasta(path, version string) {
 	f.found = append(f.found, &helper{name: "pasta-" + version, kind: kindPeer, version: version,
 		wrap: func(argv []string, mtu, publish int) []string {
@@ -20,18 +21,19 @@ func (f *finder) pasta(path, version string) {
 		}})
 }
 
-// slirp adds slirp4netns with nothing around it but what makes the namespace.
+// slirp adds slirp4netns, started by the subcommand slirp of this program, which creates the namespaces.
 func (f *finder) slirp(path, version string) {
 	f.found = append(f.found, &helper{name: "slirp4netns-" + version, kind: kindPeer, version: version,
 		wrap: func(argv []string, mtu, publish int) []string {
-			return append([]string{f.g.self, "slirp", path, strconv.Itoa(mtu), strconv.Itoa(publish)}, argv...)
+			return append([]string{f.tb.self, "slirp", path, strconv.Itoa(mtu), strconv.Itoa(publish)}, argv...)
 		}})
 }
 
-// drivers is a network driver of RootlessKit's with a port driver.
+// drivers is a network driver of RootlessKit together with a port driver.
 type drivers struct {
 	network, port string
-	// same is set where the road out is that of a helper that is measured without RootlessKit.
+	// same is set if only published ports differ from another helper: the network driver is measured by itself or with another
+	// port driver.
 	same bool
 	// since is the first major version that has them.
 	since int
@@ -45,11 +47,11 @@ var rootlesskitDrivers = []drivers{
 	{network: "gvisor-tap-vsock", port: "builtin", same: true, since: 3},
 }
 
-// rootlesskit adds RootlessKit with each pair of drivers of its version. Its pasta is the newest of pastas, as it calls
-// it with options that old ones do not have.
+// rootlesskit adds RootlessKit with each pair of drivers that its version has. It uses the newest of pastas, because it uses options
+// that old versions do not have.
 func (f *finder) rootlesskit(path, version string, pastas []string) {
 	major, _ := strconv.Atoi(firstField(version, "."))
-	env := []string{"PATH=" + f.g.dir + ":" + os.Getenv("PATH")}
+	env := []string{"PATH=" + f.tb.dir + ":" + os.Getenv("PATH")}
 	for _, d := range rootlesskitDrivers {
 		if major < d.since {
 			continue

@@ -15,14 +15,14 @@ import (
 	"rootlessnet/internal/procstat"
 )
 
-// proc is a process as /proc shows it.
+// proc is a process.
 type proc struct {
 	pid, parent int
-	start       uint64        // in ticks since boot: tells a process from a later one with its pid
+	start       uint64        // see procstat.Stat
 	used        time.Duration // processor time of all its threads
 }
 
-// processes reads /proc.
+// processes returns all processes, by pid.
 func processes() (map[int]proc, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -46,7 +46,7 @@ func readProc(pid int) (proc, error) {
 	return proc{pid: pid, parent: stat.Parent, start: stat.Start, used: stat.CPU}, err
 }
 
-// processTree is root and all below it.
+// processTree returns the process root and all its descendants.
 func processTree(root int) ([]proc, error) {
 	all, err := processes()
 	if err != nil {
@@ -66,8 +66,8 @@ func processTree(root int) ([]proc, error) {
 	return found, nil
 }
 
-// killLeft ends those of the processes that are still there.
-func killLeft(family []proc) {
+// killRemaining kills those of the processes that still run.
+func killRemaining(family []proc) {
 	for _, p := range family {
 		if now, err := readProc(p.pid); err == nil && now.start == p.start {
 			_ = unix.Kill(p.pid, unix.SIGKILL)
@@ -75,22 +75,22 @@ func killLeft(family []proc) {
 	}
 }
 
-// ours tells whether a process is this program: a client, a server, or the glue that starts a helper.
-func (g *ground) ours(pid int) bool {
+// ours reports whether a process runs this program: a client, a server, or a subcommand that starts a helper.
+func (tb *testbed) ours(pid int) bool {
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	first, _, _ := bytes.Cut(line, []byte{0})
-	return err == nil && string(first) == g.self
+	return err == nil && string(first) == tb.self
 }
 
-// helperProcesses are those of the tree below root that are not ours.
-func (g *ground) helperProcesses(root int) ([]proc, error) {
+// helperProcesses returns the processes of the tree of root that do not run this program.
+func (tb *testbed) helperProcesses(root int) ([]proc, error) {
 	family, err := processTree(root)
 	if err != nil {
 		return nil, err
 	}
 	var found []proc
 	for _, p := range family {
-		if !g.ours(p.pid) {
+		if !tb.ours(p.pid) {
 			found = append(found, p)
 		}
 	}
@@ -100,18 +100,18 @@ func (g *ground) helperProcesses(root int) ([]proc, error) {
 	return found, nil
 }
 
-// times are processor seconds.
+// times holds processor time in seconds, of the helper's processes and of those of this program.
 type times struct{ helper, own float64 }
 
-// times sums over the trees of two processes.
-func (g *ground) times(roots ...*process) (t times, err error) {
+// times returns the processor time of the process trees of the roots.
+func (tb *testbed) times(roots ...*process) (t times, err error) {
 	for _, root := range roots {
 		family, err := processTree(root.Process.Pid)
 		if err != nil {
 			return t, err
 		}
 		for _, p := range family {
-			if g.ours(p.pid) {
+			if tb.ours(p.pid) {
 				t.own += p.used.Seconds()
 			} else {
 				t.helper += p.used.Seconds()
@@ -121,10 +121,10 @@ func (g *ground) times(roots ...*process) (t times, err error) {
 	return t, nil
 }
 
-// rss is a process's resident memory in KiB.
+// rss returns the resident memory of a process in KiB.
 func rss(pid int) (int, error) { return kib(fmt.Sprintf("/proc/%d/status", pid), "VmRSS:") }
 
-// pss is the same with each shared page divided by its users.
+// pss returns the proportional set size in KiB: each shared page counts in parts for the processes that share it.
 func pss(pid int) (int, error) { return kib(fmt.Sprintf("/proc/%d/smaps_rollup", pid), "Pss:") }
 
 // kib reads the number after name in a file of /proc whose lines are "name number kB".
@@ -141,7 +141,7 @@ func kib(path, name string) (int, error) {
 	return 0, fmt.Errorf("%s has no %s", path, name)
 }
 
-// lockedBuffer keeps the output of a process while others read it.
+// lockedBuffer stores the output of a process. It may be written and read concurrently.
 type lockedBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer // guarded by mu

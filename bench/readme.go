@@ -6,13 +6,13 @@ import (
 	"os"
 )
 
-// Between these lines of the README stand figures that nobody writes by hand.
+// Lines of the README between which renderReadme writes the figures.
 const (
 	figuresBegin = "<!-- figures -->\n"
 	figuresEnd   = "<!-- /figures -->\n"
 )
 
-// headlines are the rows of the README's table.
+// headlines are the metrics in the README's table.
 var headlines = []struct{ title, metric string }{
 	{"TCP out", "tcp-out"}, {"TCP in", "tcp-in"}, {"TCP out, 8 streams", "tcp-out-8"},
 	{"published port, in", "pub-in"}, {"published port, out", "pub-out"},
@@ -23,7 +23,7 @@ var headlines = []struct{ title, metric string }{
 	{"start and end of `true` (less is better)", "startup"}, {"idle memory, RSS (less is better)", "memory.rss"},
 }
 
-// renderReadme puts the headline figures of a Report into the file at path.
+// renderReadme writes the figures of the metrics in headlines from a Report into the file at path.
 func renderReadme(report, path string) error {
 	r, err := readReport(report)
 	if err != nil {
@@ -60,8 +60,8 @@ func (r *Report) headlines() []byte {
 			return ""
 		}
 		peer := ""
-		if who, v, ok := r.best(h.metric, mtu, isPeer); ok {
-			peer = fmt.Sprintf("%s (%s)", figure(v), label(r.helper(who)))
+		if best, v, ok := r.best(h.metric, mtu, isPeer); ok {
+			peer = fmt.Sprintf("%s (%s)", figure(v), label(r.helper(best)))
 		}
 		fmt.Fprintf(&w, "| %s, %s | %s | %s | **%s** | %s |\n", h.title, mine.Unit, cell(noneName), cell(dockerName),
 			figure(mine.Median), peer)
@@ -70,7 +70,7 @@ func (r *Report) headlines() []byte {
 	return w.Bytes()
 }
 
-// helper is the one of that name.
+// helper returns the helper of that name.
 func (r *Report) helper(name string) HelperInfo {
 	for _, h := range r.Helpers {
 		if h.Name == name {

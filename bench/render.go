@@ -33,13 +33,13 @@ func readReport(path string) (*Report, error) {
 	if err := json.Unmarshal(text, &r); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	// Targets may have been changed since the figures were taken.
+	// The targets may have been changed since the report was written.
 	r.compare()
 	r.Targets = targets(&r)
 	return &r, nil
 }
 
-// column of a table of the comparison.
+// column is a column of a table of the comparison.
 type column struct {
 	title, metric string
 	small         bool // at the last MTU instead of the main one
@@ -102,7 +102,7 @@ func (r *Report) markdown(w io.Writer) {
 	r.writeTargets(w, true)
 }
 
-// mtu is the one of a column.
+// mtu returns the MTU of a column.
 func (r *Report) mtu(c column) int {
 	all := r.mtus()
 	if len(all) == 0 {
@@ -114,7 +114,7 @@ func (r *Report) mtu(c column) int {
 	return all[0]
 }
 
-// taken leaves the columns that have a figure.
+// taken returns the columns that have a figure.
 func (r *Report) taken(columns []column) (kept []column) {
 	for _, c := range columns {
 		if c.small && len(r.mtus()) < 2 {
@@ -160,7 +160,7 @@ func (r *Report) writeGroup(w io.Writer, g group) {
 	}
 }
 
-// bold sets ours off.
+// bold returns text in bold type if the helper is ours.
 func bold(h HelperInfo, text string) string {
 	if h.Kind == kindOurs {
 		return "**" + text + "**"
@@ -168,7 +168,8 @@ func bold(h HelperInfo, text string) string {
 	return text
 }
 
-// label is a helper's name for people: "rootlesskit-3.0.1:slirp4netns:builtin" is "rootlesskit 3.0.1, slirp4netns + builtin".
+// label returns a helper's name for tables: that of "rootlesskit-3.0.1:slirp4netns:builtin" is "rootlesskit 3.0.1, slirp4netns +
+// builtin".
 func label(h HelperInfo) string {
 	name, drivers, ok := strings.Cut(h.Name, ":")
 	name = strings.Replace(name, "-"+h.Version, " "+h.Version, 1)
@@ -184,7 +185,7 @@ func label(h HelperInfo) string {
 	return name + ", " + strings.Replace(drivers, ":", " + ", 1)
 }
 
-// cell is a figure with its spread.
+// cell returns a figure with its minimum and maximum.
 func (r *Report) cell(c column, helper string) string {
 	row := r.row(c.metric, r.mtu(c), helper)
 	switch {
@@ -203,7 +204,7 @@ func (r *Report) cell(c column, helper string) string {
 	return fmt.Sprintf("%s (%s–%s)", figure(row.Median), figure(row.Min), figure(row.Max))
 }
 
-// writeRatios writes how a helper of ours compares with no helper, with docker0 and with the best peer.
+// writeRatios writes the ratios of the figures of a helper of ours to those of no helper, docker0 and the best peer.
 func (r *Report) writeRatios(w io.Writer, name string, columns []column) {
 	type base struct {
 		title string
@@ -217,16 +218,16 @@ func (r *Report) writeRatios(w io.Writer, name string, columns []column) {
 	}
 	for _, b := range []base{{"no helper", of(noneName)}, {dockerName, of(dockerName)},
 		{"the best peer", func(c column) (float64, string, bool) {
-			who, v, ok := r.best(c.metric, r.mtu(c), isPeer)
-			return v, " (" + firstField(firstField(who, ":"), "-") + ")", ok
+			peer, v, ok := r.best(c.metric, r.mtu(c), isPeer)
+			return v, " (" + firstField(firstField(peer, ":"), "-") + ")", ok
 		}}} {
 		var cells []string
 		var any bool
 		for _, c := range columns {
 			cell := ""
 			mine, ok := r.median(c.metric, r.mtu(c), name)
-			if v, who, has := b.value(c); ok && has && v > 0 && c.metric != "pub-source" {
-				cell, any = figure(mine/v)+" ×"+who, true
+			if v, peer, has := b.value(c); ok && has && v > 0 && c.metric != "pub-source" {
+				cell, any = figure(mine/v)+" ×"+peer, true
 			}
 			cells = append(cells, cell)
 		}
@@ -238,13 +239,13 @@ func (r *Report) writeRatios(w io.Writer, name string, columns []column) {
 
 func (r *Report) writeFailures(w io.Writer) {
 	var lines []string
-	told := map[string]bool{} // the series of one metric fail together
+	reported := map[string]bool{} // the series of one metric fail together: one line for all
 	for _, row := range r.Rows {
 		key := firstField(row.Metric, ".") + row.Helper + fmt.Sprint(row.MTU)
-		if row.Failures == 0 || told[key] {
+		if row.Failures == 0 || reported[key] {
 			continue
 		}
-		told[key] = true
+		reported[key] = true
 		lines = append(lines, fmt.Sprintf("- %s, MTU %d, %s: %d of %d: %s", firstField(row.Metric, "."), row.MTU, row.Helper,
 			row.Failures, row.Failures+len(row.Values), strings.Join(strings.Fields(row.Error), " ")))
 	}

@@ -13,9 +13,9 @@ type Report struct {
 	CPUs    int     `json:"cpus"`
 	Version string  `json:"version"` // of rootless-run
 	LanMTU  int     `json:"lan_mtu"`
-	Seconds float64 `json:"seconds"` // of each measurement of a rate
+	Seconds float64 `json:"seconds"` // time of each measurement of a rate
 	Runs    int     `json:"runs"`
-	// TCP is what it is set to outside of the helpers.
+	// TCP is the congestion control and the receive buffers of TCP outside of the helpers.
 	TCP     string       `json:"tcp"`
 	Helpers []HelperInfo `json:"helpers"`
 	Missing []missing    `json:"missing,omitempty"`
@@ -39,15 +39,15 @@ type Row struct {
 	Helper  string    `json:"helper"`
 	Values  []float64 `json:"values,omitempty"`
 	Summary
-	Ratio float64 `json:"ratio,omitempty"` // median over the median of no helper; 0 when there is none
-	// Failures is how many of the runs gave no value, Error why the last of them did not.
+	Ratio float64 `json:"ratio,omitempty"` // median divided by the median of no helper; 0 if there is none
+	// Failures is the number of runs without a value, Error the error of the last of them.
 	Failures int    `json:"failures,omitempty"`
 	Error    string `json:"error,omitempty"`
-	// Skipped says why it makes no sense here; it is not an error.
+	// Skipped says why the metric does not apply; that is not an error.
 	Skipped string `json:"skipped,omitempty"`
 }
 
-// Summary of some values.
+// Summary summarises the values of several runs.
 type Summary struct {
 	Median float64 `json:"median"`
 	Min    float64 `json:"min"`
@@ -66,7 +66,7 @@ func summarise(values []float64) Summary {
 	return Summary{Median: median, Min: v[0], Max: v[len(v)-1]}
 }
 
-// compare fills the ratios in.
+// compare sets the ratios.
 func (r *Report) compare() {
 	for i := range r.Rows {
 		row := &r.Rows[i]
@@ -76,7 +76,7 @@ func (r *Report) compare() {
 	}
 }
 
-// row finds a figure; nil when it was not taken.
+// row returns a figure, or nil if it was not measured.
 func (r *Report) row(metric string, mtu int, helper string) *Row {
 	for i := range r.Rows {
 		if row := &r.Rows[i]; row.Metric == metric && row.MTU == mtu && row.Helper == helper {
@@ -86,7 +86,7 @@ func (r *Report) row(metric string, mtu int, helper string) *Row {
 	return nil
 }
 
-// median is that of a figure; false when there is none.
+// median returns the median of a figure, or false if there is none.
 func (r *Report) median(metric string, mtu int, helper string) (float64, bool) {
 	row := r.row(metric, mtu, helper)
 	if row == nil || len(row.Values) == 0 {
@@ -95,30 +95,30 @@ func (r *Report) median(metric string, mtu int, helper string) (float64, bool) {
 	return row.Median, true
 }
 
-// best is the best median among the helpers that match.
-func (r *Report) best(metric string, mtu int, match func(HelperInfo) bool) (who string, value float64, ok bool) {
+// best returns the best median of the helpers that match, and the helper's name.
+func (r *Report) best(metric string, mtu int, match func(HelperInfo) bool) (helper string, value float64, ok bool) {
 	for _, h := range r.Helpers {
 		row := r.row(metric, mtu, h.Name)
 		if !match(h) || row == nil || len(row.Values) == 0 {
 			continue
 		}
 		if !ok || row.LowWins == (row.Median < value) && row.Median != value {
-			who, value, ok = h.Name, row.Median, true
+			helper, value, ok = h.Name, row.Median, true
 		}
 	}
-	return who, value, ok
+	return helper, value, ok
 }
 
 func isPeer(h HelperInfo) bool { return h.Kind == kindPeer }
 
-// peerCalled matches peers whose names contain all the words.
+// peerCalled returns a function that matches peers whose names contain all the words.
 func peerCalled(words ...string) func(HelperInfo) bool {
 	return func(h HelperInfo) bool {
 		return h.Kind == kindPeer && !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(h.Name, w) })
 	}
 }
 
-// mtus are those that were measured, the main one first.
+// mtus returns the MTUs that were measured, the main one first.
 func (r *Report) mtus() []int {
 	var all []int
 	for _, row := range r.Rows {
@@ -129,7 +129,7 @@ func (r *Report) mtus() []int {
 	return all
 }
 
-// mainMTU is the one at which everything was measured.
+// mainMTU returns the MTU at which everything was measured.
 func (r *Report) mainMTU() int {
 	if all := r.mtus(); len(all) > 0 {
 		return all[0]
@@ -141,7 +141,7 @@ func (r *Report) failed() bool {
 	return slices.ContainsFunc(r.Rows, func(row Row) bool { return row.Error != "" && len(row.Values) == 0 })
 }
 
-// heading says how the figures came about.
+// heading returns the conditions of the measurements: kernel, processors, version, network and repetitions.
 func (r *Report) heading() string {
 	return fmt.Sprintf("Linux %s, %d CPUs, %s; link outside with MTU %d, %s; %g s each, median of %d (least–greatest)",
 		r.Kernel, r.CPUs, r.Version, r.LanMTU, r.TCP, r.Seconds, r.Runs)
@@ -174,7 +174,7 @@ func (r *Report) table(w io.Writer) {
 	}
 }
 
-// figure has about three digits.
+// figure formats a figure with about three digits.
 func figure(v float64) string {
 	switch {
 	case v >= 10000:

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// sampleReport has none, docker0, ours and two peers, with ratios that are easy to see.
+// sampleReport returns a report of no helper, docker0, rootless-run and two peers, with figures whose ratios are simple.
 func sampleReport() *Report {
 	r := &Report{Kernel: "6.1", CPUs: 2, Version: "v1 <x>", LanMTU: 1500, Seconds: 1, Runs: 3,
 		Helpers: []HelperInfo{{noneName, kindNone, ""}, {dockerName, kindKernel, ""}, {oursName, kindOurs, "v1"},
@@ -39,7 +39,7 @@ func sampleReport() *Report {
 	return r
 }
 
-func TestMedianIsTheMiddle(t *testing.T) {
+func TestSummarise(t *testing.T) {
 	for _, c := range []struct {
 		in   []float64
 		want Summary
@@ -57,14 +57,14 @@ func TestMedianIsTheMiddle(t *testing.T) {
 
 func TestBestPeerDependsOnTheUnit(t *testing.T) {
 	r := sampleReport()
-	if who, v, _ := r.best("tcp-out", 65520, isPeer); who != "pasta-2024_12_11" || v != 9 {
-		t.Errorf("most: %s %v", who, v)
+	if name, v, _ := r.best("tcp-out", 65520, isPeer); name != "pasta-2024_12_11" || v != 9 {
+		t.Errorf("most: %s %v", name, v)
 	}
-	if who, v, _ := r.best("tcp-out.cpu", 65520, isPeer); who != "pasta-2024_12_11" || v != 0.8 {
-		t.Errorf("least: %s %v", who, v)
+	if name, v, _ := r.best("tcp-out.cpu", 65520, isPeer); name != "pasta-2024_12_11" || v != 0.8 {
+		t.Errorf("least: %s %v", name, v)
 	}
-	if who, _, ok := r.best("tcp-out", 1500, peerCalled("rootlesskit")); ok {
-		t.Errorf("a helper that failed is the best: %s", who)
+	if name, _, ok := r.best("tcp-out", 1500, peerCalled("rootlesskit")); ok {
+		t.Errorf("a helper that failed is the best: %s", name)
 	}
 }
 
@@ -88,7 +88,7 @@ func TestTargets(t *testing.T) {
 		w, ok := want[got.What+"/"+got.Versus]
 		if !ok {
 			if got.Known {
-				t.Errorf("%s against %s is known: %v", got.What, got.Versus, got.Value)
+				t.Errorf("%s, compared with %s, has a value: %v", got.What, got.Versus, got.Value)
 			}
 			continue
 		}
@@ -102,7 +102,7 @@ func TestTargets(t *testing.T) {
 	}
 }
 
-func TestMarkdownSaysRatiosSpreadAndFailures(t *testing.T) {
+func TestMarkdownHasRatiosSpreadAndFailures(t *testing.T) {
 	var b bytes.Buffer
 	r := sampleReport()
 	r.Missing = []missing{{"slirp4netns", "not here"}}

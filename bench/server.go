@@ -15,28 +15,28 @@ import (
 	"time"
 )
 
-// The first byte of a connection, or of a datagram, tells the server what the client wants.
+// Modes of the server, the first byte of a connection or of a datagram.
 const (
-	modeOut   = 'o' // the server reads, and says every recordEvery how much (record)
-	modeIn    = 'i' // with the next byte the server begins to write, until the client is gone
-	modeRR    = 'r' // the server answers each byte with itself, and greets with one; or sends the datagram back
-	modeWho   = 'w' // the server answers with the client's address, a line
-	modeFlood = 'f' // the next 8 bytes are an id: the server counts its datagrams, and says it every recordEvery
+	modeOut     = 'o' // the server reads, and sends a record every recordEvery
+	modeIn      = 'i' // after one further byte the server writes until the client closes the connection
+	modeRR      = 'r' // the server sends one byte, and then sends each byte or datagram back
+	modeAddress = 'w' // the server sends the client's address, a line
+	modeFlood   = 'f' // the next 8 bytes are the id of a flood: the server counts its datagrams, and sends a record every recordEvery
 )
 
 const (
 	recordEvery = 20 * time.Millisecond
-	// pageSize is the body of the HTTP server's page.
+	// pageSize is the size in bytes of the body of the HTTP server's page.
 	pageSize = 1 << 10
 )
 
-// server serves one port, or several next to each other.
+// server serves one port or several.
 type server struct {
 	floods sync.Map // id -> *atomic.Uint64
 }
 
-// serve runs the server for TCP and UDP on count ports from the given one on, until stdin ends. It prints "ready" once
-// all sockets are open. Several ports are there for connects that do not meet the TIME_WAIT of those before them.
+// serve serves TCP and UDP on count ports from port on, until stdin ends. It prints "ready" when all sockets are open. With several
+// ports, connects are not slowed by sockets of earlier measurements in TIME_WAIT.
 func serve(port, count int) error {
 	s := &server{}
 	var closers []io.Closer
@@ -56,7 +56,7 @@ func serve(port, count int) error {
 			return err
 		}
 		closers = append(closers, u)
-		// As much as a host's administrator lets us have: what is lost here is not the helper's loss.
+		// As large as the machine allows, because datagrams that are lost here would count as losses of the helper.
 		_ = u.SetReadBuffer(4 << 20)
 		go s.datagrams(u)
 		go s.accept(l)
@@ -66,7 +66,7 @@ func serve(port, count int) error {
 	return nil
 }
 
-// serveHTTP is an HTTP server of one small page, until stdin ends.
+// serveHTTP serves one small page by HTTP, until stdin ends.
 func serveHTTP(port int) error {
 	l, err := listenConfig.Listen(context.Background(), "tcp", fmt.Sprintf("[::]:%d", port))
 	if err != nil {
@@ -92,7 +92,7 @@ func (s *server) accept(l net.Listener) {
 			return
 		}
 		if err != nil {
-			time.Sleep(10 * time.Millisecond) // out of descriptors: some will be closed
+			time.Sleep(10 * time.Millisecond) // the limit of open files is reached: wait until some are closed
 			continue
 		}
 		go s.conn(c.(*net.TCPConn))
@@ -107,7 +107,7 @@ func (s *server) datagrams(u *net.UDPConn) {
 			return
 		}
 		if err != nil || n < 9 {
-			continue // an ICMP error of an earlier answer, or a stray
+			continue // an ICMP error that an earlier answer caused, or a datagram that no client sent
 		}
 		if b[0] == modeFlood {
 			s.flood(binary.BigEndian.Uint64(b[1:])).Add(1)
@@ -135,7 +135,7 @@ func (s *server) conn(c *net.TCPConn) {
 	case modeOut:
 		var n atomic.Uint64
 		done := make(chan struct{})
-		go say(c, &n, done)
+		go sendRecords(c, &n, done)
 		_ = drain(c, &n)
 		close(done)
 	case modeIn:
@@ -151,24 +151,24 @@ func (s *server) conn(c *net.TCPConn) {
 				return
 			}
 		}
-	case modeWho:
+	case modeAddress:
 		_, _ = fmt.Fprintln(c, c.RemoteAddr())
-		_, _ = io.Copy(io.Discard, c) // the client closes first, and resets
+		_, _ = io.Copy(io.Discard, c) // until the client resets the connection
 	case modeFlood:
 		var id uint64
 		if err := binary.Read(c, binary.BigEndian, &id); err != nil {
 			return
 		}
 		done := make(chan struct{})
-		go say(c, s.flood(id), done)
+		go sendRecords(c, s.flood(id), done)
 		_, _ = io.Copy(io.Discard, c)
 		close(done)
 		s.floods.Delete(id)
 	}
 }
 
-// say writes a record every recordEvery until done or an error.
-func say(c net.Conn, n *atomic.Uint64, done <-chan struct{}) {
+// sendRecords writes a record every recordEvery, until done is closed or an error.
+func sendRecords(c net.Conn, n *atomic.Uint64, done <-chan struct{}) {
 	t := time.NewTicker(recordEvery)
 	defer t.Stop()
 	for {
@@ -176,7 +176,7 @@ func say(c net.Conn, n *atomic.Uint64, done <-chan struct{}) {
 		case <-done:
 			return
 		case <-t.C:
-			// Now, not when the tick was due: with all cores busy it comes late.
+			// The time of the count, not of the tick, which comes late if all cores are busy.
 			if err := binary.Write(c, binary.BigEndian, record{When: time.Now().UnixNano(), Count: n.Load()}); err != nil {
 				return
 			}

@@ -16,20 +16,19 @@ import (
 	"time"
 )
 
-// slirp4netns serves a namespace that somebody else made. This file is that somebody: `bench slirp` makes the
-// namespaces, starts slirp4netns on them, publishes the port by its API and then lets the command run, with nothing
-// else in the way.
+// slirp4netns connects a namespace that another program has created. `bench slirp` is that program: it creates the namespaces, starts
+// slirp4netns on them, publishes the port through its API socket and then runs the command.
 
 const slirpGuest = "10.0.2.100" // slirp4netns(1)
 
-// runSlirp runs argv behind slirp4netns at path and returns its exit status.
+// runSlirp runs argv in a namespace that the slirp4netns at path connects, and returns the exit status of argv.
 func runSlirp(path, mtu, publish string, argv []string) (code int, err error) {
 	gate, release, err := os.Pipe()
 	if err != nil {
 		return 0, err
 	}
 	defer release.Close()
-	// pdeathsig follows the thread that forked.
+	// The kernel sends the parent-death signal when the thread that forked ends (prctl(2), PR_SET_PDEATHSIG).
 	runtime.LockOSThread()
 	self, err := os.Executable()
 	if err != nil {
@@ -79,7 +78,7 @@ func runSlirp(path, mtu, publish string, argv []string) (code int, err error) {
 	return 0, nil
 }
 
-// startSlirp attaches slirp4netns to the namespaces of pid and waits until it serves them.
+// startSlirp starts slirp4netns on the namespaces of pid and waits until it is ready.
 func startSlirp(path, mtu, publish string, pid int) (stop func(), err error) {
 	dir, err := os.MkdirTemp(os.Getenv("XDG_RUNTIME_DIR"), "s")
 	if err != nil {
@@ -107,7 +106,7 @@ func startSlirp(path, mtu, publish string, pid int) (stop func(), err error) {
 	}
 	if _, err := io.ReadFull(ready, make([]byte, 1)); err != nil {
 		stop()
-		return nil, fmt.Errorf("slirp4netns did not get ready: %w", err)
+		return nil, fmt.Errorf("slirp4netns did not become ready: %w", err)
 	}
 	if publish != "0" {
 		if err := forwardBySlirp(api, publish); err != nil {
@@ -118,7 +117,7 @@ func startSlirp(path, mtu, publish string, pid int) (stop func(), err error) {
 	return stop, nil
 }
 
-// forwardBySlirp publishes a TCP port under its own number.
+// forwardBySlirp publishes a TCP port as the same port of the host.
 func forwardBySlirp(api, port string) error {
 	c, err := net.DialTimeout("unix", api, time.Second)
 	if err != nil {
@@ -144,11 +143,11 @@ func forwardBySlirp(api, port string) error {
 	return nil
 }
 
-// await runs argv in its own place as soon as a byte comes by descriptor 3; at its end it never does.
+// await waits for a byte on descriptor 3 and then executes argv. It returns an error if the descriptor ends first.
 func await(argv []string) error {
 	gate := os.NewFile(3, "gate")
 	if _, err := io.ReadFull(gate, make([]byte, 1)); err != nil {
-		return errors.New("the network did not come")
+		return errors.New("the network was not set up")
 	}
 	gate.Close()
 	return syscall.Exec(argv[0], argv, os.Environ())

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// The chart: panels of bars in columns, one panel a figure. It brings its own background, which follows the reader's
-// scheme where the viewer tells it, so that it can be read on light and on dark pages in any case.
+// The chart has one panel of bars for each figure, in columns. It has a background of its own, light or dark as the viewer prefers, so
+// that it is readable on every page.
 
 // Sizes in pixels.
 const (
@@ -26,7 +26,7 @@ const (
 	headHeight   = 66
 )
 
-// maxLabel is how many characters of a label there is room for.
+// maxLabel is the maximum number of characters of a label.
 const maxLabel = 34
 
 type panel struct {
@@ -59,13 +59,13 @@ text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill
 }
 `
 
-// bar is one line of a panel.
+// bar is one bar of a panel.
 type bar struct {
 	helper HelperInfo
 	Summary
 }
 
-// svg draws the chart.
+// svg returns the chart.
 func (r *Report) svg() []byte {
 	var body bytes.Buffer
 	y := headHeight
@@ -98,7 +98,7 @@ func (r *Report) svg() []byte {
 	return out.Bytes()
 }
 
-// bars are those of a metric: no helper, docker0 and ours in their order, then the peers, the best one first.
+// bars returns the bars of a metric: no helper, docker0 and ours in the order of the report, then the peers, the best one first.
 func (r *Report) bars(metric string) (bars []bar) {
 	for _, h := range r.Helpers {
 		if row := r.row(metric, r.mainMTU(), h.Name); row != nil && len(row.Values) > 0 {
@@ -150,7 +150,7 @@ func drawPanel(w *bytes.Buffer, x, y int, title string, bars []bar) {
 	}
 }
 
-// short is a label that fits.
+// short returns a label of at most maxLabel characters.
 func short(h HelperInfo) string {
 	runes := []rune(chartLabel(h))
 	if len(runes) > maxLabel {
@@ -159,7 +159,7 @@ func short(h HelperInfo) string {
 	return string(runes)
 }
 
-// chartLabel says of RootlessKit only what tells its rows apart.
+// chartLabel returns a label for the chart. Labels of RootlessKit are shortened to what distinguishes its drivers.
 func chartLabel(h HelperInfo) string {
 	switch h.Name {
 	case stackName, spliceName:
@@ -180,6 +180,6 @@ func chartLabel(h HelperInfo) string {
 
 func escape(s string) string {
 	var b bytes.Buffer
-	_ = xml.EscapeText(&b, []byte(s)) // a buffer takes everything
+	_ = xml.EscapeText(&b, []byte(s)) // a write to a buffer returns no error
 	return b.String()
 }

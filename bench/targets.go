@@ -5,34 +5,34 @@ import (
 	"io"
 )
 
-// Target is one thing that the default configuration is meant to reach, computed from a Report.
+// Target is a goal of the default configuration and the value in a Report.
 type Target struct {
 	What   string  `json:"what"`
-	Versus string  `json:"versus,omitempty"` // with whom it compares
+	Versus string  `json:"versus,omitempty"` // helper that it is compared with
 	Value  float64 `json:"value"`
 	Bound  float64 `json:"bound"`
-	AtMost bool    `json:"at_most,omitempty"` // the bound is the greatest good value, otherwise the least
+	AtMost bool    `json:"at_most,omitempty"` // the bound is an upper one, otherwise a lower one
 	Unit   string  `json:"unit"`
-	Known  bool    `json:"known"` // false when one of the figures is missing
+	Known  bool    `json:"known"` // false if one of the figures is missing
 	Met    bool    `json:"met"`
 }
 
-// judge computes targets one after the other.
+// judge computes the targets of a report.
 type judge struct {
 	r    *Report
-	main int // MTU
+	main int // the main MTU
 	all  []Target
 }
 
-// add appends a target with its value; met is decided here.
+// add sets Met of a target and appends it.
 func (j *judge) add(t Target) {
 	t.Met = t.Known && (t.AtMost && t.Value <= t.Bound || !t.AtMost && t.Value >= t.Bound)
 	j.all = append(j.all, t)
 }
 
-// against compares a figure of ours with that of one helper.
-func (j *judge) against(what, metric, who, versus string, bound float64) {
-	a, ok1 := j.r.median(metric, j.main, who)
+// against adds the target that the ratio of helper's figure to that of versus is at least bound.
+func (j *judge) against(what, metric, helper, versus string, bound float64) {
+	a, ok1 := j.r.median(metric, j.main, helper)
 	b, ok2 := j.r.median(metric, j.main, versus)
 	t := Target{What: what, Versus: versus, Bound: bound, Unit: "×", Known: ok1 && ok2 && b > 0}
 	if t.Known {
@@ -41,9 +41,10 @@ func (j *judge) against(what, metric, who, versus string, bound float64) {
 	j.add(t)
 }
 
-// ahead compares a figure of ours with the best of those that match; who names them when there are none.
-func (j *judge) ahead(what, metric, who string, match func(HelperInfo) bool, name string, bound float64, atMost bool) {
-	a, ok := j.r.median(metric, j.main, who)
+// ahead adds the target that the ratio of helper's figure to the best of the helpers that match is at least bound, or at most with
+// atMost. name stands for the helpers if none of them has a figure.
+func (j *judge) ahead(what, metric, helper string, match func(HelperInfo) bool, name string, bound float64, atMost bool) {
+	a, ok := j.r.median(metric, j.main, helper)
 	best, b, found := j.r.best(metric, j.main, match)
 	t := Target{What: what, Versus: name, Bound: bound, AtMost: atMost, Unit: "×", Known: ok && found && b > 0}
 	if t.Known {
@@ -52,7 +53,7 @@ func (j *judge) ahead(what, metric, who string, match func(HelperInfo) bool, nam
 	j.add(t)
 }
 
-// absolute compares a figure of ours, less that of another (unless that is ""), with a bound in its own unit.
+// absolute adds the target that rootless-run's figure, less that of the helper less (unless that is ""), is at most bound.
 func (j *judge) absolute(what, metric, less string, bound float64, unit string) {
 	a, ok := j.r.median(metric, j.main, oursName)
 	t := Target{What: what, Versus: less, Bound: bound, AtMost: true, Unit: unit, Known: ok, Value: a}
@@ -64,10 +65,10 @@ func (j *judge) absolute(what, metric, less string, bound float64, unit string) 
 	j.add(t)
 }
 
-// streamNames are the metrics of one stream.
+// streamNames are the metrics of one TCP stream.
 var streamNames = []struct{ metric, what string }{{"tcp-out", "TCP out"}, {"tcp-in", "TCP in"}}
 
-// targets are those of the default configuration, and of --datapath stack alone at the end.
+// targets returns the targets of the default configuration, and then those of --datapath stack.
 func targets(r *Report) []Target {
 	const peers = "the best peer"
 	j := &judge{r: r, main: r.mainMTU()}
@@ -113,7 +114,7 @@ func targets(r *Report) []Target {
 	return j.all
 }
 
-// smallMTU compares the last MTU with the main one.
+// smallMTU adds the target that rootless-run's figure at the last MTU is at least 95% of that at the main one.
 func (j *judge) smallMTU(what, metric string) {
 	all := j.r.mtus()
 	if len(all) < 2 {
@@ -130,7 +131,7 @@ func (j *judge) smallMTU(what, metric string) {
 	j.add(t)
 }
 
-// writeTargets writes them as a table; without all only those whose figures were taken.
+// writeTargets writes the targets as a table; without all only those that have a value.
 func (r *Report) writeTargets(w io.Writer, all bool) {
 	var known, met int
 	for _, t := range r.Targets {

@@ -21,8 +21,8 @@ const (
 	// hostQuiet is how long no rtnetlink message may arrive before the host's network is read. One change of the host's network
 	// produces many messages, and between the first and the last of them the host may have no address at all.
 	hostQuiet = 250 * time.Millisecond
-	// hostPatience is the longest wait for hostQuiet, for a host whose messages do not stop.
-	hostPatience = 2 * time.Second
+	// hostMaxWait is the longest wait for hostQuiet, for a host whose messages do not stop.
+	hostMaxWait = 2 * time.Second
 	// hostMessage is the size of the read buffer in bytes. What is read is discarded, so a message may be cut off.
 	hostMessage = 32 << 10
 )
@@ -114,7 +114,7 @@ func (w *hostWatch) run() {
 		case <-w.stop:
 			return
 		}
-		latest := time.After(hostPatience)
+		latest := time.After(hostMaxWait)
 		for quiet := false; !quiet; {
 			select {
 			case <-w.changed:

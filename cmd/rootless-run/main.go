@@ -10,6 +10,6 @@ import (
 var version = "unknown"
 
 func main() {
-	closeStray()
+	closeInherited()
 	os.Exit(program{run: rootlessnet.Run, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}.main(os.Args[1:]))
 }

@@ -1,9 +1,9 @@
-// Command demo shows what rootless-run does, and says what happened at each step: a web server in a sandbox with a
-// published port, fetched from outside, which sees who asks; and what the sandbox can and cannot reach. `make demo`
-// builds and starts it; it needs no set-up, and no privilege.
+// Command demo demonstrates rootless-run and prints the result of each step: it starts a web server in a sandbox with a published
+// port, sends requests from outside, for which the server prints the client's address, and shows what the sandbox can and cannot
+// reach. `make demo` builds and starts it; it needs no set-up and no privileges.
 //
-// The outside is a network of the demo's own, so that it works on a machine that is connected to nothing and disturbs
-// none that is.
+// The outside is a second network namespace of the demo, so that it works without a network connection and sends nothing to the
+// machine's network.
 package main
 
 import (
@@ -33,7 +33,8 @@ func main() {
 	}
 }
 
-// inside is the command in the sandbox: a web server that says who asks, until its input ends.
+// inside is the command in the sandbox: a web server that answers with the client's address. For each address on standard input it
+// connects there and prints the result; it ends with standard input.
 func inside() {
 	l, err := net.Listen("tcp", ":80")
 	if err != nil {
@@ -60,7 +61,7 @@ func inside() {
 		}
 		greeting, _ := io.ReadAll(c)
 		c.Close()
-		fmt.Printf("connected; it said %q\n", greeting)
+		fmt.Printf("connected, received %q\n", greeting)
 	}
 }
 
@@ -80,8 +81,8 @@ func demo() error {
 		return err
 	}
 	defer os.RemoveAll(runtime)
-	say("An ordinary user (uid %d, no capability) on a host with the addresses %v and %v.", os.Getuid(), topo.Here4, topo.Here6)
-	say("Its neighbour, another machine, has %v and %v.", topo.There4, topo.There6)
+	step("The host has the addresses %v and %v; the user is an ordinary one (uid %d, no capabilities).", topo.Here4, topo.Here6, os.Getuid())
+	step("The neighbour, another host, has the addresses %v and %v.", topo.There4, topo.There6)
 
 	greeter, err := greet(t.There, topo.There4.String()+":7000")
 	if err != nil {
@@ -115,7 +116,7 @@ func demo() error {
 	if err != nil {
 		return fmt.Errorf("the sandbox did not start: %w", err)
 	}
-	say("Up after %d ms. Inside: %s.", time.Since(begin).Milliseconds(), strings.TrimSpace(line))
+	step("The server runs after %d ms. It reports: %s.", time.Since(begin).Milliseconds(), strings.TrimSpace(line))
 
 	if err := fetchAll(t); err != nil {
 		return err
@@ -123,8 +124,8 @@ func demo() error {
 	for _, c := range []struct{ what, addr string }{
 		{"the neighbour", topo.There4.String() + ":7000"},
 		{"a port of the neighbour where nothing listens", topo.There4.String() + ":7002"},
-		{"an address that a router calls unreachable", topo.Unreachable4.String() + ":80"},
-		{"the host's loopback service by the gateway", "10.0.2.2:7001"},
+		{"an address that a router reports as unreachable", topo.Unreachable4.String() + ":80"},
+		{"a server on the host's loopback, by the gateway's address", "10.0.2.2:7001"},
 	} {
 		if _, err := fmt.Fprintln(in, c.addr); err != nil {
 			return err
@@ -133,7 +134,7 @@ func demo() error {
 		if err != nil {
 			return err
 		}
-		say("From inside to %s (%s): %s", c.what, c.addr, strings.TrimSpace(answer))
+		step("From inside to %s (%s): %s", c.what, c.addr, strings.TrimSpace(answer))
 	}
 	begin = time.Now()
 	in.Close()
@@ -141,14 +142,14 @@ func demo() error {
 	if err := cmd.Wait(); err != nil {
 		return err
 	}
-	say("The command ended, and everything was gone %d ms later.", time.Since(begin).Milliseconds())
+	step("The command has ended; rootless-run has removed the sandbox after %d ms.", time.Since(begin).Milliseconds())
 	return nil
 }
 
-// fetchAll asks the published port from the neighbour and from the host itself.
+// fetchAll requests the page on the published port from the neighbour and from the host.
 func fetchAll(t *topo.Topo) error {
 	asks := []struct {
-		who  string
+		host string
 		from *topo.NS
 		url  string
 	}{
@@ -175,12 +176,12 @@ func fetchAll(t *topo.Topo) error {
 		if err != nil {
 			return err
 		}
-		say("%s fetches %s; the server answers: %s", a.who, a.url, body)
+		step("%s requests %s; the server answers: %s", a.host, a.url, body)
 	}
 	return nil
 }
 
-// greet runs a server that says one word.
+// greet runs a server that sends the client's address to each client.
 func greet(ns *topo.NS, addr string) (net.Listener, error) {
 	l, err := ns.Listen("tcp", addr)
 	if err != nil {
@@ -199,4 +200,5 @@ func greet(ns *topo.NS, addr string) (net.Listener, error) {
 	return l, nil
 }
 
-func say(format string, args ...any) { fmt.Printf("- "+format+"\n", args...) }
+// step prints the result of a step.
+func step(format string, args ...any) { fmt.Printf("- "+format+"\n", args...) }

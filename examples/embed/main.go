@@ -1,5 +1,5 @@
-// Embed is a rootless container runner in a hundred lines: it makes the namespaces itself, as every runtime does, and has
-// the library connect the network namespace.
+// Embed is a rootless container runtime in a hundred lines: it creates the namespaces itself, as every runtime does, and connects the
+// network namespace with the library.
 //
 //	go run ./examples/embed -p 8080:80 -rootfs /path/to/rootfs -- /bin/httpd -f
 //	go run ./examples/embed -- ip address
@@ -23,8 +23,8 @@ import (
 	"rootlessnet"
 )
 
-// stage marks the process that is the container's first. Its descriptor 3 brings the path of a resolv.conf once there is
-// a network.
+// stage is the argv[0] of the container's first process. It reads the path of a resolv.conf from descriptor 3 when the network is set
+// up.
 const stage = "embed-container"
 
 func main() {
@@ -54,7 +54,7 @@ func run(ports []string, rootfs string, argv []string) (int, error) {
 	if err != nil {
 		return 1, err
 	}
-	// 1. The namespaces, and in them a process that waits.
+	// 1. Start a process in new namespaces, which waits for the network.
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", append([]string{rootfs}, argv...)...)
 	cmd.Args[0] = stage
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -69,10 +69,10 @@ func run(ports []string, rootfs string, argv []string) (int, error) {
 		return 1, err
 	}
 	wait.Close()
-	defer cmd.Wait()    // it waits for the pipe, and ends
-	defer ready.Close() // when that closes without a word
+	defer cmd.Wait()
+	defer ready.Close() // after an error this ends the process, which waits for the pipe
 
-	// 2. The network. It ends with that process.
+	// 2. Connect its network namespace, until the process ends.
 	box, err := rootlessnet.Attach(ctx, rootlessnet.Target{PID: cmd.Process.Pid}, rootlessnet.Config{
 		Configure: true, Publish: ports, Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
@@ -81,7 +81,7 @@ func run(ports []string, rootfs string, argv []string) (int, error) {
 	}
 	defer box.Close()
 
-	// 3. Go.
+	// 3. Let the process execute the command.
 	resolvConf, err := os.CreateTemp("", "resolv.conf")
 	if err != nil {
 		return 1, err
@@ -104,12 +104,12 @@ func write(w io.Writer, b []byte) error {
 	return err
 }
 
-// container is root of its namespaces. It becomes the command, or returns why not.
+// container runs as root of the new namespaces. It executes the command, or returns an error.
 func container(rootfs string, argv []string) error {
 	pipe := os.NewFile(3, "ready")
 	resolvConf, err := io.ReadAll(pipe)
 	if err != nil || len(resolvConf) == 0 {
-		return errors.New("there is no network")
+		return errors.New("the network was not set up")
 	}
 	pipe.Close()
 	mount := func(source, target, kind string, flags uintptr) {

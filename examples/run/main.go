@@ -1,9 +1,9 @@
-// Run starts a web server in a sandbox of its own, published on port 8080 of the host's loopback:
+// Run starts a web server in a sandbox, published on port 8080 of the host's loopback:
 //
 //	go run ./examples/run &
 //	curl http://127.0.0.1:8080/
 //
-// The server is this program again: it prints the address each request comes from.
+// The server is this program too. It answers each request with the client's address.
 package main
 
 import (
@@ -42,7 +42,7 @@ func main() {
 	os.Exit(code)
 }
 
-// serve is what runs inside. Port 80 is free there, and an ordinary user may take it.
+// serve is the command in the sandbox. An ordinary user may bind port 80 there.
 func serve() {
 	server := &http.Server{
 		Addr:              ":80",

@@ -46,17 +46,17 @@ func IsProbe() bool { return len(os.Args) > 0 && os.Args[0] == probeArg0 }
 //		doctor.ProbeMain()
 //	}
 func ProbeMain() {
-	role, patience := "", DefaultTimeout-answerMargin
+	role, timeout := "", DefaultTimeout-answerMargin
 	if len(os.Args) > 2 {
 		role = os.Args[1]
 		if d, err := time.ParseDuration(os.Args[2]); err == nil {
-			patience = d
+			timeout = d
 		}
 	}
 	found := map[string]finding{}
 	switch role {
 	case roleInside:
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.Background(), timeout)
 		defer cancel()
 		found = runInside(ctx)
 	case rolePID:
@@ -80,11 +80,11 @@ func ProbeMain() {
 // caller.
 func command(ctx context.Context, role string, flags uintptr, maps bool) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
-	patience := DefaultTimeout
+	timeout := DefaultTimeout
 	if t, ok := ctx.Deadline(); ok {
-		patience = time.Until(t)
+		timeout = time.Until(t)
 	}
-	cmd.Args = []string{probeArg0, role, (patience - answerMargin).String()}
+	cmd.Args = []string{probeArg0, role, (timeout - answerMargin).String()}
 	cmd.Env = []string{"GOMAXPROCS=2", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
 	cmd.WaitDelay = killDelay
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags, Pdeathsig: syscall.SIGKILL}

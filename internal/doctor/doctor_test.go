@@ -62,8 +62,8 @@ func TestCatalog(t *testing.T) {
 	}
 }
 
-// patient is the timeout of a run on a machine under load.
-const patient = 20 * time.Second
+// loadedTimeout is the timeout of a run on a machine under load.
+const loadedTimeout = 20 * time.Second
 
 // TestRun runs all probes on this machine as the user of the tests, and compares the report with what the test finds out by other
 // means.
@@ -75,7 +75,7 @@ func TestRun(t *testing.T) {
 	}
 	// Go's runtime opens descriptors once, in the first run. The second run has a timeout for a machine under load.
 	fdsBefore := openFiles(t)
-	r := Run(context.Background(), Options{Timeout: patient})
+	r := Run(context.Background(), Options{Timeout: loadedTimeout})
 	got := map[string]Check{}
 	for _, c := range r.Checks {
 		got[c.Name] = c
@@ -124,7 +124,7 @@ func TestRun(t *testing.T) {
 
 // TestNamespaces: if user namespaces work here, all probes inside have run.
 func TestNamespaces(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), patient)
+	ctx, cancel := context.WithTimeout(context.Background(), loadedTimeout)
 	defer cancel()
 	found := childProbe(ctx, roleInside)
 	if f := found["user-namespace"]; f.Status != OK {
@@ -153,7 +153,7 @@ func TestRunWithoutUserNamespaces(t *testing.T) {
 			fmt.Println("cannot set the limit:", err)
 			os.Exit(3)
 		}
-		Run(context.Background(), Options{Timeout: patient}).WriteJSON(os.Stdout)
+		Run(context.Background(), Options{Timeout: loadedTimeout}).WriteJSON(os.Stdout)
 		os.Exit(0)
 	}
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestRunWithoutUserNamespaces$")

@@ -25,22 +25,22 @@ func TestAdopt(t *testing.T) {
 	}
 	exitR, exitW := pipe(t)
 	readyR, readyW := pipe(t)
-	strayR, strayW := pipe(t)
+	otherR, otherW := pipe(t)
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestAdopt$")
 	cmd.Env = append(os.Environ(), "ADOPT_CHILD=1")
-	cmd.ExtraFiles = []*os.File{exitR, readyW, strayW}
+	cmd.ExtraFiles = []*os.File{exitR, readyW, otherW}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	readyW.Close()
-	strayW.Close()
-	for _, r := range []*os.File{readyR, strayR} {
+	otherW.Close()
+	for _, r := range []*os.File{readyR, otherR} {
 		_ = r.SetReadDeadline(time.Now().Add(20 * time.Second))
 	}
 	if got, err := io.ReadAll(readyR); err != nil || !bytes.Equal(got, []byte("1")) {
 		t.Errorf("the ready descriptor gave %q, %v", got, err)
 	}
-	if _, err := strayR.Read(make([]byte, 1)); err != io.EOF {
+	if _, err := otherR.Read(make([]byte, 1)); err != io.EOF {
 		t.Errorf("the pipe that was not named is still open: %v", err)
 	}
 	exitW.Close()

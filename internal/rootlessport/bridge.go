@@ -9,12 +9,12 @@ import (
 	"rootlessnet/netns"
 )
 
-// uplinkNamespaces are where Podman keeps the namespace that holds the bridges of its networks: beside those of the
-// containers up to version 4, in a directory of its own from version 5.
+// uplinkNamespaces are patterns of the paths where Podman keeps the namespace with the bridges of its networks, relative to the
+// directory of the containers' namespaces: up to version 4 in that directory, from version 5 in a directory of its own.
 var uplinkNamespaces = []string{"rootless-netns*", "../containers/networks/rootless-netns/rootless-netns"}
 
-// findEngine returns the control socket of the helper that connects the namespace at path, or the namespace in which a veth of
-// it has its peer; "" if there is none.
+// findEngine returns the control socket of the helper that connects the namespace at path, or that connects the namespace in which
+// a veth of it has its peer; "" if there is none.
 func findEngine(path string, find Finder) (socket string) {
 	inode, err := NamespaceInode(path)
 	if err != nil {
@@ -41,8 +41,8 @@ func findEngine(path string, find Finder) (socket string) {
 	return ""
 }
 
-// hasVethTo says whether a veth of the namespace at path has its peer in the namespace at uplink. Several Podmans of one user
-// may each have such a namespace.
+// hasVethTo reports whether a veth of the namespace at path has its peer in the namespace at uplink. Several instances of Podman of
+// one user may each have such a namespace.
 func hasVethTo(path, uplink string) bool {
 	to, err := os.Open(uplink)
 	if err != nil {
@@ -57,8 +57,8 @@ func hasVethTo(path, uplink string) bool {
 	return is && err == nil
 }
 
-// hasPeerIn says whether a veth of the calling thread's namespace has its peer in the namespace ns: the kernel gives a number to
-// each namespace that has a peer of its links (rtnetlink, RTM_GETNSID).
+// hasPeerIn reports whether a veth of the calling thread's namespace has its peer in the namespace ns: the kernel numbers the
+// namespaces that have peers of its links (rtnetlink, RTM_GETNSID).
 func hasPeerIn(ns int) bool {
 	id, err := netlink.GetNetNsIdByFd(ns)
 	if err != nil || id < 0 {

@@ -11,10 +11,10 @@ import (
 	"strings"
 )
 
-// maxConfig bounds what is read from Podman. A mapping takes about a hundred bytes; there are at most 65535 ports.
+// maxConfig is the maximum size in bytes of the document. A mapping has about a hundred bytes, and there are at most 65535 ports.
 const maxConfig = 16 << 20
 
-// Config is the document that Podman writes. The names of the fields are Podman's.
+// Config is the JSON document that Podman writes. The names of the fields are Podman's.
 type Config struct {
 	Mappings    []Mapping
 	NetNSPath   string
@@ -43,7 +43,7 @@ type Port struct {
 	ChildPort uint16
 }
 
-// Listens are the addresses a port is bound to.
+// Listens returns the addresses that a port is bound to.
 func (p Port) Listens() []netip.AddrPort {
 	if p.Host.IsValid() {
 		return []netip.AddrPort{netip.AddrPortFrom(p.Host, p.HostPort)}
@@ -51,7 +51,7 @@ func (p Port) Listens() []netip.AddrPort {
 	return []netip.AddrPort{netip.AddrPortFrom(netip.IPv4Unspecified(), p.HostPort), netip.AddrPortFrom(netip.IPv6Unspecified(), p.HostPort)}
 }
 
-// ReadConfig reads the document and checks it.
+// ReadConfig reads the document from r and checks it.
 func ReadConfig(r io.Reader) (*Config, error) {
 	c := &Config{ExitFD: -1, ReadyFD: -1}
 	if err := json.NewDecoder(io.LimitReader(r, maxConfig)).Decode(c); err != nil {
@@ -76,7 +76,7 @@ func ReadConfig(r io.Reader) (*Config, error) {
 	return c, err
 }
 
-// Child is the container's address; the zero value, when none is given, means the namespace itself.
+// Child returns the container's address. The zero value, if the document has none, means the loopback of the namespace.
 func (c *Config) Child() (netip.Addr, error) {
 	if c.ChildIP == "" {
 		return netip.Addr{}, nil
@@ -92,7 +92,7 @@ func parseChild(s string) (netip.Addr, error) {
 	return a.Unmap(), nil
 }
 
-// Socket is the path of the socket on which Podman sends the container's new address; "" if it does not.
+// Socket returns the path of the socket on which Podman sends the container's new address, or "" if Podman does not send one.
 func (c *Config) Socket() string {
 	if !c.RootlessCNI {
 		return ""
@@ -100,7 +100,7 @@ func (c *Config) Socket() string {
 	return filepath.Join(c.TmpDir, "rp", c.ContainerID)
 }
 
-// Ports lists every port of the mappings.
+// Ports returns every port of the mappings, ranges expanded.
 func (c *Config) Ports() ([]Port, error) {
 	var ports []Port
 	for _, m := range c.Mappings {
@@ -111,7 +111,7 @@ func (c *Config) Ports() ([]Port, error) {
 				return nil, fmt.Errorf("invalid host IP address: %q", m.HostIP)
 			}
 			if host = host.Unmap(); host == netip.IPv6Unspecified() {
-				host = netip.Addr{} // a socket of both families, in the original
+				host = netip.Addr{} // the original opens one socket for both families
 			}
 		}
 		n := max(m.Range, 1)

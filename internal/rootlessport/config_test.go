@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestReadConfig reads what Podman 4.3.1 writes.
+// TestReadConfig reads a document of Podman 4.3.1.
 func TestReadConfig(t *testing.T) {
 	const text = `{"Mappings":[{"host_ip":"","container_port":80,"host_port":8080,"range":2,"protocol":"tcp"},` +
 		`{"host_ip":"127.0.0.1","container_port":53,"host_port":5353,"range":1,"protocol":"udp,tcp"},` +
@@ -24,7 +24,7 @@ func TestReadConfig(t *testing.T) {
 	}
 	local := netip.MustParseAddr("127.0.0.1")
 	want := []Port{{Proto: "tcp", HostPort: 8080, ChildPort: 80}, {Proto: "tcp", HostPort: 8081, ChildPort: 81}, {"udp", local, 5353, 53}, {"tcp", local, 5353, 53},
-		{Proto: "tcp", HostPort: 9000, ChildPort: 9}} // by a socket of both families
+		{Proto: "tcp", HostPort: 9000, ChildPort: 9}} // "::" means both families
 	if !slices.Equal(ports, want) {
 		t.Errorf("ports %v, want %v", ports, want)
 	}

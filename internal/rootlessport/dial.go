@@ -13,7 +13,7 @@ import (
 	"rootlessnet/netns"
 )
 
-// threadDialer connects from inside the namespace of a thread.
+// threadDialer opens sockets on a thread in the container's namespace. It implements dialer.
 type threadDialer struct{ thread *netns.Thread }
 
 // dial connects to an address of the namespace, over "tcp" or "udp".
@@ -29,11 +29,11 @@ func (d threadDialer) dial(ctx context.Context, proto string, to netip.AddrPort)
 	return connectSocket(ctx, fd, to)
 }
 
-// connectSocket connects the non-blocking socket fd, which it closes on an error.
+// connectSocket connects the non-blocking socket fd. It owns fd: the returned connection has a duplicate.
 func connectSocket(ctx context.Context, fd int, to netip.AddrPort) (net.Conn, error) {
 	err := rawsock.Connect(fd, to)
 	f := os.NewFile(uintptr(fd), to.String())
-	defer f.Close() // net.FileConn has its own
+	defer f.Close() // net.FileConn duplicates it
 	if err == unix.EINPROGRESS {
 		err = connected(ctx, f)
 	}
@@ -52,7 +52,8 @@ func connected(ctx context.Context, f *os.File) error {
 		return err
 	}
 	var cause error
-	// The first call comes before any wait, and an event before that is lost to the poller: each call asks for the state.
+	// Write calls the function once before it waits, and then after each event. An event before the file was registered with Go's
+	// poller is not reported, so each call reads the state of the socket.
 	err = rc.Write(func(fd uintptr) bool {
 		n, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
 		if err == nil && n != 0 {
@@ -60,7 +61,7 @@ func connected(ctx context.Context, f *os.File) error {
 		}
 		if err == nil {
 			if _, perr := unix.Getpeername(int(fd)); perr == unix.ENOTCONN {
-				return false // under way
+				return false // not connected yet
 			}
 		}
 		cause = err

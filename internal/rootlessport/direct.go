@@ -22,8 +22,8 @@ import (
 )
 
 const (
-	// plainFailures clients in a row that only a plain socket could connect switch a port to plain sockets for plainFor: a
-	// server that is merely busy answers some transparent socket in between.
+	// After plainFailures clients in a row that only a plain socket could connect, a port uses plain sockets for plainFor. A server
+	// that is merely busy answers some of the transparent sockets in between.
 	plainFailures = 3
 	plainFor      = 10 * time.Minute
 )
@@ -94,8 +94,8 @@ func startDirect(get getSocket, child netip.Addr, log *slog.Logger) (*direct, er
 	return d, nil
 }
 
-// findGateways looks up the gateways of the namespace's default routes, which stand for clients whose own address the server
-// cannot see. It is called with mu held, or before another goroutine has d.
+// findGateways looks up the gateways of the namespace's default routes, which are the source addresses of clients whose own address
+// the server cannot see. The caller holds mu, or is the only user of d.
 func (d *direct) findGateways() {
 	d.inside = clientaddr.Network{}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
@@ -117,6 +117,7 @@ func (d *direct) findGateways() {
 	}
 }
 
+// setChild implements datapath.
 func (d *direct) setChild(a netip.Addr) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -127,9 +128,9 @@ func (d *direct) setChild(a netip.Addr) error {
 	return nil
 }
 
-// ends returns the addresses of a connection inside: src, which the server sees as its client, and the server's. With an invalid
-// src the kernel chooses. The namespace's subnets do not matter here: answers are routed back by a firewall mark, and not by
-// the link.
+// ends returns the addresses of a connection inside: src, which the server sees as its client's, and dst, the server's. If src is
+// invalid the kernel chooses the source address. src may be in a subnet of the namespace: answers are routed back by a firewall
+// mark, not to the link.
 func (d *direct) ends(client netip.AddrPort, port uint16) (src, dst netip.AddrPort) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -178,6 +179,7 @@ func (d *direct) listen(p Port, addr netip.AddrPort) error {
 	return net.ErrClosed
 }
 
+// pause waits for t, or until close.
 func (d *direct) pause(t time.Duration) {
 	select {
 	case <-time.After(t):

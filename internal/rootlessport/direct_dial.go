@@ -13,12 +13,13 @@ import (
 )
 
 const (
-	// poolPause is the time between two attempts to take a socket from an empty pool, for poolPatience in all; a batch of
+	// poolPause is the time between two attempts to take a socket from an empty pool, for poolTimeout in all; a batch of
 	// sockets arrives in a fraction of it.
-	poolPause    = time.Millisecond
-	poolPatience = 500 * time.Millisecond
-	// plainAfter is how long a transparent socket waits for an answer before a plain socket is tried as well: a little more than
-	// the kernel waits before it sends the SYN again (1 s), so that a server that is busy for a moment sees its client's address.
+	poolPause   = time.Millisecond
+	poolTimeout = 500 * time.Millisecond
+	// plainAfter is how long a transparent socket waits for an answer before a plain socket is tried as well: a little longer than
+	// the kernel's first retransmission timeout of a SYN (1 s, RFC 6298 section 2), so that a server that is busy for a moment
+	// sees its client's address.
 	plainAfter = 1200 * time.Millisecond
 )
 
@@ -64,9 +65,9 @@ func (h *handler) Serve(client int, addr netip.AddrPort) spin.Result {
 }
 
 // connect starts a connection inside: from src, or from an address that the kernel chooses if src is invalid or the socket plain.
-// done says that it is established already, which is nearly always so.
+// done means that it is established already, which is nearly always so.
 func (d *direct) connect(src, dst netip.AddrPort, plain bool) (fd int, done bool, err error) {
-	for end := time.Now().Add(poolPatience); ; d.pause(poolPause) {
+	for end := time.Now().Add(poolTimeout); ; d.pause(poolPause) {
 		fd, err = d.get(dst.Addr().Is6(), plain)
 		if err == nil {
 			break
@@ -80,7 +81,7 @@ func (d *direct) connect(src, dst netip.AddrPort, plain bool) (fd int, done bool
 		src = netip.AddrPort{}
 	}
 	if done, err = rawsock.ConnectFrom(fd, src, dst); err == nil && done && rawsock.IsSelf(fd, dst) {
-		err = unix.ECONNREFUSED // there is no server
+		err = unix.ECONNREFUSED // a TCP self-connect: no server listens
 	}
 	if err != nil {
 		rawsock.Reset(fd)
@@ -89,6 +90,7 @@ func (d *direct) connect(src, dst netip.AddrPort, plain bool) (fd int, done bool
 	return fd, done, nil
 }
 
+// join splices the data of two connected sockets, which the loop then owns.
 func (d *direct) join(client, server int) {
 	if _, err := d.loop.Join(client, server, nil); err != nil {
 		rawsock.Reset(client)
@@ -96,8 +98,8 @@ func (d *direct) join(client, server int) {
 	}
 }
 
-// wait is for a client whose connection inside is not established at once. One attempt is under way; after plainAfter two,
-// unless the first is by a plain socket. The first outcome decides, and nothing within dialTimeout is a reset.
+// wait handles a client whose connection inside is not established at once. It waits for fd, and after plainAfter for a plain socket
+// as well, unless fd is one. The first result decides; without a result within dialTimeout the client is reset.
 func (h *handler) wait(client, fd int, dst netip.AddrPort, plain bool) {
 	d := h.d
 	c := &inbound.Client{Socket: client}
@@ -109,7 +111,7 @@ func (h *handler) wait(client, fd int, dst netip.AddrPort, plain bool) {
 		if fd == transparent {
 			h.transparent.Succeed()
 		} else if !plain {
-			h.plainWon()
+			h.plainConnected()
 		}
 		d.join(client, fd)
 	}
@@ -119,18 +121,18 @@ func (h *handler) wait(client, fd int, dst netip.AddrPort, plain bool) {
 			rawsock.Reset(client)
 		}
 	}
-	patience := plainAfter
+	limit := plainAfter
 	if c.Late = func() { h.retryPlain(c, dst, timeOut) }; plain {
-		patience, c.Late = dialTimeout, timeOut
+		limit, c.Late = dialTimeout, timeOut
 	}
-	if d.waiting.Wait(c, fd, dst, patience) != nil {
+	if d.waiting.Wait(c, fd, dst, limit) != nil {
 		rawsock.Reset(client)
 	}
 }
 
-// retryPlain tries a plain socket as well, when the transparent one has no answer. Rules in the container (its own DNAT, marks)
-// may route the answers with our mark elsewhere, or the client's address is unreachable from it. A plain socket is routed like any
-// of the container's.
+// retryPlain tries a plain socket as well if the transparent one has no answer. Rules in the container (its own DNAT, marks) may
+// route answers with our mark elsewhere, or the client's address may be unreachable from it. A plain socket is routed like any other
+// socket of the container.
 func (h *handler) retryPlain(c *inbound.Client, dst netip.AddrPort, timeOut func()) {
 	d := h.d
 	fd, done, err := d.connect(netip.AddrPort{}, dst, true)
@@ -141,17 +143,17 @@ func (h *handler) retryPlain(c *inbound.Client, dst netip.AddrPort, timeOut func
 		c.Late = timeOut
 		d.waiting.Add(c, fd, dst, dialTimeout)
 	case d.waiting.Take(c):
-		h.plainWon()
+		h.plainConnected()
 		d.join(c.Socket, fd)
-	default: // the transparent one was faster
+	default: // the transparent socket has connected meanwhile
 		rawsock.Reset(fd)
 	}
 }
 
-// plainWon notes that a plain socket has connected where a transparent one did not.
-func (h *handler) plainWon() {
+// plainConnected records that a plain socket has connected where a transparent one did not.
+func (h *handler) plainConnected() {
 	if h.transparent.Fail() {
-		h.d.log.Info("the server of a published port does not see the addresses of its clients: rules in the container keep its answers from transparent sockets",
-			"port", h.port.HostPort, "for", plainFor)
+		h.d.log.Info("the server of a published port does not see the addresses of its clients, because transparent sockets get no answers from it: check the firewall and routing rules in the container",
+			"port", h.port.HostPort, "retry_after", plainFor)
 	}
 }

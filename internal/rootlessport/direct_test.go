@@ -16,8 +16,8 @@ import (
 	"rootlessnet/netns"
 )
 
-// here opens sockets of this namespace in place of the container's. A client on the loopback has no address inside, so that the
-// sockets need not be transparent. Every other time the pool is empty.
+// here opens sockets of this namespace in place of the container's. The sockets need not be transparent, because clients on the
+// loopback are given another source address. On every other call the pool is empty.
 func here() getSocket {
 	n := 0
 	return func(ipv6, _ bool) (int, error) {
@@ -40,7 +40,7 @@ func startDirectHere(t *testing.T, p Port) {
 	}
 }
 
-// fullServer listens with room for one connection, and has it. accept takes it, and the next one.
+// fullServer returns the port of a listener whose backlog of one connection is full. accept accepts that connection and the next.
 func fullServer(t *testing.T) (port uint16, accept func() (first, second net.Conn)) {
 	t.Helper()
 	fd, err := rawsock.Socket(true)
@@ -75,7 +75,7 @@ func fullServer(t *testing.T) (port uint16, accept func() (first, second net.Con
 	return at.Port(), func() (net.Conn, net.Conn) { return take(), take() }
 }
 
-// rawConn is as much of a connection as the test needs.
+// rawConn implements the methods of a connection that the test uses.
 type rawConn struct {
 	net.Conn
 	fd int
@@ -84,7 +84,7 @@ type rawConn struct {
 func (c *rawConn) Write(b []byte) (int, error) { return unix.Write(c.fd, b) }
 func (c *rawConn) Close() error                { return unix.Close(c.fd) }
 
-// TestDirectServerIsBusy: a client waits for a server that is slow to accept.
+// TestDirectServerIsBusy: a client is connected when the server's backlog has room again.
 func TestDirectServerIsBusy(t *testing.T) {
 	nettest.CheckLeaks(t)
 	childPort, accept := fullServer(t)
@@ -106,7 +106,7 @@ func TestDirectServerIsBusy(t *testing.T) {
 	}
 }
 
-// TestDirectEndsWhileDialling: the end of the helper resets clients whose connection is not established yet.
+// TestDirectEndsWhileDialling: close resets clients whose connection to the server is not established yet.
 func TestDirectEndsWhileDialling(t *testing.T) {
 	nettest.CheckLeaks(t)
 	childPort, _ := fullServer(t)
@@ -131,7 +131,7 @@ func TestDirectEndsWhileDialling(t *testing.T) {
 			break
 		}
 		if time.Now().After(end) {
-			t.Error("nothing is being dialled")
+			t.Error("no connection is being established")
 			break
 		}
 	}

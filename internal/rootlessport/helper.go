@@ -9,16 +9,16 @@ import (
 	"rootlessnet/netns"
 )
 
-// Helper holds the ports of one container.
+// Helper keeps the ports of one container open.
 type Helper struct {
-	ways   []way
-	thread *netns.Thread // of the relay, in the container's namespace; nil without a relay
-	socket *addressSocket
+	datapaths []datapath
+	thread    *netns.Thread  // of the relay, in the container's namespace; nil without a relay
+	socket    *addressSocket // nil if Podman sends no new addresses
 }
 
-// way is one of the datapaths into the container.
-type way interface {
-	setChild(netip.Addr) error
+// datapath is one of direct, engine and relay.
+type datapath interface {
+	setChild(netip.Addr) error // changes the container's address
 	close()
 }
 
@@ -37,7 +37,7 @@ func Start(c *Config, find Finder, log *slog.Logger) (h *Helper, err error) {
 		return nil, fmt.Errorf("network namespace: %w", err)
 	}
 	h = new(Helper)
-	made, all := h, ports // an error returns nil in place of h
+	made, all := h, ports // h and ports are overwritten below
 	defer func() {
 		if err != nil {
 			made.Close()
@@ -78,19 +78,21 @@ func (h *Helper) openDirect(path string, ports []Port, child netip.Addr, log *sl
 	}
 	d, err := newDirect(path, child, log)
 	if err != nil {
-		log.Warn("published TCP ports use a slower path, without transparent sockets", "err", err)
+		log.Warn("servers in the container do not see the addresses of their TCP clients, because transparent sockets cannot be used; the connections are relayed",
+			"err", err)
 		return ports, nil
 	}
-	h.ways = append(h.ways, d)
+	h.datapaths = append(h.datapaths, d)
 	return rest, publish(tcp, d.listen)
 }
 
+// openRest opens the other ports through the engine that connects the namespace, or else through the relay.
 func (h *Helper) openRest(path string, ports []Port, child netip.Addr, find Finder, log *slog.Logger) error {
 	locate := func() string { return findEngine(path, find) }
 	if socket := locate(); socket != "" {
 		e, err := newEngine(locate, socket, ports, child, log)
 		if err == nil {
-			h.ways = append(h.ways, e)
+			h.datapaths = append(h.datapaths, e)
 		}
 		return err
 	}
@@ -99,24 +101,24 @@ func (h *Helper) openRest(path string, ports []Port, child netip.Addr, find Find
 		return err
 	}
 	r := newRelay(threadDialer{h.thread}, child, log)
-	h.ways = append(h.ways, r)
+	h.datapaths = append(h.datapaths, r)
 	return publish(ports, r.listen)
 }
 
 func (h *Helper) setChild(a netip.Addr) (err error) {
-	for _, w := range h.ways {
-		err = errors.Join(err, w.setChild(a))
+	for _, d := range h.datapaths {
+		err = errors.Join(err, d.setChild(a))
 	}
 	return err
 }
 
-// Close closes every port and connection, and waits until nothing is left.
+// Close closes every port and connection, and waits for all goroutines.
 func (h *Helper) Close() {
 	if h.socket != nil {
 		h.socket.close()
 	}
-	for _, w := range h.ways {
-		w.close()
+	for _, d := range h.datapaths {
+		d.close()
 	}
 	if h.thread != nil {
 		h.thread.Close()

@@ -9,14 +9,14 @@ import (
 	"rootlessnet/internal/bindaddr"
 )
 
-// publish opens all ports by listen, or fails; the caller then closes what is open.
+// publish opens all ports with listen, or returns an error; the caller then closes those that are open.
 func publish(ports []Port, listen func(Port, netip.AddrPort) error) error {
 	for _, p := range ports {
 		opened := 0
 		for _, addr := range p.Listens() {
 			err := listen(p, addr)
 			if err != nil && !p.Host.IsValid() && addr.Addr().Is6() && bindaddr.NoIPv6(err) {
-				continue // a host without IPv6: the other family is all there is
+				continue // the host has no IPv6: IPv4 is enough
 			}
 			if err != nil {
 				return err
@@ -38,7 +38,7 @@ func listenTCP(addr netip.AddrPort) (*net.TCPListener, error) {
 	return l, nil
 }
 
-// nameProto has an error say "listen tcp", as Podman's users know it, rather than "listen tcp4".
+// nameProto makes an error begin with "listen tcp", as Podman's does, and not with "listen tcp4".
 func nameProto(err error, proto string) error {
 	var op *net.OpError
 	if errors.As(err, &op) {
@@ -51,7 +51,7 @@ func nameProto(err error, proto string) error {
 func explain(err error, ports []Port) error {
 	start, ok := bindaddr.UnprivilegedStart()
 	if !ok {
-		start = 0 // without advice
+		start = 0 // no port is privileged: the error gets no advice
 	}
 	numbers := make([]uint16, len(ports))
 	for i, p := range ports {
@@ -60,7 +60,7 @@ func explain(err error, ports []Port) error {
 	return bindaddr.PodmanError(err, numbers, start)
 }
 
-// inContainer is where a port leads. Without an address of the container its own loopback is meant.
+// inContainer returns the address that a port is forwarded to. If the container's address is invalid, that is its loopback.
 func inContainer(child netip.Addr, port uint16) netip.AddrPort {
 	if !child.IsValid() {
 		child = netip.AddrFrom4([4]byte{127, 0, 0, 1})

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// dialTimeout is how long the container may take to accept: within one machine, a server that takes longer does not.
+	// dialTimeout bounds a connect to the server. Within one machine, a server that takes longer will not answer at all.
 	dialTimeout = 10 * time.Second
 	// acceptPause is the pause after a failed accept, which mostly means that the limit of open files is reached.
 	acceptPause = 100 * time.Millisecond
@@ -27,7 +27,7 @@ type dialer interface {
 	dial(ctx context.Context, proto string, to netip.AddrPort) (net.Conn, error)
 }
 
-// relay is the datapath without an engine.
+// relay is the datapath relay: it copies the data between the client's socket and a socket inside.
 type relay struct {
 	dialer dialer
 	log    *slog.Logger
@@ -60,7 +60,7 @@ func (r *relay) listen(p Port, addr netip.AddrPort) error {
 	return r.start(l, func() { r.serveTCP(l, p) })
 }
 
-// start runs serve for a socket that close closes.
+// start runs serve in a goroutine and then closes c; close closes c earlier.
 func (r *relay) start(c io.Closer, serve func()) error {
 	if !r.hold(c) {
 		_ = c.Close()
@@ -73,6 +73,7 @@ func (r *relay) start(c io.Closer, serve func()) error {
 	return nil
 }
 
+// hold registers c for close, or returns false after close.
 func (r *relay) hold(c io.Closer) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -90,7 +91,7 @@ func (r *relay) drop(c io.Closer) {
 	_ = c.Close()
 }
 
-// setChild has new connections and flows go to another address.
+// setChild implements datapath. Existing connections and flows keep the old address.
 func (r *relay) setChild(a netip.Addr) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -141,7 +142,7 @@ func (r *relay) connect(client *net.TCPConn, p Port) {
 	cancel()
 	if err != nil {
 		r.log.Debug("the connection to the container failed", "port", p.ChildPort, "err", err)
-		_ = client.SetLinger(0) // refused inside: the client is reset
+		_ = client.SetLinger(0) // so that closing it sends RST
 		return
 	}
 	server := conn.(*net.TCPConn)
@@ -150,16 +151,16 @@ func (r *relay) connect(client *net.TCPConn, p Port) {
 		return
 	}
 	defer r.drop(server)
-	_ = server.SetKeepAlive(true) // as on the accepted side: it detects a peer that has vanished
+	_ = server.SetKeepAlive(true) // as on the accepted socket: to detect a peer that does not answer any more
 	var pumps sync.WaitGroup
-	var toServer, toClient atomic.Bool // FIN was passed on
+	var toServer, toClient atomic.Bool // whether FIN was passed on
 	pumps.Go(func() { pump(server, client, &toServer, &toClient) })
 	pumps.Go(func() { pump(client, server, &toClient, &toServer) })
 	pumps.Wait()
 }
 
-// pump moves one direction: the bytes, then FIN, which it notes in passed. An error resets both sides. back is the other
-// direction's passed.
+// pump copies the data of one direction, then passes the FIN on and sets passed. An error resets both connections. back is passed of
+// the other direction.
 func pump(to, from *net.TCPConn, passed, back *atomic.Bool) {
 	_, err := io.Copy(to, from) // by splice(2)
 	if err != nil || dead(from) && !back.Load() {
@@ -175,6 +176,7 @@ func pump(to, from *net.TCPConn, passed, back *atomic.Bool) {
 	}
 }
 
+// dead reports whether the kernel has closed the connection, by a RST or after both FINs.
 func dead(c *net.TCPConn) (is bool) {
 	rc, err := c.SyscallConn()
 	if err == nil {

@@ -22,7 +22,7 @@ import (
 
 var localhost = netip.MustParseAddr("127.0.0.1")
 
-// hostDialer is this namespace in place of the container's.
+// hostDialer dials in this namespace in place of the container's.
 type hostDialer struct{}
 
 func (hostDialer) dial(ctx context.Context, proto string, to netip.AddrPort) (net.Conn, error) {
@@ -56,8 +56,8 @@ func startRelay(t *testing.T, p Port) {
 	}
 }
 
-// tcpWays runs a test for both ways in that TCP can take by itself.
-func tcpWays(t *testing.T, test func(t *testing.T, start func(*testing.T, Port))) {
+// forRelayAndDirect runs a test for each of the datapaths of TCP that need no other helper.
+func forRelayAndDirect(t *testing.T, test func(t *testing.T, start func(*testing.T, Port))) {
 	t.Run("relay", func(t *testing.T) {
 		nettest.CheckLeaks(t)
 		test(t, startRelay)
@@ -68,15 +68,21 @@ func tcpWays(t *testing.T, test func(t *testing.T, start func(*testing.T, Port))
 	})
 }
 
-func TestTCP(t *testing.T) { tcpWays(t, testTCP) }
-
-func testTCP(t *testing.T, start func(*testing.T, Port)) {
+// publishedServer listens on the loopback and returns the listener, and a port to publish that is forwarded to it.
+func publishedServer(t *testing.T) (*net.TCPListener, Port) {
+	t.Helper()
 	server, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer server.Close()
-	p := Port{Proto: "tcp", Host: localhost, HostPort: freePort(t, "tcp"), ChildPort: server.Addr().(*net.TCPAddr).AddrPort().Port()}
+	t.Cleanup(func() { server.Close() })
+	return server, Port{Proto: "tcp", Host: localhost, HostPort: freePort(t, "tcp"), ChildPort: server.Addr().(*net.TCPAddr).AddrPort().Port()}
+}
+
+func TestTCP(t *testing.T) { forRelayAndDirect(t, testTCP) }
+
+func testTCP(t *testing.T, start func(*testing.T, Port)) {
+	server, p := publishedServer(t)
 	start(t, p)
 	done := make(chan error, 1)
 	go func() {
@@ -112,14 +118,14 @@ func testTCP(t *testing.T, start func(*testing.T, Port)) {
 	}
 }
 
-// TestTCPRefused: what is refused inside is a reset outside, not an end of file.
-func TestTCPRefused(t *testing.T) { tcpWays(t, testTCPRefused) }
+// TestTCPRefused: a connection that is refused inside is reset outside, and does not end with FIN.
+func TestTCPRefused(t *testing.T) { forRelayAndDirect(t, testTCPRefused) }
 
 func testTCPRefused(t *testing.T, start func(*testing.T, Port)) {
 	p := Port{Proto: "tcp", Host: localhost, HostPort: freePort(t, "tcp"), ChildPort: 1}
 	start(t, p)
 	c, err := net.Dial("tcp4", p.Listens()[0].String())
-	if err == nil { // the reset may be faster than connect
+	if err == nil { // otherwise the reset arrived before connect returned
 		defer c.Close()
 		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 		_, err = io.ReadAll(c)
@@ -129,17 +135,12 @@ func testTCPRefused(t *testing.T, start func(*testing.T, Port)) {
 	}
 }
 
-// A reset reaches the other side as one, whichever direction is told of it: here the server has filled all buffers, so the
-// write towards the client is told as often as the read from it.
-func TestTCPReset(t *testing.T) { tcpWays(t, testTCPReset) }
+// TestTCPReset: a reset by the client reaches the server as a reset, whichever direction's goroutine gets the error. The server has
+// filled all buffers, so that the write to the client gets it as often as the read from the client.
+func TestTCPReset(t *testing.T) { forRelayAndDirect(t, testTCPReset) }
 
 func testTCPReset(t *testing.T, start func(*testing.T, Port)) {
-	server, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer server.Close()
-	p := Port{Proto: "tcp", Host: localhost, HostPort: freePort(t, "tcp"), ChildPort: server.Addr().(*net.TCPAddr).AddrPort().Port()}
+	server, p := publishedServer(t)
 	start(t, p)
 	for range 8 {
 		c, err := net.DialTCP("tcp4", nil, net.TCPAddrFromAddrPort(p.Listens()[0]))
@@ -216,7 +217,7 @@ func TestPortInUse(t *testing.T) {
 	}
 }
 
-// TestConnectSocket: a connection that is complete before anybody waits for it is as good as one that takes a while.
+// TestConnectSocket: connectSocket returns also if the connection is established before it begins to wait.
 func TestConnectSocket(t *testing.T) {
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
@@ -245,7 +246,7 @@ func TestConnectSocket(t *testing.T) {
 	}
 }
 
-// TestAddressSocket tells a new address as Podman does.
+// TestAddressSocket sends a new address as Podman does.
 func TestAddressSocket(t *testing.T) {
 	nettest.CheckLeaks(t)
 	path := filepath.Join(t.TempDir(), "rp", "0123456789012345678901234567890123456789012345678901234567890123")
@@ -273,7 +274,7 @@ func TestAddressSocket(t *testing.T) {
 	}
 }
 
-// shortPath is a way to path that fits a socket address.
+// shortPath returns a path through /proc/self/fd that names the same file and fits into a socket address.
 func shortPath(t *testing.T, path string) string {
 	t.Helper()
 	dir, err := os.Open(filepath.Dir(path))

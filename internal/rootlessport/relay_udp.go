@@ -10,17 +10,17 @@ import (
 )
 
 const (
-	// udpIdle is how long a flow without datagrams lasts, as in conntrack for one that was answered
+	// udpIdle is the time without datagrams after which a flow ends. It is that of connection tracking for flows with answers
 	// (nf_conntrack_udp_timeout_stream).
 	udpIdle = 120 * time.Second
-	// maxFlows bounds the sockets of one port, which any remote host can cause to be opened; datagrams of further clients are
-	// dropped.
+	// maxFlows is the maximum number of flows, and so of sockets, of one port: any remote host can cause them to be opened. Datagrams
+	// of further clients are dropped.
 	maxFlows = 1024
 	// maxDatagram is the largest payload of UDP over IPv4 or IPv6.
 	maxDatagram = 65535
 )
 
-// udpFlows are the clients of one port.
+// udpFlows holds a socket inside for each client of one port.
 type udpFlows struct {
 	r    *relay
 	out  *net.UDPConn
@@ -39,7 +39,7 @@ func (r *relay) serveUDP(c *net.UDPConn, p Port) {
 			return
 		}
 		if err != nil {
-			continue // the ICMP error of one answer
+			continue // an ICMP error that one answer caused
 		}
 		conn, err := f.flow(client)
 		if err != nil {
@@ -47,13 +47,13 @@ func (r *relay) serveUDP(c *net.UDPConn, p Port) {
 			continue
 		}
 		_ = conn.SetReadDeadline(time.Now().Add(udpIdle))
-		_, _ = conn.Write(buf[:n]) // refused inside: the client gets no answer, as behind any port forwarding
+		_, _ = conn.Write(buf[:n]) // an error means that the server's port is closed; the client then gets no answer
 	}
 }
 
 var errManyFlows = errors.New("too many clients at a time")
 
-// flow returns the socket inside for a client.
+// flow returns the socket inside for a client, and opens it for the client's first datagram.
 func (f *udpFlows) flow(client netip.AddrPort) (net.Conn, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -93,6 +93,6 @@ func (f *udpFlows) answer(client netip.AddrPort, c net.Conn) {
 		case errors.Is(err, net.ErrClosed), errors.As(err, &ne) && ne.Timeout():
 			return
 		}
-		// Anything else is an ICMP error of one datagram.
+		// Any other error is an ICMP error that one datagram caused.
 	}
 }

@@ -13,10 +13,10 @@ import (
 	"time"
 )
 
-// maxMessage is the largest packet read: a JSON string with an address.
+// maxMessage is the maximum size in bytes of a packet, which holds a JSON string with an address.
 const maxMessage = 1024
 
-// addressTimeout is how long Podman may take to send the address once it has connected.
+// addressTimeout is how long Podman may take to send the address after it has connected.
 const addressTimeout = 10 * time.Second
 
 // addressSocket receives the container's new address from Podman, after Podman has connected it to another network.
@@ -28,17 +28,17 @@ type addressSocket struct {
 	wg     sync.WaitGroup
 
 	mu     sync.Mutex
-	conn   *net.UnixConn // being served; guarded by mu
+	conn   *net.UnixConn // connection that is being served; guarded by mu
 	closed bool          // guarded by mu
 }
 
-// listenAddress serves on path; change is called for each new address, one after the other.
+// listenAddress starts to serve a socket at path. It calls change for each new address, never concurrently.
 func listenAddress(path string, change func(netip.Addr) error, log *slog.Logger) (*addressSocket, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
 	if fi, err := os.Lstat(path); err == nil && fi.Mode()&os.ModeSocket != 0 {
-		_ = os.Remove(path) // of a helper that was killed
+		_ = os.Remove(path) // a helper that was killed has left it behind
 	}
 	l, err := listenPacket(path)
 	if err != nil {
@@ -52,7 +52,7 @@ func listenAddress(path string, change func(netip.Addr) error, log *slog.Logger)
 // maxSocketPath is the size of sun_path (unix(7)).
 const maxSocketPath = 108
 
-// listenPacket listens at path, by way of its directory's descriptor where the path is too long for a socket address.
+// listenPacket listens at path. If the path is too long for a socket address, it uses a path through a descriptor of the directory.
 func listenPacket(path string) (*net.UnixListener, error) {
 	if len(path) < maxSocketPath {
 		return net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
@@ -65,7 +65,7 @@ func listenPacket(path string) (*net.UnixListener, error) {
 	short := fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
 	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: short, Net: "unixpacket"})
 	if err == nil {
-		l.SetUnlinkOnClose(false) // its name, by the descriptor, is invalid by then
+		l.SetUnlinkOnClose(false) // the short path is invalid by then; close removes the file
 	}
 	return l, err
 }
@@ -77,7 +77,7 @@ func (s *addressSocket) run() {
 			return
 		}
 		if err != nil {
-			s.log.Warn("connection about the container's address not accepted", "err", err)
+			s.log.Warn("a connection to the socket for the container's address was not accepted", "err", err)
 			time.Sleep(acceptPause)
 			continue
 		}
@@ -89,7 +89,7 @@ func (s *addressSocket) run() {
 	}
 }
 
-// hold remembers the connection that close must end; it returns false when close was called.
+// hold stores the connection that close must end. It returns false after close.
 func (s *addressSocket) hold(c *net.UnixConn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

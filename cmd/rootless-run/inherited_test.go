@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// TestStrayDescriptorsAreClosed starts a process with an additional pipe and checks that closeStray closes it while the process
+// TestInheritedDescriptorsAreClosed starts a process with an additional pipe and checks that closeInherited closes it while the process
 // runs.
-func TestStrayDescriptorsAreClosed(t *testing.T) {
-	if os.Getenv("STRAY_CHILD") != "" {
-		closeStray()
+func TestInheritedDescriptorsAreClosed(t *testing.T) {
+	if os.Getenv("INHERITED_CHILD") != "" {
+		closeInherited()
 		_, _ = io.Copy(io.Discard, os.Stdin) // until the parent is done
 		os.Exit(0)
 	}
@@ -21,8 +21,8 @@ func TestStrayDescriptorsAreClosed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	cmd := exec.Command("/proc/self/exe", "-test.run=^TestStrayDescriptorsAreClosed$")
-	cmd.Env = append(os.Environ(), "STRAY_CHILD=1")
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestInheritedDescriptorsAreClosed$")
+	cmd.Env = append(os.Environ(), "INHERITED_CHILD=1")
 	cmd.ExtraFiles = []*os.File{w}
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -36,7 +36,7 @@ func TestStrayDescriptorsAreClosed(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := r.Read(make([]byte, 1)); err != io.EOF {
-		t.Errorf("the stray pipe is still open: %v", err)
+		t.Errorf("the inherited pipe is still open: %v", err)
 	}
 	in.Close()
 	if err := cmd.Wait(); err != nil {

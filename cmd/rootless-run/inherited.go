@@ -6,9 +6,9 @@ import (
 	"rootlessnet/internal/helper"
 )
 
-// closeStray closes the descriptors that the caller left open by accident, except for the sockets that a service manager passed
+// closeInherited closes the descriptors that the caller left open by accident, except for the sockets that a service manager passed
 // and the pipes of a detached process.
-func closeStray() {
+func closeInherited() {
 	first := firstFD + listenFDs()
 	if os.Getenv(detachedVar) != "" {
 		first += 2
