@@ -105,7 +105,7 @@ func (s *sandbox) wantEchoWith(options guest.Socket, to netip.AddrPort, when ...
 	}
 }
 
-// echoed says whether "hello" came back.
+// echoed reports whether "hello" came back.
 func echoed(e guest.Echoed) bool { return e.Outcome == guest.OK && e.Text == "hello" }
 
 func heading(when []string) string {

@@ -52,7 +52,7 @@ type forwarder struct {
 	seenLate [2]netip.Addr
 	// seenLoopback is the address that a server inside sees for a TCP client on the host's loopback.
 	seenLoopback netip.Addr
-	// onlyIPv4 says that the forwarder listens on IPv4 addresses only.
+	// onlyIPv4 is set if the forwarder listens on IPv4 addresses only.
 	onlyIPv4 bool
 }
 

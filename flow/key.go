@@ -93,13 +93,13 @@ type State uint8
 
 const (
 	// Unreplied: packets were seen in one direction only. TCP flows are never in this state: they enter the table when
-	// both ends stand.
+	// both ends are open.
 	Unreplied State = iota
 	// Established: both directions are open.
 	Established
 	// HalfClosed: one side of a TCP connection has sent FIN.
 	HalfClosed
-	// Ended: the flow is gone.
+	// Ended: the flow has ended.
 	Ended
 )
 

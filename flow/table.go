@@ -37,7 +37,7 @@ type Entry struct {
 	// for the host's loopback, or for a client that the guest cannot see under its own address.
 	Peer netip.AddrPort
 	// Egress is how the datapath has the flow's packets leave the host, in a comparable type of its own; nil where that
-	// does not matter once the flow stands.
+	// does not matter once the flow is open.
 	Egress any
 	// Started is set by Add.
 	Started time.Time

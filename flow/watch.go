@@ -9,7 +9,7 @@ import (
 type EventKind uint8
 
 const (
-	// Started: both ends of the flow stand.
+	// Started: both ends of the flow are open.
 	Started EventKind = iota
 	// Finished: the flow has ended; Info has its final counters.
 	Finished

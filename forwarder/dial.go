@@ -84,7 +84,7 @@ func bindSource(fd int, by Egress) error {
 	return rawsock.Bind(fd, netip.AddrPortFrom(by.Addr, 0))
 }
 
-// ConnectedToItself says whether a socket that StartDial connected to dst is connected to itself, see rawsock.IsSelf. Only
+// ConnectedToItself reports whether a socket that StartDial connected to dst is connected to itself, see rawsock.IsSelf. Only
 // a port in the range from which the kernel gives ports to clients can be the socket's own.
 func ConnectedToItself(fd int, dst netip.AddrPort) bool {
 	r, known := procnet.LocalPorts()

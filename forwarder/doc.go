@@ -1,5 +1,5 @@
-// Package forwarder decides what becomes of each flow that a guest opens, dials for it, and says what the guest is answered
-// when that fails. It is the part that all datapaths share; the datapaths are the packages below it.
+// Package forwarder decides about each flow that a guest opens (dial, refuse, or answer by the resolver), dials the host's side, and
+// chooses the answer to the guest when that fails. It is the part that all datapaths share; the datapaths are the packages below it.
 //
 //		                        stack (frames <-> flows)
 //		                 SYN |        | TCP request      | datagram, echo
@@ -19,7 +19,7 @@
 // # One decision
 //
 // Forwarder.Decide is the only place where a flow is judged. It looks up the flow's Endpoint (which guest it belongs to),
-// recognises queries for the resolver, asks the endpoint's policy, and returns a Decision: dial this destination, have the
+// recognises queries for the resolver, consults the endpoint's policy, and returns a Decision: dial this destination, have the
 // resolver answer, or refuse in this way for this reason. What the guest is answered, RST or which ICMP error or nothing, is
 // one table (refusal.go), for verdicts of the policy and for errors of the host's kernel alike.
 //
@@ -48,7 +48,7 @@
 //
 // # Lock order
 //
-// From the outside to the inside; no lock is taken while one that stands to the right of it is held.
+// From the outside to the inside; no lock is taken while one to the right of it is held.
 //
 //	inbound.Dialler.mu -> splice.Loop.mu
 //	splicetcp.Path.using (read) -> splicetcp.Path.mu -> breaker.mu, splice.Loop.mu, Attempts.mu, flow.Table.mu

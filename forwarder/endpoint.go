@@ -114,7 +114,7 @@ func (e *Endpoint) SetAddresses(a Addresses) {
 	e.now.Store(&endpointAddresses{a, clientaddr.Network{Gateway4: a.Gateway4, Gateway6: a.Gateway6, Own: a.Guests, Subnets: e.cfg.Subnets}})
 }
 
-// ClientVisible says whether a server of the guest at the address server may see client under its own address.
+// ClientVisible reports whether a server of the guest at the address server may see client under its own address.
 func (e *Endpoint) ClientVisible(client, server netip.Addr) bool {
 	return e.now.Load().clients.Visible(client, server)
 }
@@ -124,7 +124,7 @@ func (e *Endpoint) ClientSource(client netip.AddrPort, server netip.Addr) netip.
 	return e.now.Load().clients.Source(client, server)
 }
 
-// AnswersDNS says whether queries to dst are for the resolver.
+// AnswersDNS reports whether queries to dst are for the resolver.
 func (e *Endpoint) AnswersDNS(dst netip.AddrPort) bool {
 	if e.cfg.Resolver == nil || dst.Port() != dnsPort {
 		return false

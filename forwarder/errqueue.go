@@ -41,7 +41,7 @@ func (q *QueuedError) Parse(b []byte) {
 	}
 }
 
-// FromNetwork says whether the error is an ICMP or ICMPv6 message and not one of the host's kernel itself.
+// FromNetwork reports whether the error is an ICMP or ICMPv6 message and not one of the host's kernel itself.
 func (q *QueuedError) FromNetwork() bool {
 	return q.Origin == unix.SO_EE_ORIGIN_ICMP || q.Origin == unix.SO_EE_ORIGIN_ICMP6
 }
@@ -65,7 +65,7 @@ func (q *QueuedError) ICMP(v4 bool) stack.ICMPError {
 	return stack.HostUnreachable(v4)
 }
 
-// unreachable says whether the error is one that ends a TCP connect: "destination unreachable", but for reasons of size.
+// unreachable reports whether the error is one that ends a TCP connect: "destination unreachable", but for reasons of size.
 func (q *QueuedError) unreachable(v4 bool) bool {
 	if v4 {
 		return q.Origin == unix.SO_EE_ORIGIN_ICMP && q.Type == stack.ICMP4Unreachable && q.Code != stack.ICMP4FragNeeded

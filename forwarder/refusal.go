@@ -99,7 +99,7 @@ func causeOfErrno(errno syscall.Errno, v4 bool) cause {
 	return unknown
 }
 
-// refusal is the one table from causes to answers. v4 says that the guest's flow is IPv4.
+// refusal is the one table from causes to answers. v4 is set if the guest's flow is IPv4.
 //
 //	cause             TCP                      UDP and echo
 //	nothing listens   RST                      port unreachable
@@ -139,7 +139,7 @@ func RefusalOf(err error, proto flow.Proto, hostV4, guestV4 bool) Refusal {
 	return refusal(causeOfErrno(errno, hostV4), proto, guestV4)
 }
 
-// OutOfResources says whether err is for want of descriptors, buffers or memory, which passes.
+// OutOfResources reports whether err is for want of descriptors, buffers or memory, which passes.
 func OutOfResources(err error) bool {
 	var errno syscall.Errno
 	if !errors.As(err, &errno) {

@@ -8,7 +8,7 @@ import (
 )
 
 // Readdress puts the addresses, routes, special addresses and outbound sources of now, a plan that Plan.Readdressed made,
-// into force in the gateway; Relink does it inside the namespace. Calls must not overlap. An error of the stack says that
+// into force in the gateway; Relink does it inside the namespace. Calls must not overlap. An error of the stack means that
 // nothing has changed.
 func (g *Gateway) Readdress(now *plan.Plan) error {
 	to, err := addresses(now)

@@ -15,8 +15,8 @@ import (
 // inside the namespace, where that is allowed, opens them in batches before they are needed: taking one costs no message and
 // never waits. The methods may be called concurrently.
 //
-// The protocol on its socket pair (SOCK_SEQPACKET): a packet of two bytes asks, the kind and how many; a packet that carries
-// the descriptors (SCM_RIGHTS) answers, with as many as could be opened, perhaps none.
+// The protocol on its socket pair (SOCK_SEQPACKET): a request is a packet of two bytes, the kind and how many; the response is a
+// packet that carries as many descriptors (SCM_RIGHTS) as could be opened, perhaps none.
 type Pool struct {
 	conn     *net.UnixConn
 	exchange sync.Mutex // held for a request and its answer
@@ -29,7 +29,7 @@ type Pool struct {
 	closed bool               // guarded by mu
 }
 
-// poolKind are the open sockets of one kind. When half a batch is left, another is asked for.
+// poolKind are the open sockets of one kind. When half a batch is left, another is requested.
 type poolKind struct {
 	fds     []int
 	batch   int  // size of the next batch
@@ -38,13 +38,12 @@ type poolKind struct {
 
 // PoolOptions are the options of a Pool; the zero value is a pool of transparent IPv4 sockets.
 type PoolOptions struct {
-	// IPv6 says that the namespace has IPv6 addresses.
+	// IPv6 is set if the namespace has IPv6 addresses.
 	IPv6 bool
 	// UDP has UDP sockets opened from the beginning; otherwise the first GetUDP finds none.
 	UDP bool
 	// MaxBatch is how many sockets of a kind are opened at once at most; more than 240 is cut to that. Up to one and a half
-	// times as many of a kind are open and unused. 0 means a part
-	// of the budget of descriptors.
+	// times as many of a kind are open and unused. 0 means a part of the budget of descriptors.
 	MaxBatch int
 }
 
@@ -67,11 +66,11 @@ const (
 	kindPlain4, kindPlain6             byte = 34, 36 // TCP, plain
 )
 
-// ErrPoolEmpty is the error of the Get methods while no socket is at hand. The pool has asked for more by then; the caller
+// ErrPoolEmpty is the error of the Get methods while no socket is at hand. The pool has requested more by then; the caller
 // uses another datapath, or tries again.
 var ErrPoolEmpty = errors.New("no open socket in the pool")
 
-// NewPool takes over f, the file that ServePool returned inside, and asks for the first sockets. f is closed in any case.
+// NewPool takes over f, the file that ServePool returned inside, and requests the first sockets. f is closed in any case.
 func NewPool(f *os.File, o PoolOptions) (*Pool, error) {
 	c, err := net.FileConn(f)
 	f.Close()
@@ -89,7 +88,7 @@ func NewPool(f *os.File, o PoolOptions) (*Pool, error) {
 	return p, nil
 }
 
-// fill asks for the first batch of the kinds.
+// fill requests the first batch of the kinds.
 func (p *Pool) fill(ipv4, ipv6 byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -99,7 +98,7 @@ func (p *Pool) fill(ipv4, ipv6 byte) {
 	}
 }
 
-// FillForwarded asks for the first sockets for peers behind the namespace, after Redirect.AddForwarding.
+// FillForwarded requests the first sockets for peers behind the namespace, after Redirect.AddForwarding.
 func (p *Pool) FillForwarded() { p.fill(kindForwarded4, kindForwarded6) }
 
 // Get takes a TCP socket out of the pool: non-blocking, transparent, marked for a peer in the namespace or, with forwarded,
@@ -146,7 +145,7 @@ func (p *Pool) get(kind byte) (fd int, err error) {
 	return fd, nil
 }
 
-// orderLocked asks for a batch if half a batch or less is left, unless one is on its way.
+// orderLocked requests a batch if half a batch or less is left, unless one is on its way.
 func (p *Pool) orderLocked(kind byte) *poolKind {
 	k := p.idle[kind]
 	if k == nil {
@@ -178,7 +177,7 @@ func (p *Pool) orderLocked(kind byte) *poolKind {
 	return k
 }
 
-// request asks the inside for count sockets and returns those that came, none on an error. There is one exchange at a time.
+// request requests count sockets from the other end and returns those that came, none on an error. There is one exchange at a time.
 func (p *Pool) request(kind byte, count int) (fds []int) {
 	p.exchange.Lock()
 	defer p.exchange.Unlock()

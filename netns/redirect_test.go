@@ -60,7 +60,7 @@ func transparent(p *Pool, ipv6 bool) func() (int, error) {
 	return func() (int, error) { return p.Get(ipv6, false) }
 }
 
-// TestRedirect: a redirect has its routes, rules, listeners and sysctls while it stands; a second one is refused; and after
+// TestRedirect: a redirect has its routes, rules, listeners and sysctls while it is open; a second one is refused; and after
 // Close the namespace is as it was, so that another can be set up.
 func TestRedirect(t *testing.T) {
 	if !inNamespace(t) {

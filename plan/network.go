@@ -23,7 +23,7 @@ type NetworkPlan struct {
 	// Special are the addresses with a meaning of their own; a gateway's address may be among them. Any other address means
 	// what it means on the host.
 	Special []SpecialAddr
-	// HostAddresses says that the guest has addresses of the host or of the host's networks. The gateway then answers ARP and
+	// HostAddresses is set if the guest has addresses of the host or of the host's networks. The gateway then answers ARP and
 	// neighbour discovery for all addresses of their prefixes, and connections to them go to the host's real neighbours.
 	// Otherwise the prefixes of Addrs are private: an address in them that is neither the guest's nor special is
 	// unreachable.

@@ -79,7 +79,7 @@ type ExtraHost struct {
 	Addr netip.Addr // the zero value means the addresses that stand for the host (Plan.HostAddrs)
 }
 
-// HasGateway says whether the sandbox has a link and a gateway.
+// HasGateway reports whether the sandbox has a link and a gateway.
 func (p *Plan) HasGateway() bool { return p.Network == NetworkBridge || p.Network == NetworkAttach }
 
 // Validate checks c without reading the host's routes. It returns nil or a *UsageError. Run validates its Config too.

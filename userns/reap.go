@@ -13,7 +13,7 @@ import (
 	"rootlessnet/internal/procstat"
 )
 
-// reap waits for every child that has ended. ended says that the command is among them; code is its exit code then.
+// reap waits for every child that has ended. ended is set if the command is among them; code is then its exit code.
 func (s *initState) reap() (code int, ended bool) {
 	for {
 		var status syscall.WaitStatus

@@ -25,7 +25,7 @@ type Sandbox struct {
 	log   *slog.Logger
 	sock  *socket
 	child *child
-	// moved says that init is not in the caller's working directory: entering a mount namespace changes it.
+	// moved is set if init is not in the caller's working directory: entering a mount namespace changes it.
 	moved bool
 
 	gone    chan struct{} // closed when init was reaped
@@ -263,7 +263,7 @@ func (s *Sandbox) NetNS() (inode uint64) {
 	return st.Ino
 }
 
-// Run starts the command, once, and returns its pid in the caller's pid namespace. An *ExecError says why the command could not
+// Run starts the command, once, and returns its pid in the caller's pid namespace. An *ExecError gives the reason why the command could not
 // be started; Run may be called again then.
 func (s *Sandbox) Run(c Command) (pid int, err error) {
 	if c.Env == nil {

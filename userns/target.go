@@ -114,7 +114,7 @@ func (t *Target) Inode() uint64 {
 	return st.Ino
 }
 
-// sameNS says whether path is the file f; false also when there is no such path.
+// sameNS reports whether path is the file f; false also when there is no such path.
 func sameNS(f *os.File, path string) bool {
 	ours, err := f.Stat()
 	if err != nil {
@@ -131,7 +131,7 @@ func stillNS(f *os.File, path string) bool {
 	return errors.Is(err, fs.ErrPermission) || sameNS(f, path)
 }
 
-// hasEnded says whether the process of a pidfd has ended.
+// hasEnded reports whether the process of a pidfd has ended.
 func hasEnded(pidfd *os.File) bool {
 	p := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
 	n, err := unix.Poll(p, 0)

@@ -146,7 +146,7 @@ func (f *follower) servers(s portSpec) map[uint16]bool {
 	return ports
 }
 
-// reached says whether a forwarded connection reaches a server that listens on a. From the namespace, connections are made to the
+// reached reports whether a forwarded connection reaches a server that listens on a. From the namespace, connections are made to the
 // host's loopback. From the host they are made to the namespace's interface, or to its loopback for clients on the host's
 // loopback.
 func (f *follower) reached(a netip.Addr, fromNS bool) bool {

@@ -126,7 +126,7 @@ func (l *Relay) waitLocked(client, fd int, from, dst, alt netip.AddrPort) error 
 	return l.clients.Wait(c, fd, dst, 0)
 }
 
-// errPoolEmpty says that there is no socket at the moment.
+// errPoolEmpty means that there is no socket at the moment.
 var errPoolEmpty = errors.New("the pool of sockets is empty")
 
 // connect begins a connection to a server.

@@ -32,7 +32,7 @@ const (
 // initialTTLs are the times to live that systems begin with.
 var initialTTLs = [...]uint8{guestTTL, 128, 255}
 
-// wasForwarded says whether a segment with this TTL was forwarded by the guest for another host. A TTL that is neither the
+// wasForwarded reports whether a segment with this TTL was forwarded by the guest for another host. A TTL that is neither the
 // guest's own nor a forwarded one was set by a program; such connections are left to the stack path.
 func wasForwarded(ttl uint8) bool {
 	return slices.ContainsFunc(initialTTLs[:], func(start uint8) bool { return ttl < start && ttl >= start-forwardHops })
@@ -54,7 +54,7 @@ func (p *Path) forwardsNow() bool {
 	return !p.closed && p.forwardsLocked()
 }
 
-// forwardsLocked says whether the Path takes what is forwarded. If the namespace was not asked yet, it is asked, and the
+// forwardsLocked reports whether the Path takes what is forwarded. If the namespace was not asked yet, it is asked, and the
 // answer is no.
 func (p *Path) forwardsLocked() bool {
 	if p.forwarding == forwardUnasked {

@@ -62,7 +62,7 @@ func (p *Path) ended(j *joint) {
 	p.give()
 }
 
-// isJoined says whether there is a connection with these ends inside.
+// isJoined reports whether there is a connection with these ends inside.
 func (p *Path) isJoined(f stack.Flow) bool {
 	k := f.Key(flow.TCP)
 	p.mu.Lock()

@@ -38,7 +38,7 @@ func (l *listener) Ready(uint32) {
 	l.p.awaitLocked()
 }
 
-// accept takes what there is, up to the connection that answers r if that is not nil; found says whether it came. A
+// accept takes what there is, up to the connection that answers r if that is not nil; found reports whether it came. A
 // connection that belongs to no request is an attempt from inside to come around the policy. Several goroutines may accept
 // at once: each connection is matched with its request under the lock.
 func (l *listener) accept(r *request) (found bool) {

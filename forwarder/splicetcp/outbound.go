@@ -24,7 +24,7 @@ type requestState uint8
 const (
 	// dialling: the host's connect has begun, or waits for a free descriptor. An attempt is counted.
 	dialling requestState = iota
-	// reinjected: the host's end stands, and the guest's SYN was sent to lo inside.
+	// reinjected: the host's connection is established, and the guest's SYN was sent to lo inside.
 	reinjected
 )
 
@@ -47,7 +47,7 @@ type request struct {
 }
 
 // HandleSYN implements stack.SYNHandler: it decides and dials, and lets the guest's kernel shake hands with a socket of
-// ours when the host's end stands. Usually all of it happens in this call: the host's kernel answers a connect to a
+// ours when the host's connection is established. Usually all of it happens in this call: the host's kernel answers a connect to a
 // neighbour before it returns.
 func (p *Path) HandleSYN(q *stack.SYN) (taken bool) {
 	if q.TTL != guestTTL && !wasForwarded(q.TTL) || q.Endpoint != p.in.Endpoint {

@@ -240,7 +240,7 @@ func TestSpliceRulesChangeWhileUnderWay(t *testing.T) {
 			t.Errorf("the request is still there: %+v", w.Stats())
 		}
 	})
-	t.Run("dialling, and no further SYN", func(t *testing.T) { // the connection is reset when it stands
+	t.Run("dialling, and no further SYN", func(t *testing.T) { // the connection is reset when it is established
 		w := newWorldInside(t, forwardlab.Limit, 0)
 		server := w.fullServer()
 		port := w.freePort()

@@ -148,7 +148,7 @@ func (w *world) pair() (guest, host *net.TCPConn) {
 	return guest, host
 }
 
-// find says whether the table of flows has the key.
+// find reports whether the table of flows has the key.
 func (w *world) find(k flow.Key) bool {
 	for _, i := range w.f.Flows.List() {
 		if i.Key == k {

@@ -80,7 +80,7 @@ func dialHost(ctx context.Context, from forwarder.Egress, dst netip.AddrPort, to
 
 // close closes the socket; what was not read makes it a reset, as for any program.
 func (h *hostConn) close() {
-	if h.f.Close() == nil && h.budget != nil { // an error says that it was closed before
+	if h.f.Close() == nil && h.budget != nil { // an error means that it was closed before
 		h.budget.Give(fdbudget.Stack, 1)
 	}
 }

@@ -269,7 +269,7 @@ func (f *connection) waitGuest() bool {
 	return ok && !f.c.Failed()
 }
 
-// hostReset says whether the end of stream that a read has returned is in fact a reset: the socket reports its error once, and
+// hostReset reports whether the end of stream that a read has returned is in fact a reset: the socket reports its error once, and
 // the other direction's write may have got it. After our FIN there are no more writes.
 func (f *connection) hostReset() bool {
 	reset := false

@@ -75,7 +75,7 @@ func echoKey(e *stack.Echo) flowKey {
 	return flowKey{e.Endpoint, protoEcho, netip.AddrPortFrom(e.Src, e.ID), netip.AddrPortFrom(e.Dst, 0)}
 }
 
-// pingDenied says whether a ping socket was refused for want of permission, or because the kernel has none.
+// pingDenied reports whether a ping socket was refused for want of permission, or because the kernel has none.
 func pingDenied(err error) bool {
 	return err == unix.EACCES || err == unix.EPERM || err == unix.EPROTONOSUPPORT || err == unix.EAFNOSUPPORT
 }

@@ -18,7 +18,7 @@ import (
 	"rootlessnet/stack"
 )
 
-// world is a Path on a fake guest, with a clock that stands still.
+// world is a Path on a fake guest, with a clock that the test advances.
 type world struct {
 	*Path
 	g      *forwardlab.FakeGuest

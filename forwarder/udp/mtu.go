@@ -24,7 +24,7 @@ const (
 	udp6Headers = 40 + 8
 )
 
-// aboveLink says whether a datagram of size bytes of payload is known to be larger than the MTU of the host's link.
+// aboveLink reports whether a datagram of size bytes of payload is known to be larger than the MTU of the host's link.
 func (t *target) aboveLink(size int) bool {
 	size += udp4Headers
 	if t.peer.Addr().Is6() {

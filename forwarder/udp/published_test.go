@@ -96,7 +96,7 @@ func TestPublishedIPv6(t *testing.T) {
 	}
 }
 
-// A v6 client reaches a server on IPv4 only: there is no IPv6 inside, or the guest says that nothing listens there.
+// A v6 client reaches a server on IPv4 only: there is no IPv6 inside, or the guest answers that nothing listens there.
 func TestPublishedOtherFamily(t *testing.T) {
 	c := forwardlab.ListenUDP(t, "[::1]:0")
 	w := newWorld(t, nil)

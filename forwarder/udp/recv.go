@@ -200,7 +200,7 @@ func (r *receiver) controlOf(i int) []byte {
 	return r.control[i][:min(uint64(r.msgs[i].hdr.Controllen), controlSpace)]
 }
 
-// follows says whether message i continues the batch that began with message first, whose datagrams are of size bytes
+// follows reports whether message i continues the batch that began with message first, whose datagrams are of size bytes
 // and whose last one so far is of last bytes: same sender, address, TTL and TOS. Only the last may be shorter.
 func (r *receiver) follows(i, first, last, size int) bool {
 	n := int(r.msgs[i].len)

@@ -30,7 +30,7 @@ const (
 
 var (
 	errSocketClosed = errors.New("forwarder: socket closed")
-	// errRulesChanged says that a flow which was allowed is not allowed any more, now that it is in the table.
+	// errRulesChanged means that a flow was allowed when it was decided and is not allowed any more when it is in the table.
 	errRulesChanged = errors.New("forwarder: the rules have changed")
 )
 

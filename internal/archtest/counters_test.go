@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// Counters have two kinds of names. Most stand in the code as they are printed ("tcp.out"). Those that count by reason
+// Counters have two kinds of names. Most are in the code as they are printed ("tcp.out"). Those that count by reason
 // are a prefix ("drop.udp.") and a name from a table of strings (dropNames, reasonNames) of the package that counts; where
 // the two are put together is of no interest here.
 var (

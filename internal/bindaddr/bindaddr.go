@@ -40,7 +40,7 @@ func ListenTCP(addr netip.AddrPort) (*net.TCPListener, error) {
 	return l.(*net.TCPListener), nil
 }
 
-// NoIPv6 says whether binding an IPv6 address failed because the host has no IPv6: the family is not compiled in or
+// NoIPv6 reports whether binding an IPv6 address failed because the host has no IPv6: the family is not compiled in or
 // disabled (EAFNOSUPPORT), or disabled by net.ipv6.conf.all.disable_ipv6 (EADDRNOTAVAIL).
 func NoIPv6(err error) bool {
 	return errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL)

@@ -24,7 +24,7 @@ func New(failures int, pause time.Duration) *Breaker {
 	return b
 }
 
-// Open says that an attempt would most likely fail.
+// Open reports whether attempts should be skipped, because they would most likely fail.
 func (b *Breaker) Open() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

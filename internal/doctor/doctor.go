@@ -18,7 +18,7 @@ const (
 	Untried Status = "untried" // something that it depends on failed, or it did not answer in time
 )
 
-// Level says whether sandboxes require a check.
+// Level reports whether sandboxes require a check.
 type Level string
 
 const (

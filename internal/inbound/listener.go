@@ -20,7 +20,7 @@ const Pause = 100 * time.Millisecond
 
 // Handler serves the clients of a Listener. Its methods are not called concurrently for one Listener.
 type Handler interface {
-	// Ready says whether one more client can be served now. false has the listener rest for Pause.
+	// Ready reports whether one more client can be served now. false has the listener rest for Pause.
 	Ready() bool
 	// Serve takes over a client's socket, which is non-blocking, and says how the handler run went (package spin).
 	Serve(fd int, client netip.AddrPort) spin.Result
@@ -39,7 +39,7 @@ type Listener struct {
 
 // Listen serves the clients of l by h, and takes l over; it closes l on an error, too. The options that each accepted
 // socket shall have must be set on the listener by tune, if that is not nil: the kernel passes them on. group may be nil;
-// blocking says that h.Serve may wait for something, so that only the listener's own goroutine may call it.
+// blocking is set if h.Serve may block, so that only the listener's own goroutine may call it.
 func Listen(group *spin.Group, l *net.TCPListener, blocking bool, tune func(fd int), h Handler) (*Listener, error) {
 	defer l.Close()
 	// A listener of package net gives each connection a keep-alive pace of its own. The copy shares the socket.

@@ -55,7 +55,7 @@ func ConnectFrom(fd int, src, dst netip.AddrPort) (done bool, err error) {
 	return done, err
 }
 
-// IsSelf says whether a socket that was connected to dst is connected to itself, which TCP allows: a port on which nothing
+// IsSelf reports whether a socket that was connected to dst is connected to itself, which TCP allows: a port on which nothing
 // listens may be the one that the kernel chose for the socket (RFC 9293 3.5, simultaneous open).
 func IsSelf(fd int, dst netip.AddrPort) bool { return LocalAddr(fd) == dst }
 

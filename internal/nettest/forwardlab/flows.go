@@ -118,7 +118,7 @@ func (w *FlowWorld) lives(t testing.TB, f *Flow, id flow.ID) {
 	}
 }
 
-// judged says whether a policy judges the flows.
+// judged reports whether a policy judges the flows.
 func (w *FlowWorld) judged() bool { return w.Forbid != nil }
 
 // TestFlows holds a datapath to what the table of flows promises. newWorld makes a world for each of the tests.

@@ -47,7 +47,7 @@ func NewForwarder(t testing.TB, cfg forwarder.Config) *forwarder.Forwarder {
 	return forwarder.New(cfg)
 }
 
-// TCPStats are the values of forwarder.TCPCounters, and what stands beside them in a Forwarder, at one moment.
+// TCPStats are the values of forwarder.TCPCounters, and the other counters of a Forwarder, at one moment.
 type TCPStats struct {
 	Dialling                                                        int
 	Outbound, Inbound, DialErrors, OverShare, Starved, AcceptErrors uint64

@@ -67,7 +67,7 @@ func HearReset(t testing.TB, c net.Conn) {
 	}
 }
 
-// IsReset says whether err is what a reset gives: gonet wraps netstack's text, not an errno.
+// IsReset reports whether err is what a reset gives: gonet wraps netstack's text, not an errno.
 func IsReset(err error) bool {
 	var op *net.OpError
 	return errors.Is(err, syscall.ECONNRESET) || errors.As(err, &op) && op.Err.Error() == (&tcpip.ErrConnectionReset{}).String()

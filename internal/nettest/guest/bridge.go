@@ -240,7 +240,7 @@ func tcpTo(port uint16) []expr.Any {
 	}
 }
 
-// ctState says whether the connection tracking state is one of bits.
+// ctState reports whether the connection tracking state is one of bits.
 func ctState(bits uint32) []expr.Any {
 	return []expr.Any{
 		&expr.Ct{Register: 1, Key: expr.CtKeySTATE},

@@ -21,7 +21,7 @@ const (
 	bulkPath, bulkSize = "/bulk", 16 << 20
 )
 
-// ServeHTTP tells HTTP clients their address, and answers datagrams to the same port as EchoUDP. The result is the TCP
+// ServeHTTP answers HTTP requests with the client's address, and answers datagrams to the same port as EchoUDP. The result is the TCP
 // listener's address.
 type ServeHTTP struct {
 	Port   uint16 // 0 for a free one
@@ -64,7 +64,7 @@ func httpClient(timeout time.Duration) *http.Client {
 	return &http.Client{Timeout: timeout, Transport: &http.Transport{DisableKeepAlives: true}}
 }
 
-// GetHTTP asks a ServeHTTP server.
+// GetHTTP sends a request to a ServeHTTP server.
 type GetHTTP struct{ URL string }
 
 // HTTPAnswer is what it answered.
@@ -75,7 +75,7 @@ type HTTPAnswer struct {
 
 func (op GetHTTP) run() (HTTPAnswer, error) { return op.Get(), nil }
 
-// Get asks from this process.
+// Get sends the request from this process.
 func (op GetHTTP) Get() HTTPAnswer {
 	resp, err := httpClient(patience).Get(op.URL)
 	if errors.Is(err, syscall.EPIPE) { // the client's other goroutine, which reads, got the reset
@@ -93,7 +93,7 @@ func (op GetHTTP) Get() HTTPAnswer {
 	return HTTPAnswer{OutcomeOf(err), client}
 }
 
-// MoveBulk sends and receives much data by two connections at once. OK says that all of it went through.
+// MoveBulk sends and receives much data by two connections at once. OK is set if all of it arrived.
 type MoveBulk struct{ Server Target }
 
 func (op MoveBulk) run() (Outcome, error) { return op.Move(), nil }
