@@ -28,22 +28,22 @@
 //
 // # One table of flows
 //
-// Every datapath adds its flows to Forwarder.Flows while they live; package flow has the operations.
+// Every datapath keeps its open flows in Forwarder.Flows; package flow has the operations.
 //
 // # Dialling
 //
-// The host's side is dialled before the guest's handshake is completed, so the guest is answered what the host was answered.
-// A destination may have half of the free attempts under way (Attempts), so that a black hole leaves as many again for the
-// others. Descriptors are taken from one budget (package fdbudget); where there are none, outbound attempts are repeated for
-// some seconds, published ports rest, and UDP gives up its least recently used socket.
+// The host's side is dialled before the guest's handshake is completed, so the guest gets the answer that the host got.
+// A destination may have half of the free attempts under way (Attempts), so that one that does not answer leaves as many
+// again for the others. Descriptors are taken from one budget (package fdbudget); where there are none, outbound attempts are repeated for
+// some seconds, published ports accept nothing for a while, and UDP closes its least recently used socket.
 //
-// A failed connect is reported with the ICMP error behind it (IP_RECVERR, ip(7)), which the guest gets as it is. What the
+// A failed connect is reported with the ICMP error that caused it (IP_RECVERR, ip(7)), which the guest gets unchanged. What the
 // host's kernel answers at once (no route, denied by a filter) becomes the error that a router would have sent.
 //
 // # Published ports
 //
 // PublishTCP serves the clients of one listener by the first datapath that takes them: loopback for clients on the host's own
-// loopback where the plan asks for it, then splicetcp, then tcp, which takes all. The server inside sees the client's own
+// loopback where the plan asks for it, then splicetcp, then tcp, which takes every client. The server inside sees the client's own
 // address wherever that is possible (package clientaddr).
 //
 // # Lock order

@@ -11,7 +11,7 @@ import (
 	"rootlessnet/policy"
 )
 
-// dnsPort is where a Resolver is asked (RFC 1035 4.2).
+// dnsPort is the port of DNS servers (RFC 1035 4.2).
 const dnsPort = 53
 
 // Judge is the part of a policy that decisions need. It must not block and may be called from any goroutine.
@@ -24,7 +24,7 @@ var (
 	_ Judge = (*policy.Live)(nil)
 )
 
-// Resolver answers the guest's DNS queries in the host's place.
+// Resolver answers the guest's DNS queries to the addresses of ResolverAddrs.
 type Resolver interface {
 	// ServeTCP serves one connection until it ends. The caller closes the connection.
 	ServeTCP(net.Conn)
@@ -39,10 +39,10 @@ type Addresses struct {
 	// Guests are all addresses of the guest's link. Packets with one of them as their source cannot come from outside: a
 	// client of a published port that has one appears as the gateway. Guest4 and Guest6 need not be repeated.
 	Guests []netip.Addr
-	// Source4 and Source6 are what the host's sockets are bound to, but for those to the host's loopback; the zero value
+	// Source4 and Source6 are what the host's sockets are bound to, except those to the host's loopback; the zero value
 	// leaves the choice to the host's routes.
 	Source4, Source6 netip.Addr
-	// Interface4 and Interface6 are the indexes of the interfaces by which packets of the family leave the host, but for
+	// Interface4 and Interface6 are the indexes of the interfaces by which packets of the family leave the host, except
 	// those to its loopback; 0 leaves the choice to the host's routes.
 	Interface4, Interface6 int
 }
@@ -94,7 +94,7 @@ type Endpoint struct {
 	now atomic.Pointer[endpointAddresses]
 }
 
-// endpointAddresses are an endpoint's addresses, and what follows from them.
+// endpointAddresses are an endpoint's addresses, and the clientaddr.Network made of them.
 type endpointAddresses struct {
 	Addresses
 	clients clientaddr.Network

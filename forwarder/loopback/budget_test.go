@@ -30,10 +30,10 @@ func TestRelayBudgetIsUsedUp(t *testing.T) {
 	}
 	forwardlab.Quietly(t, "waiting for descriptors")
 	forwardlab.Reset(t, clients[0])
-	forwardlab.HearReset(t, servers[0])
+	forwardlab.ExpectReset(t, servers[0])
 	s := forwardlab.Accept(t, l)
-	forwardlab.Say(t, late, "x")
-	forwardlab.Hear(t, s, "x")
+	forwardlab.SendString(t, late, "x")
+	forwardlab.Expect(t, s, "x")
 }
 
 // A datagram of a client for which there is no descriptor is dropped and counted; the flows that exist go on.

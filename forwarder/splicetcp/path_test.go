@@ -26,7 +26,7 @@ func TestSpliceOutbound(t *testing.T) {
 		t.Fatal("the request was left to the stack path")
 	}
 	if other, err := net.Dial("tcp", w.listener.String()); err == nil { // or the reset was there first
-		forwardlab.HearReset(t, other)
+		forwardlab.ExpectReset(t, other)
 		other.Close()
 	}
 	c := w.connect(port)
@@ -36,10 +36,10 @@ func TestSpliceOutbound(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer h.Close()
-	forwardlab.Say(t, c, "request")
-	forwardlab.Hear(t, h, "request")
-	forwardlab.Say(t, h, "answer")
-	forwardlab.Hear(t, c, "answer")
+	forwardlab.SendString(t, c, "request")
+	forwardlab.Expect(t, h, "request")
+	forwardlab.SendString(t, h, "answer")
+	forwardlab.Expect(t, c, "answer")
 	w.waitFor("counted", func(s stats) bool {
 		return s.Active == 1 && s.Outbound == 1 && s.Unmatched == 1 && s.Dialling == 0
 	})
@@ -110,7 +110,7 @@ func TestSpliceCloseWithARequestUnderWay(t *testing.T) {
 	defer h.Close()
 	w.pause()
 	w.stop()
-	forwardlab.HearReset(t, h)
+	forwardlab.ExpectReset(t, h)
 	if !w.syn(20001, guestTTL) {
 		t.Error("a request after Close goes on to the stack path")
 	}
@@ -136,8 +136,8 @@ func TestSpliceSameClientPort(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer in.Close()
-		forwardlab.Say(t, c, client)
-		forwardlab.Hear(t, in, client)
+		forwardlab.SendString(t, c, client)
+		forwardlab.Expect(t, in, client)
 		seen[in.RemoteAddr().String()] = true
 	}
 	if !seen[netip.AddrPortFrom(forwardlab.Other4, port).String()] || len(seen) != 3 {

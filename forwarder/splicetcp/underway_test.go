@@ -50,7 +50,7 @@ func (w *world) connectReset(port uint16) {
 	c, err := net.DialTCP("tcp", net.TCPAddrFromAddrPort(w.flow(port).Src), net.TCPAddrFromAddrPort(w.listener))
 	if err == nil { // or the reset was there first
 		defer c.Close()
-		forwardlab.HearReset(w.TB, c)
+		forwardlab.ExpectReset(w.TB, c)
 	} else if !forwardlab.IsReset(err) {
 		w.Error(err)
 	}
@@ -123,7 +123,7 @@ func TestSpliceSYNSentAgainWhileDialling(t *testing.T) {
 		return err == nil
 	})
 	defer unix.Close(h)
-	forwardlab.Say(t, c, "x")
+	forwardlab.SendString(t, c, "x")
 	b := make([]byte, 1)
 	forwardlab.Eventually(t, "the data", func() bool { n, _ := unix.Read(h, b); return n == 1 })
 	if s := w.Stats(); s.Active != 1 || s.Dialling != 0 {
@@ -217,8 +217,8 @@ func TestSpliceDialWaitsForADescriptor(t *testing.T) {
 	w.waitReinjected(port)
 	c := w.connect(port)
 	h := forwardlab.Accept(t, w.remote)
-	forwardlab.Say(t, c, "x")
-	forwardlab.Hear(t, h, "x")
+	forwardlab.SendString(t, c, "x")
+	forwardlab.Expect(t, h, "x")
 }
 
 // Rules that change while a request is under way.
@@ -262,7 +262,7 @@ func TestSpliceRulesChangeWhileUnderWay(t *testing.T) {
 			t.Errorf("%d flows were ended before there was one", n)
 		}
 		w.connectReset(port)
-		forwardlab.HearReset(t, h)
+		forwardlab.ExpectReset(t, h)
 		w.waitFor("ended", func(s stats) bool { return s.Active == 0 && s.Outbound == 1 && w.f.Flows.Len() == 0 })
 	})
 	t.Run("re-injected, and allowed as before", func(t *testing.T) {
@@ -274,8 +274,8 @@ func TestSpliceRulesChangeWhileUnderWay(t *testing.T) {
 		w.policy.Set(w.rules)
 		w.f.Rejudge(0)
 		c := w.connect(port)
-		forwardlab.Say(t, c, "x")
-		forwardlab.Hear(t, h, "x")
+		forwardlab.SendString(t, c, "x")
+		forwardlab.Expect(t, h, "x")
 	})
 }
 

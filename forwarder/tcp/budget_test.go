@@ -47,8 +47,8 @@ func TestTCPBudgetIsUsedUp(t *testing.T) {
 		t.Errorf("the guest's connection: %v", err)
 	}
 	g, _ := forwardlab.Answer(t, inside)
-	forwardlab.Say(t, h, "x")
-	forwardlab.Hear(t, g, "x")
+	forwardlab.SendString(t, h, "x")
+	forwardlab.Expect(t, g, "x")
 }
 
 // A burst of clients takes no more than there is.
@@ -101,7 +101,7 @@ func TestTCPBudgetAfterFailures(t *testing.T) {
 	}
 	p := w.publish("127.0.0.1:0")
 	if h, err := net.Dial("tcp", p.Addr().String()); err == nil { // nothing listens inside
-		forwardlab.HearReset(t, h)
+		forwardlab.ExpectReset(t, h)
 		_ = h.Close()
 	}
 	forwardlab.Eventually(t, "everything is given back", func() bool { return forwardlab.Taken(w.budget) == 0 })

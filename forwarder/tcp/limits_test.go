@@ -23,10 +23,10 @@ func TestTCPStandingStillIsFree(t *testing.T) {
 	w.pair() // idle
 	g1, h1 := w.pair()
 	_ = g1.CloseWrite() // half closed by the guest
-	forwardlab.HearEOF(t, h1)
+	forwardlab.ExpectEOF(t, h1)
 	g2, h2 := w.pair()
 	_ = h2.CloseWrite() // half closed by the host
-	forwardlab.HearEOF(t, g2)
+	forwardlab.ExpectEOF(t, g2)
 	g3, h3 := w.pair()
 	n3 := forwardlab.Fill(t, g3) // the host's end does not read
 	g4, h4 := w.pair()
@@ -35,10 +35,10 @@ func TestTCPStandingStillIsFree(t *testing.T) {
 	n5g, n5h := forwardlab.Fill(t, g5), forwardlab.Fill(t, h5)
 	forwardlab.Quietly(t, "standing connections")
 	// And every one of them goes on.
-	forwardlab.Say(t, h1, "x")
-	forwardlab.Hear(t, g1, "x")
-	forwardlab.Say(t, g2, "x")
-	forwardlab.Hear(t, h2, "x")
+	forwardlab.SendString(t, h1, "x")
+	forwardlab.Expect(t, g1, "x")
+	forwardlab.SendString(t, g2, "x")
+	forwardlab.Expect(t, h2, "x")
 	for _, c := range []struct {
 		net.Conn
 		sent int
@@ -153,10 +153,10 @@ func TestTCPDNS(t *testing.T) {
 	})
 	for _, gw := range []netip.Addr{forwardlab.Gateway4, forwardlab.Gateway6} {
 		g := w.guest.MustDial(netip.AddrPortFrom(gw, 53))
-		forwardlab.Say(t, g, "question")
-		forwardlab.Hear(t, g, "question")
+		forwardlab.SendString(t, g, "question")
+		forwardlab.Expect(t, g, "question")
 		_ = g.CloseWrite()
-		forwardlab.HearEOF(t, g)
+		forwardlab.ExpectEOF(t, g)
 	}
 }
 
@@ -235,8 +235,8 @@ func TestTCPOutOfDescriptors(t *testing.T) {
 	}
 	forwardlab.Eventually(t, "both starve", func() bool { s := w.Stats(); return s.Starved > 0 && s.AcceptErrors > 0 })
 	forwardlab.Quietly(t, "starving")
-	forwardlab.Say(t, g, "x")
-	forwardlab.Hear(t, h, "x")
+	forwardlab.SendString(t, g, "x")
+	forwardlab.Expect(t, h, "x")
 	for _, fd := range taken {
 		_ = unix.Close(fd)
 	}

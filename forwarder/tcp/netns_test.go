@@ -86,8 +86,8 @@ func TestTCPBlackHole(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer h.Close()
-	forwardlab.Say(t, g, "x")
-	forwardlab.Hear(t, h, "x")
+	forwardlab.SendString(t, g, "x")
+	forwardlab.Expect(t, h, "x")
 	forwardlab.Quietly(t, "dialling")
 	wg.Wait()
 	begin = time.Now()
@@ -116,15 +116,15 @@ func TestTCPPublishedRealClients(t *testing.T) {
 		if seen != forwardlab.LocalAddr(h) || seen.Addr() != c.client {
 			t.Errorf("the guest sees %v, want %v", seen, forwardlab.LocalAddr(h))
 		}
-		forwardlab.Say(t, h, "x")
-		forwardlab.Hear(t, g, "x")
+		forwardlab.SendString(t, h, "x")
+		forwardlab.Expect(t, g, "x")
 		inside := w.guest.MustDial(p.Addr())
 		g, seen = forwardlab.Answer(t, l)
 		if seen.Addr() != c.listen {
 			t.Errorf("hairpin: the guest sees %v, want %v", seen, c.listen)
 		}
-		forwardlab.Say(t, inside, "y")
-		forwardlab.Hear(t, g, "y")
+		forwardlab.SendString(t, inside, "y")
+		forwardlab.Expect(t, g, "y")
 		forwardlab.Reset(t, h)
 	}
 	// A link-local client has an address that means something else on the guest's link.

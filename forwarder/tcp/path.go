@@ -51,8 +51,8 @@ func New(f *forwarder.Forwarder, guest guestDialer) *Path {
 	return p
 }
 
-// SetKeepAlive has every connection that begins from now on send something to the guest at least at this pace; 0 leaves
-// an idle connection silent. It keeps rules inside that have noted the connection from forgetting it.
+// SetKeepAlive has every connection that begins from now on send a segment to the guest at least once per pace; 0 leaves
+// an idle connection silent. It keeps the entries of the nftables sets inside from expiring.
 func (p *Path) SetKeepAlive(pace time.Duration) { p.keepAlive.Store(int64(pace)) }
 
 // Close resets every connection and waits for every goroutine. Nothing may be handed to the Path any more.

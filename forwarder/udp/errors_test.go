@@ -63,10 +63,10 @@ func TestUDPErrorsOfTheNetwork(t *testing.T) {
 	if s, _ := h.Receive(t); len(s) != 4000 {
 		t.Errorf("host got %d bytes", len(s))
 	}
-	// A train of datagrams too large for the path is one error, and one without DF arrives where it may be fragmented.
+	// A GSO batch of datagrams too large for the path gives one error, and one without DF arrives where it may be fragmented.
 	w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: forwardlab.AP("203.0.113.9:9")}, Payload: []byte(forwardlab.Repeat(4200)), TTL: 64, GSOSize: 1400, DF: true})
 	if e := forwardlab.Receive(t, w.g.UDPErr, "error"); e.E != (stack.ICMPError{Type: 3, Code: 4, MTU: forwardlab.NarrowMTU}) || len(e.Payload) != 1400 {
-		t.Errorf("train: %+v, %d bytes", e.E, len(e.Payload))
+		t.Errorf("batch: %+v, %d bytes", e.E, len(e.Payload))
 	}
 	w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: h.At}, Payload: []byte(forwardlab.Repeat(6000)), TTL: 64, GSOSize: 2000})
 	for range 3 {
@@ -109,7 +109,7 @@ func TestPublishedRemoteClients(t *testing.T) {
 			t.Errorf("client got %q from %v, want it from %v", s, from, c.to)
 		}
 	}
-	// A client that went away: the server is told, as by its own kernel.
+	// A client that has closed its socket: the server gets the ICMP error, as from its own kernel.
 	d := stack.Datagram{Flow: stack.Flow{Src: a4.At, Dst: server4}}
 	_ = a4.Close()
 	w.answer(d, "too late")
@@ -209,7 +209,7 @@ func TestEcho(t *testing.T) {
 	}
 }
 
-// Without permission nothing is forged, the guest is told why, and the log has the remedy, once.
+// Without permission no reply is forged, the guest gets an ICMP error that says prohibited, and the log has the remedy, once.
 func TestEchoWithoutPermission(t *testing.T) {
 	n := forwardlab.EnterNetns(t)
 	if n == nil {

@@ -13,7 +13,7 @@ import (
 )
 
 // A guest whose link has a larger MTU than the host's marks its datagrams DF nevertheless; they arrive, the first one
-// as well. The path's MTU is told all the same.
+// as well. An MTU of the path that is smaller is reported to the guest nevertheless.
 func TestUDPLargerThanTheLink(t *testing.T) {
 	n := forwardlab.EnterNetns(t)
 	if n == nil {
@@ -49,7 +49,7 @@ func TestUDPLargerThanTheLink(t *testing.T) {
 			send(h.At, size, 0)
 			arrive(size)
 		}
-		send(h.At, 6500, 2000) // a train, of the flow that knows the link
+		send(h.At, 6500, 2000) // a GSO batch, of the flow that has the MTU of the link
 		arrive(2000, 2000, 2000, 500)
 		w.advance(linkLife)
 		send(h.At, 6500, 2000) // and of one that does not
@@ -79,7 +79,7 @@ func TestUDPLargerThanTheLink(t *testing.T) {
 			t.Errorf("%v: %v allocations a large datagram", h.At, n)
 		}
 
-		// The link is asked for again after a while.
+		// The MTU of the link is read again after linkLife.
 		setMTU(t, forwardlab.WideMTU-shrink)
 		w.advance(linkLife)
 		send(h.At, fits, 0)

@@ -49,10 +49,10 @@ func NewTCPFlow(t testing.TB, key flow.Key, peer netip.AddrPort, opener, server 
 	f := &Flow{Key: key, Peer: peer, Ends: [2]net.Conn{opener, server}}
 	f.Exchange = func(t testing.TB) {
 		t.Helper()
-		Say(t, opener, Question)
-		Hear(t, server, Question)
-		Say(t, server, Reply)
-		Hear(t, opener, Reply)
+		SendString(t, opener, Question)
+		Expect(t, server, Question)
+		SendString(t, server, Reply)
+		Expect(t, opener, Reply)
 	}
 	f.Exchange(t)
 	return f
@@ -100,7 +100,7 @@ func (w *FlowWorld) ended(t testing.TB, f *Flow, id flow.ID) {
 	t.Helper()
 	if w.Proto == flow.TCP {
 		for _, c := range f.Ends {
-			HearReset(t, c)
+			ExpectReset(t, c)
 		}
 	}
 	Eventually(t, "the table has forgotten the flow", func() bool {
@@ -243,7 +243,7 @@ func TestFlows(t *testing.T, newWorld func(t testing.TB) *FlowWorld) {
 		if err := f.Ends[0].(Stream).CloseWrite(); err != nil {
 			t.Fatal(err)
 		}
-		HearEOF(t, f.Ends[1])
+		ExpectEOF(t, f.Ends[1])
 		Eventually(t, "it is half-closed", func() bool {
 			i, there := w.info(f.Key)
 			return there && i.State == flow.HalfClosed
@@ -251,7 +251,7 @@ func TestFlows(t *testing.T, newWorld func(t testing.TB) *FlowWorld) {
 		if err := f.Ends[1].(Stream).CloseWrite(); err != nil {
 			t.Fatal(err)
 		}
-		HearEOF(t, f.Ends[0])
+		ExpectEOF(t, f.Ends[0])
 		Eventually(t, "the table is empty", func() bool { return w.Forwarder.Flows.Len() == 0 })
 		Eventually(t, "every descriptor is given back", func() bool { return Taken(w.Budget) == 0 })
 		if w.Forwarder.Flows.Kill(i.ID) {
