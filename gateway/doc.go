@@ -16,8 +16,8 @@
 //
 // # What it may touch
 //
-// It imports plan, dns, policy, tap, stack, forwarder and netns (for the types of Namespace). It knows nothing of the lifecycle
-// (package sandbox), of processes and user namespaces (package userns), of the control socket, or of the state directory. All
+// It imports plan, dns, policy, tap, stack, forwarder and netns (for the types of Namespace). It does not use the lifecycle
+// (package sandbox), processes and user namespaces (package userns), the control socket, or the state directory. All
 // uses of the forwarder are in dataplane.go (assembly, splice path), ports_connect.go (published ports), loopback_clients.go
 // and loopback_forwards.go (loopback), readdress.go, layers.go (addresses) and stats.go.
 //

@@ -15,8 +15,8 @@ func (g *Gateway) Readdress(now *plan.Plan) error {
 	if err != nil {
 		return err
 	}
-	// From the outside to the inside: the gateway knows an address before the guest has it. The new policy judges the live
-	// flows again.
+	// From the outside to the inside: the gateway must serve an address before the guest uses it. The new policy judges the
+	// live flows again.
 	if err := g.stack.SetAddresses(stackConfig(now)); err != nil {
 		return err
 	}

@@ -11,7 +11,7 @@ import (
 	"rootlessnet/internal/fdbudget"
 )
 
-// A Pool keeps open sockets of another network namespace at hand, most of them transparent TCP sockets. A process or thread
+// A Pool keeps open sockets of another network namespace ready, most of them transparent TCP sockets. A process or thread
 // inside the namespace, where that is allowed, opens them in batches before they are needed: taking one costs no message and
 // never waits. The methods may be called concurrently.
 //
@@ -33,7 +33,7 @@ type Pool struct {
 type poolKind struct {
 	fds     []int
 	batch   int  // size of the next batch
-	ordered bool // a batch is on its way
+	pending bool // a batch was requested and has not arrived
 }
 
 // PoolOptions are the options of a Pool; the zero value is a pool of transparent IPv4 sockets.
@@ -66,7 +66,7 @@ const (
 	kindPlain4, kindPlain6             byte = 34, 36 // TCP, plain
 )
 
-// ErrPoolEmpty is the error of the Get methods while no socket is at hand. The pool has requested more by then; the caller
+// ErrPoolEmpty is the error of the Get methods while the pool has no socket. The pool has requested more by then; the caller
 // uses another datapath, or tries again.
 var ErrPoolEmpty = errors.New("no open socket in the pool")
 
@@ -92,9 +92,9 @@ func NewPool(f *os.File, o PoolOptions) (*Pool, error) {
 func (p *Pool) fill(ipv4, ipv6 byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.orderLocked(ipv4)
+	p.refillLocked(ipv4)
 	if p.ipv6 {
-		p.orderLocked(ipv6)
+		p.refillLocked(ipv6)
 	}
 }
 
@@ -134,7 +134,7 @@ func (p *Pool) GetPlain(ipv6 bool) (fd int, err error) {
 func (p *Pool) get(kind byte) (fd int, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	k := p.orderLocked(kind)
+	k := p.refillLocked(kind)
 	n := len(k.fds)
 	if n == 0 {
 		return -1, ErrPoolEmpty
@@ -145,17 +145,17 @@ func (p *Pool) get(kind byte) (fd int, err error) {
 	return fd, nil
 }
 
-// orderLocked requests a batch if half a batch or less is left, unless one is on its way.
-func (p *Pool) orderLocked(kind byte) *poolKind {
+// refillLocked requests a batch if half a batch or less is left, unless one was requested already.
+func (p *Pool) refillLocked(kind byte) *poolKind {
 	k := p.idle[kind]
 	if k == nil {
 		k = &poolKind{batch: min(firstBatch, p.maxBatch)}
 		p.idle[kind] = k
 	}
-	if p.closed || k.ordered || len(k.fds) > k.batch/2 {
+	if p.closed || k.pending || len(k.fds) > k.batch/2 {
 		return k
 	}
-	k.ordered = true
+	k.pending = true
 	budget := fdbudget.Process()
 	n := min(k.batch, max(1, budget.Free(fdbudget.Pool)))
 	budget.TakeAnyway(fdbudget.Pool, n)
@@ -164,7 +164,7 @@ func (p *Pool) orderLocked(kind byte) *poolKind {
 		budget.Give(fdbudget.Pool, n-len(fds))
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		k.ordered = false
+		k.pending = false
 		if p.closed {
 			closeIdle(fds)
 			return
@@ -202,7 +202,7 @@ func (p *Pool) request(kind byte, count int) (fds []int) {
 	return fds
 }
 
-// Close closes the sockets that were not taken. The inside sees the end of its connection and ends its part.
+// Close closes the sockets that were not taken. The server inside reads end of file and ends.
 func (p *Pool) Close() {
 	p.mu.Lock()
 	if p.closed {

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RedirectConfig asks for a TPROXY redirect: TCP segments that would leave by the uplink are delivered to sockets of ours
+// RedirectConfig describes a TPROXY redirect: TCP segments that would leave by the uplink are delivered to sockets of ours
 // inside the namespace instead. Connection requests (SYN) still leave by the link, where the supervisor judges and dials them.
 // For a destination that answers, the supervisor re-injects the SYN on lo, where it reaches a redirect listener; any other
 // connection stays on the link and is served by the userspace stack.
@@ -28,7 +28,7 @@ type RedirectConfig struct {
 const (
 	// markRedirect is on re-injected SYNs and on the segments that the rules redirect. The policy rule routes it to lo.
 	markRedirect = 0x726e0001
-	// markTransparent is on transparent sockets that stand for a remote host. What the command answers to them inherits it
+	// markTransparent is on transparent sockets that have the address of a remote host. What the command answers to them inherits it
 	// (net.ipv4.tcp_fwmark_accept), and the policy rule routes it to lo.
 	markTransparent = 0x726e0003
 	// redirectMask compares the bits in which the two marks are the same: one policy rule is for both.
@@ -62,7 +62,7 @@ type Redirect struct {
 	// files are the descriptors for the supervisor, see Files.
 	files []*os.File
 	// held are copies of the listeners. There is one redirect in a namespace at a time, and these addresses are its lock: a
-	// second helper must not set up its own, nor take what is there for its own, before this one has restored the namespace.
+	// second helper must not set up its own, nor use the existing one, before this one has restored the namespace.
 	// They are plain descriptors because Go's poller would wake this process for every connection to an os.File.
 	held []int
 	// undo removes what does not end with a descriptor.

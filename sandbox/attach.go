@@ -76,7 +76,7 @@ func (a *Attached) supervise(ctx context.Context) {
 		agent = s.ns.Ended()
 	}
 	select {
-	case <-s.target.gone():
+	case <-s.target.ended():
 	case <-a.closing:
 	case <-ctx.Done():
 		a.err = ctx.Err()
@@ -112,7 +112,7 @@ func (a *Attached) ResolvConf() []byte { return a.s.network.ResolvConf() }
 // HostsFile is the text of a hosts file for programs in the namespace.
 func (a *Attached) HostsFile(hostname string) []byte { return a.s.network.HostsFile(hostname) }
 
-// PID is the pid of the agent process inside the namespace, whose /proc/PID/net shows it; 0 for a TAP.
+// PID is the pid of the agent process inside the namespace, where /proc/PID/net shows it; 0 for a TAP.
 func (a *Attached) PID() int {
 	if a.s.ns == nil {
 		return 0
@@ -165,7 +165,7 @@ func (a *Attached) Stats() Stats { return (&backend{a.s}).Stats() }
 // Done is closed when the sandbox has ended, for whatever reason, and everything it had made is undone.
 func (a *Attached) Done() <-chan struct{} { return a.done }
 
-// Err returns why the sandbox has ended: nil if the namespace went away or Close was called, the context's error if that ended.
+// Err returns why the sandbox has ended: nil if the namespace has ended or Close was called, the context's error if that ended.
 // Before Done it is nil.
 func (a *Attached) Err() error {
 	select {

@@ -132,7 +132,7 @@ func TestKillAfterClose(t *testing.T) {
 	}
 }
 
-// HalfClosed tells of the first FIN, from either side, and not of data.
+// HalfClosed reports the first FIN, from either side; data does not change it.
 func TestHalfClosed(t *testing.T) {
 	for _, first := range []int{0, 1} {
 		l := newLoop(t)

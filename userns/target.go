@@ -125,7 +125,7 @@ func sameNS(f *os.File, path string) bool {
 }
 
 // stillNS is sameNS, but true also if path may not be read. That is so for /proc/PID/ns once the supervisor has dropped its
-// capabilities, and perhaps for a directory on the way, and does not mean that the namespace is gone.
+// capabilities, and perhaps for a directory on the way, and does not mean that the namespace has ended.
 func stillNS(f *os.File, path string) bool {
 	_, err := os.Stat(path)
 	return errors.Is(err, fs.ErrPermission) || sameNS(f, path)
@@ -164,7 +164,7 @@ func (t *Target) Close() {
 
 // spawnAttach starts init in the target's namespaces. The calling goroutine must be locked to its thread, as for spawnNew.
 func spawnAttach(t *Target, sock *os.File) (*child, error) {
-	e := entry{pdeathsig: wakeSignal(false)}
+	e := entry{pdeathsig: deathSignal(false)}
 	for _, f := range []*os.File{t.user, t.net} {
 		if f != nil {
 			e.ns = append(e.ns, f)

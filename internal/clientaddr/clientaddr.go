@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// Network is what is known of the namespace in which the server is. The zero value has no gateway.
+// Network describes the namespace in which the server is. The zero value has no gateway.
 type Network struct {
 	// Gateway4 and Gateway6 are the addresses under which clients appear that cannot appear as themselves; invalid where
 	// there is none.

@@ -86,7 +86,7 @@ func (g *Group) busyPoll(m *Member, result Result, recent bool) {
 			m, result = g.pollUntil(m, begin)
 		}
 		if result != Progress && result != Yield {
-			// Idle covers a member that another goroutine is serving, one in bulk transfer, and an event that was gone already. In
+			// Idle covers a member that another goroutine is serving, one in bulk transfer, and an event that was handled already. In
 			// all these cases, and for Bulk and Done, the member's own goroutine goes on.
 			return
 		}
@@ -95,7 +95,7 @@ func (g *Group) busyPoll(m *Member, result Result, recent bool) {
 }
 
 // pollUntil polls until pollTime after begin. It returns the member whose handler it ran, with the result. The next event is most
-// often for m again, and running m's handler costs no more than asking epoll, so each round tries that as well.
+// often for m again, and running m's handler costs no more than polling epoll, so each round tries that as well.
 func (g *Group) pollUntil(m *Member, begin int64) (*Member, Result) {
 	for {
 		if other := g.readyMember(); other != nil {
