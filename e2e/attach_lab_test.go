@@ -13,7 +13,7 @@ import (
 	"rootlessnet/internal/nettest/topo"
 )
 
-// namespace is a user and a network namespace that another program than ours made, with an agent inside that is root there.
+// namespace is a user and a network namespace that unshare(1) made, with an agent inside that is root there.
 type namespace struct {
 	*sandbox
 	pid int

@@ -29,11 +29,11 @@ func TestDatapathIsNamed(t *testing.T) {
 		if l.datapath == "splice" {
 			want = n
 		}
-		if c["now.tcp.connections"] != n || c["now.tcp.spliced"] != want || c["tcp.out"] != n {
-			t.Errorf("with %d connections: %v", n, c)
+		if c.of(tcpConnections) != n || c.of(tcpSpliced) != want || c.of(tcpOut) != n {
+			t.Errorf("with %d connections: %v", n, c.values)
 		}
-		if c["tcp.bytes-out"] != n || c["tcp.bytes-in"] < n {
-			t.Errorf("after an echo on each of %d: %d bytes out, %d in", n, c["tcp.bytes-out"], c["tcp.bytes-in"])
+		if c.of(tcpBytesOut) != n || c.of(tcpBytesIn) < n {
+			t.Errorf("after an echo on each of %d: %d bytes out, %d in", n, c.of(tcpBytesOut), c.of(tcpBytesIn))
 		}
 	})
 }
@@ -60,8 +60,8 @@ func TestOwnAddresses(t *testing.T) {
 		if reached.count() != 0 {
 			t.Error("the host was reached")
 		}
-		if got := s.counters(); got["tcp.out"] != 0 {
-			t.Errorf("%d connections left", got["tcp.out"])
+		if got := s.counters(); got.of(tcpOut) != 0 {
+			t.Errorf("%d connections left", got.of(tcpOut))
 		}
 	})
 }

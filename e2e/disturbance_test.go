@@ -14,7 +14,7 @@ import (
 	"rootlessnet/internal/nettest/topo"
 )
 
-// These tests disturb the supervisor, or the host's network, while connections stand.
+// These tests disturb the supervisor, or the host's network, while there are connections.
 
 // TestScorecard39StoppedSupervisor: connections out and in survive a supervisor that is stopped for a while, and new ones
 // work afterwards.

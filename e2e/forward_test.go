@@ -94,8 +94,8 @@ func (e *engine) wantSpliced(want uint64) {
 		return
 	}
 	eventually(e.T, 2*time.Second, func() string {
-		if c := e.counters(); c["now.tcp.spliced"] != want || c["now.tcp.connections"] != want {
-			return fmt.Sprintf("%d connections, %d spliced; want %d", c["now.tcp.connections"], c["now.tcp.spliced"], want)
+		if c := e.counters(); c.of(tcpSpliced) != want || c.of(tcpConnections) != want {
+			return fmt.Sprintf("%d connections, %d spliced; want %d", c.of(tcpConnections), c.of(tcpSpliced), want)
 		}
 		return ""
 	})
@@ -264,7 +264,7 @@ func TestForwardedPublished(t *testing.T) {
 				if _, err := c.Read(make([]byte, 1)); err != nil { // of the greeting
 					return err.Error()
 				}
-				if n := e.counters()["now.tcp.spliced"]; l.datapath == "splice" && n == 0 {
+				if n := e.counter(tcpSpliced); l.datapath == "splice" && n == 0 {
 					return "by the stack path"
 				}
 				return ""
@@ -323,8 +323,8 @@ func TestForwardedFirewall(t *testing.T) {
 			srv, _ := l.serve(l.There, at(f.there, 0), guest.Echo)
 			box.wantChurn(srv, 20)
 		}
-		if c := e.counters(); l.datapath == "splice" && c["tcp.reinject-failed"] != 0 {
-			t.Errorf("%d re-injected SYNs were not answered", c["tcp.reinject-failed"])
+		if c := e.counters(); l.datapath == "splice" && c.of(tcpReinjectFails) != 0 {
+			t.Errorf("%d re-injected SYNs were not answered", c.of(tcpReinjectFails))
 		}
 	})
 }
@@ -345,8 +345,8 @@ func TestForwardedMany(t *testing.T) {
 				two.wantEchoWith(guest.Socket{From: at(box2.of(f.here), 7777)}, srv)
 			}
 		}
-		if c := e.counters(); l.datapath == "splice" && c["tcp.reinject-failed"] != 0 {
-			t.Errorf("%d re-injected SYNs were not answered", c["tcp.reinject-failed"])
+		if c := e.counters(); l.datapath == "splice" && c.of(tcpReinjectFails) != 0 {
+			t.Errorf("%d re-injected SYNs were not answered", c.of(tcpReinjectFails))
 		}
 	})
 }
@@ -394,7 +394,7 @@ func TestForwardedSourceCheckWithMarks(t *testing.T) {
 			box.wantEcho(srv)
 		}
 	}
-	if c := e.counters(); c["tcp.spliced-bytes-out"] == 0 || c["tcp.reinject-failed"] != 0 {
-		t.Errorf("not by the splice path: %v", c)
+	if c := e.counters(); c.of(tcpSplicedOut) == 0 || c.of(tcpReinjectFails) != 0 {
+		t.Errorf("not by the splice path: %v", c.values)
 	}
 }

@@ -125,7 +125,7 @@ func TestScorecard06RawUDPToLoopbackOfIPv6(t *testing.T) {
 func TestScorecard07MulticastAndReservedAreCounted(t *testing.T) {
 	l := newLab(t)
 	s := l.start()
-	before := s.counters()
+	before := s.counters().values
 	for _, dst := range []string{"255.255.255.255", "224.0.0.251", "239.1.2.3", "240.0.0.1"} {
 		if got := sendDatagram(s, dst, 5353, 100*time.Millisecond); got == guest.AnsweredDatagram {
 			t.Errorf("a datagram to %s was answered", dst)
@@ -134,7 +134,7 @@ func TestScorecard07MulticastAndReservedAreCounted(t *testing.T) {
 	if got := sendSYN(s, "240.0.0.1", 80, 100*time.Millisecond); got == guest.AnsweredSYNACK {
 		t.Error("a SYN to 240.0.0.1 was answered")
 	}
-	after := s.counters()
+	after := s.counters().values
 	for _, reason := range []string{"broadcast", "multicast", "reserved"} {
 		grew := false
 		for name, n := range after {

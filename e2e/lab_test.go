@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -219,18 +218,6 @@ func (s *sandbox) explain(err error) error {
 		return fmt.Errorf("%w: %v", err, s.cmd.ProcessState)
 	}
 	return err
-}
-
-// counters are the live counters of the sandbox.
-func (s *sandbox) counters() map[string]uint64 {
-	s.Helper()
-	var stats struct {
-		Counters map[string]uint64 `json:"counters"`
-	}
-	if err := json.Unmarshal([]byte(s.manage("stats", "-o", "json", s.name)), &stats); err != nil {
-		s.Fatal(err)
-	}
-	return stats.Counters
 }
 
 // rss is the supervisor's resident memory in bytes.

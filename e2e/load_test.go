@@ -173,10 +173,8 @@ func TestScorecard32UDPFlows(t *testing.T) {
 	if answered := do(s, guest.AskUDPFromMany{To: guest.To(srv), Flows: flows}); answered < flows*99/100 {
 		t.Errorf("%d of %d flows were answered", answered, flows)
 	}
-	for name, n := range s.counters() {
-		if name == "now.udp.flows" && n > 16384 {
-			t.Errorf("%d flows are kept", n)
-		}
+	if n := s.counter(udpFlows); n > 16384 {
+		t.Errorf("%d flows are kept", n)
 	}
 	const most = 150 << 20
 	if grown := s.rss() - before; grown > most {
@@ -221,7 +219,7 @@ func churnFor(t *testing.T, l *lab, lasts time.Duration) {
 	if now := s.rss(); now > rss+rss/20+8<<20 {
 		t.Errorf("resident memory grew from %d to %d", rss, now)
 	}
-	for name, v := range s.counters() {
+	for name, v := range s.counters().values {
 		if strings.HasPrefix(name, "now.tcp") && v > 4 {
 			t.Errorf("%s is %d after all connections are gone", name, v)
 		}

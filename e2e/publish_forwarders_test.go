@@ -28,7 +28,7 @@ type mapping struct {
 	following uint16 // how many more ports follow each
 }
 
-// publisher is a forwarder that runs and has published ports.
+// publisher is a running forwarder, with its published ports.
 type publisher struct {
 	*forwarder
 	*sandbox // the agent on the forwarder's inside
@@ -44,19 +44,19 @@ type forwarder struct {
 	link, datapath string // flags of the programs that have them; "" for the default
 	open           func(l *lab, ports []mapping) *publisher
 
-	// seenTCP and seenUDP are the address of which a server inside sees a client of either family, when it is not the
-	// client's own.
+	// seenTCP and seenUDP are the addresses that a server inside sees for an IPv4 and for an IPv6 client of "there"; the
+	// zero Addr stands for the client's own.
 	seenTCP, seenUDP [2]netip.Addr
 	// seenLate is the same for a UDP client that asked before a server was up. Where the inside has both families its flow
 	// was moved to the other family when the first was refused, and stays there: the client appears as the gateway.
 	seenLate [2]netip.Addr
-	// seenLoopback is the address of which a server inside sees a TCP client on the host's loopback.
+	// seenLoopback is the address that a server inside sees for a TCP client on the host's loopback.
 	seenLoopback netip.Addr
 	// onlyIPv4 says that the forwarder listens on IPv4 addresses only.
 	onlyIPv4 bool
 }
 
-// seen is the address of which the server sees a client, which is the client's own unless the forwarder has another.
+// seen is the address that the server sees for a client: the client's own, unless the table has another.
 func seen(expected [2]netip.Addr, client netip.Addr) netip.Addr {
 	addr := expected[0]
 	if client.Is6() {
@@ -68,8 +68,8 @@ func seen(expected [2]netip.Addr, client netip.Addr) netip.Addr {
 	return client
 }
 
-// The namespace that rootlessport forwards to when no other helper of ours connects it: addresses on a bridge, as those of
-// a container, and a gateway of which it sees clients that have no address it could answer to.
+// The namespace that rootlessport forwards to when no helper of this project connects it: addresses on a bridge, as those
+// of a container, and the gateway as which clients appear that the container could not answer.
 var (
 	alone        = hosts{netip.MustParsePrefix("10.9.9.2/24"), netip.MustParsePrefix("fd99::2/64")}
 	aloneGateway = []netip.Addr{netip.MustParseAddr("10.9.9.1"), netip.MustParseAddr("fd99::1")}

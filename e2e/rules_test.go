@@ -79,11 +79,11 @@ func TestMarksAndPolicyRoutingInside(t *testing.T) {
 	})
 }
 
-// The marks of the TPROXY redirect: a program that knows them must gain nothing.
+// Marks of the range that the TPROXY redirect uses: a program that knows them must gain nothing.
 const (
-	markDivert = 0x726e0001
-	markKeep   = 0x726e0002
-	markSpeak  = 0x726e0003
+	markRedirect = 0x726e0001 // of packets that are routed to lo, and there to the listener
+	markUnused   = 0x726e0002
+	markRemote   = 0x726e0003 // of sockets inside that stand for a remote peer
 )
 
 // TestNoWayAroundPolicy: a program that sends connections straight to the listeners of the splice path reaches no server.
@@ -99,7 +99,7 @@ func TestNoWayAroundPolicy(t *testing.T) {
 			targets = append(targets, loopback6, netip.MustParseAddr("100::1"), gateway6)
 		}
 		for _, dst := range targets {
-			for _, mark := range []uint32{markDivert, markKeep, markSpeak} {
+			for _, mark := range []uint32{markRedirect, markUnused, markRemote} {
 				for _, port := range []uint16{srv.Port(), 1} {
 					options := guest.Socket{Mark: mark, Timeout: 200 * time.Millisecond}
 					if got := do(s, guest.Exchange{To: guest.To(at(dst, port)), Text: "hello", Socket: options}); echoed(got) {
@@ -114,13 +114,13 @@ func TestNoWayAroundPolicy(t *testing.T) {
 		}
 		// An address that is open, but the connection does not come by the link.
 		open := at(topo.Here4, srv.Port())
-		got := do(s, guest.Exchange{To: guest.To(open), Text: "hello", Socket: guest.Socket{Mark: markDivert}})
+		got := do(s, guest.Exchange{To: guest.To(open), Text: "hello", Socket: guest.Socket{Mark: markRedirect}})
 		if echoed(got) || reached.count() != 0 {
 			t.Errorf("with the mark, to an open address: %+v", got)
 		}
 		s.wantEcho(open, "afterwards, without a mark")
 		eventually(t, time.Second, func() string {
-			if n := s.counters()["now.tcp.connections"]; n != 0 {
+			if n := s.counter(tcpConnections); n != 0 {
 				return fmt.Sprintf("%d connections are left", n)
 			}
 			return ""

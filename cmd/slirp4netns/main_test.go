@@ -89,8 +89,8 @@ func TestCannotStart(t *testing.T) {
 	}{
 		{[]string{"-c", "-e", "3", "-r", "4", "4194303", "tap0"}, "no such process"},
 		{[]string{"-c", "-e", "3", "-r", "4", "--netns-type=path", notNamespace, "tap0"}, "not a namespace of this type"},
-		{[]string{"-c", "-e", "99", "-r", "4", "4194303", "tap0"}, "descriptor 99, which the caller names: bad file descriptor"},
-		{[]string{"-c", "-e", "3", "-r", "99", "4194303", "tap0"}, "descriptor 99, which the caller names: bad file descriptor"},
+		{[]string{"-c", "-e", "99", "-r", "4", "4194303", "tap0"}, "descriptor 99, passed by the caller: bad file descriptor"},
+		{[]string{"-c", "-e", "3", "-r", "99", "4194303", "tap0"}, "descriptor 99, passed by the caller: bad file descriptor"},
 	} {
 		p := start(t, c.args...)
 		if got := p.WaitReady(); got != "" {

@@ -1,4 +1,5 @@
-// Package callers runs the programs that start slirp4netns, pasta and rootlessport, unchanged, with ours in their place.
+// Package callers runs the unchanged programs that start slirp4netns, pasta and rootlessport, with this project's programs of
+// those names.
 package callers
 
 import (
@@ -216,7 +217,7 @@ func running(name string) (pids []int) {
 }
 
 // sameNetwork leaves out what runs on the machine beside the tests, as far as that can be told: a process whose namespace
-// cannot be read is not dumpable, as ours are.
+// cannot be read is not dumpable, and counts: this project's helpers are not.
 func sameNetwork(pid int) bool {
 	theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
 	if err != nil {
@@ -276,7 +277,7 @@ func image(path string) error {
 	return w.Close()
 }
 
-// libraries are the files this program needs beside itself: none, but with the race detector libc, and what loads it.
+// libraries are the shared libraries of this program: none, except with the race detector libc and the dynamic linker.
 func libraries() (paths []string) {
 	exe, err := elf.Open("/proc/self/exe")
 	if err != nil {

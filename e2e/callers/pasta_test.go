@@ -15,7 +15,7 @@ import (
 // none turns off every port that pasta forwards by itself.
 var none = []string{"-t", "none", "-u", "none", "-T", "none", "-U", "none"}
 
-// ownHost is a network namespace that stands for the host: its interface and addresses are the test's to change.
+// ownHost is a network namespace that serves as the host, so that the test can change the host's interface and addresses.
 type ownHost struct{ target }
 
 // newOwnHost has h0 with 192.0.2.10 and .11, and a default route by an address that no machine has.

@@ -12,8 +12,9 @@ import (
 	"rootlessnet/internal/nettest/guest"
 )
 
-// counters are those of the helper that connects the namespace of the bridges.
-func (p pod) counters() map[string]uint64 {
+// connections counts the TCP connections of the helper that connects the namespace of the bridges, and those of them that
+// the kernel splices.
+func (p pod) connections() (all, spliced uint64) {
 	p.Helper()
 	manage := filepath.Join(bins, "rootless-net")
 	var stats struct {
@@ -22,7 +23,12 @@ func (p pod) counters() map[string]uint64 {
 	if err := json.Unmarshal([]byte(p.run(manage, "stats", "-o", "json", strings.TrimSpace(p.run(manage, "ps", "-q")))), &stats); err != nil {
 		p.Fatal(err)
 	}
-	return stats.Counters
+	all, ok := stats.Counters["now.tcp.connections"]
+	spliced, ok2 := stats.Counters["now.tcp.spliced"]
+	if !ok || !ok2 {
+		p.Fatalf("the counters are missing: %v", stats.Counters)
+	}
+	return all, spliced
 }
 
 // TestPodmanBridgeSpliced: connections of containers on a bridge are spliced by the kernel, out and in, beside netavark's
@@ -46,8 +52,8 @@ func TestPodmanBridgeSpliced(t *testing.T) {
 		t.Fatalf("connections out: %+v", got)
 	}
 	eventually(t, 10*time.Second, func() string {
-		if c := p.counters(); c["now.tcp.spliced"] != n || c["now.tcp.connections"] != n {
-			return fmt.Sprintf("of %d connections out, %d are spliced", c["now.tcp.connections"], c["now.tcp.spliced"])
+		if all, spliced := p.connections(); all != n || spliced != n {
+			return fmt.Sprintf("of %d connections out, %d are spliced", all, spliced)
 		}
 		return ""
 	})
@@ -67,8 +73,8 @@ func TestPodmanBridgeSpliced(t *testing.T) {
 		expect(t, "a connection into the container "+when, string(buf[:n]), "you are "+host4)
 	}
 	stillIn("at first")
-	if c := p.counters(); c["now.tcp.spliced"] != n {
-		t.Errorf("with one more, in, %d are spliced by the helper", c["now.tcp.spliced"])
+	if _, spliced := p.connections(); spliced != n {
+		t.Errorf("with one more, in, %d are spliced by the helper", spliced)
 	}
 	published(t, 18080)
 	once(p.user, guest.FlushRules{}, podmanWords("unshare", "--rootless-netns", self(t))...)

@@ -23,7 +23,7 @@ func newPodman(t *testing.T) pod {
 	return newPodmanWith(u, filepath.Join(helpers, "slirp4netns"), helpers)
 }
 
-// newPodmanWith uses other helpers than ours.
+// newPodmanWith configures Podman with the helpers at those paths.
 func newPodmanWith(u *user, slirp4netns, helpers string) pod {
 	t := u.T
 	t.Helper()

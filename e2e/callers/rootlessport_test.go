@@ -46,7 +46,7 @@ func (g target) rootlessport(child string, mappings ...map[string]any) (end func
 	}
 }
 
-// TestRootlessportAlone: no helper of ours connects the namespace, and a server in it still sees its clients' addresses.
+// TestRootlessportAlone: no helper of this project connects the namespace, and a server in it still sees its clients' addresses.
 // What clients get is tested by TestPublish in e2e; here it is how one helper follows another, and what they leave.
 func TestRootlessportAlone(t *testing.T) {
 	g := newTarget(t)

@@ -19,8 +19,8 @@ import (
 const (
 	benchRuns    = 3 // of each figure, the helpers in turn; the median counts
 	benchSeconds = 3
-	// What is asked for, times what the distribution's gives in the same run. On a published port the two differ less than
-	// one run from the next: theirs connects inside the container, and crosses no bridge.
+	// The least factor over the throughput of the distribution's helper in the same run. On a published port the two differ
+	// less than one run from the next: the distribution's connects inside the container, and crosses no bridge.
 	wantOut, wantIn, wantPublished = 4, 1.8, 1
 )
 

@@ -56,6 +56,8 @@ func TestSpliceForwarded(t *testing.T) {
 		t.Errorf("before the namespace is ready: %+v", s)
 	}
 	ready <- nil
+	// The test's connection stands for the re-injected SYN and must not come before it: it would belong to no request.
+	w.waitReinjected(port)
 	c := w.connect(port)
 	defer c.Close()
 	w.waitFor("joined", func(s stats) bool { return s.Active == 1 })

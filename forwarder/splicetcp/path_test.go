@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rootlessnet/forwarder"
-	"rootlessnet/internal/fdbudget"
 	"rootlessnet/internal/inbound"
 	"rootlessnet/internal/nettest/forwardlab"
 	"rootlessnet/internal/rawsock"
+	"rootlessnet/stack"
 )
 
 func TestSpliceOutbound(t *testing.T) {
@@ -66,38 +66,7 @@ func TestSpliceDeclinesForwarded(t *testing.T) {
 	}
 }
 
-// TestSpliceRequestsAreBounded: requests that the guest's kernel does not answer hold the descriptors of a connection each.
-func TestSpliceRequestsAreBounded(t *testing.T) {
-	w := newLimitedWorld(t, 16)
-	if w == nil {
-		return
-	}
-	const most = 3
-	others := w.budget.Share(fdbudget.Splice) - most*descriptors
-	if !w.budget.Take(fdbudget.Splice, others) {
-		t.Fatal("the budget is too small")
-	}
-	defer w.budget.Give(fdbudget.Splice, others)
-	for i := range uint16(5) {
-		if taken := w.syn(20000+i, guestTTL); taken != (i < most) {
-			t.Errorf("request %d: taken %v", i, taken)
-		}
-	}
-	if s := w.Stats(); s.Dialling != 0 {
-		t.Errorf("%d dials are still counted", s.Dialling)
-	}
-	w.mu.Lock()
-	for _, q := range w.requests {
-		q.since = q.since.Add(-time.Hour)
-	}
-	w.mu.Unlock()
-	w.sweep()
-	if s := w.Stats(); s.ReinjectFailed != most || w.reinjected != 0 || len(w.requests) != 0 {
-		t.Errorf("after the sweep: %+v, %d re-injected", s, w.reinjected)
-	}
-}
-
-// TestSpliceCircuitBreaker: a guest whose rules are in the way pays for three connections, not for each.
+// TestSpliceCircuitBreaker: a guest with packet-filter rules in the way pays for three connections, not for each.
 func TestSpliceCircuitBreaker(t *testing.T) {
 	w := newWorld(t)
 	if w == nil {
@@ -188,7 +157,7 @@ func TestSpliceOutOfDescriptors(t *testing.T) {
 	if w == nil {
 		return
 	}
-	c, err := plainPool{}.Get(false, false)
+	c, err := new(plainPool).Get(false, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -221,4 +190,30 @@ func TestSpliceOutOfDescriptors(t *testing.T) {
 		t.Errorf("accept was tried %d times in %v", n, while)
 	}
 	w.waitFor("joined", func(s stats) bool { return s.Active == 1 })
+}
+
+// TestSpliceAlternative: what the guest is answered where both destinations of a decision fail. The SYNs are those of a
+// second netstack.
+func TestSpliceAlternative(t *testing.T) {
+	w := newWorld(t)
+	if w == nil {
+		return
+	}
+	gw, err := stack.New(stack.Config{Gateway4: forwardlab.Gateway4, Gateway6: forwardlab.Gateway6, Subnet4: forwardlab.Subnet4,
+		Subnet6: forwardlab.Subnet6, MAC: forwardlab.GatewayMAC, MTU: forwardlab.WireMTU, CSum: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gw.SetSYNHandler(w.Path)
+	wire := forwardlab.NewWire()
+	if err := gw.AddPort(0, wire, forwardlab.GuestMAC, nil); err != nil {
+		t.Fatal(err)
+	}
+	guest := forwardlab.NewGuest(t, wire)
+	forwardlab.TestAlternative(t, w.f, guest, wire)
+	gw.Close()
+	guest.Close()
+	if s := w.Stats(); s.DialErrors != 5 || s.Dialling != 0 || forwardlab.Taken(w.budget) != 0 {
+		t.Errorf("%+v, %d taken", s, forwardlab.Taken(w.budget))
+	}
 }

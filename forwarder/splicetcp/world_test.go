@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -29,18 +30,22 @@ type world struct {
 	policy    *policy.Live
 	rules     policy.Config // those in force
 	stopped   sync.Once
+	pool      plainPool
 	listener  netip.AddrPort
 	remote    *net.TCPListener // of the host, with the port of listener
-	listeners []netip.AddrPort // further ones, for those who want several destinations
+	listeners []netip.AddrPort // further ones, for tests that need several destinations
 }
 
 // hostAddr is where the host's servers listen.
 var hostAddr = netip.MustParseAddr("127.0.0.2")
 
-// plainPool makes sockets that need no privilege.
-type plainPool struct{}
+// plainPool makes sockets that need no privilege, or none.
+type plainPool struct{ empty atomic.Bool }
 
-func (plainPool) Get(_, _ bool) (int, error) {
+func (p *plainPool) Get(_, _ bool) (int, error) {
+	if p.empty.Load() {
+		return -1, unix.EAGAIN
+	}
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err == nil {
 		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
@@ -48,7 +53,7 @@ func (plainPool) Get(_, _ bool) (int, error) {
 	return fd, err
 }
 
-func (plainPool) Close() {}
+func (*plainPool) Close() {}
 
 // newWorld is nil on the outside of the namespace. It checks at the end that nothing is left behind.
 func newWorld(t *testing.T) *world {
@@ -95,7 +100,7 @@ func newWorldInside(t testing.TB, limit int64, further int) *world {
 	w.policy = policy.NewLive(w.rules)
 	f := forwardlab.NewForwarder(t, forwarder.Config{Budget: w.budget})
 	f.AddEndpoint(forwarder.EndpointConfig{Policy: w.policy, Addresses: forwarder.Addresses{Gateway4: forwardlab.Other4, Guest4: forwardlab.Here4}})
-	w.Path, err = New(f, Inside{Packets: os.NewFile(uintptr(fds[1]), "packets"), Listeners: files, Pool: plainPool{}})
+	w.Path, err = New(f, Inside{Packets: os.NewFile(uintptr(fds[1]), "packets"), Listeners: files, Pool: &w.pool})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,7 +14,7 @@ import (
 const smallLimit, smallTotal = 16, 8
 
 // A connection for which there is no descriptor in the budget is dialled when there is one, and so is a client of a
-// published port, who waits in the backlog meanwhile.
+// published port, which waits in the backlog meanwhile.
 func TestTCPBudgetIsUsedUp(t *testing.T) {
 	w := newWorld(t, func(c *worldConfig) { c.limit = smallLimit })
 	l := forwardlab.NewServer(t, "127.0.0.1:0")
@@ -108,7 +108,7 @@ func TestTCPBudgetAfterFailures(t *testing.T) {
 	w.pair()
 	w.guest.Listen(served(forwardlab.Guest4))
 	l := forwardlab.NewServer(t, "127.0.0.1:0")
-	w.wire.Deaf.Store(true) // from here on no handshake is completed
+	w.wire.OnlySYNs.Store(true) // from here on no handshake is completed
 	forwardlab.Call(t, netip.AddrPort{}, p.Addr())
 	_, _ = w.guest.Dial(l.At, 50*time.Millisecond)
 	l.Accept(t)

@@ -28,9 +28,9 @@ func TestTCPStandingStillIsFree(t *testing.T) {
 	_ = h2.CloseWrite() // half closed by the host
 	forwardlab.HearEOF(t, g2)
 	g3, h3 := w.pair()
-	n3 := forwardlab.Fill(t, g3) // nobody reads at the host's end
+	n3 := forwardlab.Fill(t, g3) // the host's end does not read
 	g4, h4 := w.pair()
-	n4 := forwardlab.Fill(t, h4) // nobody reads in the guest
+	n4 := forwardlab.Fill(t, h4) // the guest does not read
 	g5, h5 := w.pair()
 	n5g, n5h := forwardlab.Fill(t, g5), forwardlab.Fill(t, h5)
 	forwardlab.Quietly(t, "standing connections")
@@ -69,7 +69,7 @@ func TestTCPMemoryIsBounded(t *testing.T) {
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	if held := int(after.HeapAlloc) - int(before.HeapAlloc); held > conns*limit {
-		t.Errorf("%d MiB on the heap after %d MiB were sent to nobody", held>>20, sent>>20)
+		t.Errorf("%d MiB on the heap after %d MiB were sent and not read", held>>20, sent>>20)
 	}
 }
 
@@ -129,7 +129,7 @@ func TestTCPCloseWithEverythingUnderWay(t *testing.T) {
 	go func() { _ = forwardlab.Transfer(g2, h2, 1<<30, 1) }()
 	w.guest.Listen(served(forwardlab.Guest4))
 	p := w.publish("127.0.0.1:0")
-	w.wire.Deaf.Store(true) // from here on no handshake is completed
+	w.wire.OnlySYNs.Store(true) // from here on no handshake is completed
 	forwardlab.Call(t, netip.AddrPort{}, p.Addr())
 	l := forwardlab.NewServer(t, "127.0.0.1:0")
 	dialled := make(chan struct{})
@@ -168,7 +168,7 @@ func TestTCPVerdicts(t *testing.T) {
 		icmp uint32 // type<<8 | code
 		want syscall.Errno
 	}{
-		{"10.0.2.77:9", 3<<8 | 1, syscall.EHOSTUNREACH},         // nobody there
+		{"10.0.2.77:9", 3<<8 | 1, syscall.EHOSTUNREACH},         // no such host
 		{"[fd00::77]:9", 1<<8 | 3, syscall.EHOSTUNREACH},        // nor there
 		{"169.254.169.254:80", 3<<8 | 13, syscall.EHOSTUNREACH}, // prohibited
 	} {

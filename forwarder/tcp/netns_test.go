@@ -55,7 +55,7 @@ func TestTCPDialErrors(t *testing.T) {
 	forwardlab.Eventually(t, "nothing under way", func() bool { s := w.Stats(); return s.Outbound == 0 && s.Dialling == 0 })
 }
 
-// Two hundred attempts at a black hole do not hold up anybody, and Close does not wait for them.
+// Two hundred attempts at a black hole do not delay connections to other destinations, and Close does not wait for them.
 func TestTCPBlackHole(t *testing.T) {
 	n := forwardlab.EnterNetns(t)
 	if n == nil {
@@ -97,7 +97,7 @@ func TestTCPBlackHole(t *testing.T) {
 	}
 }
 
-// The guest sees who calls, and can call itself by the host's address.
+// The guest sees a client under its own address, and can connect to itself by the host's address.
 func TestTCPPublishedRealClients(t *testing.T) {
 	n := forwardlab.EnterNetns(t)
 	if n == nil {
@@ -140,4 +140,14 @@ func TestTCPPublishedRealClients(t *testing.T) {
 	if _, seen := forwardlab.Answer(t, l); seen != netip.AddrPortFrom(forwardlab.Gateway6, forwardlab.LocalAddr(h).Port()) {
 		t.Errorf("a link-local client appears as %v", seen)
 	}
+}
+
+// What the guest is answered where both destinations of a decision fail.
+func TestTCPAlternative(t *testing.T) {
+	n := forwardlab.EnterNetns(t)
+	if n == nil {
+		return
+	}
+	w := newWorld(t, nil)
+	forwardlab.TestAlternative(t, w.f, w.guest, w.wire)
 }

@@ -74,7 +74,7 @@ func TestTCPRefused(t *testing.T) {
 	}
 }
 
-// A port in the range the kernel chooses from, on which nobody listens, must be refused each time: TCP can connect a
+// A port in the range the kernel chooses from, on which nothing listens, must be refused each time: TCP can connect a
 // socket to itself.
 func TestTCPNoSelfConnect(t *testing.T) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)

@@ -193,7 +193,7 @@ func TestTCPPublishedUnresponsiveGuest(t *testing.T) {
 	w := newWorld(t, nil)
 	w.guest.Listen(served(forwardlab.Guest4))
 	p := w.publish("127.0.0.1:0")
-	w.wire.Deaf.Store(true)
+	w.wire.OnlySYNs.Store(true)
 	h := forwardlab.Call(t, netip.AddrPort{}, p.Addr())
 	forwardlab.Eventually(t, "the client is taken", func() bool { return w.f.TCP.Waiting.Load() == 1 })
 	begin := time.Now()

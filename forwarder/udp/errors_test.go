@@ -215,7 +215,7 @@ func TestEchoWithoutPermission(t *testing.T) {
 	if n == nil {
 		return
 	}
-	// A fresh network namespace lets nobody have ping sockets: the range is empty.
+	// A fresh network namespace allows no ping sockets: the range of groups is empty.
 	var log bytes.Buffer
 	w := newWorld(t, func(c *worldConfig) { c.log = slog.New(slog.NewTextHandler(&log, nil)) })
 	for range 2 {

@@ -240,7 +240,7 @@ func TestPublishedCap(t *testing.T) {
 	}
 }
 
-// A socket made by somebody else, for both families at once.
+// A socket that the caller made, for both families at once.
 func TestPublishedInherited(t *testing.T) {
 	c4, c6 := forwardlab.ListenUDP(t, "127.0.0.1:0"), forwardlab.ListenUDP(t, "[::1]:0")
 	l, err := net.ListenPacket("udp", "[::]:0")
@@ -274,7 +274,8 @@ func TestPublishedInherited(t *testing.T) {
 	}
 }
 
-// Whoever passed a socket in may keep it: once the port is closed, what arrives there must not wake us for ever.
+// The caller may keep a socket that it passed in: once the port is closed, what arrives there must not wake the reader
+// goroutine for ever.
 func TestPublishedInheritedKeptOpen(t *testing.T) {
 	c, l := forwardlab.ListenUDP(t, "127.0.0.1:0"), forwardlab.ListenUDP(t, "127.0.0.1:0")
 	f, err := l.File()

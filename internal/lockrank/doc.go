@@ -2,7 +2,7 @@
 //
 // A lock may be taken only while locks of a smaller Rank are held by the same goroutine. In an ordinary build Mutex is
 // sync.Mutex and Rank says nothing to the machine. With the build tag lockrank every Lock is checked against what the
-// goroutine holds, and a violation panics with both names: `make check-locks` runs the tests of the data plane in that build.
+// goroutine holds, and a violation ends the process with both names: `make check-locks` runs the tests of the data plane in that build.
 //
 // The locks that are not listed are leaves within one package, whose doc.go names them.
 package lockrank

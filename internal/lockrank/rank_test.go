@@ -10,6 +10,7 @@ func hold(m *Mutex, f func()) {
 }
 
 func TestOrder(t *testing.T) {
+	panicWhenViolated(t)
 	var outer, inner, free Mutex
 	outer.SetRank(UDPTable)
 	inner.SetRank(FlowTable)

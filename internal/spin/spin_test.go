@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"rootlessnet/internal/lockrank"
 )
 
 // group returns a Group, even on a machine with one processor.
@@ -361,10 +359,6 @@ func TestNilGroup(t *testing.T) {
 }
 
 func TestBusyPollDoesNotAllocate(t *testing.T) {
-	if lockrank.Checked {
-		t.Log("the lock-checking build allocates")
-		return
-	}
 	g := group(t)
 	b := newPipeMember(t, g).joined(t)
 	one := []byte{1}

@@ -26,14 +26,14 @@ const (
 	hostGateway6 = "2001:db8:1::fe"
 )
 
-// hostContainers makes what rootless containers need and the machine may lack: a cgroup2 file system, mounts that
+// hostContainers makes what rootless containers need and the machine may not have: a cgroup2 file system, mounts that
 // propagate, and a network of our own, so that ports are free and an address is known.
-func (r *room) hostContainers() error {
+func (e *environment) hostContainers() error {
 	const cgroups = "/sys/fs/cgroup"
 	if err := syscall.Mount("cgroup2", cgroups, "cgroup2", syscall.MS_NOSUID|syscall.MS_NODEV|syscall.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mount cgroup2: %w", err)
 	}
-	r.mounts = append(r.mounts, cgroups)
+	e.mounts = append(e.mounts, cgroups)
 	if err := syscall.Unshare(syscall.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("network namespace: %w", err)
 	}
@@ -103,7 +103,8 @@ func adoptOrphans(main int) {
 	}
 }
 
-// endOrphans kills what is left when the tests have ended; the children of those become ours.
+// endOrphans kills the processes that are left when the tests have ended. Children of a killed process become children of
+// this one, and are killed in turn.
 func endOrphans() {
 	for {
 		children, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/children", os.Getpid()))

@@ -51,17 +51,17 @@ func runAsUser(argv []string) (code int, err error) {
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
-	r := room{dir: dir, user: u}
+	e := environment{dir: dir, user: u}
 	// Before the removal, whatever happens: the tree is mounted below dir.
-	defer r.clear()
-	if err := r.furnish(argv[0]); err != nil {
+	defer e.unmountAll()
+	if err := e.prepare(argv[0]); err != nil {
 		return 0, err
 	}
 
-	cmd := exec.Command(r.program, argv[1:]...)
+	cmd := exec.Command(e.program, argv[1:]...)
 	cmd.Args[0] = argv[0]
-	cmd.Dir = r.workdir
-	cmd.Env = r.environ()
+	cmd.Dir = e.workdir
+	cmd.Env = e.environ()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Credential: &syscall.Credential{Uid: u.uid, Gid: u.gid},

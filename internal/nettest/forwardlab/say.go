@@ -124,7 +124,7 @@ func Fill(t testing.TB, c net.Conn) (written int) {
 			t.Fatal(err)
 		}
 		if written > 256<<20 {
-			t.Fatal("what nobody reads is taken without end")
+			t.Fatal("data that the peer does not read is taken without end")
 		}
 	}
 }

@@ -24,7 +24,7 @@ type Wire struct {
 	toGateway chan []byte
 	closed    chan struct{}
 	once      sync.Once
-	Deaf      atomic.Bool   // the guest's segments are lost, but for SYNs
+	OnlySYNs  atomic.Bool   // while it is true the guest's TCP segments are lost, but for SYNs
 	ICMP      atomic.Uint32 // of the last "destination unreachable" sent to the guest: type<<8 | code; 0: none
 
 	mu       sync.RWMutex
@@ -155,7 +155,7 @@ func (g *guestLink) Attach(d gstack.NetworkDispatcher) {
 func (g *guestLink) WritePackets(list gstack.PacketBufferList) (int, tcpip.Error) {
 	n := 0
 	for _, p := range list.AsSlice() {
-		if t := header.TCP(p.TransportHeader().Slice()); g.w.Deaf.Load() && len(t) >= header.TCPMinimumSize && t.Flags() != header.TCPFlagSyn {
+		if t := header.TCP(p.TransportHeader().Slice()); g.w.OnlySYNs.Load() && len(t) >= header.TCPMinimumSize && t.Flags() != header.TCPFlagSyn {
 			continue
 		}
 		v := p.ToView()

@@ -81,7 +81,7 @@ func (op AskUDP) On(c net.Conn) Echoed {
 	return Echoed{OutcomeOf(err), address, text}
 }
 
-// reportErrors asks the kernel for every ICMP error; without it only those that it takes for final are reported.
+// reportErrors has the kernel report every ICMP error; by default it reports only those that it counts as permanent.
 func reportErrors(c *net.UDPConn) error {
 	raw, err := c.SyscallConn()
 	if err != nil {

@@ -15,8 +15,8 @@
 // NS.Command has none of them: ambient and bounding set are dropped on the thread that forks. So the product runs as it
 // does on a real machine: a plain uid in a network it did not make.
 //
-// New makes a fresh pair of namespaces; several Topos may live side by side with the same addresses. A socket belongs
-// to the namespace in which it was created for ever, so NS.Listen and NS.Dial only make it on a thread that is inside;
+// New makes a fresh pair of namespaces; several Topos may live side by side with the same addresses. A socket stays
+// in the namespace in which it was created, so NS.Listen and NS.Dial only make it on a thread that is inside;
 // the result is used from any goroutine.
 //
 // # Limits

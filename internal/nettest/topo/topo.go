@@ -112,7 +112,7 @@ func (t *Topo) sysctls(o Options) error {
 		name, value string
 	}
 	settings := []setting{
-		// "there" answers as a router, as often as it is asked.
+		// "there" answers as a router, without a limit on ICMP errors.
 		{t.There, "ipv4/ip_forward", "1"},
 		{t.There, "ipv4/icmp_ratelimit", "0"},
 		// Its servers bind port 53 and 80 like any other.

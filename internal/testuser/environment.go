@@ -11,8 +11,8 @@ import (
 	"syscall"
 )
 
-// room is what the program sees of the machine.
-type room struct {
+// environment is what the program sees of the machine: its directories, mounts and variables.
+type environment struct {
 	dir     string // 0755, root's
 	user    testUser
 	program string // a copy the user can execute
@@ -21,12 +21,12 @@ type room struct {
 	mounts  []string
 }
 
-func (r *room) furnish(program string) error {
-	if err := os.Chmod(r.dir, 0o755); err != nil {
+func (e *environment) prepare(program string) error {
+	if err := os.Chmod(e.dir, 0o755); err != nil {
 		return err
 	}
 	for _, name := range []string{"home", "run", "tmp"} {
-		if err := r.own(filepath.Join(r.dir, name)); err != nil {
+		if err := e.own(filepath.Join(e.dir, name)); err != nil {
 			return err
 		}
 	}
@@ -34,13 +34,13 @@ func (r *room) furnish(program string) error {
 	if err != nil {
 		return err
 	}
-	r.program = filepath.Join(r.dir, filepath.Base(path))
-	if err := copyFile(r.program, path); err != nil {
+	e.program = filepath.Join(e.dir, filepath.Base(path))
+	if err := copyFile(e.program, path); err != nil {
 		return err
 	}
 	if bin := os.Getenv("ROOTLESSNET_BIN"); bin != "" {
-		r.bin = filepath.Join(r.dir, "bin")
-		if err := copyDir(r.bin, bin); err != nil {
+		e.bin = filepath.Join(e.dir, "bin")
+		if err := copyDir(e.bin, bin); err != nil {
 			return err
 		}
 	}
@@ -51,20 +51,20 @@ func (r *room) furnish(program string) error {
 	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("mount / private: %w", err)
 	}
-	if err := r.bindTree(); err != nil {
+	if err := e.bindTree(); err != nil {
 		return err
 	}
-	if err := r.placeTun(os.Getenv("TUN_MODE")); err != nil {
+	if err := e.placeTun(os.Getenv("TUN_MODE")); err != nil {
 		return err
 	}
-	if strings.HasSuffix(r.workdir, callersPackage) {
-		return r.hostContainers()
+	if strings.HasSuffix(e.workdir, callersPackage) {
+		return e.hostContainers()
 	}
 	return nil
 }
 
-// bindTree makes the module reachable below r.dir and puts the working directory there.
-func (r *room) bindTree() error {
+// bindTree makes the module reachable below e.dir and puts the working directory there.
+func (e *environment) bindTree() error {
 	cwd, err := os.Getwd()
 	if err != nil {
 		return err
@@ -73,20 +73,20 @@ func (r *room) bindTree() error {
 	if root == "" {
 		return nil
 	}
-	src := filepath.Join(r.dir, "src")
-	if err := r.bind(root, src, true); err != nil {
+	src := filepath.Join(e.dir, "src")
+	if err := e.bind(root, src, true); err != nil {
 		return err
 	}
 	rel, err := filepath.Rel(root, cwd)
 	if err != nil {
 		return err
 	}
-	r.workdir = filepath.Join(src, rel)
+	e.workdir = filepath.Join(src, rel)
 	return nil
 }
 
 // placeTun covers /dev/net/tun with a node of the wanted mode: "0666", "0600", or "" for leaving it.
-func (r *room) placeTun(mode string) error {
+func (e *environment) placeTun(mode string) error {
 	if mode == "" {
 		return nil
 	}
@@ -97,7 +97,7 @@ func (r *room) placeTun(mode string) error {
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		return fmt.Errorf("TUN_MODE=%s needs /dev/net/tun: %w", mode, err)
 	}
-	dev := filepath.Join(r.dir, "dev")
+	dev := filepath.Join(e.dir, "dev")
 	if err := os.Mkdir(dev, 0o755); err != nil {
 		return err
 	}
@@ -105,7 +105,7 @@ func (r *room) placeTun(mode string) error {
 	if err := syscall.Mount("tmpfs", dev, "tmpfs", syscall.MS_NOSUID|syscall.MS_NOEXEC, "mode=0755"); err != nil {
 		return fmt.Errorf("mount tmpfs: %w", err)
 	}
-	r.mounts = append(r.mounts, dev)
+	e.mounts = append(e.mounts, dev)
 	node := filepath.Join(dev, "tun")
 	const tunDevice = 10<<8 | 200 // Documentation/networking/tuntap.rst
 	if err := syscall.Mknod(node, syscall.S_IFCHR|uint32(perm), tunDevice); err != nil {
@@ -114,10 +114,10 @@ func (r *room) placeTun(mode string) error {
 	if err := os.Chmod(node, os.FileMode(perm)); err != nil { // whatever the umask was
 		return err
 	}
-	return r.bind(node, "/dev/net/tun", false)
+	return e.bind(node, "/dev/net/tun", false)
 }
 
-func (r *room) bind(from, to string, mkdir bool) error {
+func (e *environment) bind(from, to string, mkdir bool) error {
 	if mkdir {
 		if err := os.Mkdir(to, 0o755); err != nil {
 			return err
@@ -126,34 +126,34 @@ func (r *room) bind(from, to string, mkdir bool) error {
 	if err := syscall.Mount(from, to, "", syscall.MS_BIND|syscall.MS_REC, ""); err != nil {
 		return fmt.Errorf("bind %s to %s: %w", from, to, err)
 	}
-	r.mounts = append(r.mounts, to)
+	e.mounts = append(e.mounts, to)
 	return nil
 }
 
-// clear undoes the mounts before the directory below them is removed: a recursive removal must never walk into the tree.
-func (r *room) clear() {
-	for i := len(r.mounts) - 1; i >= 0; i-- {
-		if err := syscall.Unmount(r.mounts[i], syscall.MNT_DETACH); err != nil {
+// unmountAll undoes the mounts before the directory below them is removed: a recursive removal must never walk into the tree.
+func (e *environment) unmountAll() {
+	for i := len(e.mounts) - 1; i >= 0; i-- {
+		if err := syscall.Unmount(e.mounts[i], syscall.MNT_DETACH); err != nil {
 			// Leaving the directory is better than deleting what is mounted there.
-			fmt.Fprintf(os.Stderr, "testuser: unmount %s: %v\n", r.mounts[i], err)
+			fmt.Fprintf(os.Stderr, "testuser: unmount %s: %v\n", e.mounts[i], err)
 			os.Exit(failure)
 		}
 	}
 }
 
-func (r *room) environ() []string {
+func (e *environment) environ() []string {
 	set := map[string]string{
-		"HOME":            filepath.Join(r.dir, "home"),
-		"XDG_RUNTIME_DIR": filepath.Join(r.dir, "run"),
-		"TMPDIR":          filepath.Join(r.dir, "tmp"),
-		"USER":            r.user.name,
-		"LOGNAME":         r.user.name,
+		"HOME":            filepath.Join(e.dir, "home"),
+		"XDG_RUNTIME_DIR": filepath.Join(e.dir, "run"),
+		"TMPDIR":          filepath.Join(e.dir, "tmp"),
+		"USER":            e.user.name,
+		"LOGNAME":         e.user.name,
 	}
-	if r.bin != "" {
-		set["ROOTLESSNET_BIN"] = r.bin
+	if e.bin != "" {
+		set["ROOTLESSNET_BIN"] = e.bin
 	}
-	if r.workdir != "" {
-		set["PWD"] = r.workdir
+	if e.workdir != "" {
+		set["PWD"] = e.workdir
 	}
 	var env []string
 	for _, kv := range os.Environ() {
@@ -169,11 +169,11 @@ func (r *room) environ() []string {
 }
 
 // own makes a directory that only the user can enter.
-func (r *room) own(path string) error {
+func (e *environment) own(path string) error {
 	if err := os.Mkdir(path, 0o700); err != nil {
 		return err
 	}
-	return os.Chown(path, int(r.user.uid), int(r.user.gid))
+	return os.Chown(path, int(e.user.uid), int(e.user.gid))
 }
 
 func copyDir(to, from string) error {
