@@ -65,6 +65,7 @@ var mayImport = []struct {
 	{"internal/nettest/forwardlab", []string{"flow", "forwarder", "policy", "stack", "tap", "internal/fdbudget", "internal/race"}},
 	{"internal/nettest/cmdtest", nil},
 	{"internal/nettest/guest", nil},
+	{"internal/nettest/pooltest", []string{"internal/rawsock"}},
 	{"internal/nettest/topo", nil},
 	{"internal/testuser", nil},
 	{"internal/archtest", nil},
