@@ -76,15 +76,17 @@ func sameUserNS(proc string) (bool, error) {
 
 // sameUIDMap reports whether the uid map of the process with that directory in /proc reads the same as ours.
 func sameUIDMap(proc string) (bool, error) {
-	ours, err := os.ReadFile("/proc/self/uid_map")
-	if err != nil {
-		return false, err
+	ours, theirs, err := uidMaps(proc)
+	return err == nil && len(ours) > 0 && bytes.Equal(ours, theirs), err
+}
+
+// uidMaps returns the uid maps of this process and of the process with that directory in /proc, as this process sees them.
+func uidMaps(proc string) (ours, theirs []byte, err error) {
+	if ours, err = os.ReadFile("/proc/self/uid_map"); err != nil {
+		return nil, nil, err
 	}
-	theirs, err := os.ReadFile(proc + "/uid_map")
-	if err != nil {
-		return false, err
-	}
-	return len(ours) > 0 && bytes.Equal(ours, theirs), nil
+	theirs, err = os.ReadFile(proc + "/uid_map")
+	return ours, theirs, err
 }
 
 // inInitialUserNS reports whether the process is in the initial user namespace and we are not. That is the case of a helper
@@ -92,15 +94,8 @@ func sameUIDMap(proc string) (bool, error) {
 // ids, that is 2^32-1 of them, and a namespace maps no more ids than its parent: as ours does not map all ids, no namespace
 // below or beside it can, unless real root made it.
 func inInitialUserNS(proc string) (bool, error) {
-	ours, err := os.ReadFile("/proc/self/uid_map")
-	if err != nil {
-		return false, err
-	}
-	theirs, err := os.ReadFile(proc + "/uid_map")
-	if err != nil {
-		return false, err
-	}
-	return mapsAll(theirs) && !mapsAll(ours), nil
+	ours, theirs, err := uidMaps(proc)
+	return err == nil && mapsAll(theirs) && !mapsAll(ours), err
 }
 
 // mapsAll reports whether a uid_map maps all ids in one line (user_namespaces(7)): first id inside, first id outside, count.

@@ -7,10 +7,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/nettest/pooltest"
 )
 
 // redirectBy sets up a redirect for the uplink in the namespace of the process, and ends it with the test.
@@ -40,20 +41,9 @@ func closeHandles(h *RedirectHandles) {
 	closeFiles(h.Listeners)
 }
 
-// take waits for a socket, since the first batch is on its way.
 func take(t *testing.T, get func() (int, error)) int {
 	t.Helper()
-	end := time.Now().Add(5 * time.Second)
-	for {
-		fd, err := get()
-		if err == nil {
-			return fd
-		}
-		if !errors.Is(err, ErrPoolEmpty) || time.Now().After(end) {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Millisecond)
-	}
+	return pooltest.Take(t, get, ErrPoolEmpty)
 }
 
 func transparent(p *Pool, ipv6 bool) func() (int, error) {

@@ -81,7 +81,7 @@ func (f *follower) wanted() map[followed]bool {
 // open forwards a port. After a failure the next poll tries again, because another program may have released the host's port.
 func (f *follower) open(p followed) error {
 	if err := f.add(p); err != nil {
-		f.log.Debug("port not forwarded", "proto", p.proto, "port", p.port, "from the namespace", p.fromNS, "err", err)
+		f.log.Debug("port not forwarded", "proto", p.proto, "port", p.port, "from_namespace", p.fromNS, "err", err)
 		return listenwatch.ErrLater
 	}
 	return nil

@@ -18,7 +18,7 @@ var mayImport = []struct {
 	{"cmd/rootless-run", []string{".", "internal/flagvalue", "internal/helper", "internal/signals", "internal/systemd", "internal/textlog"}},
 	{"cmd/rootless-net", []string{".", "api", "userns", // userns: exec joins a sandbox from the caller's own terminal
 		"internal/doctor", "internal/flagvalue", "internal/helper", "internal/signals", "internal/state", "internal/systemd", "internal/textlog", "internal/watch"}},
-	{"cmd/pasta", []string{".", "internal/helper", "internal/listenwatch", "internal/pasta", "internal/procnet", "internal/textlog"}},
+	{"cmd/pasta", []string{".", "internal/helper", "internal/listenwatch", "internal/pasta", "internal/procnet", "internal/resolvconf", "internal/textlog"}},
 	{"cmd/slirp4netns", []string{".", "internal/helper", "internal/slirp", "internal/textlog", "internal/watch"}},
 	{"cmd/rootlessport", []string{"internal/helper", "internal/rootlessport", "internal/state", "internal/textlog", "internal/watch"}},
 	{"examples/run", []string{"."}},
@@ -42,7 +42,7 @@ var mayImport = []struct {
 	{"tap", []string{"internal/spin"}},
 	{"policy", []string{"flow"}},
 	{"flow", []string{"internal/lockrank"}},
-	{"dns", nil},
+	{"dns", []string{"internal/resolvconf"}},
 	{"plan", nil},
 
 	// What is done inside namespaces.
@@ -51,8 +51,8 @@ var mayImport = []struct {
 	{"internal/doctor", []string{"internal/subid"}}, // has probes of its own: it imports neither
 
 	// Podman's port helper: a small program, without a TCP/IP stack.
-	{"internal/rootlessport", []string{"api", "netns", "splice", "internal/bindaddr", "internal/breaker", "internal/clientaddr", "internal/inbound", "internal/rawsock", "internal/spin"}},
-	{"api", []string{"internal/state"}},
+	{"internal/rootlessport", []string{"api", "netns", "splice", "internal/bindaddr", "internal/breaker", "internal/clientaddr", "internal/inbound", "internal/rawsock", "internal/spin", "internal/unixsock"}},
+	{"api", []string{"internal/state", "internal/unixsock"}},
 	{"internal/state", []string{"internal/procstat"}},
 	{"internal/inbound", []string{"splice", "internal/rawsock", "internal/spin", "internal/lockrank"}},
 	{"splice", []string{"internal/fdbudget", "internal/lockrank", "internal/rawsock", "internal/spin"}},
@@ -65,6 +65,7 @@ var mayImport = []struct {
 	{"internal/nettest/forwardlab", []string{"flow", "forwarder", "policy", "stack", "tap", "internal/fdbudget", "internal/race"}},
 	{"internal/nettest/cmdtest", nil},
 	{"internal/nettest/guest", nil},
+	{"internal/nettest/pooltest", []string{"internal/rawsock"}},
 	{"internal/nettest/topo", nil},
 	{"internal/testuser", nil},
 	{"internal/archtest", nil},
@@ -85,11 +86,13 @@ var mayImport = []struct {
 	{"internal/procstat", nil},
 	{"internal/race", nil},
 	{"internal/rawsock", nil},
+	{"internal/resolvconf", nil},
 	{"internal/signals", nil},
 	{"internal/spin", []string{"internal/lockrank"}},
 	{"internal/subid", nil},
 	{"internal/systemd", nil},
 	{"internal/textlog", nil},
+	{"internal/unixsock", nil},
 	{"internal/watch", nil},
 }
 
