@@ -11,7 +11,7 @@
 //   - rootless-run-NAME: other builds of it in the directory ROOTLESSNET_PEERS, to compare a change with the build before it in one
 //     run.
 //   - pasta, slirp4netns and RootlessKit with its network and port drivers: those of PATH, and those in the directory
-//     ROOTLESSNET_PEERS whose names begin with the program's name ("pasta-2024_12_11", "rootlesskit-3.0.1"). Of helpers that differ
+//     ROOTLESSNET_PEERS with names that begin with the program's name ("pasta-2024_12_11", "rootlesskit-3.0.1"). Of helpers that differ
 //     from another one only in how they publish ports, only published ports are measured, unless -every is given.
 //
 // # What is measured

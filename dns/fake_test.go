@@ -157,8 +157,8 @@ func readMessage(c net.Conn) ([]byte, error) {
 	return msg, err
 }
 
-// says returns an answerFunc that answers every A query with addr.
-func says(addr string) answerFunc {
+// answersA returns an answerFunc that answers every A query with addr.
+func answersA(addr string) answerFunc {
 	return func(q []byte, _ bool) [][]byte {
 		m := reply(q)
 		m.Answer = append(m.Answer, &mdns.A{Hdr: mdns.RR_Header{Name: m.Question[0].Name, Rrtype: mdns.TypeA,

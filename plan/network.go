@@ -13,8 +13,8 @@ type NetworkPlan struct {
 	// each family.
 	Addrs []netip.Prefix
 	// Gateway and Gateway6 are the addresses of the gateway on the guest's link, its next hops. The gateway answers ARP and
-	// neighbour discovery for them and sends ICMP errors from them. They are also the source of a published port's client
-	// whose own address the guest cannot have as a peer. They need not lie in the prefix of an address.
+	// neighbour discovery for them and sends ICMP errors from them. They are also the source address of a client of a published
+	// port that the guest cannot see under its own address. They need not lie in the prefix of an address.
 	Gateway, Gateway6 netip.Addr
 	// GatewayMAC is the gateway's hardware address; nil means one that is made of Gateway.
 	GatewayMAC net.HardwareAddr
@@ -41,7 +41,7 @@ type NetworkPlan struct {
 	Announced *Announced
 }
 
-// Announced is what a guest receives that asks for its configuration by DHCP or router solicitation.
+// Announced is the configuration that a guest receives by DHCP or router advertisement.
 type Announced struct {
 	DNS    []netip.Addr
 	Search []string

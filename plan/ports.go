@@ -15,7 +15,7 @@ type Port struct {
 	GuestIP   netip.Addr // the zero value means the guest's own addresses
 	Auto      bool       // opened because of Config.PublishAll
 	// ID is the number of the mapping that this socket was opened for. It starts at 1 and is unique for as long as the
-	// sandbox lives.
+	// sandbox exists.
 	ID int
 }
 

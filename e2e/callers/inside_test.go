@@ -237,7 +237,7 @@ func serveHost(t *testing.T) (port uint16) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: guest.TellClient}
+	server := &http.Server{Handler: guest.ServeClientAddress}
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.Serve(l) }()
 	t.Cleanup(func() { server.Close(); <-done })

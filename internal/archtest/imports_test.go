@@ -70,7 +70,7 @@ var mayImport = []struct {
 	{"internal/testuser", nil},
 	{"internal/archtest", nil},
 
-	// Leaves: each has one small subject and imports nothing of ours.
+	// Small packages with one subject each; few of them import anything of ours.
 	{"internal/lockrank", nil},
 	{"internal/pasta", []string{"internal/getopt"}},
 	{"internal/slirp", []string{"internal/getopt"}},
@@ -156,9 +156,8 @@ func TestImportsAreThoseOfThePicture(t *testing.T) {
 	}
 }
 
-// What handles frames below the stack, or helps from beside it, is not built on gVisor: the port helper and the process inside
-// a namespace stay small.
-func TestGVisorIsTheStacks(t *testing.T) {
+// Only the stack imports gVisor: the packages below it, the port helper and the process inside a namespace stay small.
+func TestOnlyTheStackImportsGVisor(t *testing.T) {
 	allowed := []string{"stack", "internal/nettest/forwardlab"}
 	for _, f := range sources(t) {
 		if f.test || slices.Contains(allowed, f.dir) {

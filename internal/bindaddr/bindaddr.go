@@ -47,7 +47,7 @@ func NoIPv6(err error) bool {
 }
 
 // UnprivilegedStart reads the first port that a process without CAP_NET_BIND_SERVICE may bind in the caller's network
-// namespace. ok is false if the kernel does not say; start is then the kernel's default, 1024.
+// namespace. ok is false if it cannot be read; start is then the kernel's default, 1024.
 func UnprivilegedStart() (start int, ok bool) { return readStart(lowPortFile) }
 
 func readStart(file string) (start int, ok bool) {

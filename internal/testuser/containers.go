@@ -90,9 +90,9 @@ func adoptOrphans(main int) {
 		pid, uid           int32
 		_                  [104]byte // siginfo_t has 128 bytes
 	}
-	const everybody = 0 // P_ALL
+	const pAll = 0 // P_ALL
 	for {
-		_, _, errno := syscall.Syscall6(syscall.SYS_WAITID, everybody, 0, uintptr(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOWAIT, 0, 0)
+		_, _, errno := syscall.Syscall6(syscall.SYS_WAITID, pAll, 0, uintptr(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOWAIT, 0, 0)
 		switch {
 		case errno == syscall.EINTR:
 			continue

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// failure is the exit status of testuser's own errors; go test prints what was said on stderr.
+// failure is the exit status of testuser's own errors; go test prints the messages on stderr.
 const failure = 125
 
 func main() {

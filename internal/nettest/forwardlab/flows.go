@@ -10,7 +10,7 @@ import (
 	"rootlessnet/internal/fdbudget"
 )
 
-// What each side says in an exchange: the side that has opened the flow asks.
+// What each side sends in an exchange. The side that has opened the flow sends the Question.
 const (
 	Question = "ping"
 	Reply    = "pong!"
@@ -95,7 +95,7 @@ func (w *FlowWorld) counters(i flow.Info, exchanges uint64) flow.Counters {
 	return c
 }
 
-// ended checks that the flow is gone: a connection was reset at both ends, and the table has forgotten it.
+// ended checks that the flow has ended: a connection was reset at both ends, and the flow is not in the table.
 func (w *FlowWorld) ended(t testing.TB, f *Flow, id flow.ID) {
 	t.Helper()
 	if w.Proto == flow.TCP {
@@ -121,7 +121,7 @@ func (w *FlowWorld) lives(t testing.TB, f *Flow, id flow.ID) {
 // judged reports whether a policy judges the flows.
 func (w *FlowWorld) judged() bool { return w.Forbid != nil }
 
-// TestFlows holds a datapath to what the table of flows promises. newWorld makes a world for each of the tests.
+// TestFlows checks that a datapath keeps the contract of the table of flows. newWorld makes a world for each of the tests.
 func TestFlows(t *testing.T, newWorld func(t testing.TB) *FlowWorld) {
 	t.Run("list", func(t *testing.T) {
 		w := newWorld(t)
@@ -154,7 +154,7 @@ func TestFlows(t *testing.T, newWorld func(t testing.TB) *FlowWorld) {
 		w.ended(t, f, i.ID)
 		w.lives(t, other, o.ID)
 		if w.Forwarder.Flows.Kill(i.ID) {
-			t.Error("a flow that is gone was killed")
+			t.Error("a flow that has ended was killed")
 		}
 		if w.Proto != flow.TCP { // the next datagram opens a new one
 			f.Exchange(t)
@@ -180,7 +180,7 @@ func TestFlows(t *testing.T, newWorld func(t testing.TB) *FlowWorld) {
 		other, o := w.open(t)
 		if !w.judged() {
 			if n := w.Forwarder.Rejudge(0); n != 0 {
-				t.Errorf("%d flows were ended that no rule is about", n)
+				t.Errorf("%d flows were ended that no rule forbids", n)
 			}
 			w.lives(t, f, i.ID)
 			w.lives(t, other, o.ID)
@@ -255,7 +255,7 @@ func TestFlows(t *testing.T, newWorld func(t testing.TB) *FlowWorld) {
 		Eventually(t, "the table is empty", func() bool { return w.Forwarder.Flows.Len() == 0 })
 		Eventually(t, "every descriptor is given back", func() bool { return Taken(w.Budget) == 0 })
 		if w.Forwarder.Flows.Kill(i.ID) {
-			t.Error("a flow that is gone was killed")
+			t.Error("a flow that has ended was killed")
 		}
 	})
 	t.Run("the datapath is closed", func(t *testing.T) {

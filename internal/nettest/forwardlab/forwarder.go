@@ -14,14 +14,14 @@ const Limit = 1 << 20
 var uses = map[fdbudget.Use]string{fdbudget.Stack: "stack path", fdbudget.Splice: "splice path", fdbudget.UDP: "UDP", fdbudget.Relay: "relay", fdbudget.Listeners: "listeners"}
 
 // Budget is a budget of the test's own. When the test has ended, and all of its later cleanups, everything must have been
-// given back.
+// returned.
 func Budget(t testing.TB, limit int64) *fdbudget.Budget {
 	t.Helper()
 	b := fdbudget.New(limit)
 	t.Cleanup(func() {
 		t.Helper()
 		if t.Failed() {
-			return // a test that ended early leaves things behind; its own failure is the news
+			return // a test that ended early leaves descriptors behind; its own failure is reported already
 		}
 		for u, name := range uses {
 			Eventually(t, "the descriptors of the "+name+" are given back", func() bool { return b.Taken(u) == 0 })

@@ -41,12 +41,12 @@ func (op ServeHTTP) run() (netip.AddrPort, error) {
 		return netip.AddrPort{}, err
 	}
 	go EchoUDP(c)
-	go func() { _ = http.Serve(l, TellClient) }()
+	go func() { _ = http.Serve(l, ServeClientAddress) }()
 	return addr, nil
 }
 
-// TellClient is the handler of ServeHTTP.
-var TellClient = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+// ServeClientAddress is the handler of ServeHTTP.
+var ServeClientAddress = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path != bulkPath {
 		fmt.Fprint(w, greeting+r.RemoteAddr)
 		return
