@@ -240,7 +240,7 @@ func unpack(t testing.TB, q *mdns.Msg, raw []byte) *mdns.Msg {
 		t.Fatalf("answer % x: %v", raw, err)
 	}
 	if a.Id != q.Id || !a.Response {
-		t.Fatalf("answer has ID %d, response %v; asked with ID %d", a.Id, a.Response, q.Id)
+		t.Fatalf("answer has ID %d, response %v; the query has ID %d", a.Id, a.Response, q.Id)
 	}
 	return a
 }

@@ -280,7 +280,7 @@ func TestForwardedPublished(t *testing.T) {
 	})
 }
 
-// TestForwardedRules: the engine's rules are obeyed, and may come and go.
+// TestForwardedRules: the engine's rules take effect, and may be added and removed.
 func TestForwardedRules(t *testing.T) {
 	onEveryDatapath(t, func(t *testing.T, l *lab) {
 		e := newEngine(t, l)
@@ -313,7 +313,7 @@ func TestForwardedRules(t *testing.T) {
 	})
 }
 
-// TestForwardedFirewall: an input firewall in the namespace with the bridge does not concern what is forwarded.
+// TestForwardedFirewall: an input firewall in the namespace with the bridge does not apply to what is forwarded.
 func TestForwardedFirewall(t *testing.T) {
 	onEveryDatapath(t, func(t *testing.T, l *lab) {
 		e := newEngine(t, l)
@@ -351,7 +351,7 @@ func TestForwardedMany(t *testing.T) {
 	})
 }
 
-// TestForwardedAfterKill: when the helper is killed its rules go with it, and the next one takes over.
+// TestForwardedAfterKill: when the helper is killed the kernel removes its rules, and the next helper works.
 func TestForwardedAfterKill(t *testing.T) {
 	onEveryDatapath(t, func(t *testing.T, l *lab) {
 		e := newEngine(t, l)

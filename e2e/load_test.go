@@ -185,8 +185,8 @@ func TestScorecard32UDPFlows(t *testing.T) {
 	}
 }
 
-// TestScorecard33Churn opens and closes connections out of and into the sandbox, and expects the sockets, the memory
-// and the counters of live flows where they were.
+// TestScorecard33Churn opens and closes connections out of and into the sandbox, and expects that the sockets, the memory
+// and the counters of live flows have their values of before.
 func TestScorecard33Churn(t *testing.T) {
 	lasts := 6 * time.Second
 	if long() {
@@ -215,13 +215,13 @@ func churnFor(t *testing.T, l *lab, lasts time.Duration) {
 		}
 		return ""
 	})
-	// 5 %, and what a collector may still hold.
+	// 5 %, and what the garbage collector has not freed yet.
 	if now := s.rss(); now > rss+rss/20+8<<20 {
 		t.Errorf("resident memory grew from %d to %d", rss, now)
 	}
 	for name, v := range s.counters().values {
 		if strings.HasPrefix(name, "now.tcp") && v > 4 {
-			t.Errorf("%s is %d after all connections are gone", name, v)
+			t.Errorf("%s is %d after all connections have ended", name, v)
 		}
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"rootlessnet/tap"
 )
 
-// fuzzBench is a stack whose receive path is called directly, with a handler that answers everything.
+// fuzzBench is a stack; the test calls its receive path directly, with a handler that answers everything.
 type fuzzBench struct {
 	s *Stack
 	p *port

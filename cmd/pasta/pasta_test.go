@@ -156,8 +156,8 @@ func (b *fakeBox) AddMappings(list ...rootlessnet.PortMapping) ([]rootlessnet.Po
 	return nil, nil
 }
 
-// TestAddWeak: addOptional opens all ports that are free, in few calls, and stops at the limit of open files.
-func TestAddWeak(t *testing.T) {
+// TestAddOptional: addOptional opens all ports that are free, in few calls, and stops at the limit of open files.
+func TestAddOptional(t *testing.T) {
 	var all []rootlessnet.PortMapping
 	for port := 1; port <= 65535; port++ {
 		all = append(all, rootlessnet.PortMapping{HostPort: uint16(port)})

@@ -49,8 +49,8 @@ func TestSpliceOutbound(t *testing.T) {
 	}
 }
 
-// TestSpliceDeclinesForwarded: what comes through the guest, from further inside, has one hop less to live. It is left to the
-// stack path where the namespace cannot be made ready for it.
+// TestSpliceDeclinesForwarded: a SYN that the guest has forwarded has a lower TTL. It is left to the stack path where the
+// namespace cannot be prepared for forwarded TCP.
 func TestSpliceDeclinesForwarded(t *testing.T) {
 	w := newWorld(t)
 	if w == nil {
@@ -66,7 +66,7 @@ func TestSpliceDeclinesForwarded(t *testing.T) {
 	}
 }
 
-// TestSpliceCircuitBreaker: a guest with packet-filter rules in the way pays for three connections, not for each.
+// TestSpliceCircuitBreaker: where packet-filter rules inside prevent the handshake, three connections are delayed, not each.
 func TestSpliceCircuitBreaker(t *testing.T) {
 	w := newWorld(t)
 	if w == nil {
@@ -96,7 +96,7 @@ func TestSpliceCircuitBreaker(t *testing.T) {
 	}
 }
 
-// TestSpliceCloseWithARequestUnderWay: what is on its way when the Path is closed leaves no descriptor and no timer that does harm.
+// TestSpliceCloseWithARequestUnderWay: a request in progress when the Path is closed leaves no descriptor and no running timer.
 func TestSpliceCloseWithARequestUnderWay(t *testing.T) {
 	w := newWorld(t)
 	if w == nil {
@@ -151,7 +151,7 @@ func TestSpliceSameClientPort(t *testing.T) {
 	w.waitFor("joined", func(s stats) bool { return s.Active == 3 && s.Inbound == 3 })
 }
 
-// TestSpliceOutOfDescriptors: a connection that cannot be accepted waits; the listener does not report it without end.
+// TestSpliceOutOfDescriptors: a connection that cannot be accepted waits; the listener does not report it in a busy loop.
 func TestSpliceOutOfDescriptors(t *testing.T) {
 	w := newWorld(t)
 	if w == nil {
@@ -192,7 +192,7 @@ func TestSpliceOutOfDescriptors(t *testing.T) {
 	w.waitFor("joined", func(s stats) bool { return s.Active == 1 })
 }
 
-// TestSpliceAlternative: what the guest is answered where both destinations of a decision fail. The SYNs are those of a
+// TestSpliceAlternative: the answer to the guest where both destinations of a decision fail. The SYNs are those of a
 // second netstack.
 func TestSpliceAlternative(t *testing.T) {
 	w := newWorld(t)

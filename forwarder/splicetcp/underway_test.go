@@ -14,7 +14,7 @@ import (
 	"rootlessnet/policy"
 )
 
-// setRules has the Other4 of the guest mean what change says, from the next request on.
+// setRules changes the special address Other4 by change; the new rules apply from the next request on.
 func (w *world) setRules(change func(*policy.Special)) {
 	s := policy.Special{Addr: forwardlab.Other4, To: policy.ToHost, Host: hostAddr}
 	change(&s)
@@ -56,7 +56,7 @@ func (w *world) connectReset(port uint16) {
 	}
 }
 
-// fullServer takes the place of w.remote, with a full backlog: connects to it stay under way until drain.
+// fullServer replaces w.remote by a server with a full backlog: connects to it stay under way until drain.
 type fullServer struct {
 	fd      int
 	fillers []*net.TCPConn
@@ -75,13 +75,13 @@ func (w *world) fullServer() *fullServer {
 	if err := rawsock.Bind(fd, at); err != nil {
 		w.Fatal(err)
 	}
-	if err := unix.Listen(fd, 0); err != nil { // room for one
+	if err := unix.Listen(fd, 0); err != nil { // the backlog holds one
 		w.Fatal(err)
 	}
 	return &fullServer{fd, []*net.TCPConn{forwardlab.Call(w.TB, netip.AddrPort{}, at)}}
 }
 
-// drain makes room.
+// drain accepts a connection, so that the backlog has space.
 func (s *fullServer) drain(t testing.TB) {
 	t.Helper()
 	fd, _, err := rawsock.Accept(s.fd)
@@ -91,7 +91,7 @@ func (s *fullServer) drain(t testing.TB) {
 	unix.Close(fd)
 }
 
-// SYNs that the guest sends again while the host's connect is under way, on several processors, begin nothing new.
+// SYNs that the guest sends again while the host's connect is under way, on several processors, start no second dial.
 func TestSpliceSYNSentAgainWhileDialling(t *testing.T) {
 	w := newWorld(t)
 	if w == nil {
@@ -131,7 +131,7 @@ func TestSpliceSYNSentAgainWhileDialling(t *testing.T) {
 	}
 }
 
-// Close ends what is under way: connects to a black hole, re-injected SYNs, and dials that wait for a descriptor.
+// Close ends what is under way: connects to a destination that does not answer, re-injected SYNs, and dials that wait for a descriptor.
 func TestSpliceCloseWhileDialling(t *testing.T) {
 	n := forwardlab.EnterNetns(t)
 	if n == nil {

@@ -17,8 +17,8 @@ import (
 	"rootlessnet/internal/race"
 )
 
-// Each way of standing still must cost nothing: these are the waits in which a pump may spin.
-func TestTCPStandingStillIsFree(t *testing.T) {
+// A pump that waits must use no processor time, whatever it waits for.
+func TestTCPWaitsUseNoProcessorTime(t *testing.T) {
 	w := newWorld(t, nil)
 	w.pair() // idle
 	g1, h1 := w.pair()
@@ -34,7 +34,7 @@ func TestTCPStandingStillIsFree(t *testing.T) {
 	g5, h5 := w.pair()
 	n5g, n5h := forwardlab.Fill(t, g5), forwardlab.Fill(t, h5)
 	forwardlab.Quietly(t, "standing connections")
-	// And every one of them goes on.
+	// Every connection then goes on.
 	forwardlab.SendString(t, h1, "x")
 	forwardlab.Expect(t, g1, "x")
 	forwardlab.SendString(t, g2, "x")
@@ -50,7 +50,7 @@ func TestTCPStandingStillIsFree(t *testing.T) {
 	}
 }
 
-// A sender whose receiver does not read is stopped before it fills our memory.
+// A sender is blocked before it fills our memory if its receiver does not read.
 func TestTCPMemoryIsBounded(t *testing.T) {
 	const (
 		conns = 2
@@ -112,7 +112,7 @@ func TestTCPThousandIdle(t *testing.T) {
 	if took := time.Since(begin); took > 2*time.Second {
 		t.Errorf("Close took %v", took)
 	}
-	// What is left behind is for CheckLeaks to tell.
+	// CheckLeaks reports what is left behind.
 }
 
 // Close ends what is under way in every state.
@@ -191,7 +191,7 @@ func TestTCPVerdicts(t *testing.T) {
 
 const lowFiles = "FORWARDER_TEST_LOW_FILES"
 
-// Without descriptors nothing burns, nothing that exists suffers, and service goes on when there are some again.
+// Without descriptors no loop spins, existing connections go on, and new ones are served when descriptors are free again.
 func TestTCPOutOfDescriptors(t *testing.T) {
 	if os.Getenv(lowFiles) == "" { // a limit is the whole process's
 		cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$")
@@ -233,7 +233,7 @@ func TestTCPOutOfDescriptors(t *testing.T) {
 	if err := unix.Connect(client, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: int(p.Addr().Port())}); err != nil {
 		t.Fatal(err)
 	}
-	forwardlab.Eventually(t, "both starve", func() bool { s := w.Stats(); return s.Starved > 0 && s.AcceptErrors > 0 })
+	forwardlab.Eventually(t, "both wait for a descriptor", func() bool { s := w.Stats(); return s.Starved > 0 && s.AcceptErrors > 0 })
 	forwardlab.Quietly(t, "starving")
 	forwardlab.SendString(t, g, "x")
 	forwardlab.Expect(t, h, "x")

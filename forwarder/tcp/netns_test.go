@@ -14,9 +14,9 @@ import (
 	"rootlessnet/internal/nettest/forwardlab"
 )
 
-// The tests of this file run in namespaces, see enterNetns: policy opens real addresses, not the loopback's.
+// The tests of this file run in namespaces, see enterNetns: the policy opens real addresses, not the loopback.
 
-// What the host's connect came to is what the guest's comes to, with the very ICMP code.
+// The guest's connect fails as the host's does, with the same ICMP type and code.
 func TestTCPDialErrors(t *testing.T) {
 	n := forwardlab.EnterNetns(t)
 	if n == nil {
@@ -55,7 +55,7 @@ func TestTCPDialErrors(t *testing.T) {
 	forwardlab.Eventually(t, "nothing under way", func() bool { s := w.Stats(); return s.Outbound == 0 && s.Dialling == 0 })
 }
 
-// Two hundred attempts at a black hole do not delay connections to other destinations, and Close does not wait for them.
+// Two hundred attempts at a destination that does not answer do not delay connections to other destinations, and Close does not wait for them.
 func TestTCPBlackHole(t *testing.T) {
 	n := forwardlab.EnterNetns(t)
 	if n == nil {
@@ -127,7 +127,7 @@ func TestTCPPublishedRealClients(t *testing.T) {
 		forwardlab.Expect(t, g, "y")
 		forwardlab.Reset(t, h)
 	}
-	// A link-local client has an address that means something else on the guest's link.
+	// A link-local client has an address that names another host on the guest's link.
 	var theirs netip.Addr
 	n.InRouter(t, func() error { theirs = forwardlab.LinkLocal(t, "lan0"); return nil })
 	l := w.guest.Listen(netip.AddrPortFrom(forwardlab.Guest6.Addr(), 81))
@@ -142,7 +142,7 @@ func TestTCPPublishedRealClients(t *testing.T) {
 	}
 }
 
-// What the guest is answered where both destinations of a decision fail.
+// The answer to the guest where both destinations of a decision fail.
 func TestTCPAlternative(t *testing.T) {
 	n := forwardlab.EnterNetns(t)
 	if n == nil {

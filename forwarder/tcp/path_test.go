@@ -43,7 +43,7 @@ func TestTCPBothDirections(t *testing.T) {
 	}
 }
 
-// A service that listens on one family of the loopback answers on both addresses of the gateway.
+// A service that listens on the loopback of one family can be reached by both addresses of the gateway.
 func TestTCPLoopbackOfTheOtherFamily(t *testing.T) {
 	w := newWorld(t, nil)
 	for _, c := range []struct {
@@ -231,7 +231,7 @@ func TestTCPHostResets(t *testing.T) {
 	})
 }
 
-// A socket tells its error once: where the write was told, the read says "end", which must not pass for a FIN.
+// A socket reports its error once: if the write got it, the read returns end of file, which must not be taken for a FIN.
 func TestTCPResetIsNoFIN(t *testing.T) {
 	for _, c := range []struct {
 		name  string

@@ -82,12 +82,12 @@ func TestTCPPublishedSameClientPort(t *testing.T) {
 	forwardlab.Expect(t, g2, "two")
 }
 
-// One client port that calls two published ports keeps its number on both.
+// A client that connects to two published ports from one port keeps its port number on both.
 func TestTCPPublishedTwoPortsOneClient(t *testing.T) {
 	w := newWorld(t, nil)
 	l := w.guest.Listen(served(forwardlab.Guest4))
 	p := w.publish("127.0.0.1:0")
-	// Only a port that was asked for may be shared, so the first call finds a free one for both.
+	// Only a port that is given may be shared, so the first call chooses a free one for both.
 	fl := forwardlab.NewServer(t, "127.0.0.1:0")
 	_ = fl.Close()
 	h := forwardlab.Call(t, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), fl.At.Port()), p.Addr())
@@ -146,7 +146,7 @@ func TestTCPPublishedReset(t *testing.T) {
 	w.ends(forwardlab.ResetSoon)
 }
 
-// Closing a port lets its connections go on, and frees the port at once.
+// The connections of a closed port go on, and the port is free at once.
 func TestTCPPublishedClose(t *testing.T) {
 	w := newWorld(t, nil)
 	l := w.guest.Listen(served(forwardlab.Guest4))
@@ -188,7 +188,7 @@ func TestTCPPublishedAfterClose(t *testing.T) {
 	}
 }
 
-// A guest that does not answer costs its client nothing but a wait, and Close does not wait for it.
+// The client of a guest that does not answer waits, and Close does not wait for the guest.
 func TestTCPPublishedUnresponsiveGuest(t *testing.T) {
 	w := newWorld(t, nil)
 	w.guest.Listen(served(forwardlab.Guest4))

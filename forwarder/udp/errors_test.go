@@ -13,7 +13,7 @@ import (
 	"rootlessnet/stack"
 )
 
-// What the network and the host's kernel answer reaches the guest with type, code, MTU and sender.
+// ICMP errors of the network and errors of the host's kernel reach the guest with type, code, MTU and sender.
 func TestUDPErrorsOfTheNetwork(t *testing.T) {
 	n := forwardlab.EnterNetns(t)
 	if n == nil {
@@ -38,9 +38,9 @@ func TestUDPErrorsOfTheNetwork(t *testing.T) {
 		{"prohibited", forwardlab.AP("198.18.2.1:7"), 64, 5, stack.ICMPError{From: forwardlab.Router4, Type: 3, Code: 13}},
 		{"prohibited6", forwardlab.AP("[2001:db8:f0::1]:7"), 64, 5, stack.ICMPError{From: forwardlab.Router6, Type: 1, Code: 1}},
 		{"mtu", forwardlab.AP("203.0.113.9:7"), 64, 1400, stack.ICMPError{From: forwardlab.Router4, Type: 3, Code: 4, MTU: forwardlab.NarrowMTU}},
-		{"mtu known", forwardlab.AP("203.0.113.9:8"), 64, 1400, stack.ICMPError{From: none4, Type: 3, Code: 4, MTU: forwardlab.NarrowMTU}},
+		{"mtu recorded", forwardlab.AP("203.0.113.9:8"), 64, 1400, stack.ICMPError{From: none4, Type: 3, Code: 4, MTU: forwardlab.NarrowMTU}},
 		{"mtu6", forwardlab.AP("[2001:db8:203::9]:7"), 64, 1400, stack.ICMPError{From: forwardlab.Router6, Type: 2, MTU: forwardlab.NarrowMTU}},
-		{"mtu6 known", forwardlab.AP("[2001:db8:203::9]:8"), 64, 1400, stack.ICMPError{From: none6, Type: 2, MTU: forwardlab.NarrowMTU}},
+		{"mtu6 recorded", forwardlab.AP("[2001:db8:203::9]:8"), 64, 1400, stack.ICMPError{From: none6, Type: 2, MTU: forwardlab.NarrowMTU}},
 		{"no route", forwardlab.AP("100.64.0.1:7"), 64, 5, stack.ICMPError{Type: 3, Code: 0}},
 		{"no route6", forwardlab.AP("[2001:db9::1]:7"), 64, 5, stack.ICMPError{Type: 1, Code: 0}},
 		{"denied here", forwardlab.AP("192.0.2.1:7"), 64, 5, stack.ICMPError{Type: 3, Code: 13}},
@@ -77,7 +77,7 @@ func TestUDPErrorsOfTheNetwork(t *testing.T) {
 	forwardlab.ReceiveNothing(t, w.g.UDPErr, "error")
 }
 
-// A client elsewhere is seen with its own address, and answered from the address it used.
+// A client on another machine is seen with its own address, and answered from the address it used.
 func TestPublishedRemoteClients(t *testing.T) {
 	n := forwardlab.EnterNetns(t)
 	if n == nil {
@@ -118,7 +118,7 @@ func TestPublishedRemoteClients(t *testing.T) {
 	}
 }
 
-// A link-local client means nothing on the guest's link: it appears as the gateway and is answered on its link.
+// A link-local address of a client is not valid on the guest's link: the client appears as the gateway and is answered on its link.
 func TestPublishedLinkLocalClient(t *testing.T) {
 	n := forwardlab.EnterNetns(t)
 	if n == nil {

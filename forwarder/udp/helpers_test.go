@@ -126,7 +126,7 @@ func (w *world) refusal(t testing.TB, k probe) forwardlab.UDPError {
 		t.Logf("the kernel has sent no ICMP error: %+v", w.Stats())
 		k = w.probe(t, k.src, k.dst)
 	}
-	t.Fatal("no ICMP error, ever")
+	t.Fatal("no ICMP error after all probes")
 	panic("unreachable")
 }
 

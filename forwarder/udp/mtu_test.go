@@ -12,7 +12,7 @@ import (
 	"rootlessnet/stack"
 )
 
-// A guest whose link has a larger MTU than the host's marks its datagrams DF nevertheless; they arrive, the first one
+// A guest on a link with a larger MTU than the host's marks its datagrams DF nevertheless; they arrive, the first one
 // as well. An MTU of the path that is smaller is reported to the guest nevertheless.
 func TestUDPLargerThanTheLink(t *testing.T) {
 	n := forwardlab.EnterNetns(t)
@@ -60,7 +60,7 @@ func TestUDPLargerThanTheLink(t *testing.T) {
 		}
 
 		// What fits the link and not the path is answered, also when the link is known, by the router first and then
-		// by what the host has learnt from it.
+		// from the host's record of that answer.
 		for i := range 3 {
 			send(c.narrow, 1400, 0)
 			e := forwardlab.Receive(t, w.g.UDPErr, "error")

@@ -173,7 +173,7 @@ func TestUDPEvictsOldestFlows(t *testing.T) {
 	}
 }
 
-// A guest that talks from ever new ports must not take all descriptors, and goes on when there are none.
+// A guest that sends from more and more ports must not take all descriptors, and can still send when none is left.
 func TestUDPOutOfDescriptors(t *testing.T) {
 	h := forwardlab.ListenUDP(t, "127.0.0.1:0")
 	w := newWorld(t, nil)
@@ -196,7 +196,7 @@ func TestUDPOutOfDescriptors(t *testing.T) {
 		}
 	}
 	if w.Stats().Evicted == 0 {
-		t.Error("nothing was evicted: the limit did not bite")
+		t.Error("nothing was evicted: the limit was not reached")
 	}
 }
 
@@ -214,7 +214,7 @@ func TestUDPRefused(t *testing.T) {
 		if e.Flow != (stack.Flow{Src: guest, Dst: closed.At}) || string(e.Payload) != "probe" || e.E != stack.PortUnreachable(guest.Addr().Is4()) {
 			t.Errorf("got %+v", e)
 		}
-		// The error of one remote must not cost a datagram to another.
+		// An error of one remote must not lose a datagram to another.
 		for i := range 50 {
 			k := w.probe(t, guest, closed.At)
 			w.send(guest, open.At, fmt.Sprint(i))

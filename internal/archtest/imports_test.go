@@ -26,7 +26,7 @@ var mayImport = []struct {
 	{"examples/demo", []string{"internal/nettest/topo"}},
 	{"internal/flagvalue", []string{"."}}, // the flags that several programs have
 
-	// The library, and the life of a sandbox.
+	// The library, and the lifecycle of a sandbox.
 	{".", []string{"plan", "sandbox"}},
 	{"sandbox", []string{"api", "dns", "gateway", "plan", "userns", "internal/hostnet", "internal/race", "internal/signals", "internal/state", "internal/watch"}},
 

@@ -251,7 +251,7 @@ func TestBlame(t *testing.T) {
 	}
 }
 
-// TestWithoutCapabilities: the report says so if a user namespace gives no capabilities, as where AppArmor restricts them.
+// TestWithoutCapabilities: the report shows that a user namespace gives no capabilities, as where AppArmor restricts them.
 func TestWithoutCapabilities(t *testing.T) {
 	if os.Geteuid() == 0 {
 		t.Skip("needs a process without capabilities; it runs as an ordinary user")
