@@ -40,7 +40,7 @@
 // Clients reset their connections and every measurement uses another port, so that sockets in TIME_WAIT do not slow later ones. All
 // processes that a measurement starts have a time limit and are ended after it.
 //
-// TCP has the machine's settings, except for the congestion control that `make compare` sets: settings.md says why. A helper's
+// TCP has the machine's settings, except for the congestion control that `make compare` sets: settings.md has the reason. A helper's
 // network namespace begins with the kernel's default congestion control; clients and servers set it on their sockets.
 //
 // # Output

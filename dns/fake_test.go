@@ -281,7 +281,7 @@ func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
 	for end := time.Now().Add(3 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("waited in vain for: " + what)
+			t.Fatal("not within the time limit: " + what)
 		}
 	}
 }

@@ -143,7 +143,7 @@ func TestForwarded(t *testing.T) {
 	})
 }
 
-// publish forwards a port of the host to a container, as rootlessport has it done.
+// publish forwards a port of the host to a container, as rootlessport does through the helper.
 func (e *engine) publish(port uint16, to netip.AddrPort) {
 	e.Helper()
 	parent := topo.Here4
@@ -378,7 +378,7 @@ func TestForwardedAfterKill(t *testing.T) {
 }
 
 // TestForwardedSourceCheckWithMarks: the kernel may check sources strictly, and by the routes of a packet's mark, as
-// wg-quick(8) has it do.
+// wg-quick(8) configures it.
 func TestForwardedSourceCheckWithMarks(t *testing.T) {
 	l := newLabOn(t, "auto", "splice")
 	e := newEngine(t, l)

@@ -90,7 +90,7 @@ func TestScorecard27OutOfDescriptors(t *testing.T) {
 // startLimited is start with a limit of open files. The hard limit too, as the runtime raises the soft one to it.
 func (l *lab) startLimited(limit int, flags ...string) *sandbox {
 	l.Helper()
-	const name = "starved"
+	const name = "no-files"
 	argv := append([]string{filepath.Join(bins, "rootless-run"), "--name", name}, l.flags...)
 	argv = append(append(append(argv, flags...), "--"), agentProgram()...)
 	cmd := l.Here.Command(append([]string{"/bin/sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, limit), "sh"}, argv...)...)
@@ -142,7 +142,7 @@ func TestScorecard30BlackHole(t *testing.T) {
 			most = 400 * time.Millisecond
 		}
 		if got := do(s, guest.Connect{To: guest.To(srv)}); got.Outcome != guest.OK || got.Took.Truncate(time.Millisecond) > most {
-			t.Errorf("beside 200 dials into a black hole: %v after %v; at most %v", got.Outcome, got.Took, most)
+			t.Errorf("during 200 dials to a destination that does not answer: %v after %v; at most %v", got.Outcome, got.Took, most)
 		}
 	})
 }

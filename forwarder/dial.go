@@ -17,11 +17,11 @@ const (
 	// GuestTimeout bounds handshakes with the guest, in both directions. The guest is one link away: longer waiting would not help.
 	GuestTimeout = 20 * time.Second
 
-	// Without free file descriptors a dial is tried again after StarvedPause, StarvedTries times; then the guest's own
+	// Without free file descriptors a dial is tried again after DialRetryPause, MaxDialRetries times; then the guest's own
 	// retransmission must start a new one. The pause is long enough that the tries use no measurable processor time, and short
 	// enough that service resumes within a second of a descriptor becoming free.
-	StarvedPause = 200 * time.Millisecond
-	StarvedTries = 50
+	DialRetryPause = 200 * time.Millisecond
+	MaxDialRetries = 50
 )
 
 // DialError is a failed connection attempt: the errno, and the ICMP error that caused it, if one was received.

@@ -109,7 +109,7 @@ func TestPoolKeepsUp(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 		if most < limit || most > limit+limit/2 {
-			t.Errorf("limit %d: at most %d sockets at hand", limit, most)
+			t.Errorf("limit %d: at most %d sockets ready", limit, most)
 		}
 		p.Close()
 	}

@@ -120,7 +120,7 @@ func (s *sandbox) namespaces() userns.Config {
 	return c
 }
 
-// connect gives the link to the gateway.
+// connect passes the link to the gateway.
 func (s *sandbox) connect() error {
 	switch {
 	case s.network == nil:

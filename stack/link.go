@@ -128,7 +128,7 @@ func (l *link) WritePackets(pkts gstack.PacketBufferList) (int, tcpip.Error) {
 		if proto != protoTCP {
 			// In promiscuous mode, netstack would send everything else (reassembly timeouts, parameter problems, neighbour
 			// advertisements) in the name of addresses that are not its own.
-			l.s.stats.drop(DropTxForeign)
+			l.s.stats.drop(DropTxNotTCP)
 			continue
 		}
 		p := l.s.portFor(dst)

@@ -17,7 +17,7 @@ const (
 	forwardUnprepared forwardState = iota
 	forwardPreparing
 	forwardReady
-	forwardRefused // for good
+	forwardRefused // final: Inside.Forward is not called again
 )
 
 const (

@@ -113,7 +113,7 @@ func TestSpliceForwardedCircuitBreaker(t *testing.T) {
 		}
 	}
 	if w.syn(21000, guestTTL-1) {
-		t.Error("the next is tried all the same")
+		t.Error("the next is tried nevertheless")
 	}
 	if !w.syn(21001, guestTTL) {
 		t.Error("a request of the guest's own was left to the stack path")

@@ -106,7 +106,7 @@ func (p *Path) admit(q *stack.SYN, d forwarder.Decision) (r *request, taken bool
 	}
 	if !p.f.Attempts.Begin(d.Dst.Addr()) {
 		p.give()
-		p.f.TCP.OverShare.Add(1)
+		p.f.TCP.DialLimit.Add(1)
 		return nil, true // the guest sends its SYN again
 	}
 	r = &request{p: p, flow: q.Flow, tos: q.TOS, syn: q, decision: d, fd: -1, since: time.Now()}
@@ -221,7 +221,7 @@ func (p *Path) dialled(r *request) {
 // host's socket got. If both destinations fail and the alternative refused, the answer is that refusal; otherwise it is the
 // error of the first, because the host may have only one family.
 func (p *Path) dialFailed(r *request, dst netip.AddrPort, err error) {
-	starved := forwarder.OutOfResources(err)
+	outOfResources := forwarder.OutOfResources(err)
 	p.mu.Lock()
 	if p.requests[r.flow] != r {
 		p.mu.Unlock()
@@ -234,17 +234,17 @@ func (p *Path) dialFailed(r *request, dst netip.AddrPort, err error) {
 	}
 	alt := r.decision.Alt
 	switch {
-	case alt.IsValid() && dst != alt && !starved:
+	case alt.IsValid() && dst != alt && !outOfResources:
 		r.first = err
 		p.mu.Unlock()
 		p.dial(r, alt)
 		return
-	case starved && r.tries < forwarder.StarvedTries:
-		p.f.TCP.Starved.Add(1)
+	case outOfResources && r.tries < forwarder.MaxDialRetries:
+		p.f.TCP.DialRetries.Add(1)
 		if r.tries++; r.tries == 1 {
 			r.syn = r.syn.Clone()
 		}
-		time.AfterFunc(forwarder.StarvedPause, func() { p.dialAgain(r) })
+		time.AfterFunc(forwarder.DialRetryPause, func() { p.dialAgain(r) })
 		p.mu.Unlock()
 		return
 	}

@@ -91,8 +91,8 @@ var (
 // descriptors of a connection: the host's socket and the guest's.
 const descriptors = 2
 
-// sweepPace is how often requests are checked for a timeout.
-const sweepPace = 5 * time.Second
+// sweepInterval is how often requests are checked for a timeout.
+const sweepInterval = 5 * time.Second
 
 // New opens the splice path. On an error nothing of in is left open.
 func New(f *forwarder.Forwarder, in Inside) (p *Path, err error) {
@@ -195,7 +195,7 @@ func (p *Path) give()      { p.f.Budget.Give(fdbudget.Splice, descriptors) }
 // sweepLater makes sure that sweep runs. mu is held.
 func (p *Path) sweepLater() {
 	if p.sweeping == nil && !p.closed {
-		p.sweeping = time.AfterFunc(sweepPace, p.sweep)
+		p.sweeping = time.AfterFunc(sweepInterval, p.sweep)
 	}
 }
 

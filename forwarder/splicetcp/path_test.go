@@ -81,7 +81,7 @@ func TestSpliceCircuitBreaker(t *testing.T) {
 		}
 	}
 	if w.syn(21000, guestTTL) {
-		t.Error("the next is tried all the same")
+		t.Error("the next is tried nevertheless")
 	}
 	w.own.EndPause()
 	port := w.freePort()

@@ -139,7 +139,7 @@ func TestSpliceCloseWhileDialling(t *testing.T) {
 	}
 	n.SettleND(t)
 	n.InRouter(t, func() error { return forwardlab.Route("198.18.3.0/24", "", unix.RTN_BLACKHOLE) })
-	t.Run("black hole", func(t *testing.T) {
+	t.Run("no answer", func(t *testing.T) {
 		w := newWorldInside(t, forwardlab.Limit, 0)
 		w.syn(20100, guestTTL) // is re-injected
 		w.setRules(func(s *policy.Special) { s.Host = netip.MustParseAddr("198.18.3.1") })
@@ -171,7 +171,7 @@ func TestSpliceCloseWhileDialling(t *testing.T) {
 				}
 			}
 		})
-		if s := w.Stats(); s.Dialling != 5 || s.Starved == 0 {
+		if s := w.Stats(); s.Dialling != 5 || s.DialRetries == 0 {
 			t.Errorf("%+v", s)
 		}
 		w.stop() // the dials would be tried again in a moment
@@ -211,7 +211,7 @@ func TestSpliceDialWaitsForADescriptor(t *testing.T) {
 	}
 	port := w.freePort()
 	withoutDescriptors(t, func() { w.syn(port, guestTTL) })
-	if s := w.Stats(); s.Starved != 1 || s.Dialling != 1 {
+	if s := w.Stats(); s.DialRetries != 1 || s.Dialling != 1 {
 		t.Errorf("%+v", s)
 	}
 	w.waitReinjected(port)
@@ -334,7 +334,7 @@ func TestSpliceConcurrentUse(t *testing.T) {
 					w.own.Succeed() // a handshake that the rules have ended
 					continue
 				}
-				if i%4 == 3 { // sent again: the request is given up by that
+				if i%4 == 3 { // sent again: the request is dropped
 					w.syn(port, guestTTL)
 				}
 				c, err := net.DialTCP("tcp", net.TCPAddrFromAddrPort(w.flow(port).Src), net.TCPAddrFromAddrPort(w.listener))

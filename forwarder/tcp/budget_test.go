@@ -34,7 +34,7 @@ func TestTCPBudgetIsUsedUp(t *testing.T) {
 		dialled <- err
 	}()
 	h := forwardlab.Call(t, netip.AddrPort{}, p.Addr())
-	forwardlab.Eventually(t, "the dial waits for a descriptor", func() bool { return w.Stats().Starved > 0 })
+	forwardlab.Eventually(t, "the dial waits for a descriptor", func() bool { return w.Stats().DialRetries > 0 })
 	time.Sleep(forwardlab.QuietFor)
 	if s := w.Stats(); s.Outbound != smallTotal || s.Inbound != 0 || w.f.TCP.Waiting.Load() != 0 || forwardlab.Taken(w.budget) != smallTotal {
 		t.Errorf("without descriptors: %+v, %d taken", s, forwardlab.Taken(w.budget))

@@ -233,7 +233,7 @@ func TestTCPOutOfDescriptors(t *testing.T) {
 	if err := unix.Connect(client, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: int(p.Addr().Port())}); err != nil {
 		t.Fatal(err)
 	}
-	forwardlab.Eventually(t, "both wait for a descriptor", func() bool { s := w.Stats(); return s.Starved > 0 && s.AcceptErrors > 0 })
+	forwardlab.Eventually(t, "both wait for a descriptor", func() bool { s := w.Stats(); return s.DialRetries > 0 && s.AcceptErrors > 0 })
 	forwardlab.Quietly(t, "starving")
 	forwardlab.SendString(t, g, "x")
 	forwardlab.Expect(t, h, "x")

@@ -71,7 +71,7 @@ func TestTCPBlackHole(t *testing.T) {
 		wg.Go(func() {
 			_, err := w.guest.Dial(netip.AddrPortFrom(netip.MustParseAddr("198.18.3.1"), uint16(1000+i)), time.Second)
 			if !errors.Is(err, syscall.ETIMEDOUT) {
-				t.Errorf("black hole: %v", err)
+				t.Errorf("a destination that does not answer: %v", err)
 			}
 		})
 	}

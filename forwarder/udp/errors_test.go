@@ -88,7 +88,7 @@ func TestPublishedRemoteClients(t *testing.T) {
 	w := newWorld(t, nil)
 	p4 := publish(t, w, UDPListen{Addr: forwardlab.AP("0.0.0.0:0"), Guest4: server4, Guest6: server6})
 	p6 := publish(t, w, UDPListen{Addr: forwardlab.AP("[::]:0"), Guest4: server4, Guest6: server6})
-	// The server has been in touch with the client before: answers must leave by the published port all the same.
+	// The server has an outbound flow to the client: its answers must leave by the published port nevertheless.
 	w.send(server4, a4.At, "early")
 	a4.Receive(t)
 	for _, c := range []struct {

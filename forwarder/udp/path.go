@@ -225,7 +225,7 @@ func (x *Path) sendUDPError(f stack.Flow, payload []byte, e stack.ICMPError) {
 	}
 }
 
-// handleDNS gives each query in d to the resolver.
+// handleDNS passes each query in d to the resolver.
 func (x *Path) handleDNS(d *stack.Datagram, r forwarder.Resolver) {
 	back := stack.Flow{Endpoint: d.Endpoint, Src: d.Dst, Dst: d.Src}
 	size := int(d.GSOSize)

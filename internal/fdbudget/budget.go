@@ -33,7 +33,7 @@ const (
 const (
 	// parts is the number of parts of the limit in which shares are given.
 	parts = 16
-	// reservedParts of the limit are never given out, and not fewer descriptors than minReserve: the control socket's
+	// reservedParts of the limit cannot be taken, and not fewer descriptors than minReserve: the control socket's
 	// connections, the resolver's upstreams and published ports need them.
 	reservedParts = 2
 	minReserve    = 32
@@ -102,7 +102,7 @@ func (b *Budget) Free(u Use) int {
 	return int(min(b.most[u]-b.taken[u].Load(), b.total-b.sum.Load()))
 }
 
-// Give gives n descriptors of u back.
+// Give returns n descriptors of u to the budget.
 func (b *Budget) Give(u Use, n int) {
 	b.sum.Add(-int64(n))
 	b.taken[u].Add(-int64(n))

@@ -172,7 +172,7 @@ func TestFlows(t *testing.T, newWorld func(t testing.TB) *FlowWorld) {
 		}
 		w.ended(t, f, i.ID)
 		w.ended(t, g, j.ID)
-		Eventually(t, "every descriptor is given back", func() bool { return Taken(w.Budget) == 0 })
+		Eventually(t, "every descriptor is returned", func() bool { return Taken(w.Budget) == 0 })
 	})
 	t.Run("rules that forbid the destination", func(t *testing.T) {
 		w := newWorld(t)
@@ -253,7 +253,7 @@ func TestFlows(t *testing.T, newWorld func(t testing.TB) *FlowWorld) {
 		}
 		ExpectEOF(t, f.Ends[0])
 		Eventually(t, "the table is empty", func() bool { return w.Forwarder.Flows.Len() == 0 })
-		Eventually(t, "every descriptor is given back", func() bool { return Taken(w.Budget) == 0 })
+		Eventually(t, "every descriptor is returned", func() bool { return Taken(w.Budget) == 0 })
 		if w.Forwarder.Flows.Kill(i.ID) {
 			t.Error("a flow that has ended was killed")
 		}
@@ -264,6 +264,6 @@ func TestFlows(t *testing.T, newWorld func(t testing.TB) *FlowWorld) {
 		w.open(t)
 		w.Stop()
 		Eventually(t, "the table is empty", func() bool { return w.Forwarder.Flows.Len() == 0 })
-		Eventually(t, "every descriptor is given back", func() bool { return Taken(w.Budget) == 0 })
+		Eventually(t, "every descriptor is returned", func() bool { return Taken(w.Budget) == 0 })
 	})
 }

@@ -24,7 +24,7 @@ func Budget(t testing.TB, limit int64) *fdbudget.Budget {
 			return // a test that ended early leaves descriptors behind; its own failure is reported already
 		}
 		for u, name := range uses {
-			Eventually(t, "the descriptors of the "+name+" are given back", func() bool { return b.Taken(u) == 0 })
+			Eventually(t, "the descriptors of the "+name+" are returned", func() bool { return b.Taken(u) == 0 })
 		}
 	})
 	return b
@@ -49,14 +49,14 @@ func NewForwarder(t testing.TB, cfg forwarder.Config) *forwarder.Forwarder {
 
 // TCPStats are the values of forwarder.TCPCounters, and the other counters of a Forwarder, at one moment.
 type TCPStats struct {
-	Dialling                                                        int
-	Outbound, Inbound, DialErrors, OverShare, Starved, AcceptErrors uint64
-	Refused                                                         map[string]uint64
+	Dialling                                                            int
+	Outbound, Inbound, DialErrors, DialLimit, DialRetries, AcceptErrors uint64
+	Refused                                                             map[string]uint64
 }
 
 // ReadTCP reads the counters of f.
 func ReadTCP(f *forwarder.Forwarder) TCPStats {
 	c := &f.TCP
 	return TCPStats{Dialling: f.Attempts.Len(), Outbound: c.Outbound.Load(), Inbound: c.Inbound.Load(), DialErrors: c.DialErrors.Load(),
-		OverShare: c.OverShare.Load(), Starved: c.Starved.Load(), AcceptErrors: c.AcceptErrors.Load(), Refused: f.Refused()}
+		DialLimit: c.DialLimit.Load(), DialRetries: c.DialRetries.Load(), AcceptErrors: c.AcceptErrors.Load(), Refused: f.Refused()}
 }

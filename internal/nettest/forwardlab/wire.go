@@ -99,7 +99,7 @@ func (w *Wire) note(b []byte) {
 	}
 }
 
-// deliverToGuest hands the frames to the guest until the wire is closed.
+// deliverToGuest passes the frames to the guest until the wire is closed.
 func (w *Wire) deliverToGuest() {
 	for {
 		select {
