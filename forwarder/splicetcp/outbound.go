@@ -198,6 +198,7 @@ func (p *Path) dialled(r *request) {
 		return // it was dropped meanwhile, and its socket closed
 	}
 	if forwarder.ConnectedToItself(r.fd, r.dst) {
+		rawsock.ResetOnClose(r.fd) // or it would occupy the port for a minute (TIME-WAIT)
 		dst := r.dst
 		p.mu.Unlock()
 		p.dialFailed(r, dst, &forwarder.DialError{Errno: unix.ECONNREFUSED})
