@@ -126,17 +126,20 @@ func refusal(c cause, proto flow.Proto, v4 bool) Refusal {
 
 // RefusalOf is the answer to a flow that the host's kernel, or the network behind it, has refused with err: the very ICMP
 // error where one came in the guest's family, else what a router with the host's routes and filters would have sent.
-// hostV4 is the family of the host's socket, guestV4 that of the guest's flow.
+// A connection is reset where nothing listens, also where a filter on the way has said so by "port unreachable": a kernel
+// may take an ICMP error for a hint, and try again after a second, where it takes a reset for an answer (tcp_v4_err,
+// net/ipv4/tcp_ipv4.c, while the socket is in use). hostV4 is the family of the host's socket, guestV4 that of the guest's flow.
 func RefusalOf(err error, proto flow.Proto, hostV4, guestV4 bool) Refusal {
-	var de *DialError
-	if errors.As(err, &de) && de.Queued != nil && guestV4 == hostV4 {
-		return Refusal{sendICMP, de.Queued.ICMP(guestV4)}
-	}
 	var errno syscall.Errno
 	if !errors.As(err, &errno) {
 		return Refusal{}
 	}
-	return refusal(causeOfErrno(errno, hostV4), proto, guestV4)
+	c := causeOfErrno(errno, hostV4)
+	var de *DialError
+	if c != refused && errors.As(err, &de) && de.Queued != nil && guestV4 == hostV4 {
+		return Refusal{sendICMP, de.Queued.ICMP(guestV4)}
+	}
+	return refusal(c, proto, guestV4)
 }
 
 // OutOfResources says whether err is for want of descriptors, buffers or memory, which passes.

@@ -13,9 +13,10 @@
 // Nearly always all of it happens in one call of HandleSYN.
 //
 // States of a request: dialling (the host's connect is under way, at most forwarder.DialTimeout; a SYN sent again replaces the
-// one that is kept) -> reinjected (at most forwarder.GuestTimeout) -> joined, or dropped. A SYN that is sent again after it was
-// re-injected means that the answer did not come through: rules inside are in the way. The request is dropped, and the stack
-// path takes the connection.
+// one that is kept) -> reinjecting, within one call -> joined, or reinjected (at most forwarder.GuestTimeout) -> joined, or
+// dropped. A SYN that is sent again after it was re-injected means that the answer did not come through: rules inside are in
+// the way. The request is dropped, and the stack path takes the connection. A SYN that arrives while the first one is being
+// re-injected says nothing, and is dropped.
 //
 // # Inbound
 //
