@@ -190,6 +190,9 @@ func TestTwoEndpoints(t *testing.T) {
 	}
 }
 
+// entry is a flow that a datapath has added for the key.
+func entry(k flow.Key) *flow.Entry { return &flow.Entry{Key: k, Peer: k.Dst} }
+
 // A request that was decided under rules that have changed since is decided again.
 func TestStillAllowed(t *testing.T) {
 	f := forwardlab.NewForwarder(t, forwarder.Config{})
@@ -197,15 +200,15 @@ func TestStillAllowed(t *testing.T) {
 	f.AddEndpoint(forwarder.EndpointConfig{Policy: live, Addresses: gateways()})
 	loopback, remote := key(flow.TCP, "10.0.2.2:80"), key(flow.TCP, "192.0.2.1:80")
 	dl, dr := f.Decide(loopback, 1), f.Decide(remote, 1)
-	if !f.StillAllowed(&dl, loopback) || !f.StillAllowed(&dr, remote) {
+	if !f.StillAllowed(&dl, entry(loopback)) || !f.StillAllowed(&dr, entry(remote)) {
 		t.Error("not allowed any more, and nothing has changed")
 	}
 	live.Set(rules(func(c *policy.Config) { c.HostLoopback = policy.HostLoopback{} }))
 	f.Rejudge(0)
-	if f.StillAllowed(&dl, loopback) {
+	if f.StillAllowed(&dl, entry(loopback)) {
 		t.Error("what the new rules refuse is still allowed")
 	}
-	if !f.StillAllowed(&dr, remote) {
+	if !f.StillAllowed(&dr, entry(remote)) {
 		t.Error("what the new rules allow is not allowed any more")
 	}
 	if refused := f.Refused(); len(refused) != 0 {
@@ -213,7 +216,7 @@ func TestStillAllowed(t *testing.T) {
 	}
 	f.RemoveEndpoint(0)
 	f.Rejudge(0)
-	if f.StillAllowed(&dr, remote) {
+	if f.StillAllowed(&dr, entry(remote)) {
 		t.Error("allowed without an endpoint")
 	}
 }

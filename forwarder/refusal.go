@@ -126,17 +126,20 @@ func refusal(c cause, proto flow.Proto, v4 bool) Refusal {
 
 // RefusalOf is the answer to a flow that the host's kernel, or the network behind it, has refused with err: the received ICMP
 // error where it is of the guest's family, else what a router with the host's routes and filters would have sent.
-// hostV4 is the family of the host's socket, guestV4 that of the guest's flow.
+// A connection is reset where nothing listens, also where a filter on the path has answered "port unreachable": a kernel may
+// treat an ICMP error as temporary and retransmit after a second, while a reset ends the connect at once (tcp_v4_err,
+// net/ipv4/tcp_ipv4.c, while the socket is in use). hostV4 is the family of the host's socket, guestV4 that of the guest's flow.
 func RefusalOf(err error, proto flow.Proto, hostV4, guestV4 bool) Refusal {
-	var de *DialError
-	if errors.As(err, &de) && de.Queued != nil && guestV4 == hostV4 {
-		return Refusal{sendICMP, de.Queued.ICMP(guestV4)}
-	}
 	var errno syscall.Errno
 	if !errors.As(err, &errno) {
 		return Refusal{}
 	}
-	return refusal(causeOfErrno(errno, hostV4), proto, guestV4)
+	c := causeOfErrno(errno, hostV4)
+	var de *DialError
+	if c != refused && errors.As(err, &de) && de.Queued != nil && guestV4 == hostV4 {
+		return Refusal{sendICMP, de.Queued.ICMP(guestV4)}
+	}
+	return refusal(c, proto, guestV4)
 }
 
 // OutOfResources reports whether err is a lack of descriptors, buffers or memory, which is temporary.

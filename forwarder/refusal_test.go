@@ -182,6 +182,19 @@ func TestRefusalOfAQueuedError(t *testing.T) {
 	}
 }
 
+// Filters that reject connections say "port unreachable" by default. A guest gets the reset that a closed port gives.
+func TestRefusalOfAPortUnreachable(t *testing.T) {
+	for _, q := range []forwarder.QueuedError{{Errno: unix.ECONNREFUSED, Origin: unix.SO_EE_ORIGIN_ICMP, Type: 3, Code: 3},
+		{Errno: unix.ECONNREFUSED, Origin: unix.SO_EE_ORIGIN_ICMP6, Type: 1, Code: 4}} {
+		for _, guest4 := range []bool{true, false} {
+			err := &forwarder.DialError{Errno: q.Errno, Queued: &q}
+			if got := answered(forwarder.RefusalOf(err, flow.TCP, q.Origin == unix.SO_EE_ORIGIN_ICMP, guest4), flow.TCP); got != "reset" {
+				t.Errorf("%+v, guest IPv4 %v: %s, want reset", q, guest4, got)
+			}
+		}
+	}
+}
+
 func TestOutOfResources(t *testing.T) {
 	for errno, want := range map[syscall.Errno]bool{syscall.EMFILE: true, syscall.ENFILE: true, syscall.ENOBUFS: true, syscall.ENOMEM: true,
 		syscall.ECONNREFUSED: false, syscall.EADDRNOTAVAIL: false, syscall.EAGAIN: false} {

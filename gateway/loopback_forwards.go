@@ -119,6 +119,9 @@ func (l *loopbackForwards) forward(relay *loopback.Relay, f plan.LoopbackForward
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.closed { // meanwhile: the relay has closed the port, and close has not counted it
+		return net.ErrClosed
+	}
 	l.open[f] = p
 	return nil
 }

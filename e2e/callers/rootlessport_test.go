@@ -51,6 +51,8 @@ func (g target) rootlessport(child string, mappings ...map[string]any) (end func
 func TestRootlessportAlone(t *testing.T) {
 	g := newTarget(t)
 	g.in("sh", "-c", "ip link set lo up; ip link add d0 type bridge; ip link set d0 up; ip addr add 10.9.9.2/24 dev d0; ip addr add fd99::2/64 dev d0 nodad; ip route add default via 10.9.9.1; ip -6 route add default via fd99::1")
+	// The kernel adds the local route of an IPv6 address when the bridge has come up, which takes a moment.
+	g.in("sh", "-c", "for i in $(seq 100); do ip -6 route show table local | grep -q fd99::2 && exit 0; sleep 0.1; done; exit 1")
 	const settings = "ip rule; ip -6 rule; ip route show table all | grep -v -e fe80: -e ff00:; cd /proc/sys/net; grep . ipv4/tcp_fwmark_accept ipv4/fwmark_reflect ipv6/fwmark_reflect"
 	before := g.in("sh", "-c", settings)
 	begin(g.user, guest.ServeHTTP{Port: 80}, g.program()...)

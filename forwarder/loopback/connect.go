@@ -174,13 +174,17 @@ func (l *Relay) joinLocked(client, server int, from, dst netip.AddrPort) {
 		l.resetClient(client)
 		return
 	}
-	if rawsock.IsSelf(server, dst) { // nothing listens there: the kernel has chosen that port for our own end, and connected the socket to itself
+	if l.connectedToItself(server, dst) { // nothing listens there: the kernel has chosen that port for our own end, and connected the socket to itself
 		rawsock.Reset(server)
 		l.refuse(client)
 		return
 	}
 	rawsock.NoDelay(server)
-	j := &joint{Entry: l.entry(flow.TCP, from, rawsock.LocalAddr(client), dst), in: l.pool != nil}
+	var at netip.AddrPort // what the client was sent to; of an inbound flow the table has the server's address instead
+	if l.pool == nil {
+		at = rawsock.LocalAddr(client)
+	}
+	j := &joint{Entry: l.entry(flow.TCP, from, at, dst), in: l.pool != nil}
 	var err error
 	j.pair, err = l.loop.Join(client, server, func() { l.ended(j) })
 	if err != nil { // no memory, or closed
@@ -191,6 +195,14 @@ func (l *Relay) joinLocked(client, server int, from, dst netip.AddrPort) {
 	l.joined[j] = struct{}{}
 	l.f.Flows.Add(&j.Entry, j)
 	l.stats.Connections++
+}
+
+// connectedToItself reports whether a socket that was connected to dst is connected to itself.
+func (l *Relay) connectedToItself(server int, dst netip.AddrPort) bool {
+	if l.pool == nil {
+		return forwarder.ConnectedToItself(server, dst)
+	}
+	return rawsock.IsSelf(server, dst) // the other namespace may choose from another range of ports
 }
 
 // ended is called by the loop when a pair has ended.

@@ -40,7 +40,7 @@ func (p *Path) joinLocked(host, guest int, d *forwarder.Decision, e flow.Entry) 
 	}
 	p.joined[j] = struct{}{}
 	p.f.Flows.Add(&j.Entry, j)
-	if d != nil && !p.f.StillAllowed(d, j.Key) {
+	if d != nil && !p.f.StillAllowed(d, &j.Entry) {
 		j.Kill()
 	}
 	if e.Direction == flow.Inbound {

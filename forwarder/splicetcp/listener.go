@@ -64,7 +64,7 @@ func (p *Path) match(fd int, f stack.Flow) *request {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	r := p.requests[f]
-	if p.closed || r == nil || r.state != reinjected {
+	if p.closed || r == nil || r.state == dialling {
 		p.unmatched++
 		rawsock.Reset(fd)
 		return nil

@@ -24,7 +24,10 @@ type requestState uint8
 const (
 	// dialling: the host's connect has begun, or waits for a free descriptor. The request counts as an attempt (Attempts).
 	dialling requestState = iota
-	// reinjected: the host's connection is established, and the guest's SYN was sent to lo inside.
+	// reinjecting: the host's connection is established, and the goroutine that has detected it sends the guest's SYN to lo
+	// inside and calls accept. A SYN that the guest sends again now does not mean that the handshake has failed.
+	reinjecting
+	// reinjected: accept has not returned the connection at once. A SYN that is sent again means that the handshake has failed.
 	reinjected
 )
 
@@ -92,8 +95,11 @@ func (p *Path) admit(q *stack.SYN, d forwarder.Decision) (r *request, taken bool
 		return nil, p.waitForwardLocked(q)
 	}
 	if old := p.requests[q.Flow]; old != nil { // sent again
-		if old.state == dialling {
+		switch old.state {
+		case dialling:
 			old.syn = q.Clone() // it may be another connection, from the same port
+			return nil, true
+		case reinjecting:
 			return nil, true
 		}
 		// The SYN-ACK has not reached the guest's socket, because of a packet-filter rule inside. The stack path's SYN-ACK
@@ -192,6 +198,7 @@ func (p *Path) dialled(r *request) {
 		return // it was dropped meanwhile, and its socket closed
 	}
 	if forwarder.ConnectedToItself(r.fd, r.dst) {
+		rawsock.ResetOnClose(r.fd) // or it would occupy the port for a minute (TIME-WAIT)
 		dst := r.dst
 		p.mu.Unlock()
 		p.dialFailed(r, dst, &forwarder.DialError{Errno: unix.ECONNREFUSED})
@@ -199,18 +206,19 @@ func (p *Path) dialled(r *request) {
 	}
 	rawsock.NoDelay(r.fd) // the loop does the rest of forwarder.TuneHost, when it is needed
 	p.f.Attempts.End(r.decision.Dst.Addr())
-	r.state, r.since = reinjected, time.Now()
+	r.state, r.since = reinjecting, time.Now()
 	p.reinjected++
 	frame := r.syn.Frame
 	p.mu.Unlock()
 	p.reinject(frame)
-	if l := p.listenerOf(r.flow.Dst.Addr()); l == nil || l.accept(r) {
+	if l := p.listenerOf(r.flow.Dst.Addr()); l != nil && l.accept(r) {
 		return
 	}
 	// The guest's ACK has not arrived yet, or was lost.
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.requests[r.flow] == r {
+		r.state = reinjected
 		r.syn = r.syn.Clone()
 		p.sweepLater()
 		p.awaitLocked()
@@ -272,10 +280,10 @@ func (p *Path) dialAgain(r *request) {
 
 // dropLocked removes a request from the table, resets its socket and returns its descriptors to the budget.
 func (p *Path) dropLocked(r *request) {
-	if r.state == reinjected {
-		p.reinjected--
-	} else {
+	if r.state == dialling {
 		p.f.Attempts.End(r.decision.Dst.Addr())
+	} else {
+		p.reinjected--
 	}
 	p.unwatchLocked(r)
 	if r.fd >= 0 {

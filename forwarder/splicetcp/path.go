@@ -71,7 +71,7 @@ type Path struct {
 	mu         lockrank.Mutex
 	closed     bool                    // guarded by mu
 	requests   map[stack.Flow]*request // guarded by mu
-	reinjected int                     // of the requests; guarded by mu
+	reinjected int                     // requests that are not dialling any more; guarded by mu
 	pausing    bool                    // accept found no descriptor, and will be tried again; guarded by mu
 	joined     map[*joint]struct{}     // guarded by mu
 	sweeping   *time.Timer             // not nil while there is something to sweep; guarded by mu
@@ -210,7 +210,7 @@ func (p *Path) sweep() {
 	now := time.Now()
 	for _, q := range p.requests {
 		switch age := now.Sub(q.since); {
-		case q.state == reinjected && age > forwarder.GuestTimeout:
+		case q.state != dialling && age > forwarder.GuestTimeout:
 			p.reinjectFailedLocked(q)
 		case q.state == dialling && age > forwarder.DialTimeout:
 			p.dropLocked(q)

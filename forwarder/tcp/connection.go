@@ -71,7 +71,7 @@ func (p *Path) run(c *stack.Conn, h *hostConn, d *forwarder.Decision) {
 	p.keepOnLink(c)
 	// The guest's reset must be seen even while both directions wait for the host.
 	c.OnFailure(h.wake)
-	if d != nil && !p.f.StillAllowed(d, f.Key) {
+	if d != nil && !p.f.StillAllowed(d, &f.Entry) {
 		f.Kill()
 	}
 	p.wg.Add(1)

@@ -49,6 +49,31 @@ func TestUDPVerdicts(t *testing.T) {
 	}
 }
 
+// Rules that change while a flow is opened, so that its address means another host: the datagram goes where the new rules say,
+// as it would had they changed a moment later.
+func TestUDPDestinationChangesWhileOpening(t *testing.T) {
+	before, after := forwardlab.ListenUDP(t, "127.0.0.1:0"), forwardlab.ListenUDP(t, "127.0.0.2:0")
+	var w *world
+	asked := 0
+	w = newWorld(t, func(c *worldConfig) {
+		c.Policy = forwardlab.JudgeFunc(func(policy.Proto, netip.AddrPort, netip.AddrPort) policy.Verdict {
+			if asked++; asked > 1 {
+				return policy.Verdict{Action: policy.Allow, Dst: after.At}
+			}
+			w.f.Rejudge(0)
+			return policy.Verdict{Action: policy.Allow, Dst: before.At}
+		})
+	})
+	w.send(forwardlab.Guest4, forwardlab.AP("192.0.2.1:7"), "x")
+	if s, _ := after.Receive(t); s != "x" {
+		t.Errorf("received %q", s)
+	}
+	before.ReceiveNothing(t)
+	if n := w.f.Flows.Len(); n != 1 {
+		t.Errorf("%d flows", n)
+	}
+}
+
 func TestUDPGatewayRewrite(t *testing.T) {
 	h := forwardlab.ListenUDP(t, "127.0.0.1:0")
 	port := h.At.Port()

@@ -160,7 +160,7 @@ func (x *Path) open(key flowKey, v *forwarder.Decision, pkts, bytes int) (target
 	f := &conversation{key: key, decision: *v, alt: v.Alt, target: target{s: s, peer: v.Dst, local: by.Addr, scope: uint32(by.Index), gateway: v.Gateway}, outPkts: uint64(pkts), outBytes: uint64(bytes)}
 	f.Egress = by
 	x.insert(f, now)
-	if !x.f.StillAllowed(v, f.Entry.Key) {
+	if !x.f.StillAllowed(v, &f.Entry) {
 		x.removeFlow(f)
 		return target{}, errRulesChanged
 	}

@@ -65,16 +65,17 @@ func (d *Dialler) Wait(c *Client, fd int, dst netip.AddrPort, patience time.Dura
 		unix.Close(fd)
 		return net.ErrClosed
 	}
-	if err := d.watch(c, fd, dst, patience); err != nil {
+	if err := d.watch(c, fd, dst); err != nil {
 		return err
 	}
+	d.setPatience(c, patience)
 	d.waiting[c] = struct{}{}
 	d.n.Add(1)
 	return nil
 }
 
 // Add has c wait for one more connect, with its own patience. It closes fd and returns false where c does not wait any
-// more, or where fd cannot be watched.
+// more, or where fd cannot be watched; the patience begins even then, as c waits on for its other connects.
 func (d *Dialler) Add(c *Client, fd int, dst netip.AddrPort, patience time.Duration) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -82,24 +83,30 @@ func (d *Dialler) Add(c *Client, fd int, dst netip.AddrPort, patience time.Durat
 		rawsock.Reset(fd)
 		return false
 	}
-	return d.watch(c, fd, dst, patience) == nil
+	d.setPatience(c, patience)
+	return d.watch(c, fd, dst) == nil
 }
 
 // watch begins an attempt, or closes fd. mu is held.
-func (d *Dialler) watch(c *Client, fd int, dst netip.AddrPort, patience time.Duration) (err error) {
+func (d *Dialler) watch(c *Client, fd int, dst netip.AddrPort) (err error) {
 	a := &attempt{d: d, c: c, fd: fd, dst: dst}
 	if a.token, err = d.loop.Watch(fd, unix.EPOLLOUT|unix.EPOLLONESHOT, a); err != nil {
 		rawsock.Reset(fd)
 		return err
 	}
 	c.attempts = append(c.attempts, a)
-	if patience > 0 {
-		if c.timer != nil {
-			c.timer.Stop()
-		}
-		c.timer = time.AfterFunc(patience, func() { d.late(c) })
-	}
 	return nil
+}
+
+// setPatience has c.Late called after patience, in place of any earlier time. mu is held.
+func (d *Dialler) setPatience(c *Client, patience time.Duration) {
+	if patience <= 0 {
+		return
+	}
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	c.timer = time.AfterFunc(patience, func() { d.late(c) })
 }
 
 func (d *Dialler) late(c *Client) {

@@ -156,6 +156,27 @@ func TestDiallerAddReplacesThePatience(t *testing.T) {
 	}
 }
 
+// A client does not wait for ever after an Add that has failed because the connect cannot be watched (no memory).
+func TestDiallerAddThatFailsHasItsPatience(t *testing.T) {
+	d := newDialler(t)
+	at := newFullServer(t).at
+	w := newWaiting()
+	if err := d.Wait(&w.Client, pending(t, at), at, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0) // which epoll refuses
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.Add(&w.Client, null, at, quiet) {
+		t.Error("a descriptor that cannot be watched was added")
+	}
+	receive(t, w.late, "call of Late")
+	if !d.Take(&w.Client) {
+		t.Error("the client does not wait any more")
+	}
+}
+
 // After Take none of the client's callbacks is called, and its own socket is unchanged.
 func TestDiallerTake(t *testing.T) {
 	d := newDialler(t)
