@@ -7,7 +7,7 @@ import (
 	"rootlessnet/policy"
 )
 
-// Action is what becomes of a flow that the guest opens.
+// Action is what is done with a flow that the guest opens.
 type Action uint8
 
 const (
@@ -19,11 +19,11 @@ const (
 	Resolve
 )
 
-// Decision is the one answer to the question what becomes of a flow. Every datapath asks Forwarder.Decide and acts on it.
+// Decision is what is done with a flow, and with which addresses. Every datapath gets it from Forwarder.Decide and acts on it.
 type Decision struct {
 	Action Action
 
-	// Of Dial: the destination, and the one to try when nothing listens there (invalid: none). Gateway says that the
+	// Of Dial: the destination, and the one to try when nothing listens there (invalid: none). Gateway is set if the
 	// guest addressed the gateway, so that no hop lies in between; both are then on the host's loopback.
 	Dst, Alt netip.AddrPort
 	Gateway  bool
@@ -31,16 +31,16 @@ type Decision struct {
 	// Of Resolve.
 	Resolver Resolver
 
-	rules uint64 // the generation of the rules that decided
+	rules uint64 // the generation of the rules that were used
 
-	// Of Refuse. Reason says why, for counters and logs.
+	// Of Refuse. Reason is the cause, for counters and logs.
 	Refusal Refusal
 	Reason  policy.Reason
 }
 
-// Decide says what becomes of the flow k that the guest opens. packets is how many packets ask, for the counters: a denied
+// Decide decides about the flow k that the guest opens. packets is how many packets are decided, for the counters: a denied
 // datagram leaves no state behind and is decided each time. The rules may change while a request is being served; then the
-// last answer counts, and Rejudge ends what the new rules do not allow.
+// last decision counts, and Rejudge ends what the new rules do not allow.
 func (f *Forwarder) Decide(k flow.Key, packets int) Decision {
 	rules := f.rules.Load()
 	d := f.decide(k)
@@ -66,7 +66,7 @@ func (f *Forwarder) decide(k flow.Key) Decision {
 	return Decision{Action: Dial, Dst: v.Dst, Alt: v.Alt, Gateway: v.Gateway}
 }
 
-// StillAllowed says whether the flow e, for which Decide said Dial with d, is still what the rules allow. A datapath asks when
+// StillAllowed reports whether the flow e, for which Decide returned Dial with d, is still allowed. A datapath calls it after
 // it has added the flow to the table: if the rules have changed between the two, Rejudge may have missed the flow.
 func (f *Forwarder) StillAllowed(d *Decision, e *flow.Entry) bool {
 	return d.rules == f.rules.Load() || f.allows(e.Key, e.Peer, e.Egress)

@@ -12,7 +12,7 @@ import (
 	"rootlessnet/policy"
 )
 
-// dns is a resolver that is never asked in these tests.
+// dns is a resolver that these tests never call.
 type dns struct{}
 
 func (dns) ServeTCP(net.Conn)             {}
@@ -69,7 +69,7 @@ func TestDecideDial(t *testing.T) {
 	}
 }
 
-// Queries to a resolver's address are answered by it, whatever the policy says, and nothing else is.
+// Queries to the resolver's address are answered by the resolver, whatever the policy is, and no other flows are.
 func TestDecideResolver(t *testing.T) {
 	closed := forwardlab.JudgeFunc(func(policy.Proto, netip.AddrPort, netip.AddrPort) policy.Verdict {
 		return policy.Verdict{Action: policy.Refuse, Reason: policy.GatewayClosed}
@@ -125,7 +125,7 @@ func TestRefusedIsCounted(t *testing.T) {
 	}
 }
 
-// What comes from behind no endpoint is dropped without an answer, and so is what comes after RemoveEndpoint.
+// Flows of an unknown endpoint are dropped without an answer, and so are those after RemoveEndpoint.
 func TestDecideUnknownEndpoint(t *testing.T) {
 	f := forwardlab.NewForwarder(t, forwarder.Config{})
 	f.AddEndpoint(forwarder.EndpointConfig{ID: 4, Policy: forwardlab.JudgeFunc(nil)})
@@ -212,7 +212,7 @@ func TestStillAllowed(t *testing.T) {
 		t.Error("what the new rules allow is not allowed any more")
 	}
 	if refused := f.Refused(); len(refused) != 0 {
-		t.Errorf("asking again is counted: %v", refused)
+		t.Errorf("StillAllowed has counted refusals: %v", refused)
 	}
 	f.RemoveEndpoint(0)
 	f.Rejudge(0)
@@ -261,9 +261,9 @@ func TestRejudge(t *testing.T) {
 		{"UDP that is refused now", closeLoopback, flow.UDP, "10.0.2.2:80", nil, true},
 		{"TCP that is allowed as before", closeLoopback, flow.TCP, "192.0.2.1:80", nil, false},
 		{"UDP that is allowed as before", closeLoopback, flow.UDP, "192.0.2.1:80", nil, false},
-		{"TCP whose source address was removed", otherSource, flow.TCP, "192.0.2.1:80", nil, false},
-		{"UDP whose source address was removed", otherSource, flow.UDP, "192.0.2.1:80", nil, true},
-		{"echo whose source address was removed", otherSource, flow.ICMP, "192.0.2.1:0", nil, true},
+		{"TCP with a removed source address", otherSource, flow.TCP, "192.0.2.1:80", nil, false},
+		{"UDP with a removed source address", otherSource, flow.UDP, "192.0.2.1:80", nil, true},
+		{"echo with a removed source address", otherSource, flow.ICMP, "192.0.2.1:0", nil, true},
 		{"TCP of a family that was switched off", off, flow.TCP, "192.0.2.1:80", nil, false},
 		{"UDP of a family that was switched off", off, flow.UDP, "192.0.2.1:80", nil, true},
 		{"TCP that would leave from another address", otherEgress, flow.TCP, "192.0.2.1:80", nil, false},

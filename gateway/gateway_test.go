@@ -108,8 +108,8 @@ func TestPublishAll(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var told []plan.PortMapping
-	g.cfg.OnPublish = func(m plan.PortMapping) { told = append(told, m) }
+	var published []plan.PortMapping
+	g.cfg.OnPublish = func(m plan.PortMapping) { published = append(published, m) }
 	_, taken := listen(t)
 	p := guestPort{"tcp", taken}
 	if err := g.publish(p); err != nil {
@@ -118,12 +118,12 @@ func TestPublishAll(t *testing.T) {
 	if err := g.publish(p); !errors.Is(err, listenwatch.ErrLater) {
 		t.Errorf("published twice: %v", err)
 	}
-	if len(told) != 1 || told[0].HostPort == taken || told[0].GuestPort != taken || !g.Ports()[0].Auto {
-		t.Errorf("OnPublish %v, ports %v", told, g.Ports())
+	if len(published) != 1 || published[0].HostPort == taken || published[0].GuestPort != taken || !g.Ports()[0].Auto {
+		t.Errorf("OnPublish %v, ports %v", published, g.Ports())
 	}
 }
 
-// fakeNamespace is the host's own namespace in the place of a sandbox's: Listen binds on its loopback.
+// fakeNamespace is the host's own namespace in place of a sandbox's: Listen binds on its loopback.
 type fakeNamespace struct {
 	Namespace // other methods are not called
 	fail      map[uint16]error
