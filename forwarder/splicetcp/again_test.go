@@ -58,7 +58,7 @@ func TestSpliceSYNSentAgainWhileReinjecting(t *testing.T) {
 		return err == nil
 	})
 	defer unix.Close(h)
-	forwardlab.Say(t, guest, "x")
+	forwardlab.SendString(t, guest, "x")
 	b := make([]byte, 1)
 	forwardlab.Eventually(t, "the data", func() bool { n, _ := unix.Read(h, b); return n == 1 })
 	if s := w.Stats(); s.ReinjectFailed != 0 || s.Outbound != 1 {
