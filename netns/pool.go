@@ -43,8 +43,7 @@ type PoolOptions struct {
 	// UDP has UDP sockets opened from the beginning; otherwise the first GetUDP finds none.
 	UDP bool
 	// MaxBatch is how many sockets of a kind are opened at once at most; more than 240 is cut to that. Up to one and a half
-	// times as many of a kind are open and unused. 0 means a part
-	// of the budget of descriptors.
+	// times as many of a kind are open and unused. 0 means a part of the budget of descriptors.
 	MaxBatch int
 }
 
@@ -54,9 +53,10 @@ const (
 	firstBatch = 32
 	// maxBatch keeps a batch within one message (SCM_MAX_FD is 253).
 	maxBatch = 240
-	// batchShare is the part of the pools' share of descriptors that a batch may take by default, a quarter: there are several
-	// kinds, and unused descriptors should not crowd out those of connections.
-	batchShare = 4
+	// batchShare: a batch may take this part of the pools' share of descriptors by default, so that a batch of each kind is
+	// within the share, and half a batch more of each: a kind for which nothing is left gets its sockets singly, and a burst of
+	// clients then finds none. Unused descriptors should not crowd out those of connections.
+	batchShare = numKinds * 3 / 2
 )
 
 // The kinds of sockets, as in a request.
@@ -65,6 +65,8 @@ const (
 	kindUDP4, kindUDP6                 byte = 14, 16 // UDP, plain
 	kindForwarded4, kindForwarded6     byte = 24, 26 // TCP, transparent, with markForwarded
 	kindPlain4, kindPlain6             byte = 34, 36 // TCP, plain
+
+	numKinds = 8
 )
 
 // ErrPoolEmpty is the error of the Get methods while no socket is at hand. The pool has asked for more by then; the caller
@@ -171,7 +173,7 @@ func (p *Pool) orderLocked(kind byte) *poolKind {
 			return
 		}
 		k.fds = append(k.fds, fds...)
-		if len(fds) == n {
+		if len(fds) == k.batch { // one that the budget has cut short must not make the next one small
 			k.batch = min(2*n, p.maxBatch)
 		}
 	})
