@@ -34,7 +34,7 @@ type Forwarder struct {
 	Attempts *Attempts
 	TCP      TCPCounters
 
-	rules   atomic.Uint64 // counts the changes of rules and addresses, see Rejudge
+	rules   atomic.Uint64 // counts the changes of rules, addresses and endpoints, see Rejudge
 	refused [policy.NumReasons]atomic.Uint64
 
 	mu        sync.Mutex // held while endpoints are replaced

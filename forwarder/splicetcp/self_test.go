@@ -53,7 +53,7 @@ func TestSpliceNoSelfConnect(t *testing.T) {
 	}
 	c := w.connect(port) // the alternative was tried, as after any refusal
 	h := forwardlab.Accept(t, w.remote)
-	forwardlab.Say(t, c, "x")
-	forwardlab.Hear(t, h, "x")
+	forwardlab.SendString(t, c, "x")
+	forwardlab.Expect(t, h, "x")
 	w.waitFor("the flow is in the table", func(stats) bool { return w.find(w.flow(port).Key(flow.TCP)) })
 }
