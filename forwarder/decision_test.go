@@ -214,8 +214,8 @@ func TestStillAllowed(t *testing.T) {
 	if refused := f.Refused(); len(refused) != 0 {
 		t.Errorf("StillAllowed has counted refusals: %v", refused)
 	}
+	dr = f.Decide(remote, 1)
 	f.RemoveEndpoint(0)
-	f.Rejudge(0)
 	if f.StillAllowed(&dr, entry(remote)) {
 		t.Error("allowed without an endpoint")
 	}

@@ -34,7 +34,7 @@ type Forwarder struct {
 	Attempts *Attempts
 	TCP      TCPCounters
 
-	rules   atomic.Uint64 // counts the changes of rules and addresses, see Rejudge
+	rules   atomic.Uint64 // counts the changes of rules, addresses and endpoints, see Rejudge
 	refused [policy.NumReasons]atomic.Uint64
 
 	mu        sync.Mutex // held while endpoints are replaced
@@ -78,6 +78,7 @@ func (f *Forwarder) changeEndpoints(change func(map[flow.Endpoint]*Endpoint)) {
 	m := maps.Clone(*f.endpoints.Load())
 	change(m)
 	f.endpoints.Store(&m)
+	f.rules.Add(1) // what was decided before is decided again when it is added to the table, see StillAllowed
 }
 
 // Endpoint is the endpoint with the given ID; nil: there is none.

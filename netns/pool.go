@@ -53,9 +53,10 @@ const (
 	firstBatch = 32
 	// maxBatch keeps a batch within one message (SCM_MAX_FD is 253).
 	maxBatch = 240
-	// batchShare is the part of the pools' share of descriptors that a batch may take by default, a quarter: there are several
-	// kinds, and unused descriptors should not crowd out those of connections.
-	batchShare = 4
+	// batchShare: a batch may take this part of the pools' share of descriptors by default, so that a batch of each kind is
+	// within the share, and half a batch more of each: a kind for which nothing is left gets its sockets singly, and a burst of
+	// clients then finds none. Unused descriptors should not crowd out those of connections.
+	batchShare = numKinds * 3 / 2
 )
 
 // The kinds of sockets, as in a request.
@@ -64,6 +65,8 @@ const (
 	kindUDP4, kindUDP6                 byte = 14, 16 // UDP, plain
 	kindForwarded4, kindForwarded6     byte = 24, 26 // TCP, transparent, with markForwarded
 	kindPlain4, kindPlain6             byte = 34, 36 // TCP, plain
+
+	numKinds = 8
 )
 
 // ErrPoolEmpty is the error of the Get methods while the pool has no socket. The pool has requested more by then; the caller
@@ -170,7 +173,7 @@ func (p *Pool) refillLocked(kind byte) *poolKind {
 			return
 		}
 		k.fds = append(k.fds, fds...)
-		if len(fds) == n {
+		if len(fds) == k.batch { // one that the budget has cut short must not make the next one small
 			k.batch = min(2*n, p.maxBatch)
 		}
 	})

@@ -46,7 +46,7 @@ var shares = [numUses]int64{
 	UDP:       4, // many idle sockets must leave the larger part to TCP
 	Relay:     8,
 	Pipes:     2, // only connections in bulk need one, and without it they are copied
-	Pool:      1, // unused sockets only save time later
+	Pool:      3, // every kind of socket that a pool may have; see netns.Pool
 	Listeners: 8, // "all ports" of a namespace is 65,535: connections need descriptors too
 }
 
