@@ -84,7 +84,7 @@ func (f *Forwarder) Rejudge(id flow.Endpoint) (ended int) {
 	})
 }
 
-// allows reports whether the rules and addresses in force let the outbound flow k go on as it is: to peer, leaving the host by
+// allows says whether the rules and addresses in force let the outbound flow k go on as it is: to peer, leaving the host by
 // egress, which is an Egress where that matters.
 //
 // A TCP connection outlives the removal of its own address inside, or of its family: the address may come back, and the

@@ -197,7 +197,7 @@ func (l *Relay) joinLocked(client, server int, from, dst netip.AddrPort) {
 	l.stats.Connections++
 }
 
-// connectedToItself reports whether a socket that was connected to dst is connected to itself.
+// connectedToItself says whether a socket that was connected to dst is connected to itself.
 func (l *Relay) connectedToItself(server int, dst netip.AddrPort) bool {
 	if l.pool == nil {
 		return forwarder.ConnectedToItself(server, dst)
