@@ -98,7 +98,7 @@ func onLink(p *plan.Plan) (list []netip.Prefix) {
 // Uplink is the guest's interface as the agent process inside the namespace has to make it.
 func Uplink(p *plan.Plan) netns.Link {
 	l := netns.Link{Kind: p.Link, Name: p.IfName, MTU: p.MTU, MAC: p.MAC, GatewayMAC: p.GatewayMAC,
-		Addrs: p.GuestPrefixes, Gateways: p.Addrs.Gateways(), Bare: p.Unconfigured}
+		Addrs: p.GuestPrefixes, Deprecated: p.Deprecated, Gateways: p.Addrs.Gateways(), Bare: p.Unconfigured}
 	if p.Routes != nil {
 		l.Routes = []netns.Route{}
 	}

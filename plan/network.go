@@ -12,6 +12,9 @@ type NetworkPlan struct {
 	// Addrs are the guest's addresses, each with its on-link prefix length. Published ports are forwarded to the first of
 	// each family.
 	Addrs []netip.Prefix
+	// Deprecated are those of Addrs that the guest's kernel is not to choose as the source of new connections, because the host
+	// does not either. They have no preferred lifetime and work otherwise like the others.
+	Deprecated []netip.Addr
 	// Gateway and Gateway6 are the addresses of the gateway on the guest's link, its next hops. The gateway answers ARP and
 	// neighbour discovery for them and sends ICMP errors from them. They are also the source of a published port's client
 	// whose own address the guest cannot have as a peer. They need not lie in the prefix of an address.

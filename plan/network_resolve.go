@@ -60,7 +60,7 @@ func (p *Plan) setPlan(c *Config) error {
 	if err := p.setSpecial(n); err != nil {
 		return err
 	}
-	p.HostAddresses = n.HostAddresses
+	p.HostAddresses, p.Deprecated = n.HostAddresses, n.Deprecated
 	p.NoTCP, p.NoUDP, p.NoICMP, p.NoDHCP, p.NoRA = n.NoTCP, n.NoUDP, n.NoICMP, n.NoDHCP, n.NoRA
 	p.NoNDP, p.DHCPv6, p.Announced, p.LoopbackToLoopback = n.NoNDP, n.DHCPv6, n.Announced, n.LoopbackToLoopback
 	p.setMACs(c, n.GatewayMAC)
