@@ -104,6 +104,9 @@ func forwarders(t *testing.T) (list []*forwarder) {
 		&forwarder{name: "rootlessport beside slirp4netns", open: openRootlessportBeside, seenLoopback: slirpGateway,
 			// Podman names one address of the container, of IPv4: clients of IPv6 are shown as its gateway.
 			seenTCP: [2]netip.Addr{1: slirpGateway}, seenUDP: [2]netip.Addr{1: slirpGateway}, seenLate: [2]netip.Addr{1: slirpGateway}},
+		&forwarder{name: "rootlessport behind slirp4netns", open: openRootlessportBehind, seenLoopback: bridge.v4.Addr(),
+			// As above. TCP goes directly into the container's namespace, UDP by slirp4netns.
+			seenTCP: [2]netip.Addr{1: bridge.v4.Addr()}, seenUDP: [2]netip.Addr{1: slirpGateway}, seenLate: [2]netip.Addr{1: slirpGateway}},
 		&forwarder{name: "rootlessport alone", open: openRootlessportAlone, seenLoopback: aloneGateway[0],
 			// As above.
 			seenTCP: [2]netip.Addr{1: aloneGateway[0]},
@@ -302,6 +305,20 @@ func openRootlessportBeside(l *lab, ports []mapping) *publisher {
 	l.startHelper(n.asRoot(l.command("slirp4netns", "-c", "-6", "-r", "3", "-e", "4", "--netns-type=path", n.file("net"), "tap0")))
 	a := n.rootlessport(slirpGuest, ports)
 	return &publisher{sandbox: n.sandbox, end: func() { a.exit.Close() }}
+}
+
+// openRootlessportBehind has a container on a bridge in the namespace that slirp4netns connects, as Podman's networks are made. The
+// paths of the namespaces are not those that Podman uses by default.
+func openRootlessportBehind(l *lab, ports []mapping) *publisher {
+	l.Helper()
+	e := &engine{namespace: l.holder()}
+	l.startHelper(e.asRoot(l.command("slirp4netns", "-c", "-6", "-r", "3", "-e", "4", "--netns-type=path", e.file("net"), "tap0")))
+	do(e, guest.AddBridge{Name: "br0", Prefixes: bridge.prefixes()})
+	e.loadRules(guest.LoadMasquerade{Open: true})
+	s := e.container("container", box1)
+	n := &namespace{s, s.cmd.Process.Pid}
+	a := n.rootlessport(box1.v4.Addr(), ports)
+	return &publisher{sandbox: s, end: func() { a.exit.Close() }}
 }
 
 func openRootlessportAlone(l *lab, ports []mapping) *publisher {
