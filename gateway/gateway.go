@@ -71,7 +71,7 @@ func New(cfg Config) (g *Gateway, err error) {
 	}
 	p := cfg.Plan
 	g.current.Store(p)
-	if g.ports, err = bindPorts(p.Ports, p.Listeners); err != nil {
+	if g.ports, err = bindPorts(p.Ports, p.Listeners, g.log); err != nil {
 		g.spin.Close()
 		return nil, err
 	}
