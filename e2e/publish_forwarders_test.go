@@ -93,6 +93,9 @@ func forwarders(t *testing.T) (list []*forwarder) {
 	}
 	list = append(list, &forwarder{name: "rootless-run", open: openRun, seenLoopback: gateway4, seenLate: lateByGateway})
 	for _, path := range datapaths {
+		list = append(list, &forwarder{name: "rootless-run with passed sockets/" + path, link: "auto", datapath: path, open: openPassed, seenLoopback: gateway4, seenLate: lateByGateway})
+	}
+	for _, path := range datapaths {
 		list = append(list, &forwarder{name: "attach/" + path, link: "auto", datapath: path, open: openAttach, seenLoopback: gateway4, seenLate: lateByGateway})
 	}
 	return append(list,
@@ -135,6 +138,54 @@ func openRun(l *lab, ports []mapping) *publisher {
 	l.Helper()
 	s := l.start(publishFlags(ports)...)
 	return &publisher{sandbox: s, remove: func(m mapping) { l.manage("port", "rm", s.name, portFlag(m)) }, end: s.stop}
+}
+
+// openPassed passes the sockets as systemd does: one on [::] for both address families of each port, beside a unix socket. The
+// supervisor has them until it ends.
+func openPassed(l *lab, ports []mapping) *publisher {
+	l.Helper()
+	args := append(append(l.flags[:len(l.flags):len(l.flags)], publishFlags(ports)...), "--")
+	cmd := l.command("rootless-run", append(args, agentProgram()...)...)
+	unixSocket, err := net.Listen("unix", filepath.Join(l.runtime, "passed"))
+	if err != nil {
+		l.Fatal(err)
+	}
+	defer unixSocket.Close()
+	files := []*os.File{fileOf(l, unixSocket)}
+	for _, m := range ports {
+		for i := range m.following + 1 {
+			var s any
+			addr := at(netip.IPv6Unspecified(), m.host+i).String()
+			if m.proto == "tcp" {
+				s, err = l.Here.Listen("tcp", addr)
+			} else {
+				s, err = l.Here.ListenPacket("udp", addr)
+			}
+			if err != nil {
+				l.Fatal(err)
+			}
+			files = append(files, fileOf(l, s))
+			s.(io.Closer).Close()
+		}
+	}
+	env := append(cmd.Env, "LISTEN_FDS="+strconv.Itoa(len(files)))
+	cmd = l.Here.Command(append([]string{"sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`}, cmd.Args...)...)
+	cmd.Env, cmd.ExtraFiles = env, files
+	s := l.agent("passed", cmd)
+	for _, f := range files {
+		f.Close()
+	}
+	return &publisher{sandbox: s, end: s.stop}
+}
+
+// fileOf is a copy of a socket.
+func fileOf(l *lab, socket any) *os.File {
+	l.Helper()
+	f, err := socket.(interface{ File() (*os.File, error) }).File()
+	if err != nil {
+		l.Fatal(err)
+	}
+	return f
 }
 
 func openAttach(l *lab, ports []mapping) *publisher {
