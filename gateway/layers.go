@@ -49,11 +49,11 @@ var targets = map[plan.SpecialTarget]policy.Target{
 	plan.ToNoRoute: policy.ToNoRoute, plan.ToDrop: policy.ToDrop,
 }
 
-func policyConfig(p *plan.Plan) policy.Config {
+func policyConfig(p *plan.Plan, own hostAddrs) policy.Config {
 	a := p.Addrs
 	c := policy.Config{
 		Gateway4: a.Gateway, Gateway6: a.Gateway6, Guest4: a.Guest, Guest6: a.Guest6,
-		HostLoopback: policy.HostLoopback(p.HostLoopback), AllowMetadata: p.AllowMetadata,
+		HostLoopback: policy.HostLoopback(p.HostLoopback), Host4: own.v4, Host6: own.v6, AllowMetadata: p.AllowMetadata,
 		IPv4Off: !a.Gateway.IsValid(), IPv6Off: !a.Gateway6.IsValid(),
 	}
 	for _, g := range p.GuestPrefixes {
@@ -109,10 +109,10 @@ func Uplink(p *plan.Plan) netns.Link {
 }
 
 // addresses is what the forwarder has to know of the plan. It looks up the host's interfaces by name.
-func addresses(p *plan.Plan) (to forwarder.Addresses, err error) {
+func addresses(p *plan.Plan, own hostAddrs) (to forwarder.Addresses, err error) {
 	a := p.Addrs
 	to = forwarder.Addresses{Gateway4: a.Gateway, Gateway6: a.Gateway6, Guest4: a.Guest, Guest6: a.Guest6,
-		Guests: guestAddrs(p), Source4: p.Outbound.Addr, Source6: p.Outbound.Addr6}
+		Guests: guestAddrs(p), Source4: p.Outbound.Addr, Source6: p.Outbound.Addr6, Host4: own.v4, Host6: own.v6}
 	for _, out := range []struct {
 		name  string
 		index *int

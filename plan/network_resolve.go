@@ -120,3 +120,11 @@ func (p *Plan) HostAddrs() (list []netip.Addr) {
 	}
 	return list
 }
+
+// ReachesHost says whether an address inside leads to the host's own addresses, on the ports that are not those of its loopback.
+func (p *Plan) ReachesHost() bool {
+	if !p.HasGateway() || p.HostLoopback.All {
+		return false
+	}
+	return p.Special == nil || slices.ContainsFunc(p.Special, func(s SpecialAddr) bool { return s.To == ToLoopback })
+}

@@ -5,7 +5,8 @@ type Rank int
 
 // The order. The comment says what the lock guards, and what is called while it is held.
 const (
-	GatewayPortsChange    Rank = iota + 1 // gateway.ports.change: ports are being added or removed
+	GatewayAddressing     Rank = iota + 1 // gateway.host.mu: the addresses and rules of the data plane are being replaced
+	GatewayPortsChange                    // gateway.ports.change: ports are being added or removed
 	GatewayPorts                          // gateway.ports.mu: the list; a port is being connected to the forwarder
 	GatewayForwardsChange                 // gateway.loopbackForwards.change: forwards are being added or removed
 	GatewayForwards                       // gateway.loopbackForwards.mu: the list; a relay is being started, a port closed
