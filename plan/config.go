@@ -55,7 +55,8 @@ const (
 const HostGatewayName = "host-gateway"
 
 // HostLoopback names the services on the host's loopback (127.0.0.1 and ::1) that the sandbox may reach, on the
-// gateway's address. The zero value names none.
+// gateway's address. The zero value names none. The other ports of that address lead to the host's own address on its network, if it
+// has one; with All there are no others.
 type HostLoopback struct {
 	All   bool
 	Ports []uint16 // never 0; TCP and UDP alike

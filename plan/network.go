@@ -78,7 +78,8 @@ type SpecialTarget string
 const (
 	// ToRefuse answers as a host without listeners does: a TCP reset or an ICMP port unreachable.
 	ToRefuse SpecialTarget = ""
-	// ToLoopback forwards to the host's loopback, on the ports that Config.HostLoopback names.
+	// ToLoopback forwards to the host: to its loopback on the ports that Config.HostLoopback names, and to its own address on the
+	// others.
 	ToLoopback SpecialTarget = "loopback"
 	// ToHost forwards to SpecialAddr.Host, on every port, even if the policy would refuse that address for its kind.
 	ToHost SpecialTarget = "host"
