@@ -1,14 +1,20 @@
 package callers
 
 import (
+	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"rootlessnet/internal/nettest/guest"
+	"rootlessnet/internal/procnet"
+	"rootlessnet/internal/procstat"
+	"rootlessnet/internal/race"
 )
 
 // configured expects that what the namespace's addresses and routes are contains words, and none of others, within some seconds.
@@ -167,5 +173,50 @@ func TestPastaSignals(t *testing.T) {
 			}
 			return ""
 		})
+	}
+}
+
+// TestPastaManyListeners: hundreds of servers inside are forwarded at little cost in processor time.
+func TestPastaManyListeners(t *testing.T) {
+	const first, n = 20000, 790
+	h := newOwnHost(t)
+	pidFile := filepath.Join(h.home, "pid")
+	a := h.pasta(append([]string{"-P", pidFile, "-t", "auto"}, none[2:]...)...)
+	for i := range n - 1 {
+		do(a, guest.ServeTCP{Server: guest.Echo, Addr: netip.IPv4Unspecified(), Port: uint16(first + i)})
+	}
+	do(a, guest.ServeHTTP{Port: first + n - 1})
+	forwarded := func(want int) {
+		t.Helper()
+		eventually(t, 20*time.Second, func() string {
+			open := 0
+			for _, l := range procnet.Listeners("/proc/"+h.pid+"/net", "tcp") {
+				if l.Addr().Is4() && l.Port() >= first && l.Port() < first+n {
+					open++
+				}
+			}
+			if open != want {
+				return strconv.Itoa(open) + " ports are open, of " + strconv.Itoa(want)
+			}
+			return ""
+		})
+	}
+	forwarded(n)
+	wantSeen(t, "the last of the servers", h.get("192.0.2.10", first+n-1), "")
+	text, err := os.ReadFile(pidFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stat, err := procstat.Read(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// One call per port takes about a second of it, together they take a twentieth.
+	if stat.CPU > 500*time.Millisecond && !race.Enabled {
+		t.Errorf("pasta used %v of processor time", stat.CPU)
 	}
 }
