@@ -58,6 +58,7 @@ func TestPastaVPN(t *testing.T) {
 		wantUDPSeen(t, "UDP to the host's address", h.ask("192.0.2.10", 18000), "")
 		wantSeen(t, "a published port by the address from before", h.get("192.0.2.10", 18000), "")
 		wantSeen(t, "out", a.get("http://169.254.2.2:8000/"), "127.0.0.1")
+		wantUDPSeen(t, "UDP out", a.ask("169.254.2.2", 8000), "127.0.0.1")
 
 		h.ip("route replace default via 192.0.2.1 dev h0")
 		h.ip("link del vpn0")
