@@ -59,7 +59,7 @@ func (p *ports) bindPort(m plan.PortMapping, port uint16) (list []*bound, err er
 	return list, nil
 }
 
-// sameSocket says whether one inherited socket is bound to both addresses.
+// sameSocket reports whether one inherited socket is bound to both addresses.
 func (p *ports) sameSocket(proto string, a, b netip.AddrPort) bool {
 	f := p.inherited[inheritedKey{proto, a}]
 	return f != nil && f == p.inherited[inheritedKey{proto, b}]

@@ -48,7 +48,8 @@ func Relink(l, want *Link, warn Warn) error {
 }
 
 // changeAddrs adds the addresses of now, removes those of old that are not among them, and sets the preferred lifetime of the
-// others where that changes; gone says whether it removed any. promoted says that an address stays when one before it in its subnet is removed.
+// others where that changes; gone reports whether it removed any. promoted is set if an address stays when one before it in its
+// subnet is removed.
 func changeAddrs(nl *netlink.Handle, link netlink.Link, old, now *Link, promoted bool, warn Warn) (gone bool) {
 	add := func(all bool) {
 		for _, p := range now.Addrs {
@@ -119,7 +120,7 @@ func changeRoutes(nl *netlink.Handle, link netlink.Link, old, now *Link, all boo
 	}
 }
 
-// hasRoute says whether the interface has the route, with its own metric. To delete an IPv4 route of metric 0, which may have gone
+// hasRoute reports whether the interface has the route, with its own metric. To delete an IPv4 route of metric 0, which may have gone
 // with its source address, would delete one of another metric (net/ipv4/fib_semantics.c, fib_nh_match).
 func hasRoute(nl *netlink.Handle, link netlink.Link, r Route) bool {
 	family := netlink.FAMILY_V4

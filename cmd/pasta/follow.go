@@ -57,7 +57,7 @@ func startFollower(o *pasta.Options, box *rootlessnet.Sandbox, log *slog.Logger)
 	return f
 }
 
-// end asks the follower to stop; wait waits until it has.
+// end makes the follower stop; wait waits until it has.
 func (f *follower) end() { f.cancel() }
 
 func (f *follower) wait() { f.wg.Wait() }
@@ -82,7 +82,7 @@ func (f *follower) wanted() map[followed]bool {
 func (f *follower) open(list []followed) map[followed]error {
 	refused := map[followed]error{}
 	for p, err := range f.add(list) {
-		f.log.Debug("port not forwarded", "proto", p.proto, "port", p.port, "from the namespace", p.fromNS, "err", err)
+		f.log.Debug("port not forwarded", "proto", p.proto, "port", p.port, "from_namespace", p.fromNS, "err", err)
 		refused[p] = listenwatch.ErrLater
 	}
 	return refused
@@ -118,7 +118,7 @@ func (f *follower) add(list []followed) map[followed]error {
 		mappings = append(mappings, m)
 		of[m] = p
 	}
-	addWeak(f.box, mappings, func(m rootlessnet.PortMapping, err error) { refused[of[m]] = err })
+	addOptional(f.box, mappings, func(m rootlessnet.PortMapping, err error) { refused[of[m]] = err })
 	if len(forwards) > 0 {
 		opened, err := f.box.AddLoopbackForwards(forwards...)
 		for _, have := range opened {
@@ -186,7 +186,7 @@ func (f *follower) servers(s portSpec) map[uint16]bool {
 	return ports
 }
 
-// reached says whether a forwarded connection reaches a server that listens on a. From the namespace, connections are made to the
+// reached reports whether a forwarded connection reaches a server that listens on a. From the namespace, connections are made to the
 // host's loopback. From the host they are made to the namespace's interface, or to its loopback for clients on the host's
 // loopback.
 func (f *follower) reached(a netip.Addr, fromNS bool) bool {
