@@ -73,7 +73,7 @@ func New(cfg Config) (g *Gateway, err error) {
 	}
 	p := cfg.Plan
 	g.current.Store(p)
-	g.host.mu.SetRank(lockrank.GatewayAddressing)
+	g.host.mu.SetRank(lockrank.GatewayHost)
 	if g.ports, err = bindPorts(p.Ports, p.Listeners, g.log); err != nil {
 		g.spin.Close()
 		return nil, err
