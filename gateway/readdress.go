@@ -13,8 +13,8 @@ import (
 func (g *Gateway) Readdress(now *plan.Plan) error {
 	g.host.mu.Lock()
 	defer g.host.mu.Unlock()
-	g.host.hostAddrs = ownAddrs(now)
-	to, err := addresses(now, g.host.hostAddrs)
+	own := ownAddrs(now)
+	to, err := addresses(now, own)
 	if err != nil {
 		return err
 	}
@@ -23,7 +23,8 @@ func (g *Gateway) Readdress(now *plan.Plan) error {
 	if err := g.stack.SetAddresses(stackConfig(now)); err != nil {
 		return err
 	}
-	g.policy.Set(policyConfig(now, g.host.hostAddrs))
+	g.host.hostAddrs = own
+	g.policy.Set(policyConfig(now, own))
 	g.endpoint.SetAddresses(to)
 	g.forwarder.Rejudge(guestID)
 	g.current.Store(now)
