@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -93,7 +94,33 @@ func configureLink(nl *netlink.Handle, l *Link, kind string, warn Warn) error {
 			warn("the route to %v was not added: %v", r.Dst, err)
 		}
 	}
+	if !no6 {
+		awaitLocal(nl, l.Addrs)
+	}
 	return nil
+}
+
+const (
+	// localWait bounds the wait for an address to be usable, which takes a fraction of a millisecond, or some on a busy machine.
+	localWait = time.Second
+	localPoll = 200 * time.Microsecond
+)
+
+// awaitLocal waits until the kernel delivers packets to the IPv6 addresses among addrs. It adds their local routes in a worker after
+// the address, also without duplicate address detection (net/ipv6/addrconf.c, addrconf_dad_work); until then a connection
+// to or from the address fails.
+func awaitLocal(nl *netlink.Handle, addrs []netip.Prefix) {
+	deadline := time.Now().Add(localWait)
+	for _, p := range addrs {
+		for p.Addr().Is6() && !isLocal(nl, p.Addr()) && time.Now().Before(deadline) {
+			time.Sleep(localPoll)
+		}
+	}
+}
+
+func isLocal(nl *netlink.Handle, a netip.Addr) bool {
+	routes, err := nl.RouteGet(a.AsSlice())
+	return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL
 }
 
 // address is p as an address of the interface.

@@ -62,6 +62,7 @@ func changeAddrs(nl *netlink.Handle, link netlink.Link, old, now *Link, promoted
 		}
 	}
 	add(false)
+	awaitLocal(nl, slices.DeleteFunc(slices.Clone(now.Addrs), func(p netip.Prefix) bool { return slices.Contains(old.Addrs, p) }))
 	changeLifetimes(nl, link, old, now, warn)
 	for _, p := range old.Addrs {
 		if !slices.Contains(now.Addrs, p) {

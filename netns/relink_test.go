@@ -49,6 +49,31 @@ func TestRelink(t *testing.T) {
 	}
 }
 
+// TestUsableAtOnce: the kernel delivers packets to an IPv6 address when the function that adds it returns.
+func TestUsableAtOnce(t *testing.T) {
+	if !inNamespace(t) {
+		return
+	}
+	l := testLink(t)
+	setUp(t, l)
+	want := *l
+	want.Addrs = append(slices.Clone(l.Addrs), netip.MustParsePrefix("fd00::101/64"), netip.MustParsePrefix("fd00::102/128"))
+	usable := func(addrs []netip.Prefix) {
+		t.Helper()
+		for _, p := range addrs {
+			routes, err := netlink.RouteGet(p.Addr().AsSlice())
+			if err != nil || len(routes) != 1 || routes[0].Type != unix.RTN_LOCAL {
+				t.Errorf("%v is not local: %v, %v", p, routes, err)
+			}
+		}
+	}
+	usable(l.Addrs)
+	if err := Relink(l, &want, func(format string, args ...any) { t.Errorf(format, args...) }); err != nil {
+		t.Fatal(err)
+	}
+	usable(want.Addrs)
+}
+
 // TestRelinkMetrics: a route of which the kernel chose the metric is replaced by one with that metric, and a route of metric 0 that
 // has gone with its source does not take one of another metric along.
 func TestRelinkMetrics(t *testing.T) {
