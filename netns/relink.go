@@ -2,6 +2,7 @@ package netns
 
 import (
 	"errors"
+	"net/netip"
 	"slices"
 
 	"github.com/vishvananda/netlink"
