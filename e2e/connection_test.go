@@ -38,10 +38,11 @@ func TestDatapathIsNamed(t *testing.T) {
 	})
 }
 
-// TestOwnAddresses: a connection of the sandbox with itself does not leave it, and no server answers on the gateway's address.
+// TestOwnAddresses: a connection of the sandbox with itself does not leave it, and no server of the host's loopback answers on the
+// gateway's address.
 func TestOwnAddresses(t *testing.T) {
 	onEveryDatapath(t, func(t *testing.T, l *lab) {
-		_, reached := l.serve(l.Here, at(any4, 80), guest.Echo)
+		_, reached := l.serve(l.Here, at(loopback4, 80), guest.Echo)
 		s := l.start()
 		s.listenTCP(guest.Echo, 80)
 		own := []netip.Addr{guest4, loopback4}

@@ -24,7 +24,7 @@ type Decision struct {
 	Action Action
 
 	// Of Dial: the destination, and the one to try when nothing listens there (invalid: none). Gateway is set if the
-	// guest addressed the gateway, so that no hop lies in between; both are then on the host's loopback.
+	// guest addressed the gateway, so that no hop lies in between; both are then addresses of the host.
 	Dst, Alt netip.AddrPort
 	Gateway  bool
 

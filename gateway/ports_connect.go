@@ -10,6 +10,9 @@ import (
 
 // connect forwards what the socket receives to the guest.
 func (b *bound) connect(g *Gateway) error {
+	if b.tcp == nil && b.udp == nil {
+		return nil // its twin serves it
+	}
 	if b.tcp != nil {
 		p, err := g.forwarder.PublishTCP(b.tcp, forwarder.Target{Endpoint: guestID, Addr: netip.AddrPortFrom(b.GuestIP, b.GuestPort)}, g.clientServers()...)
 		if err != nil {

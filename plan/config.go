@@ -55,7 +55,8 @@ const (
 const HostGatewayName = "host-gateway"
 
 // HostLoopback names the services on the host's loopback (127.0.0.1 and ::1) that the sandbox may reach, on the
-// gateway's address. The zero value names none.
+// gateway's address. The zero value names none. The other ports of that address lead to the host's own address on its network, if it
+// has one; with All there are no others.
 type HostLoopback struct {
 	All   bool
 	Ports []uint16 // never 0; TCP and UDP alike
@@ -90,7 +91,8 @@ type Config struct {
 	// another one if that is taken.
 	PublishAll bool
 	// Listeners are bound sockets, such as a service manager passes; TCP sockets must be listening. A published port with
-	// the address and port of one of them uses that socket instead of a new one. Run takes them over and closes them.
+	// the address and port of one of them uses that socket instead of a new one. A socket on [::] without IPV6_V6ONLY is one on
+	// 0.0.0.0 as well. Descriptors that are neither TCP nor UDP sockets are not used. Run takes all over and closes them.
 	Listeners []*os.File
 
 	// DNS lists the upstream DNS servers, instead of those of the host's resolv.conf.

@@ -44,6 +44,7 @@ type Plan struct {
 	NoTCP, NoUDP, NoICMP, NoDHCP, NoRA, NoNDP bool
 	DHCPv6, LoopbackToLoopback                bool
 	Announced                                 *Announced
+	Deprecated                                []netip.Addr
 	dnsAddrs                                  []netip.Addr // nil: the gateways; otherwise from Special
 
 	Ports      []PortMapping

@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"runtime"
 	"strings"
 	"syscall"
@@ -69,11 +68,7 @@ func runCommand(o *pasta.Options) (code int, err error) {
 		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}},
 		Pdeathsig:   syscall.SIGKILL,
 	}
-	// The terminal sends SIGINT and SIGQUIT to the whole foreground process group, so the command receives them itself. Signals
-	// that are sent to this process alone are passed on.
-	signal.Ignore(syscall.SIGPIPE)
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGINT, syscall.SIGHUP)
+	signals := commandSignals()
 	err = cmd.Start()
 	r.Close()
 	if err != nil {
@@ -92,29 +87,16 @@ func runCommand(o *pasta.Options) (code int, err error) {
 	if _, err := w.Write([]byte{1}); err != nil {
 		_ = cmd.Process.Kill()
 	}
-	done := make(chan struct{})
-	defer close(done)
-	go func() {
-		for {
-			select {
-			case s := <-signals:
-				if s != syscall.SIGINT && s != syscall.SIGQUIT {
-					_ = cmd.Process.Signal(s)
-				}
-			case <-done:
-				return
-			}
-		}
-	}()
+	done, ended := make(chan struct{}), make(chan syscall.Signal, 1)
+	go func() { ended <- relaySignals(cmd.Process, signals, done) }()
 	err = cmd.Wait()
+	close(done)
+	endedBy := <-ended
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		return exitFailure, err
 	}
-	if ws := cmd.ProcessState.Sys().(syscall.WaitStatus); ws.Signaled() {
-		return exitSignalBase + int(ws.Signal()), nil
-	}
-	return cmd.ProcessState.ExitCode(), nil
+	return exitStatus(cmd.ProcessState, endedBy), nil
 }
 
 // commandChild is the process in the new namespaces: it waits until they are connected and executes the command. It returns at
