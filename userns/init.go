@@ -69,6 +69,7 @@ func initMain() int {
 	s := &initState{sock: sock}
 	defer func() {
 		s.killAll()
+		s.files.close()
 		if s.restore != nil {
 			if s.redirect != nil {
 				s.redirect.Close()
