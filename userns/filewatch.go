@@ -17,12 +17,22 @@ var nameServiceDirs = []string{"/run/nscd", "/var/run/nscd", resolvedDir}
 
 const resolvedDir = "/run/systemd/resolve"
 
-// resolverDirs have other files than /etc/resolv.conf that list name servers, beside other things: they are mirrored.
-// /etc/resolv.conf of the host may be a link to one of them, and some programs read them directly.
-var resolverDirs = []string{"/run/NetworkManager", "/run/resolvconf"}
+// resolverDirs have other files than /etc/resolv.conf that list name servers, beside other things: they are mirrored. The host's
+// /etc/resolv.conf may be a link to one of them, and some programs read them directly.
+var resolverDirs = []string{networkManagerDir, "/run/resolvconf"}
 
-// resolverFiles are the names of such files, and of systemd-resolved's.
-var resolverFiles = []string{resolvConf, "stub-resolv.conf", "no-stub-resolv.conf"}
+const networkManagerDir = "/run/NetworkManager"
+
+// resolverFiles are the names that name servers are listed under in the directory.
+func resolverFiles(dir string) []string {
+	switch dir {
+	case resolvedDir:
+		return []string{resolvConf, "stub-resolv.conf"}
+	case networkManagerDir:
+		return []string{resolvConf, "no-stub-resolv.conf"}
+	}
+	return []string{resolvConf}
+}
 
 // emptyOptions is for a directory that stays empty: one page, and inodes for the root and the few files that are made as mount
 // points.
@@ -37,7 +47,7 @@ const (
 )
 
 // fileWatch follows directories of the host by inotify: the entries of mirrors, and the appearance of directories that have to
-// be covered. After start its goroutine alone uses the fields below the line.
+// be covered. After start its goroutine alone uses the fields below the blank line.
 type fileWatch struct {
 	file *os.File // the inotify instance; nil if there is none
 	wg   sync.WaitGroup
@@ -116,28 +126,28 @@ func (f *fileWatch) cover(dir string) error {
 		return nil
 	}
 	if slices.Contains(resolverDirs, dir) {
-		return f.coverByMirror(real)
+		return f.coverByMirror(real, resolverFiles(dir))
 	}
 	if err := unix.Mount("tmpfs", real, "tmpfs", mirrorFlags, emptyOptions); err != nil {
 		return err
 	}
 	if dir == resolvedDir {
-		return placeResolvConf(real)
+		return placeResolvConf(real, resolverFiles(dir))
 	}
 	return nil
 }
 
-func (f *fileWatch) coverByMirror(dir string) error {
+func (f *fileWatch) coverByMirror(dir string, names []string) error {
 	ours := make(map[string]bool)
-	for _, name := range resolverFiles {
+	for _, name := range names {
 		ours[name] = true
 	}
-	return f.mirror(dir, ours, placeResolvConf)
+	return f.mirror(dir, ours, func(at string) error { return placeResolvConf(at, names) })
 }
 
-// placeResolvConf bind-mounts our resolv.conf into a directory that is ours, under the names that the host may use there.
-func placeResolvConf(dir string) error {
-	for _, name := range resolverFiles {
+// placeResolvConf bind-mounts our resolv.conf under each of the names into a directory that is ours.
+func placeResolvConf(dir string, names []string) error {
+	for _, name := range names {
 		if err := bindEntry(filepath.Join(etc, resolvConf), filepath.Join(dir, name), false); err != nil {
 			return err
 		}
