@@ -191,7 +191,7 @@ func newCommand(o *options) *cobra.Command {
 	f.IntVar(&c.MTU, "mtu", rootlessnet.DefaultMTU, "MTU of eth0 inside, in `bytes`")
 	f.BoolVar(&o.ipv6, "ipv6", true, "IPv6 inside")
 	f.Var(&flagvalue.Loopback{To: &c.HostLoopback}, "host-loopback", "ports of the host's loopback to open to the command: PORT[,PORT...] or all")
-	f.StringVar(&c.UserNS, "userns", rootlessnet.UserNSRoot, "user id of the command inside: root, keep-id or auto")
+	f.StringVar(&c.UserNS, "userns", rootlessnet.DefaultUserNS, "identity inside: keep-id (yours), root (of the network, to administer it) or auto (root, with subordinate ids)")
 	f.BoolVar(&c.PIDNamespace, "pid", false, "give the command a pid namespace of its own")
 	f.StringVar(&c.Link, "link", rootlessnet.LinkAuto, "link device: auto, tap, tap-plain or packet")
 	f.StringVar(&c.Datapath, "datapath", rootlessnet.DatapathAuto, "datapath of TCP: auto, stack (userspace TCP/IP stack) or splice (kernel sockets)")
@@ -205,7 +205,7 @@ func newCommand(o *options) *cobra.Command {
 		cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 	}
 	complete("network", "bridge", "host", "none", "container:")
-	complete("userns", "root", "keep-id", "auto")
+	complete("userns", "keep-id", "root", "auto")
 	complete("datapath", "auto", "stack", "splice")
 	complete("link", "auto", "tap", "tap-plain", "packet")
 	complete("log-level", "debug", "info", "warn", "error")
