@@ -26,7 +26,7 @@ func (s *sandbox) wantBothWays(when string) {
 // startServer starts a sandbox with an Echo server on port 80, published as 8080.
 func (l *lab) startServer() *sandbox {
 	l.Helper()
-	s := l.start("-p", "8080:80")
+	s := l.start(asRoot, "-p", "8080:80")
 	s.listenTCP(guest.Echo, 80)
 	return s
 }
@@ -93,7 +93,7 @@ func TestNoWayAroundPolicy(t *testing.T) {
 			return // the stack path uses no marks
 		}
 		srv, reached := l.serve(l.Here, at(any4, 0), guest.Echo)
-		s := l.start()
+		s := l.start(asRoot)
 		targets := []netip.Addr{loopback4, netip.MustParseAddr("169.254.169.254"), gateway4, netip.MustParseAddr("192.0.0.8")}
 		if l.IPv6 {
 			targets = append(targets, loopback6, netip.MustParseAddr("100::1"), gateway6)
