@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -46,18 +47,27 @@ const (
 	watchBuffer = 16 << 10
 )
 
-// fileWatch follows directories of the host by inotify: the entries of mirrors, and the appearance of directories that have to
-// be covered. After start its goroutine alone uses the fields below the blank line.
+// followDelay is how long after the start the watches are added. The kernel takes 10 to 20 ms to close an inotify instance with
+// watches (fsnotify_wait_marks_destroyed), which a command that ends before does not have to wait for.
+const followDelay = time.Second
+
+// fileWatch covers directories of the host and follows them by inotify: the entries of mirrors, and the appearance of directories
+// that have to be covered. After start its goroutine alone uses the fields below the blank line.
 type fileWatch struct {
 	file *os.File // the inotify instance; nil if there is none
+	stop chan struct{}
 	wg   sync.WaitGroup
 
-	mirrors map[int32]*mirror // by watch descriptor
-	parents map[int32]string  // directories in which one may appear
+	mirrors  []*mirror
+	parents  []string          // directories in which one may appear that has to be covered
+	covers   map[string]uint64 // the device number of what covers the directory
+	followed bool              // the watches have been added
+	byWatch  map[int32]*mirror
+	inParent map[int32]string // of parents, by watch descriptor
 }
 
 func newFileWatch(w *warnings) *fileWatch {
-	f := &fileWatch{mirrors: make(map[int32]*mirror), parents: make(map[int32]string)}
+	f := &fileWatch{stop: make(chan struct{}), covers: make(map[string]uint64), byWatch: make(map[int32]*mirror), inParent: make(map[int32]string)}
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		w.add("changes of the host's files in /etc will not be seen inside: inotify: %v", err)
@@ -68,51 +78,49 @@ func newFileWatch(w *warnings) *fileWatch {
 }
 
 // follow adds a watch for the directory and returns its descriptor.
-func (f *fileWatch) follow(path string) (wd int32, ok bool) {
-	if f.file == nil {
-		return 0, false
-	}
+func (f *fileWatch) follow(path string) (wd int32, err error) {
 	c, err := f.file.SyscallConn()
 	if err != nil {
-		return 0, false
+		return 0, err
 	}
 	var n int
 	var werr error
-	err = c.Control(func(fd uintptr) { n, werr = unix.InotifyAddWatch(int(fd), path, watchFlags) })
-	return int32(n), err == nil && werr == nil
+	if err := c.Control(func(fd uintptr) { n, werr = unix.InotifyAddWatch(int(fd), path, watchFlags) }); err != nil {
+		return 0, err
+	}
+	return int32(n), werr
 }
 
-// mirror mounts a mirror and follows it; what changes meanwhile is seen by start.
+// mirror mounts a mirror, which is followed with the others.
 func (f *fileWatch) mirror(path string, ours map[string]bool, fill func(dir string) error) error {
 	m, err := newMirror(path, ours)
 	if err != nil {
 		return err
 	}
-	wd, followed := f.follow(procFD(m.host))
-	if err = m.mount(fill); err != nil || !followed {
+	if err := m.mount(fill); err != nil || f.file == nil {
 		m.close()
 		return err
 	}
-	f.mirrors[wd] = m
+	f.mirrors = append(f.mirrors, m)
+	if f.followed {
+		f.followMirror(m)
+	}
 	return nil
 }
 
-// coverNameServices covers the directories that exist, and has those that appear later covered then.
-func (f *fileWatch) coverNameServices(w *warnings) {
-	var parents []string
-	for _, dir := range slices.Concat(nameServiceDirs, resolverDirs) {
-		real, err := filepath.EvalSymlinks(filepath.Dir(dir))
-		if err != nil {
-			continue
-		}
-		if !slices.Contains(parents, real) {
-			parents = append(parents, real)
-			if wd, ok := f.follow(real); ok {
-				f.parents[wd] = real
-			}
-		}
+func (f *fileWatch) followMirror(m *mirror) {
+	if wd, err := f.follow(procFD(m.host)); err == nil {
+		f.byWatch[wd] = m
 	}
+	m.refreshAll()
+}
+
+// coverNameServices covers the directories that exist. Those that appear later are covered then.
+func (f *fileWatch) coverNameServices(w *warnings) {
 	for _, dir := range slices.Concat(nameServiceDirs, resolverDirs) {
+		if real, err := filepath.EvalSymlinks(filepath.Dir(dir)); err == nil && !slices.Contains(f.parents, real) {
+			f.parents = append(f.parents, real)
+		}
 		if err := f.cover(dir); err != nil {
 			w.add("cannot cover %s, names may be looked up by the host: %v", dir, err)
 		}
@@ -126,15 +134,14 @@ func (f *fileWatch) cover(dir string) error {
 		return nil
 	}
 	if slices.Contains(resolverDirs, dir) {
-		return f.coverByMirror(real, resolverFiles(dir))
+		err = f.coverByMirror(real, resolverFiles(dir))
+	} else if err = unix.Mount("tmpfs", real, "tmpfs", mirrorFlags, emptyOptions); err == nil && dir == resolvedDir {
+		err = placeResolvConf(real, resolverFiles(dir))
 	}
-	if err := unix.Mount("tmpfs", real, "tmpfs", mirrorFlags, emptyOptions); err != nil {
-		return err
+	if dev, derr := deviceOf(real); err == nil && derr == nil {
+		f.covers[real] = dev
 	}
-	if dir == resolvedDir {
-		return placeResolvConf(real, resolverFiles(dir))
-	}
-	return nil
+	return err
 }
 
 func (f *fileWatch) coverByMirror(dir string, names []string) error {
@@ -164,6 +171,7 @@ func (f *fileWatch) start() {
 
 // close ends the goroutine.
 func (f *fileWatch) close() {
+	close(f.stop)
 	if f.file != nil {
 		f.file.Close()
 	}
@@ -174,6 +182,23 @@ func (f *fileWatch) close() {
 }
 
 func (f *fileWatch) run() {
+	select {
+	case <-time.After(followDelay):
+	case <-f.stop:
+		return
+	}
+	f.followed = true
+	for _, dir := range f.parents {
+		if wd, err := f.follow(dir); err == nil {
+			f.inParent[wd] = dir
+		}
+	}
+	for _, m := range f.mirrors {
+		f.followMirror(m)
+	}
+	for _, dir := range slices.Concat(nameServiceDirs, resolverDirs) {
+		f.appeared(dir)
+	}
 	buf := make([]byte, watchBuffer)
 	for {
 		n, err := f.file.Read(buf)
@@ -200,19 +225,15 @@ func (f *fileWatch) handle(buf []byte) {
 		case e.Mask&unix.IN_Q_OVERFLOW != 0:
 			overflow = true
 		case e.Mask&unix.IN_IGNORED != 0: // the host has removed the directory
-			if m := f.mirrors[e.Wd]; m != nil {
-				m.close()
-			}
-			delete(f.mirrors, e.Wd)
-			delete(f.parents, e.Wd)
-		case f.mirrors[e.Wd] != nil:
+			f.removed(e.Wd)
+		case f.byWatch[e.Wd] != nil:
 			names[e.Wd] = append(names[e.Wd], name)
-		case f.parents[e.Wd] != "" && e.Mask&(unix.IN_CREATE|unix.IN_MOVED_TO) != 0:
-			f.appeared(filepath.Join(f.parents[e.Wd], name))
+		case f.inParent[e.Wd] != "" && e.Mask&(unix.IN_CREATE|unix.IN_MOVED_TO) != 0:
+			f.appeared(filepath.Join(f.inParent[e.Wd], name))
 		}
 	}
 	for wd, list := range names {
-		if m := f.mirrors[wd]; m != nil {
+		if m := f.byWatch[wd]; m != nil {
 			m.refresh(list)
 		}
 	}
@@ -223,9 +244,36 @@ func (f *fileWatch) handle(buf []byte) {
 	}
 }
 
-// appeared covers a directory that is to be covered.
-func (f *fileWatch) appeared(path string) {
-	if slices.Contains(nameServiceDirs, path) || slices.Contains(resolverDirs, path) {
-		_ = f.cover(path) // an error: it is the host's, as a directory that cannot be covered at the start
+// removed forgets a directory.
+func (f *fileWatch) removed(wd int32) {
+	if m := f.byWatch[wd]; m != nil {
+		m.close()
+		f.mirrors = slices.DeleteFunc(f.mirrors, func(o *mirror) bool { return o == m })
 	}
+	delete(f.byWatch, wd)
+	delete(f.inParent, wd)
+}
+
+// appeared covers a directory that is to be covered, unless it is.
+func (f *fileWatch) appeared(path string) {
+	if !f.wanted(path) || f.covered(path) {
+		return
+	}
+	_ = f.cover(path) // an error: it is the host's, as a directory that cannot be covered at the start
+}
+
+func (f *fileWatch) wanted(path string) bool {
+	return len(f.parents) > 0 && (slices.Contains(nameServiceDirs, path) || slices.Contains(resolverDirs, path))
+}
+
+// covered says whether what we mounted over the directory is still there; it goes when the host removes the directory.
+func (f *fileWatch) covered(path string) bool {
+	dev, err := deviceOf(path)
+	return err == nil && f.covers[path] == dev
+}
+
+func deviceOf(path string) (uint64, error) {
+	var st unix.Stat_t
+	err := unix.Stat(path, &st)
+	return uint64(st.Dev), err
 }
