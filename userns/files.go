@@ -60,9 +60,9 @@ func (s *fileSet) mount(f *Files, w *warnings) error {
 		return nil
 	}
 	s.watch = newFileWatch(w)
-	err := s.watch.mirror(etc, ours, func(dir string) error {
+	err := s.watch.mirror(etc, ours, func(m *mirror, dir string) error {
 		for _, file := range list {
-			if err := file.create(dir); err != nil {
+			if err := file.create(m, dir); err != nil {
 				return err
 			}
 		}
@@ -82,23 +82,22 @@ func (s *fileSet) mount(f *Files, w *warnings) error {
 	return nil
 }
 
-// create makes the file in the mirror that is built at dir. It is bind-mounted on itself, since the mirror becomes read-only but
-// the file may be written by the command: VPN and DHCP clients do so.
-func (e *etcFile) create(dir string) error {
-	path := filepath.Join(dir, e.name)
-	if err := unix.Mknod(path, unix.S_IFREG|0o644, 0); err != nil {
-		return err
-	}
-	if err := bind(path, path, 0); err != nil {
-		return err
-	}
-	file, err := os.OpenFile(path, os.O_RDWR, 0) // by the mount that stays writable
+// create makes the file in m, which is being built at dir. It is bind-mounted on itself, since the mirror becomes read-only but the
+// file may be written by the command: VPN and DHCP clients do so. The file that is kept is of another mount, so that it may be
+// written whatever becomes of the mount that the command sees.
+func (e *etcFile) create(m *mirror, dir string) error {
+	fd, err := unix.Openat(int(m.own.Fd()), e.name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o644)
 	if err != nil {
 		return err
 	}
+	file := os.NewFile(uintptr(fd), e.name)
 	// Readable despite any umask, since resolvers run as any user.
 	if err = file.Chmod(0o644); err == nil {
 		err = rewrite(file, e.text)
+	}
+	if err == nil {
+		path := filepath.Join(dir, e.name)
+		err = bind(path, path, 0)
 	}
 	if err != nil || e.keep == nil {
 		return errors.Join(err, file.Close())

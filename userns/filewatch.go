@@ -92,7 +92,7 @@ func (f *fileWatch) follow(path string) (wd int32, err error) {
 }
 
 // mirror mounts a mirror, which is followed with the others.
-func (f *fileWatch) mirror(path string, ours map[string]bool, fill func(dir string) error) error {
+func (f *fileWatch) mirror(path string, ours map[string]bool, fill fillFunc) error {
 	m, err := newMirror(path, ours)
 	if err != nil {
 		return err
@@ -149,7 +149,7 @@ func (f *fileWatch) coverByMirror(dir string, names []string) error {
 	for _, name := range names {
 		ours[name] = true
 	}
-	return f.mirror(dir, ours, func(at string) error { return placeResolvConf(at, names) })
+	return f.mirror(dir, ours, func(_ *mirror, at string) error { return placeResolvConf(at, names) })
 }
 
 // placeResolvConf bind-mounts our resolv.conf under each of the names into a directory that is ours.

@@ -58,9 +58,12 @@ func newMirror(path string, ours map[string]bool) (*mirror, error) {
 	return &mirror{path: path, host: host, ours: ours}, nil
 }
 
-// mount covers the directory. fill is called with the path at which the mirror is being built, before it appears; it makes the
-// entries whose names are in ours, or leaves them out.
-func (m *mirror) mount(fill func(dir string) error) error {
+// fillFunc makes the entries of a mirror whose names are ours, or leaves them out. dir is where the mirror is being built, before
+// it appears.
+type fillFunc func(m *mirror, dir string) error
+
+// mount covers the directory.
+func (m *mirror) mount(fill fillFunc) error {
 	return stage(func(dir string) error { return m.build(dir, fill) })
 }
 
@@ -72,7 +75,7 @@ func (m *mirror) close() {
 }
 
 // build makes the mirror in the empty tmpfs at dir and moves it to m.path. The tmpfs stays mounted at dir.
-func (m *mirror) build(dir string, fill func(dir string) error) error {
+func (m *mirror) build(dir string, fill fillFunc) error {
 	var err error
 	if m.own, err = os.Open(dir); err != nil {
 		return err
@@ -83,7 +86,7 @@ func (m *mirror) build(dir string, fill func(dir string) error) error {
 	}
 	err = m.populate(dir)
 	if err == nil {
-		err = fill(dir)
+		err = fill(m, dir)
 	}
 	if err == nil {
 		err = unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|mirrorFlags, "")
