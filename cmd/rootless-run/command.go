@@ -136,6 +136,8 @@ const longHelp = `Run a command with a network of its own, without privileges.
 
 The command gets its own user, network, mount, UTS and IPC namespaces. It can reach everything that the host can reach,
 except for the host's loopback. Clients reach it through published ports (-p), and it sees their real addresses.
+It keeps your uid, gid and home directory, and may bind any port and ping. To change the network inside (ip, nft), it has to
+be root there: --userns root.
 Without a command, $SHELL is run if standard input is a terminal.
 
 Exit status: that of the command; 125 if rootless-run failed, 126 if the command cannot be executed, 127 if it was not
