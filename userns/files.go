@@ -3,7 +3,6 @@ package userns
 import (
 	"errors"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -59,8 +58,13 @@ func (s *fileSet) mount(f *Files, w *warnings) error {
 	if len(list) == 0 {
 		return nil
 	}
+	m, err := newMirror(etc, ours)
+	if err != nil {
+		w.add("the sandbox has no files of its own in %s: %v", etc, err)
+		return nil
+	}
 	s.watch = newFileWatch(w)
-	err := s.watch.mirror(etc, ours, func(m *mirror, dir string) error {
+	err = s.watch.mount(m, func(m *mirror, dir string) error {
 		for _, file := range list {
 			if err := file.create(m, dir); err != nil {
 				return err
@@ -68,11 +72,7 @@ func (s *fileSet) mount(f *Files, w *warnings) error {
 		}
 		return nil
 	})
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission) && s.resolv == nil && s.hosts == nil:
-		w.add("the sandbox has no files of its own in %s: %v", etc, err)
-		return nil
-	case err != nil:
+	if err != nil {
 		return mountError("cover "+etc, err)
 	}
 	if f.ResolvConf != nil {

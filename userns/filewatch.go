@@ -91,12 +91,8 @@ func (f *fileWatch) follow(path string) (wd int32, err error) {
 	return int32(n), werr
 }
 
-// mirror mounts a mirror, which is followed with the others.
-func (f *fileWatch) mirror(path string, ours map[string]bool, fill fillFunc) error {
-	m, err := newMirror(path, ours)
-	if err != nil {
-		return err
-	}
+// mount mounts a mirror, which is followed with the others, and closed in the end or on an error.
+func (f *fileWatch) mount(m *mirror, fill fillFunc) error {
 	if err := m.mount(fill); err != nil || f.file == nil {
 		m.close()
 		return err
@@ -149,7 +145,11 @@ func (f *fileWatch) coverByMirror(dir string, names []string) error {
 	for _, name := range names {
 		ours[name] = true
 	}
-	return f.mirror(dir, ours, func(_ *mirror, at string) error { return placeResolvConf(at, names) })
+	m, err := newMirror(dir, ours)
+	if err != nil {
+		return err
+	}
+	return f.mount(m, func(_ *mirror, at string) error { return placeResolvConf(at, names) })
 }
 
 // placeResolvConf bind-mounts our resolv.conf under each of the names into a directory that is ours.
