@@ -7,8 +7,10 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -340,9 +342,7 @@ for c in CapInh CapPrm CapEff CapAmb; do grep -q "^$c:[[:space:]]*0*$" /proc/sel
 // TestSignalDuringStart: a signal that comes at any moment of the start ends rootless-run with 128+n, or by the signal itself
 // before the program has caught it, and nothing is printed. A terminal sends its signals to init as well.
 func TestSignalDuringStart(t *testing.T) {
-	l := newLab(t)
-	l.once(nil, "true") // makes the directory of the records
-	const moments = 40
+	var wg sync.WaitGroup
 	for _, c := range []struct {
 		name  string
 		sig   syscall.Signal
@@ -355,27 +355,39 @@ func TestSignalDuringStart(t *testing.T) {
 		{"SIGTERM to the group", syscall.SIGTERM, true, []string{"--network", "none"}},
 		{"SIGINT, detached", syscall.SIGINT, false, []string{"--detach"}},
 	} {
-		for i := range moments {
-			cmd := l.command("rootless-run", append(append([]string{"--log-level", "error"}, c.flags...), "--", "sleep", "2")...)
-			cmd.SysProcAttr.Setpgid = true
-			var stderr bytes.Buffer
-			cmd.Stderr = &stderr
-			l.launch(cmd)
-			time.Sleep(time.Duration(i) * 2 * time.Millisecond)
-			pid := cmd.Process.Pid
-			if c.group {
-				pid = -pid
-			}
-			_ = syscall.Kill(pid, c.sig)
-			_ = cmd.Wait()
-			status := cmd.ProcessState.Sys().(syscall.WaitStatus)
-			ended := status.Signaled() && status.Signal() == c.sig || status.ExitStatus() == 128+int(c.sig)
-			if len(c.flags) > 0 && c.flags[0] == "--detach" {
-				ended = ended || status.ExitStatus() == 0 // it has printed the id, and the command goes on
-			}
-			if !ended || stderr.Len() > 0 {
-				t.Errorf("%s after %d ms: exit %d, signal %v, %q", c.name, 2*i, status.ExitStatus(), status.Signal(), &stderr)
-			}
+		wg.Go(func() {
+			t.Run(c.name, func(t *testing.T) { signalDuringStart(t, c.sig, c.group, c.flags) })
+		})
+	}
+	wg.Wait()
+}
+
+// signalDuringStart sends the signal 0, 3, 6, … ms after the program was started, to it alone or to its process group.
+func signalDuringStart(t *testing.T, sig syscall.Signal, group bool, flags []string) {
+	const moments = 30
+	l := newLab(t)
+	l.once(nil, "true") // makes the directory of the records
+	for i := range moments {
+		cmd := l.command("rootless-run", append(append([]string{"--log-level", "error"}, flags...), "--", "sleep", "2")...)
+		cmd.SysProcAttr.Setpgid = true
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		l.launch(cmd)
+		after := time.Duration(i) * 3 * time.Millisecond
+		time.Sleep(after)
+		pid := cmd.Process.Pid
+		if group {
+			pid = -pid
+		}
+		_ = syscall.Kill(pid, sig)
+		_ = cmd.Wait()
+		status := cmd.ProcessState.Sys().(syscall.WaitStatus)
+		ended := status.Signaled() && status.Signal() == sig || status.ExitStatus() == 128+int(sig)
+		if slices.Contains(flags, "--detach") {
+			ended = ended || status.ExitStatus() == 0 // it has printed the id, and the command goes on
+		}
+		if !ended || stderr.Len() > 0 {
+			t.Errorf("after %v: exit %d, signal %v, %q", after, status.ExitStatus(), status.Signal(), &stderr)
 		}
 	}
 	l.nothingLeft(5 * time.Second)
