@@ -66,7 +66,7 @@ func (f *Forwarder) decide(k flow.Key) Decision {
 	return Decision{Action: Dial, Dst: v.Dst, Alt: v.Alt, Gateway: v.Gateway}
 }
 
-// StillAllowed reports whether the flow e, for which Decide returned Dial with d, is still allowed. A datapath calls it after
+// StillAllowed reports whether the rules still allow the flow e, for which Decide returned Dial with d. A datapath calls it after
 // it has added the flow to the table: if the rules have changed between the two, Rejudge may have missed the flow.
 func (f *Forwarder) StillAllowed(d *Decision, e *flow.Entry) bool {
 	return d.rules == f.rules.Load() || f.allows(e.Key, e.Peer, e.Egress)

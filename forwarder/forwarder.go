@@ -78,6 +78,7 @@ func (f *Forwarder) changeEndpoints(change func(map[flow.Endpoint]*Endpoint)) {
 	m := maps.Clone(*f.endpoints.Load())
 	change(m)
 	f.endpoints.Store(&m)
+	f.rules.Add(1) // what was decided before is decided again when it is added to the table, see StillAllowed
 }
 
 // Endpoint is the endpoint with the given ID; nil: there is none.

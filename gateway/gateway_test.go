@@ -127,14 +127,14 @@ func TestPublishAll(t *testing.T) {
 type fakeNamespace struct {
 	Namespace // other methods are not called
 	fail      map[uint16]error
-	bound     map[uint16]string // addresses by the port that was asked for
-	asked     func()            // called by Listen; may be nil
+	bound     map[uint16]string // addresses by the requested port
+	onListen  func()            // called by Listen; may be nil
 }
 
 func (n *fakeNamespace) Listen(_ context.Context, proto string, ports []uint16) (files []*os.File, errs []error, err error) {
 	files, errs = make([]*os.File, len(ports)), make([]error, len(ports))
-	if n.asked != nil {
-		n.asked()
+	if n.onListen != nil {
+		n.onListen()
 	}
 	for i, port := range ports {
 		if errs[i] = n.fail[port]; errs[i] != nil {
@@ -206,7 +206,7 @@ func TestLoopbackForwardsEndWhileAdding(t *testing.T) {
 	f := forwarder.New(forwarder.Config{Budget: fdbudget.New(1000)})
 	l := newLoopbackForwards(f)
 	ended := make(chan struct{})
-	ns := &fakeNamespace{bound: map[uint16]string{}, asked: sync.OnceFunc(func() {
+	ns := &fakeNamespace{bound: map[uint16]string{}, onListen: sync.OnceFunc(func() {
 		locked := make(chan struct{})
 		go func() {
 			defer close(ended)

@@ -24,10 +24,10 @@ type requestState uint8
 const (
 	// dialling: the host's connect has begun, or waits for a free descriptor. The request counts as an attempt (Attempts).
 	dialling requestState = iota
-	// reinjecting: the host's end stands, and the goroutine that has noticed it sends the guest's SYN to lo inside and accepts
-	// what comes of it. A SYN that the guest sends again at this moment does not mean that the handshake has failed.
+	// reinjecting: the host's connection is established, and the goroutine that has detected it sends the guest's SYN to lo
+	// inside and calls accept. A SYN that the guest sends again now does not mean that the handshake has failed.
 	reinjecting
-	// reinjected: the accepted connection was not there at once. A SYN that is sent again says that the handshake has failed.
+	// reinjected: accept has not returned the connection at once. A SYN that is sent again means that the handshake has failed.
 	reinjected
 )
 
