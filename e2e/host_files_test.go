@@ -421,3 +421,31 @@ func TestNameServicesThatAppear(t *testing.T) {
 	}
 	s.stop()
 }
+
+// TestManyFilesOnTheHost: an /etc with more entries than become mounts is the same inside, and so it is in a sandbox inside.
+func TestManyFilesOnTheHost(t *testing.T) {
+	const files = 1100 // more than maxBound of userns
+	h := newHostFiles(t)
+	last := h.etc + fmt.Sprintf("/z%04d", files)
+	for i := range files {
+		if err := os.WriteFile(h.etc+fmt.Sprintf("/z%04d", i+1), fmt.Appendf(nil, "%d\n", i+1), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := h.start()
+	s.wantText("at the start", map[string]string{"/etc/z0001": "1\n", "/etc/z1100": "1100\n"})
+	h.write(last, "changed\n")
+	h.write(h.etc+"/replaced", "replaced 2\n")
+	eventually(t, 5*time.Second, func() string {
+		if got := text(s, "/etc/replaced") + text(s, "/etc/z1100"); got != "replaced 2\nchanged\n" {
+			return got
+		}
+		return ""
+	})
+	ran := do(s, guest.RunShell{Script: filepath.Join(bins, "rootless-run") + " -- cat /etc/z0001 /etc/z1100 /etc/replaced /etc/resolv.conf"})
+	// The subnet of the outer one is taken.
+	if want := "1\nchanged\nreplaced 2\nnameserver 10.0.3.2\n"; ran.Code != 0 || ran.Output != want {
+		t.Errorf("in a sandbox inside: %+v, want %q", ran, want)
+	}
+	s.stop()
+}
