@@ -123,7 +123,7 @@ func base(c *Config) *Plan {
 		AllowMetadata: c.AllowMetadata,
 		Outbound:      c.outbound(),
 		PCAP:          c.PCAP,
-		UserNS:        cmp.Or(c.UserNS, UserNSRoot),
+		UserNS:        cmp.Or(c.UserNS, DefaultUserNS),
 		Link:          cmp.Or(c.Link, LinkAuto),
 		Datapath:      cmp.Or(c.Datapath, DatapathAuto),
 		IfName:        cmp.Or(c.IfName, UplinkName),
@@ -192,7 +192,7 @@ func conflicts(c *Config) error {
 		{"HostLoopback", c.HostLoopback.All || len(c.HostLoopback.Ports) > 0,
 			"host loopback and the container type network mode"},
 		{"PCAP", c.PCAP != "", "pcap and the container type network mode"},
-		{"UserNS", cmp.Or(c.UserNS, UserNSRoot) != UserNSRoot, "userns and the container type network mode"},
+		{"UserNS", cmp.Or(c.UserNS, DefaultUserNS) != DefaultUserNS, "userns and the container type network mode"},
 		{"MTU", cmp.Or(c.MTU, DefaultMTU) != DefaultMTU, "mtu and the container type network mode"},
 		{"DisableIPv6", c.DisableIPv6, "ipv6 and the container type network mode"},
 	} {

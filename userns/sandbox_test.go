@@ -308,7 +308,7 @@ func TestFiles(t *testing.T) {
 	if code, err := s.Wait(); code != 0 || err != nil {
 		t.Errorf("check %d failed, %v", code, err)
 	}
-	if b, _ := os.ReadFile(hostsFile); strings.Contains(string(b), "first") {
+	if b, _ := os.ReadFile(filepath.Join(etc, hostsFile)); strings.Contains(string(b), "first") {
 		t.Error("the host's file was written")
 	}
 }
