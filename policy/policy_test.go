@@ -127,8 +127,6 @@ func TestDestinations(t *testing.T) {
 
 		// Multicast and broadcast.
 		{"224.0.0.1", Drop, Multicast},
-		{"239.255.255.250", Drop, Multicast},
-		{"ff02::fb", Drop, Multicast},
 		{"ff0e::1", Drop, Multicast},
 		{"255.255.255.255", Drop, Broadcast},
 		{"10.0.2.255", Drop, Broadcast},
