@@ -2,6 +2,7 @@ package udp
 
 import (
 	"net/netip"
+	"slices"
 
 	"rootlessnet/flow"
 	"rootlessnet/forwarder"
@@ -52,8 +53,9 @@ func (x *Path) removeSpoken(f *conversation) {
 func (x *Path) unspokenIn(s *socket, r *receiver, from netip.AddrPort, data []byte, c control) {
 	key := flowKey{s.key.endpoint, protoUDP, s.key.guest, from}
 	f, gateway := x.spoken[hostKey{s, from.Addr()}], false
+	known := f != nil
 	switch {
-	case f != nil:
+	case known:
 		key.remote = netip.AddrPortFrom(f.key.remote.Addr(), from.Port())
 		gateway = f.gateway
 	case x.byFD[int32(s.fd)] == s && s.flows.Len() > 0 && (s.groups > 0 || x.fullCone(s)):
@@ -65,7 +67,7 @@ func (x *Path) unspokenIn(s *socket, r *receiver, from netip.AddrPort, data []by
 		return
 	}
 	x.mu.Unlock()
-	if !x.admits(s, key, from) {
+	if !x.admits(s, key, from, known) {
 		x.count.drop(DropUnsolicited)
 		return
 	}
@@ -85,15 +87,16 @@ func (x *Path) fullCone(s *socket) bool {
 }
 
 // admits says whether the host's from may send to the guest under the name key.remote: where the guest might send there and reach
-// it. So what is closed to the guest, such as other ports of the host's loopback, stays closed in this direction.
-func (x *Path) admits(s *socket, key flowKey, from netip.AddrPort) bool {
+// it. So what is closed to the guest, such as other ports of the host's loopback, stays closed in this direction. known says
+// that the guest has sent to the address; another one must not appear to be the guest itself, or on its link.
+func (x *Path) admits(s *socket, key flowKey, from netip.AddrPort, known bool) bool {
 	e := x.f.Endpoint(key.endpoint)
-	if e == nil || key.remote.Addr() == from.Addr() && !e.ClientVisible(from.Addr(), key.guest.Addr()) {
-		return false // it would appear to come from the guest itself, or from its link
+	if e == nil {
+		return false
+	}
+	if !known && !e.ClientVisible(key.remote.Addr(), key.guest.Addr()) {
+		return s.groups > 0 && answersGroup(from.Addr()) && !slices.Contains(e.Addresses().Guests, from.Addr())
 	}
 	d := x.f.Peek(flow.Key{Endpoint: key.endpoint, Proto: flow.UDP, Src: key.guest, Dst: key.remote})
-	if d.Action == forwarder.Dial {
-		return d.Dst == from || d.Alt == from
-	}
-	return s.groups > 0 && answersGroup(from.Addr())
+	return d.Action == forwarder.Dial && (d.Dst == from || d.Alt == from)
 }

@@ -92,6 +92,14 @@ func (p *UDPPort) SetGuests(guest4, guest6 netip.Addr, all []netip.Addr) {
 	for _, f := range stale {
 		p.x.removeFlow(f)
 	}
+	for e := p.s.flows.Front(); e != nil; e = e.Next() {
+		f := e.Value.(*conversation)
+		delete(p.x.peers, f.peerKey())
+		if f.client.at = (netip.Addr{}); p.guests != nil {
+			f.client.at = f.key.guest.Addr()
+		}
+		p.x.peers[f.peerKey()] = f
+	}
 }
 
 // setGuests sets p.guests. mu is held, or p is not in use yet.
