@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -57,7 +58,7 @@ func configureLink(nl *netlink.Handle, l *Link, kind string, warn Warn) error {
 		return err
 	}
 	no6 := false
-	for _, p := range l.Addrs {
+	for _, p := range inAddOrder(l.Addrs) {
 		addr := &netlink.Addr{IPNet: ipNet(p)}
 		if p.Addr().Is6() {
 			addr.Flags = unix.IFA_F_NODAD
@@ -96,6 +97,24 @@ func configureLink(nl *netlink.Handle, l *Link, kind string, warn Warn) error {
 		}
 	}
 	return nil
+}
+
+// inAddOrder is the order in which addresses are added so that the kernel prefers the first of each family as the source of what
+// it sends, where no rule decides (RFC 6724, 5). It takes the IPv4 address that was added first (net/ipv4/devinet.c,
+// __inet_insert_ifa, inet_select_addr) and the IPv6 address that was added last (net/ipv6/addrconf.c, ipv6_link_dev_addr).
+func inAddOrder(addrs []netip.Prefix) []netip.Prefix {
+	list := make([]netip.Prefix, 0, len(addrs))
+	for _, p := range addrs {
+		if p.Addr().Is4() {
+			list = append(list, p)
+		}
+	}
+	for _, p := range slices.Backward(addrs) {
+		if p.Addr().Is6() {
+			list = append(list, p)
+		}
+	}
+	return list
 }
 
 func addRoute(nl *netlink.Handle, link netlink.Link, l *Link, r Route) error {

@@ -57,6 +57,7 @@ type Plan struct {
 
 	HostLoopback  HostLoopback
 	AllowMetadata bool
+	UDPFullCone   bool
 	Outbound      Outbound
 	PCAP          string // path of the capture file; empty: no capture
 	UserNS        string
@@ -120,6 +121,7 @@ func base(c *Config) *Plan {
 		DNSOptions:    c.DNSOptions,
 		HostLoopback:  c.HostLoopback,
 		AllowMetadata: c.AllowMetadata,
+		UDPFullCone:   c.UDPFullCone,
 		Outbound:      c.outbound(),
 		PCAP:          c.PCAP,
 		UserNS:        cmp.Or(c.UserNS, UserNSRoot),

@@ -69,6 +69,9 @@ func hostTemplate(v6 bool, ifName string) (template, error) {
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return template{}, fmt.Errorf("list the addresses of %s: %w", t.ifName, err)
 	}
+	if v6 {
+		preferTemporary(addrs, t.ifName)
+	}
 	for _, a := range addrs {
 		if a.Scope == int(netlink.SCOPE_UNIVERSE) && a.Flags&(unix.IFA_F_DEPRECATED|unix.IFA_F_TENTATIVE) == 0 {
 			if p := prefixOf(a.IPNet); p.IsValid() {
