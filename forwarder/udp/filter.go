@@ -95,7 +95,8 @@ func (x *Path) admits(s *socket, key flowKey, from netip.AddrPort, known bool) b
 		return false
 	}
 	if !known && !e.ClientVisible(key.remote.Addr(), key.guest.Addr()) {
-		return s.groups > 0 && answersGroup(from.Addr()) && !slices.Contains(e.Addresses().Guests, from.Addr())
+		a := e.Addresses()
+		return s.groups > 0 && !slices.Contains(a.Guests, from.Addr()) && answersGroup(a, from.Addr())
 	}
 	d := x.f.Peek(flow.Key{Endpoint: key.endpoint, Proto: flow.UDP, Src: key.guest, Dst: key.remote})
 	return d.Action == forwarder.Dial && (d.Dst == from || d.Alt == from)
