@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -96,7 +97,29 @@ func configureLink(nl *netlink.Handle, l *Link, kind string, warn Warn) error {
 			warn("the route to %v was not added: %v", r.Dst, err)
 		}
 	}
+	if !no6 {
+		awaitLocal(nl, l.Addrs)
+	}
 	return nil
+}
+
+// localWait bounds awaitLocal. The kernel is done in less than a millisecond unless the processors are busy.
+const localWait = 100 * time.Millisecond
+
+// awaitLocal waits until the namespace receives what is sent to its IPv6 addresses. The kernel adds the route that says so by a
+// work queue (net/ipv6/addrconf.c, addrconf_dad_work), after the address can be sent from: without it, the answers to the first
+// datagrams of a command would be lost.
+func awaitLocal(nl *netlink.Handle, addrs []netip.Prefix) {
+	deadline := time.Now().Add(localWait)
+	for _, p := range addrs {
+		for p.Addr().Is6() {
+			routes, err := nl.RouteGet(p.Addr().AsSlice())
+			if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL || time.Now().After(deadline) {
+				break
+			}
+			time.Sleep(time.Millisecond / 4)
+		}
+	}
 }
 
 // inAddOrder is the order in which addresses are added so that the kernel prefers the first of each family as the source of what
