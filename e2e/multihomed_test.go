@@ -1,0 +1,160 @@
+package e2e
+
+import (
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/nettest/guest"
+	"rootlessnet/internal/nettest/topo"
+)
+
+// Further addresses of the host's interface: in the network of the first, and in another one.
+var (
+	second4, other4 = netip.MustParsePrefix("198.51.100.9/24"), netip.MustParsePrefix("203.0.113.9/24")
+	second6, other6 = netip.MustParsePrefix("2001:db8:1::9/64"), netip.MustParsePrefix("fd77::9/64")
+)
+
+// manyAddresses gives "here" further addresses, and "there" routes to them.
+func (l *lab) manyAddresses() (list []netip.Addr) {
+	l.Helper()
+	prefixes := []netip.Prefix{second4, other4}
+	list = []netip.Addr{topo.Here4, second4.Addr(), other4.Addr()}
+	if l.IPv6 {
+		prefixes = append(prefixes, second6, other6)
+		list = append(list, topo.Here6, second6.Addr(), other6.Addr())
+	}
+	for _, p := range prefixes {
+		l.addAddress(p)
+	}
+	err := l.There.Do(func() error {
+		link, err := netlink.LinkByName(topo.Link)
+		if err != nil {
+			return err
+		}
+		for _, p := range prefixes {
+			a := p.Addr()
+			dst := &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
+			if err := netlink.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: dst, Scope: netlink.SCOPE_LINK}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		l.Fatal(err)
+	}
+	return list
+}
+
+func (l *lab) addAddress(p netip.Prefix) {
+	l.Helper()
+	err := l.Here.Do(func() error {
+		link, err := netlink.LinkByName(topo.Link)
+		if err != nil {
+			return err
+		}
+		a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+		if p.Addr().Is6() {
+			a.Flags = unix.IFA_F_NODAD
+		}
+		return netlink.AddrAdd(link, a)
+	})
+	if err != nil {
+		l.Fatal(err)
+	}
+}
+
+// source is the address that the kernel of a namespace sends from to dst.
+func source(t *testing.T, ipRouteGet string) string {
+	t.Helper()
+	_, rest, found := strings.Cut(ipRouteGet, " src ")
+	if !found {
+		t.Fatalf("no source in %q", ipRouteGet)
+	}
+	return strings.Fields(rest)[0]
+}
+
+// TestMultihomed: where the host's interface has several addresses, a published port answers on every one of them, from the address
+// that was asked, also with a server inside that is bound to none of them. Where the host's
+// addresses are copied, the kernel inside prefers the source that the host's does.
+func TestMultihomed(t *testing.T) {
+	to := mapping{"udp", 8081, 81, 0}
+	for _, f := range forwarders(t) {
+		if f.datapath == "stack" { // of TCP
+			continue
+		}
+		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t)
+			if f.datapath != "" {
+				l.flags = []string{"--link", f.link, "--datapath", f.datapath}
+			}
+			addrs := l.manyAddresses()
+			p := f.open(l, []mapping{to})
+			p.forwarder = f
+			p.listenUDP(to.inside)
+			ask := func(a netip.Addr) {
+				t.Helper()
+				if a.Is6() && f.onlyIPv4 {
+					return
+				}
+				c := p.dialUDP(p.There, at(a, to.host)) // connected: what comes from another address is not received
+				for range 2 {
+					if got := (guest.AskUDP{Text: "hello"}).On(c); !echoed(got) {
+						t.Errorf("asked %v: %+v", a, got)
+					}
+				}
+			}
+			for _, a := range addrs {
+				ask(a)
+			}
+			if f.name != "pasta" {
+				return
+			}
+			for _, dst := range []string{"198.51.100.2", "192.0.2.77", "203.0.113.77", "2001:db8:1::2", "2001:db8:77::77", "fd77::2"} {
+				if strings.Contains(dst, ":") && !l.IPv6 {
+					continue
+				}
+				host := l.finish(l.Here.Command("ip", "route", "get", dst)).stdout
+				inside := do(p, guest.RunShell{Script: "ip route get " + dst}).Output
+				if got, want := source(t, inside), source(t, host); got != want {
+					t.Errorf("to %s inside sends from %s, the host from %s", dst, got, want)
+				}
+			}
+			// Changes of the host: a new address is as good.
+			added := netip.MustParsePrefix("198.51.100.33/24")
+			l.addAddress(added)
+			eventually(t, 5*time.Second, func() string {
+				if out := do(p, guest.RunShell{Script: "ip addr"}).Output; !strings.Contains(out, added.String()) {
+					return out
+				}
+				return ""
+			})
+			ask(added.Addr())
+			ask(topo.Here4)
+		})
+	}
+}
+
+// TestMultihomedServers: with copied addresses, two servers inside that share a port on different addresses are told apart.
+func TestMultihomedServers(t *testing.T) {
+	to := mapping{"udp", 8081, 81, 0}
+	l := newLab(t)
+	addrs := l.manyAddresses()
+	p := openPasta(l, []mapping{to})
+	for _, a := range addrs[1:] { // none on the first
+		do(p, guest.ServeUDP{Addr: a, Port: to.inside})
+	}
+	for i, a := range addrs {
+		got := guest.AskUDP{Text: "hello", Timeout: time.Second}.On(p.dialUDP(p.There, at(a, to.host)))
+		if i > 0 && !echoed(got) {
+			t.Errorf("asked %v: %+v", a, got)
+		}
+	}
+}
