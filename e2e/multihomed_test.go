@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"strings"
@@ -14,7 +15,8 @@ import (
 	"rootlessnet/internal/nettest/topo"
 )
 
-// Further addresses of the host's interface: in the network of the first, and in another one.
+// Further addresses of the host's interface: in the network of the first, and in another one. The kernel makes a temporary one
+// beside second6, and prefers it.
 var (
 	second4, other4 = netip.MustParsePrefix("198.51.100.9/24"), netip.MustParsePrefix("203.0.113.9/24")
 	second6, other6 = netip.MustParsePrefix("2001:db8:1::9/64"), netip.MustParsePrefix("fd77::9/64")
@@ -29,8 +31,17 @@ func (l *lab) manyAddresses() (list []netip.Addr) {
 		prefixes = append(prefixes, second6, other6)
 		list = append(list, topo.Here6, second6.Addr(), other6.Addr())
 	}
+	if l.IPv6 {
+		if err := l.Here.Sysctl("ipv6/conf/"+topo.Link+"/use_tempaddr", "2"); err != nil {
+			l.Fatal(err)
+		}
+	}
 	for _, p := range prefixes {
 		l.addAddress(p)
+	}
+	if l.IPv6 {
+		temporary := l.temporary()
+		prefixes, list = append(prefixes, temporary), append(list, temporary.Addr())
 	}
 	err := l.There.Do(func() error {
 		link, err := netlink.LinkByName(topo.Link)
@@ -63,11 +74,41 @@ func (l *lab) addAddress(p netip.Prefix) {
 		if p.Addr().Is6() {
 			a.Flags = unix.IFA_F_NODAD
 		}
+		if p == second6 {
+			a.Flags |= unix.IFA_F_MANAGETEMPADDR
+			a.ValidLft, a.PreferedLft = 7200, 3600
+		}
 		return netlink.AddrAdd(link, a)
 	})
 	if err != nil {
 		l.Fatal(err)
 	}
+}
+
+// temporary is the temporary address that the host's kernel has made in the network of second6 (RFC 8981).
+func (l *lab) temporary() (found netip.Prefix) {
+	l.Helper()
+	eventually(l.T, 2*time.Second, func() string {
+		err := l.Here.Do(func() error {
+			link, err := netlink.LinkByName(topo.Link)
+			if err != nil {
+				return err
+			}
+			addrs, err := netlink.AddrList(link, netlink.FAMILY_V6)
+			for _, a := range addrs {
+				if a.Flags&unix.IFA_F_TEMPORARY != 0 && a.Flags&unix.IFA_F_TENTATIVE == 0 {
+					ip, _ := netip.AddrFromSlice(a.IP)
+					found = netip.PrefixFrom(ip, second6.Bits())
+				}
+			}
+			return err
+		})
+		if err != nil || !found.IsValid() {
+			return fmt.Sprintf("no temporary address: %v", err)
+		}
+		return ""
+	})
+	return found
 }
 
 // source is the address that the kernel of a namespace sends from to dst.
@@ -148,12 +189,12 @@ func TestMultihomedServers(t *testing.T) {
 	l := newLab(t)
 	addrs := l.manyAddresses()
 	p := openPasta(l, []mapping{to})
-	for _, a := range addrs[1:] { // none on the first
+	for _, a := range addrs[1:] { // each of them on one address only
 		do(p, guest.ServeUDP{Addr: a, Port: to.inside})
 	}
-	for i, a := range addrs {
-		got := guest.AskUDP{Text: "hello", Timeout: time.Second}.On(p.dialUDP(p.There, at(a, to.host)))
-		if i > 0 && !echoed(got) {
+	for _, a := range addrs[1:] {
+		got := guest.AskUDP{Text: "hello"}.On(p.dialUDP(p.There, at(a, to.host)))
+		if !echoed(got) || a.Is4() && got.Client.Addr() != topo.There4 {
 			t.Errorf("asked %v: %+v", a, got)
 		}
 	}
