@@ -96,11 +96,11 @@ func (p *publisher) answersFromElsewhere(f family) string {
 }
 
 // TestUDPAnswersFromElsewhere: what another port of an address that was asked sends comes in, as a TFTP server's data does. What
-// another address sends comes in with full-cone filtering, which slirp4netns has always had.
+// another address sends comes in with full-cone filtering, which slirp4netns and pasta have always had.
 func TestUDPAnswersFromElsewhere(t *testing.T) {
 	onEveryUplink(t, nil, func(t *testing.T, p *publisher) {
 		want := "asked port"
-		if p.forwarder.name == "slirp4netns" {
+		if p.forwarder.name == "slirp4netns" || p.forwarder.name == "pasta" {
 			want = "address asked port"
 		}
 		for _, f := range p.families() {

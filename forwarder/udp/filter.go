@@ -67,7 +67,7 @@ func (x *Path) unspokenIn(s *socket, r *receiver, from netip.AddrPort, data []by
 		return
 	}
 	x.mu.Unlock()
-	if !x.admits(s, key, from, known) {
+	if !x.admits(key, from, known) {
 		x.count.drop(DropUnsolicited)
 		return
 	}
@@ -89,15 +89,21 @@ func (x *Path) fullCone(s *socket) bool {
 // admits says whether the host's from may send to the guest under the name key.remote: where the guest might send there and reach
 // it. So what is closed to the guest, such as other ports of the host's loopback, stays closed in this direction. known says
 // that the guest has sent to the address; another one must not appear to be the guest itself, or on its link.
-func (x *Path) admits(s *socket, key flowKey, from netip.AddrPort, known bool) bool {
+func (x *Path) admits(key flowKey, from netip.AddrPort, known bool) bool {
 	e := x.f.Endpoint(key.endpoint)
 	if e == nil {
 		return false
 	}
 	if !known && !e.ClientVisible(key.remote.Addr(), key.guest.Addr()) {
 		a := e.Addresses()
-		return s.groups > 0 && !slices.Contains(a.Guests, from.Addr()) && answersGroup(a, from.Addr())
+		return !slices.Contains(a.Guests, from.Addr()) && isNeighbour(a, from.Addr())
 	}
 	d := x.f.Peek(flow.Key{Endpoint: key.endpoint, Proto: flow.UDP, Src: key.guest, Dst: key.remote})
 	return d.Action == forwarder.Dial && (d.Dst == from || d.Alt == from)
+}
+
+// isNeighbour says whether addr, with which the guest may not talk, may still answer a guest that takes answers of any address: it is
+// one of the host's link, of which discovery over IPv6 consists, or the host's router, where the guest has the same gateway.
+func isNeighbour(a *forwarder.Addresses, addr netip.Addr) bool {
+	return addr.Is6() && addr.IsLinkLocalUnicast() || addr == a.Gateway4 || addr == a.Gateway6
 }

@@ -5,8 +5,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-
-	"rootlessnet/forwarder"
 )
 
 // Datagrams to multicast groups leave by the host's interface towards the group, with the TTL that the guest has set: the
@@ -71,10 +69,4 @@ func (s *socket) prepareGroups() error {
 	}
 	s.groupsReady = err == nil
 	return err
-}
-
-// answersGroup says whether addr, with which the guest may not talk, may answer what the guest has sent to a group: an address of
-// the link, of which discovery over IPv6 consists, or the host's router, where the guest has the same gateway.
-func answersGroup(a *forwarder.Addresses, addr netip.Addr) bool {
-	return addr.Is6() && addr.IsLinkLocalUnicast() || addr == a.Gateway4 || addr == a.Gateway6
 }
