@@ -192,6 +192,7 @@ func conflicts(c *Config) error {
 			"port publishing and the container type network mode"},
 		{"HostLoopback", c.HostLoopback.All || len(c.HostLoopback.Ports) > 0,
 			"host loopback and the container type network mode"},
+		{"UDPFullCone", c.UDPFullCone, "udp full cone and the container type network mode"},
 		{"PCAP", c.PCAP != "", "pcap and the container type network mode"},
 		{"UserNS", cmp.Or(c.UserNS, UserNSRoot) != UserNSRoot, "userns and the container type network mode"},
 		{"MTU", cmp.Or(c.MTU, DefaultMTU) != DefaultMTU, "mtu and the container type network mode"},
