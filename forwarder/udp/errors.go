@@ -12,10 +12,10 @@ import (
 )
 
 const (
-	// errorQuote is how much of the packet an ICMP error is about we take: what a whole ICMPv6 error may hold (RFC
+	// errorQuote is how many bytes of the packet that caused an ICMP error are read: what a whole ICMPv6 error may hold (RFC
 	// 4443 2.4(c)); an ICMP one quotes less (RFC 1812 4.3.2.3).
 	errorQuote = 1280
-	// errorBatch bounds the errors read at once, so that a flood of them starves no datagrams.
+	// errorBatch bounds the errors read at once, so that a flood of them does not delay datagrams.
 	errorBatch = 64
 )
 
@@ -82,8 +82,8 @@ func (x *Path) hostError(s *socket, peer netip.AddrPort, sent []byte, q forwarde
 	x.sendUDPError(stack.Flow{Endpoint: key.endpoint, Src: key.guest, Dst: key.remote}, sent, e)
 }
 
-// offender returns the source address of an ICMP error as the guest gets it: for the remote the address under which the guest
-// knows it, for the host itself the gateway's (the zero value).
+// offender returns the source address of an ICMP error as the guest gets it: for the remote the address to which the guest
+// sent, for the host itself the gateway's (the zero value).
 func offender(sender, peer, remote netip.Addr, gateway bool) netip.Addr {
 	switch {
 	case gateway || !sender.IsValid() || sender.IsLoopback() || sender.IsUnspecified() || sender.Is4() != remote.Is4():

@@ -14,14 +14,14 @@ import (
 )
 
 const (
-	// A client that appears as the gateway gets another port when its own is taken there: one of these, those of RFC
-	// 6335 6 that are not assigned to any service.
+	// A client that appears as the gateway gets another port if its own is in use there: one of the dynamic ports, which
+	// are assigned to no service (RFC 6335 6).
 	aliasFirst, aliasLast = 49152, 65535
 	// aliasTries bounds the search, which runs for a flow's first datagram only.
 	aliasTries = 128
 )
 
-// UDPListen says which host address is forwarded to which port of the guest.
+// UDPListen describes a published port: the host address, and the port of the guest that it is forwarded to.
 type UDPListen struct {
 	// Endpoint is the endpoint of the guest.
 	Endpoint flow.Endpoint
@@ -58,7 +58,7 @@ type UDPPort struct {
 // Addr returns the host address with the port that was bound.
 func (p *UDPPort) Addr() netip.AddrPort { return p.addr }
 
-// Close ends the port and its flows; nothing else is touched. It may be called more than once.
+// Close closes the port and ends its flows. It may be called more than once.
 func (p *UDPPort) Close() error {
 	p.x.mu.Lock()
 	p.x.removeSocket(p.s)
@@ -214,7 +214,7 @@ func (s *socket) bind(addr netip.AddrPort) error {
 
 // adopt makes s a duplicate of the UDP socket f.
 func (s *socket) adopt(f *os.File) error {
-	rc, err := f.SyscallConn() // unlike Fd, it leaves the file as it is
+	rc, err := f.SyscallConn() // unlike Fd, it leaves the file non-blocking
 	if err != nil {
 		return err
 	}
@@ -271,7 +271,7 @@ func (s *socket) preparePublished() error {
 func interfaceIndex(zone string) uint32 {
 	ifi, err := net.InterfaceByName(zone)
 	if err != nil {
-		return 0 // bind says ENODEV or EINVAL
+		return 0 // bind then returns ENODEV or EINVAL
 	}
 	return uint32(ifi.Index)
 }
