@@ -151,14 +151,15 @@ func (f *udpFlow) connectLocked(dst netip.AddrPort) error {
 	if err != nil {
 		return err
 	}
+	var token int32
 	if err = rawsock.Connect(fd, dst); err == nil {
-		f.token, err = f.p.l.loop.Watch(fd, unix.EPOLLIN, f)
+		token, err = f.p.l.loop.Watch(fd, unix.EPOLLIN, f)
 	}
 	if err != nil {
 		unix.Close(fd)
 		return err
 	}
-	f.fd = fd
+	f.fd, f.token = fd, token
 	return nil
 }
 
@@ -220,15 +221,17 @@ func (f *udpFlow) refusedLocked() {
 		f.first = nil // refused, like what comes next
 		return
 	}
+	fd, token := f.fd, f.token
+	if f.connectLocked(f.alt) != nil { // no socket now: the flow stays where it is
+		f.altAt, f.first = now, nil
+		return
+	}
+	f.p.l.loop.Unwatch(fd, token)
+	unix.Close(fd)
 	if f.onAlt {
 		f.altAt = now
 	}
 	f.to, f.alt, f.onAlt = f.alt, f.to, !f.onAlt
-	f.closeLocked()
-	if f.connectLocked(f.to) != nil {
-		f.forgetLocked()
-		return
-	}
 	if f.first != nil && f.onAlt {
 		_ = unix.Send(f.fd, f.first, 0)
 	}
