@@ -136,6 +136,10 @@ type Config struct {
 	// OutboundIf and OutboundIf6 are the host's interfaces for outbound connections and datagrams, except those to its
 	// loopback; empty leaves the choice to the host's routes.
 	OutboundIf, OutboundIf6 string
+	// UDPFullCone lets datagrams of every remote in to a port from which the sandbox has sent one, as far as the sandbox might
+	// send there (endpoint-independent filtering, RFC 4787 section 5). Otherwise only the addresses that it has sent to
+	// may answer, from any of their ports.
+	UDPFullCone bool
 	// AllowMetadata lets the sandbox reach the metadata services of clouds (169.254.169.254 and similar addresses), which
 	// give the host's credentials to every client.
 	AllowMetadata bool

@@ -135,6 +135,7 @@ func TestUsageErrors(t *testing.T) {
 			"conflicting options: port publishing and the container type network mode"},
 		{Config{Network: "container:x", PublishAll: true}, "Publish",
 			"conflicting options: port publishing and the container type network mode"},
+		{Config{Network: "container:x", UDPFullCone: true}, "UDPFullCone", "conflicting options: udp full cone and the container type network mode"},
 		{Config{Network: "container:x", Hostname: "h"}, "Hostname", "conflicting options: hostname and the network mode"},
 		{Config{Network: "container:x", DNS: []netip.Addr{ip}}, "DNS", "conflicting options: dns and the network mode"},
 		{Config{Network: "container:x", DNSSearch: []string{"a"}}, "DNS", "conflicting options: dns and the network mode"},

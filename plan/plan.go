@@ -58,6 +58,7 @@ type Plan struct {
 
 	HostLoopback  HostLoopback
 	AllowMetadata bool
+	UDPFullCone   bool
 	Outbound      Outbound
 	PCAP          string // path of the capture file; empty: no capture
 	UserNS        string
@@ -121,6 +122,7 @@ func base(c *Config) *Plan {
 		DNSOptions:    c.DNSOptions,
 		HostLoopback:  c.HostLoopback,
 		AllowMetadata: c.AllowMetadata,
+		UDPFullCone:   c.UDPFullCone,
 		Outbound:      c.outbound(),
 		PCAP:          c.PCAP,
 		UserNS:        cmp.Or(c.UserNS, DefaultUserNS),
@@ -191,6 +193,7 @@ func conflicts(c *Config) error {
 			"port publishing and the container type network mode"},
 		{"HostLoopback", c.HostLoopback.All || len(c.HostLoopback.Ports) > 0,
 			"host loopback and the container type network mode"},
+		{"UDPFullCone", c.UDPFullCone, "udp full cone and the container type network mode"},
 		{"PCAP", c.PCAP != "", "pcap and the container type network mode"},
 		{"UserNS", cmp.Or(c.UserNS, DefaultUserNS) != DefaultUserNS, "userns and the container type network mode"},
 		{"MTU", cmp.Or(c.MTU, DefaultMTU) != DefaultMTU, "mtu and the container type network mode"},

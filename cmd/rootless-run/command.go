@@ -193,6 +193,7 @@ func newCommand(o *options) *cobra.Command {
 	f.IntVar(&c.MTU, "mtu", rootlessnet.DefaultMTU, "MTU of eth0 inside, in `bytes`")
 	f.BoolVar(&o.ipv6, "ipv6", true, "IPv6 inside")
 	f.Var(&flagvalue.Loopback{To: &c.HostLoopback}, "host-loopback", "ports of the host's loopback to open to the command: PORT[,PORT...] or all")
+	f.BoolVar(&c.UDPFullCone, "udp-full-cone", false, "let UDP answers in from addresses that the command has not sent to")
 	f.StringVar(&c.UserNS, "userns", rootlessnet.DefaultUserNS, "identity inside: keep-id (yours), root (of the network, to administer it) or auto (root, with subordinate ids)")
 	f.BoolVar(&c.PIDNamespace, "pid", false, "give the command a pid namespace of its own")
 	f.StringVar(&c.Link, "link", rootlessnet.LinkAuto, "link device: auto, tap, tap-plain or packet")

@@ -155,6 +155,12 @@ func TestFlagsBecomeTheConfig(t *testing.T) {
 			t.Errorf("%s: %s, want %s", f.name, f.got, f.want)
 		}
 	}
+	if c.UDPFullCone {
+		t.Error("full-cone filtering without its flag")
+	}
+	if r := invoke(t, "--udp-full-cone", "x"); !r.config.UDPFullCone {
+		t.Error("--udp-full-cone does not set UDPFullCone")
+	}
 	if r := invoke(t, "--ipv6=false", "x"); !r.config.DisableIPv6 {
 		t.Error("--ipv6=false does not set DisableIPv6")
 	}
