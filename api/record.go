@@ -17,6 +17,8 @@ func SandboxFromRecord(r state.Record) Sandbox {
 		InitPID:    r.InitPID,
 		ExitCode:   r.ExitCode,
 		Command:    r.Command,
+		Labels:     r.Labels,
+		StopSignal: r.StopSignal,
 		Network:    r.Network,
 		Hostname:   r.Hostname,
 		NetNS:      r.NetNS,
