@@ -18,7 +18,6 @@ func SandboxFromRecord(r state.Record) Sandbox {
 		ExitCode:   r.ExitCode,
 		Command:    r.Command,
 		Labels:     r.Labels,
-		StopSignal: r.StopSignal,
 		Network:    r.Network,
 		Hostname:   r.Hostname,
 		NetNS:      r.NetNS,

@@ -22,8 +22,7 @@ type Sandbox struct {
 	ExitCode   *int     `json:"exitCode,omitempty"` // of the command, once the status is lingering
 	Command    []string `json:"command"`
 
-	Labels     map[string]string `json:"labels,omitempty"`     // the caller's own
-	StopSignal int               `json:"stopSignal,omitempty"` // number of the signal that asks the command to end; omitted: SIGTERM
+	Labels map[string]string `json:"labels,omitempty"` // the caller's own
 
 	// Network is the mode: "bridge", "host", "none", "container:ID", or "attach" for a namespace that another program
 	// made; Command then names that namespace.
