@@ -97,7 +97,9 @@ func (p program) foreground(c rootlessnet.Config, o *options, child *detached, m
 	if o.sigProxy {
 		c.Signals = relay.forward
 	}
-	c.OnStart = func(rootlessnet.Started) { relay.commandStarted() }
+	if !c.TTY { // otherwise the terminal is in raw mode and sends no signals
+		c.OnStart = func(rootlessnet.Started) { relay.commandStarted() }
+	}
 	if child != nil {
 		c.Stdin, c.Stdout, c.Stderr, c.LogOutput = nil, nil, nil, o.logDriver.keep()
 		c.OnStart = func(s rootlessnet.Started) {
