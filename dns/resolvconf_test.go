@@ -152,9 +152,9 @@ func TestWatchesHostFile(t *testing.T) {
 func TestReloadKeepsQueriesInFlight(t *testing.T) {
 	old := newUpstream(t, func(q []byte, tcp bool) [][]byte {
 		time.Sleep(300 * time.Millisecond)
-		return says("192.0.2.1")(q, tcp)
+		return answersA("192.0.2.1")(q, tcp)
 	})
-	next := newUpstream(t, says("192.0.2.2"))
+	next := newUpstream(t, answersA("192.0.2.2"))
 	path := filepath.Join(t.TempDir(), "resolv.conf")
 	write(t, path, "nameserver 127.0.0.1\n")
 	r := start(t, Config{ResolvConf: path})
