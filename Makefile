@@ -78,7 +78,7 @@ test-long:
 # Only what the demonstration runs is built: no drop-ins, and none of the modules of tests and tools. -v names each package when it
 # is compiled, and go itself names each module that it downloads.
 demo:
-	@echo "1/2 Build with $$($(GO) version | cut -d' ' -f3). The first time, go downloads 22 modules (60 MB) and compiles some 280 packages, named"
+	@echo "1/2 Build with $$($(GO) version | cut -d' ' -f3). The first time, go downloads 22 modules (60 MB) and compiles some 330 packages, named"
 	@echo "    below: a minute on a fast machine, several on a slow one. Later it takes seconds."
 	@mkdir -p bin build
 	$(GO) build -v -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/rootless-run
