@@ -18,6 +18,7 @@ type commandSignals struct {
 	in   <-chan os.Signal // nil: there are none
 	kept []os.Signal      // received before the command started; written by keep, read by forward
 	end  syscall.Signal   // received before the command started, and asks a program to end; 0 for none; read after keep's stop
+	stop syscall.Signal   // what the command gets for SIGTERM (Config.StopSignal)
 }
 
 // keep receives the signals that come before the command has started: one that requests a program to end calls cancel; the
@@ -63,6 +64,9 @@ func (c *commandSignals) interrupted(err error) (code int, yes bool) {
 func (c *commandSignals) forward(ns *userns.Sandbox, ended <-chan struct{}) {
 	send := func(sig os.Signal) {
 		if n, ok := sig.(syscall.Signal); ok {
+			if n == syscall.SIGTERM && c.stop != 0 {
+				n = c.stop
+			}
 			_ = ns.Signal(n)
 		}
 	}
