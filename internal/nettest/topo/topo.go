@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -103,7 +105,57 @@ func (t *Topo) build(o Options) error {
 	if err := t.There.Do(func() error { return t.answeringRoutes() }); err != nil {
 		return fmt.Errorf("there: %w", err)
 	}
+	if err := t.Here.Do(func() error { return t.awaitUsable(Here6) }); err != nil {
+		return fmt.Errorf("here: %w", err)
+	}
+	if err := t.There.Do(func() error { return t.awaitUsable(There6) }); err != nil {
+		return fmt.Errorf("there: %w", err)
+	}
 	return nil
+}
+
+// usableTimeout is long, because on a busy machine the kernel's workers may be late by seconds.
+const usableTimeout = 20 * time.Second
+
+// awaitUsable waits until the link passes packets and answers neighbour solicitations for v6. The kernel's workers see to both
+// some time after the calls that configure the link: a link whose carrier has not been noticed drops what is sent, and the
+// group to which solicitations are sent (RFC 4291, 2.7.1) is joined by the worker for address configuration. A packet that is
+// lost in the meantime is sent again after a second only.
+func (t *Topo) awaitUsable(v6 netip.Addr) error {
+	deadline := time.Now().Add(usableTimeout)
+	b := v6.As16()
+	group := fmt.Sprintf("ff0200000000000000000001ff%x", b[13:])
+	for {
+		link, err := netlink.LinkByName(Link)
+		if err != nil {
+			return err
+		}
+		up := link.Attrs().OperState == netlink.OperUp
+		if up && t.IPv6 {
+			groups, err := os.ReadFile("/proc/thread-self/net/igmp6")
+			if err != nil {
+				return err
+			}
+			up = lists(string(groups), Link, group)
+		}
+		if up {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s does not work after %v: %v", Link, usableTimeout, link.Attrs().OperState)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// lists reports whether /proc/net/igmp6 says that the interface is in the group: its fields are index, interface and group.
+func lists(igmp6, name, group string) bool {
+	for line := range strings.Lines(igmp6) {
+		if f := strings.Fields(line); len(f) > 2 && f[1] == name && f[2] == group {
+			return true
+		}
+	}
+	return false
 }
 
 func (t *Topo) sysctls(o Options) error {
