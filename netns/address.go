@@ -95,6 +95,9 @@ func configureLink(nl *netlink.Handle, l *Link, kind string, warn Warn) error {
 			warn("the route to %v was not added: %v", r.Dst, err)
 		}
 	}
+	if !no6 {
+		awaitReceived(nl, l.Addrs)
+	}
 	return nil
 }
 

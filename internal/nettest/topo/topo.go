@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -117,28 +116,19 @@ func (t *Topo) build(o Options) error {
 // usableTimeout is long, because on a busy machine the kernel's workers may be late by seconds.
 const usableTimeout = 20 * time.Second
 
-// awaitUsable waits until the link passes packets and answers neighbour solicitations for v6. The kernel's workers see to both
-// some time after the calls that configure the link: a link whose carrier has not been noticed drops what is sent, and the
-// group to which solicitations are sent (RFC 4291, 2.7.1) is joined by the worker for address configuration. A packet that is
-// lost in the meantime is sent again after a second only.
+// awaitUsable waits until the link passes packets, and until v6 receives them and answers neighbour solicitations. The kernel's
+// workers see to both some time after the calls that configure the link: a link whose carrier has not been noticed drops what is
+// sent, and an address, also one without duplicate address detection, gets its multicast group and then its local route from
+// the worker for address configuration (addrconf_dad_completed, net/ipv6/addrconf.c). A packet that is lost in the meantime is
+// sent again after a second only.
 func (t *Topo) awaitUsable(v6 netip.Addr) error {
 	deadline := time.Now().Add(usableTimeout)
-	b := v6.As16()
-	group := fmt.Sprintf("ff0200000000000000000001ff%x", b[13:])
 	for {
 		link, err := netlink.LinkByName(Link)
 		if err != nil {
 			return err
 		}
-		up := link.Attrs().OperState == netlink.OperUp
-		if up && t.IPv6 {
-			groups, err := os.ReadFile("/proc/thread-self/net/igmp6")
-			if err != nil {
-				return err
-			}
-			up = lists(string(groups), Link, group)
-		}
-		if up {
+		if link.Attrs().OperState == netlink.OperUp && (!t.IPv6 || isLocal(v6)) {
 			return nil
 		}
 		if time.Now().After(deadline) {
@@ -148,14 +138,10 @@ func (t *Topo) awaitUsable(v6 netip.Addr) error {
 	}
 }
 
-// lists reports whether /proc/net/igmp6 says that the interface is in the group: its fields are index, interface and group.
-func lists(igmp6, name, group string) bool {
-	for line := range strings.Lines(igmp6) {
-		if f := strings.Fields(line); len(f) > 2 && f[1] == name && f[2] == group {
-			return true
-		}
-	}
-	return false
+// isLocal reports whether packets to the address are received.
+func isLocal(a netip.Addr) bool {
+	routes, err := netlink.RouteGet(a.AsSlice())
+	return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL
 }
 
 func (t *Topo) sysctls(o Options) error {
