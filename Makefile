@@ -32,8 +32,10 @@ FUZZTIME ?= 5s
 # Packages to test, and additional flags, such as TESTFLAGS="-run TestScorecard -v".
 PKGS      ?= ./...
 TESTFLAGS ?=
-# Packages that are tested concurrently. The end-to-end tests measure times under load, so they need the processors for themselves.
-TESTP     ?= 1
+# Packages that are tested concurrently, except for those of ALONE. These measure times under load, so they need the processors
+# for themselves: they are tested one after the other, after the others.
+TESTP     ?= 3
+ALONE     := rootlessnet/e2e rootlessnet/e2e/callers rootlessnet/bench
 
 ifeq ($(RACE),1)
 RACEFLAGS = -race
@@ -63,9 +65,15 @@ testbin: build/testuser
 	@mkdir -p $(TESTBIN)
 	$(RACEENV) $(GO) build $(RACEFLAGS) -ldflags '-X main.version=$(VERSION)' -o $(TESTBIN)/ $(COMMANDS:%=./cmd/%) $(DROPINS:%=./cmd/%) ./examples/embed
 
+# Both runs take place if the first fails: a failure in one package says nothing about the others.
 test: testbin
-	$(RACEENV) ROOTLESSNET_BIN=$(CURDIR)/$(TESTBIN) TUN_MODE=$(TUN_MODE) \
-		$(GO) test $(RACEFLAGS) -p $(TESTP) -timeout 15m -exec $(CURDIR)/build/testuser $(TESTFLAGS) $(PKGS)
+	@all=$$($(GO) list $(PKGS)) || exit 1; alone=; together=; failed=0; \
+	for p in $$all; do case " $(ALONE) " in *" $$p "*) alone="$$alone $$p";; *) together="$$together $$p";; esac; done; \
+	run() { p=$$1; shift; if [ $$# -gt 0 ]; then \
+		echo "go test -p $$p: $$# packages"; \
+		$(RACEENV) ROOTLESSNET_BIN=$(CURDIR)/$(TESTBIN) TUN_MODE=$(TUN_MODE) \
+			$(GO) test $(RACEFLAGS) -p $$p -timeout 15m -exec $(CURDIR)/build/testuser $(TESTFLAGS) "$$@" || failed=1; fi; }; \
+	run $(TESTP) $$together; run 1 $$alone; exit $$failed
 	@if [ "$$(id -u)" -eq 0 ] && [ "$(PKGS)" = ./... ]; then $(MAKE) --no-print-directory test-root; fi
 
 # Tests that need root of the machine.

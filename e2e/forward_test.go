@@ -156,7 +156,7 @@ func (e *engine) publish(port uint16, to netip.AddrPort) {
 // TestForwardedOptions: options of sockets in containers. A TTL that hides the hop makes a connection look like one of the
 // namespace's own, so its re-injected SYN is lost: the stack path takes the connection, a second later.
 func TestForwardedOptions(t *testing.T) {
-	onEveryDatapath(t, func(t *testing.T, l *lab) {
+	onEveryDatapathAtOnce(t, func(t *testing.T, l *lab) {
 		e := newEngine(t, l)
 		box := e.container("one", box1)
 		for _, f := range l.families() {
@@ -197,7 +197,7 @@ func TestForwardedHairpin(t *testing.T) {
 
 // TestForwardedAddressChanges: new connections work after the namespace's address has changed, and by another bridge.
 func TestForwardedAddressChanges(t *testing.T) {
-	onEveryDatapath(t, func(t *testing.T, l *lab) {
+	onEveryDatapathAtOnce(t, func(t *testing.T, l *lab) {
 		e := newEngine(t, l)
 		box := e.container("one", box1)
 		srv, _ := l.serve(l.There, at(topo.There4, 0), guest.Echo)
@@ -225,7 +225,7 @@ func TestForwardedAddressChanges(t *testing.T) {
 // TestForwardedWrongLinkAddress: frames that a container sends to a link address which the bridge does not have are lost, and
 // the connection survives that.
 func TestForwardedWrongLinkAddress(t *testing.T) {
-	onEveryDatapath(t, func(t *testing.T, l *lab) {
+	onEveryDatapathAtOnce(t, func(t *testing.T, l *lab) {
 		e := newEngine(t, l)
 		box := e.container("one", box1)
 		e.container("two", box2) // the bridge floods frames with an unknown address to it
@@ -246,7 +246,7 @@ func TestForwardedWrongLinkAddress(t *testing.T) {
 
 // TestForwardedPublished: a container behind a published port sees the client's own address.
 func TestForwardedPublished(t *testing.T) {
-	onEveryDatapath(t, func(t *testing.T, l *lab) {
+	onEveryDatapathAtOnce(t, func(t *testing.T, l *lab) {
 		e := newEngine(t, l)
 		e.loadRules(guest.LoadMasquerade{Open: true}) // the stack path's connections to a container are forwarded, as any client's
 		box := e.container("one", box1)
@@ -282,7 +282,7 @@ func TestForwardedPublished(t *testing.T) {
 
 // TestForwardedRules: the engine's rules take effect, and may be added and removed.
 func TestForwardedRules(t *testing.T) {
-	onEveryDatapath(t, func(t *testing.T, l *lab) {
+	onEveryDatapathAtOnce(t, func(t *testing.T, l *lab) {
 		e := newEngine(t, l)
 		box := e.container("one", box1)
 		held := 0

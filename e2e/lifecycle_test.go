@@ -101,7 +101,8 @@ func TestScorecard36KilledSupervisor(t *testing.T) {
 		s.listenTCP(guest.Echo, 80)
 		daemon := do(s, guest.StartDaemon{})
 		if !alive(daemon) {
-			t.Fatal("the daemon does not run")
+			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", daemon))
+			t.Fatalf("the daemon, process %d, does not run: %s, %v; stderr:\n%s", daemon, stat, err, s.stderr)
 		}
 		if err := s.cmd.Process.Kill(); err != nil {
 			t.Fatal(err)

@@ -123,6 +123,15 @@ func onEveryDatapath(t *testing.T, test func(t *testing.T, l *lab)) {
 	}
 }
 
+// onEveryDatapathAtOnce is onEveryDatapath for tests that mostly wait: both at the same time, each with namespaces of its own.
+func onEveryDatapathAtOnce(t *testing.T, test func(t *testing.T, l *lab)) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for _, path := range datapaths {
+		wg.Go(func() { t.Run(path, func(t *testing.T) { test(t, newLabOn(t, "auto", path)) }) })
+	}
+}
+
 func newLabOn(t *testing.T, kind, path string) *lab {
 	l := newLab(t)
 	l.kind, l.datapath = kind, path

@@ -28,7 +28,7 @@ type handler struct {
 type datagrams struct{ *udp.Path }
 
 // assemble makes the stack and the datapaths for the device, and connects the published ports.
-func (g *Gateway) assemble() (err error) {
+func (g *Gateway) assemble(redirect *pendingRedirect) (err error) {
 	p := g.cfg.Plan
 	sc := stackConfig(p)
 	sc.CSum, sc.TSO, sc.Logger = g.info.CSum, g.info.TSO, g.log
@@ -53,26 +53,66 @@ func (g *Gateway) assemble() (err error) {
 		return err
 	}
 	g.stack.SetHandler(handler{g.tcp, datagrams{g.udp}})
-	if err := g.openSplicePath(); err != nil {
+	if err := g.openSplicePath(redirect); err != nil {
 		return err
 	}
 	return g.ports.connect(g)
 }
 
-// openSplicePath redirects the guest's TCP to sockets of its own namespace, which the kernel then joins with those of the
-// host, where the plan wants that and the kernel can do it. Otherwise TCP stays on the stack path.
-func (g *Gateway) openSplicePath() error {
+// pendingRedirect is a redirect that the agent process sets up while this process assembles the rest.
+type pendingRedirect struct {
+	done    chan struct{} // closed when the following are set; nil if the redirect was not requested
+	handles *netns.RedirectHandles
+	err     error
+}
+
+// startRedirect has the agent redirect the guest's TCP to sockets of its own namespace, where the plan wants that. The result is
+// for openSplicePath.
+func (g *Gateway) startRedirect() *pendingRedirect {
+	p, r := g.cfg.Plan, &pendingRedirect{}
+	if g.ns == nil || p.Datapath == plan.DatapathStack || p.Datapath == plan.DatapathAuto && p.PCAP != "" {
+		return r
+	}
+	r.done = make(chan struct{})
+	c := netns.RedirectConfig{Uplink: g.info.Name, IPv6: p.Addrs.Gateway6.IsValid()}
+	go func() {
+		defer close(r.done)
+		r.handles, r.err = g.ns.Redirect(context.Background(), c)
+	}()
+	return r
+}
+
+// take waits for the redirect and leaves its handles to the caller.
+func (r *pendingRedirect) take() (*netns.RedirectHandles, error) {
+	if r.done == nil {
+		return nil, errors.New("the namespace is not entered")
+	}
+	<-r.done
+	handles := r.handles
+	r.handles = nil
+	return handles, r.err
+}
+
+// cancel closes the handles that were not taken.
+func (r *pendingRedirect) cancel() {
+	if r.done == nil {
+		return
+	}
+	if handles, err := r.take(); err == nil && handles != nil {
+		handles.Close()
+	}
+}
+
+// openSplicePath has the kernel join the sockets that the guest's TCP is redirected to with those of the host, where the plan
+// wants that and the kernel can do it. Otherwise TCP stays on the stack path.
+func (g *Gateway) openSplicePath(pending *pendingRedirect) error {
 	p := g.cfg.Plan
 	if p.Datapath == plan.DatapathStack || p.Datapath == plan.DatapathAuto && p.PCAP != "" { // a capture shows only what is on the link
 		return nil
 	}
-	reason := errors.New("the namespace is not entered")
-	if g.ns != nil {
-		var redirect *netns.RedirectHandles
-		redirect, reason = g.ns.Redirect(context.Background(), netns.RedirectConfig{Uplink: g.info.Name, IPv6: p.Addrs.Gateway6.IsValid()})
-		if reason == nil {
-			return g.useRedirect(redirect)
-		}
+	redirect, reason := pending.take()
+	if reason == nil {
+		return g.useRedirect(redirect)
 	}
 	if p.Datapath == plan.DatapathSplice {
 		return fmt.Errorf("datapath splice: %w", reason)

@@ -113,7 +113,9 @@ func (g *Gateway) Connect(ns Namespace, link Link) error {
 	if err := g.openDevice(link); err != nil {
 		return err
 	}
-	if err := g.assemble(); err != nil {
+	redirect := g.startRedirect()
+	if err := g.assemble(redirect); err != nil {
+		redirect.cancel()
 		g.dev.Close()
 		return err
 	}

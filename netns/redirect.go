@@ -189,6 +189,14 @@ type RedirectHandles struct {
 	Pool *Pool
 }
 
+// Close closes all of them.
+func (h *RedirectHandles) Close() {
+	h.Rules.Close()
+	h.Packets.Close()
+	closeFiles(h.Listeners)
+	h.Pool.Close()
+}
+
 // NewRedirectHandles takes over the descriptors of Redirect.Files; on an error they are closed.
 func NewRedirectHandles(files []*os.File, c RedirectConfig) (*RedirectHandles, error) {
 	const rules, packets, pool, listeners = 0, 1, 2, 3

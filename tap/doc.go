@@ -50,5 +50,5 @@
 //
 // # Imports
 //
-// Of this project only internal/spin.
+// Of this project only internal/rawsock and internal/spin.
 package tap

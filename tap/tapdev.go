@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/rawsock"
 	"rootlessnet/internal/spin"
 )
 
@@ -196,6 +197,10 @@ func (d *fdDevice) Close() error {
 	}
 	if d.packet {
 		d.fetchKernelDrops()
+		fd := -1
+		if err := d.conn.Control(func(n uintptr) { fd = int(n) }); err == nil {
+			return rawsock.CloseLater(fd, d.file.Close)
+		}
 	}
 	return d.file.Close()
 }

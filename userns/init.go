@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -28,6 +29,10 @@ func Init() {
 
 // initGC is init's GOGC after set-up: init allocates almost nothing from then on, and should keep its memory small.
 const initGC = 20
+
+// releaseAfter is how long after set-up init gives memory back that only the set-up needed. It is longer than most short commands
+// run, so that these do not pay for it.
+const releaseAfter = 500 * time.Millisecond
 
 // initState is the state of init, which the main goroutine alone uses.
 type initState struct {
@@ -79,6 +84,7 @@ func initMain() int {
 	}()
 	requests := make(chan request)
 	go readRequests(sock, requests)
+	var release <-chan time.Time // nil until the set-up is over
 	for {
 		select {
 		case r, open := <-requests:
@@ -97,10 +103,12 @@ func initMain() int {
 				return CodeFailure
 			}
 			if answer.Type == msgStarted || answer.Type == msgReady && s.restore != nil {
-				debug.SetGCPercent(initGC)
-				debug.FreeOSMemory()
-				ReleaseCode()
+				release = time.After(releaseAfter)
 			}
+		case <-release:
+			debug.SetGCPercent(initGC)
+			debug.FreeOSMemory()
+			ReleaseCode()
 		case <-sigchld:
 			code, ended, stopped := s.reap()
 			if ended {

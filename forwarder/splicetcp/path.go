@@ -160,7 +160,7 @@ func (p *Path) closeFiles() {
 		_ = l.Close()
 	}
 	if p.packets >= 0 {
-		unix.Close(p.packets)
+		_ = rawsock.CloseLater(p.packets, func() error { return unix.Close(p.packets) })
 	}
 	for i := range p.listen {
 		unix.Close(p.listen[i].fd)

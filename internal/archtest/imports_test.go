@@ -39,7 +39,7 @@ var mayImport = []struct {
 	{"forwarder/loopback", []string{"flow", "forwarder", "splice", "internal/fdbudget", "internal/inbound", "internal/rawsock", "internal/spin", "internal/lockrank"}},
 	{"forwarder", []string{"flow", "policy", "stack", "internal/breaker", "internal/clientaddr", "internal/fdbudget", "internal/inbound", "internal/procnet", "internal/rawsock", "internal/spin", "internal/lockrank"}},
 	{"stack", []string{"flow", "tap", "internal/spin"}},
-	{"tap", []string{"internal/spin"}},
+	{"tap", []string{"internal/rawsock", "internal/spin"}},
 	{"policy", []string{"flow"}},
 	{"flow", []string{"internal/lockrank"}},
 	{"dns", []string{"internal/resolvconf"}},

@@ -2,10 +2,11 @@ package guest
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os"
 	"time"
 
 	"golang.org/x/net/icmp"
@@ -41,8 +42,10 @@ func (op Ping) run() (Pong, error) {
 	}
 	// A raw socket sees the errors that are answers too.
 	var dst net.Addr = &net.IPAddr{IP: to.AsSlice()}
+	rawSocket := true
 	c, err := icmp.ListenPacket(raw, any)
 	if err != nil {
+		rawSocket = false
 		dst = &net.UDPAddr{IP: to.AsSlice()}
 		if c, err = icmp.ListenPacket(plain, any); err != nil {
 			return Pong{}, err
@@ -50,7 +53,10 @@ func (op Ping) run() (Pong, error) {
 	}
 	defer c.Close()
 	data := bytes.Repeat([]byte("echo"), 14)
-	m := icmp.Message{Type: request, Body: &icmp.Echo{ID: os.Getpid() & 0xffff, Seq: 1, Data: data}}
+	// A raw socket sees what is for every program of the namespace, so each request has an identifier of its own. A ping socket
+	// has the kernel's instead, and sees nothing else.
+	echo := icmp.Echo{ID: int(rand.Uint32() & 0xffff), Seq: int(rand.Uint32() & 0xffff), Data: data}
+	m := icmp.Message{Type: request, Body: &echo}
 	packet, err := m.Marshal(nil)
 	if err != nil {
 		return Pong{}, err
@@ -73,11 +79,44 @@ func (op Ping) run() (Pong, error) {
 		}
 		switch body := got.Body.(type) {
 		case *icmp.Echo:
-			if got.Type == reply && bytes.Equal(body.Data, data) {
+			if got.Type == reply && body.Seq == echo.Seq && (body.ID == echo.ID || !rawSocket) && bytes.Equal(body.Data, data) {
 				return Pong{}, nil
 			}
 		case *icmp.DstUnreach, *icmp.PacketTooBig, *icmp.TimeExceeded:
-			return Pong{Outcome(fmt.Sprint(got.Type)), got.Code}, nil
+			if quotesEcho(b[:n], to, request, echo.ID, echo.Seq) {
+				return Pong{Outcome(fmt.Sprint(got.Type)), got.Code}, nil
+			}
 		} // others are answers to another program, or neighbour discovery
 	}
+}
+
+// quotesEcho reports whether the ICMP error message quotes the echo request with the given identifier and sequence number that
+// was sent to the address to. Errors that other packets of the namespace caused reach every raw socket too.
+func quotesEcho(message []byte, to netip.Addr, request icmp.Type, id, seq int) bool {
+	const errorHeader, echoHeader = 8, 8
+	if len(message) < errorHeader+ipv4.HeaderLen {
+		return false
+	}
+	quoted, header, dst, kind := message[errorHeader:], 0, netip.Addr{}, byte(0)
+	switch request := request.(type) {
+	case ipv4.ICMPType:
+		kind = byte(request)
+		if quoted[0]>>4 != 4 || quoted[9] != protoICMP {
+			return false
+		}
+		header = int(quoted[0]&15) * 4
+		dst = netip.AddrFrom4([4]byte(quoted[16:20]))
+	case ipv6.ICMPType:
+		kind = byte(request)
+		if len(quoted) < ipv6.HeaderLen || quoted[0]>>4 != 6 || quoted[6] != protoICMPv6 {
+			return false
+		}
+		header = ipv6.HeaderLen
+		dst = netip.AddrFrom16([16]byte(quoted[24:40]))
+	}
+	if header < ipv4.HeaderLen || len(quoted) < header+echoHeader || dst != to {
+		return false
+	}
+	e := quoted[header:]
+	return e[0] == kind && int(binary.BigEndian.Uint16(e[4:])) == id && int(binary.BigEndian.Uint16(e[6:])) == seq
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"reflect"
+	"time"
 )
 
 // Operation is one action of the guest program. R is the type of its result; None where there is none.
@@ -137,7 +138,9 @@ func Main() {
 	}
 	write(os.Stdout, answer)
 	if background[r.Operation] {
-		select {} // until a signal ends the process
+		for { // until a signal ends the process; select{} alone is a deadlock to the Go runtime, which ends the process
+			time.Sleep(time.Hour)
+		}
 	}
 	os.Exit(0)
 }

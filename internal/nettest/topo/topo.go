@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -103,7 +104,44 @@ func (t *Topo) build(o Options) error {
 	if err := t.There.Do(func() error { return t.answeringRoutes() }); err != nil {
 		return fmt.Errorf("there: %w", err)
 	}
+	if err := t.Here.Do(func() error { return t.awaitUsable(Here6) }); err != nil {
+		return fmt.Errorf("here: %w", err)
+	}
+	if err := t.There.Do(func() error { return t.awaitUsable(There6) }); err != nil {
+		return fmt.Errorf("there: %w", err)
+	}
 	return nil
+}
+
+// usableTimeout is long, because on a busy machine the kernel's workers may be late by seconds.
+const usableTimeout = 20 * time.Second
+
+// awaitUsable waits until the link passes packets, and until v6 receives them and answers neighbour solicitations. The kernel's
+// workers see to both some time after the calls that configure the link: a link whose carrier has not been noticed drops what is
+// sent, and an address, also one without duplicate address detection, gets its multicast group and then its local route from
+// the worker for address configuration (addrconf_dad_completed, net/ipv6/addrconf.c). A packet that is lost in the meantime is
+// sent again after a second only.
+func (t *Topo) awaitUsable(v6 netip.Addr) error {
+	deadline := time.Now().Add(usableTimeout)
+	for {
+		link, err := netlink.LinkByName(Link)
+		if err != nil {
+			return err
+		}
+		if link.Attrs().OperState == netlink.OperUp && (!t.IPv6 || isLocal(v6)) {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s does not work after %v: %v", Link, usableTimeout, link.Attrs().OperState)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// isLocal reports whether packets to the address are received.
+func isLocal(a netip.Addr) bool {
+	routes, err := netlink.RouteGet(a.AsSlice())
+	return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL
 }
 
 func (t *Topo) sysctls(o Options) error {

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"rootlessnet/internal/nettest/topo"
 )
 
@@ -140,6 +142,7 @@ func TestCoverIsSeenByCommands(t *testing.T) {
 	}
 	defer os.Remove(f.Name())
 	defer f.Close()
+	defer unix.Unmount("/etc/hosts", unix.MNT_DETACH) // nothing can be mounted over a removed file
 	for _, want := range []string{"first\n", "later\n"} {
 		if _, err := f.WriteAt([]byte(want), 0); err != nil {
 			t.Fatal(err)
