@@ -16,9 +16,10 @@ const (
 
 // Names of the id mappings (Config.UserNS).
 const (
-	UserNSRoot   = plan.UserNSRoot
-	UserNSKeepID = plan.UserNSKeepID
-	UserNSAuto   = plan.UserNSAuto
+	UserNSKeepID  = plan.UserNSKeepID
+	UserNSRoot    = plan.UserNSRoot
+	UserNSAuto    = plan.UserNSAuto
+	DefaultUserNS = plan.DefaultUserNS
 )
 
 // Values of Config.Datapath.

@@ -139,7 +139,7 @@ func TestUrgentData(t *testing.T) {
 // TestSocketOptions: a mark, a device, data in the SYN and MPTCP, of clients and of servers.
 func TestSocketOptions(t *testing.T) {
 	onEveryDatapath(t, func(t *testing.T, l *lab) {
-		s := l.start("-p", "8080:80", "-p", "8081:81", "-p", "8082:82")
+		s := l.start(asRoot, "-p", "8080:80", "-p", "8081:81", "-p", "8082:82")
 		do(s, guest.ServeTCP{Server: guest.Echo, Port: 80, Socket: guest.Socket{Device: "eth0"}})
 		do(s, guest.ServeTCP{Server: guest.Echo, Port: 81, Socket: guest.Socket{Mark: 77}})
 		do(s, guest.ServeTCP{Server: guest.Echo, Port: 82, Socket: guest.Socket{Multipath: true}})

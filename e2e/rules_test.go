@@ -26,7 +26,7 @@ func (s *sandbox) wantBothWays(when string) {
 // startServer starts a sandbox with an Echo server on port 80, published as 8080.
 func (l *lab) startServer() *sandbox {
 	l.Helper()
-	s := l.start("-p", "8080:80")
+	s := l.start(asRoot, "-p", "8080:80")
 	s.listenTCP(guest.Echo, 80)
 	return s
 }
@@ -94,7 +94,7 @@ func TestPolicyCannotBeBypassed(t *testing.T) {
 		}
 		srv, reached := l.serve(l.Here, at(any4, 0), guest.Echo)
 		onLoopback, reachedLoopback := l.serve(l.Here, at(loopback4, 0), guest.Echo)
-		s := l.start()
+		s := l.start(asRoot)
 		allowed := 0
 		targets := []netip.Addr{loopback4, netip.MustParseAddr("169.254.169.254"), gateway4, netip.MustParseAddr("192.0.0.8")}
 		if l.IPv6 {

@@ -51,6 +51,9 @@ func (f *Forwarder) Decide(k flow.Key, packets int) Decision {
 	return d
 }
 
+// Peek is Decide without effect on the counters.
+func (f *Forwarder) Peek(k flow.Key) Decision { return f.decide(k) }
+
 func (f *Forwarder) decide(k flow.Key) Decision {
 	e := f.Endpoint(k.Endpoint)
 	if e == nil {

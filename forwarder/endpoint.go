@@ -87,6 +87,10 @@ type EndpointConfig struct {
 	// Subnets are the prefixes of the guest's link. The guest looks for their addresses on the link, so a client of a
 	// published port that has one of them appears as the gateway.
 	Subnets []netip.Prefix
+	// FullCone lets datagrams of any remote in to a source of the guest that has sent any (endpoint-independent filtering, RFC
+	// 4787 5), as far as the guest might send there. Otherwise only addresses that it has sent to may (address-dependent
+	// filtering).
+	FullCone bool
 	// Addresses may be replaced by SetAddresses.
 	Addresses Addresses
 }
@@ -108,6 +112,9 @@ func newEndpoint(cfg EndpointConfig) *Endpoint {
 	e.SetAddresses(cfg.Addresses)
 	return e
 }
+
+// FullCone is that of the configuration.
+func (e *Endpoint) FullCone() bool { return e.cfg.FullCone }
 
 // Addresses are those in force. They must not be changed.
 func (e *Endpoint) Addresses() *Addresses { return &e.now.Load().Addresses }

@@ -43,6 +43,7 @@ func (g *Gateway) assemble() (err error) {
 	g.policy = policy.NewLive(policyConfig(p, g.host.hostAddrs))
 	g.endpoint = g.forwarder.AddEndpoint(forwarder.EndpointConfig{
 		ID: guestID, Policy: g.policy, Resolver: g.resolver, ResolverAddrs: p.DNSAddresses(), Subnets: onLink(p), Addresses: to,
+		FullCone: p.UDPFullCone,
 	})
 	if err := g.openLoopbackClients(); err != nil {
 		return err

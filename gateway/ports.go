@@ -193,12 +193,13 @@ func (p *ports) close() {
 }
 
 // readdress forwards datagrams to other addresses of the guest. For connections the forwarder does that when it makes them.
-func (p *ports) readdress(guest4, guest6 netip.Addr) {
+// all are all addresses of the guest.
+func (p *ports) readdress(guest4, guest6 netip.Addr, all []netip.Addr) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, b := range p.all {
 		if b.udpPort != nil {
-			b.udpPort.SetGuests(guest4, guest6)
+			b.udpPort.SetGuests(guest4, guest6, all)
 		}
 	}
 }

@@ -22,8 +22,11 @@ func (b *bound) connect(g *Gateway) error {
 		return nil
 	}
 	l := udp.UDPListen{Endpoint: guestID, File: b.udp}
-	now := g.Plan().Addrs
-	for _, a := range []netip.Addr{now.Guest, now.Guest6} {
+	now := g.Plan()
+	if !b.GuestIP.IsValid() {
+		l.Guests = guestAddrs(now)
+	}
+	for _, a := range []netip.Addr{now.Addrs.Guest, now.Addrs.Guest6} {
 		if b.GuestIP.IsValid() {
 			a = b.GuestIP
 		}

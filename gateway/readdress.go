@@ -28,7 +28,7 @@ func (g *Gateway) Readdress(now *plan.Plan) error {
 	g.endpoint.SetAddresses(to)
 	g.forwarder.Rejudge(guestID)
 	g.current.Store(now)
-	g.ports.readdress(now.Addrs.Guest, now.Addrs.Guest6)
+	g.ports.readdress(now.Addrs.Guest, now.Addrs.Guest6, guestAddrs(now))
 	return g.resolver.SetNames(g.names())
 }
 

@@ -60,7 +60,7 @@ func configureLink(nl *netlink.Handle, l *Link, kind string, warn Warn) error {
 		return err
 	}
 	no6 := false
-	for _, p := range l.Addrs {
+	for _, p := range inAddOrder(l.Addrs) {
 		if err := nl.AddrAdd(link, l.address(p)); err != nil && !errors.Is(err, unix.EEXIST) {
 			if p.Addr().Is6() {
 				warn("no IPv6 inside: address %v: %v", p, err)
@@ -139,6 +139,24 @@ func (l *Link) address(p netip.Prefix) *netlink.Addr {
 func forever() int {
 	infinite := int64(math.MaxUint32)
 	return int(min(infinite, int64(math.MaxInt)))
+}
+
+// inAddOrder is the order in which addresses are added so that the kernel prefers the first of each family as the source of what
+// it sends, where no rule decides (RFC 6724, 5). It takes the IPv4 address that was added first (net/ipv4/devinet.c,
+// __inet_insert_ifa, inet_select_addr) and the IPv6 address that was added last (net/ipv6/addrconf.c, ipv6_link_dev_addr).
+func inAddOrder(addrs []netip.Prefix) []netip.Prefix {
+	list := make([]netip.Prefix, 0, len(addrs))
+	for _, p := range addrs {
+		if p.Addr().Is4() {
+			list = append(list, p)
+		}
+	}
+	for _, p := range slices.Backward(addrs) {
+		if p.Addr().Is6() {
+			list = append(list, p)
+		}
+	}
+	return list
 }
 
 func addRoute(nl *netlink.Handle, link netlink.Link, l *Link, r Route) error {

@@ -53,7 +53,7 @@ func Relink(l, want *Link, warn Warn) error {
 // subnet is removed.
 func changeAddrs(nl *netlink.Handle, link netlink.Link, old, now *Link, promoted bool, warn Warn) (gone bool) {
 	add := func(all bool) {
-		for _, p := range now.Addrs {
+		for _, p := range inAddOrder(now.Addrs) {
 			if !all && slices.Contains(old.Addrs, p) {
 				continue // if it is missing, a process inside has removed it
 			}

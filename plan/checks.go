@@ -35,8 +35,8 @@ func (p *Plan) checkNames(*Config) error {
 }
 
 func (p *Plan) checkChoices(c *Config) error {
-	if !slices.Contains([]string{UserNSRoot, UserNSKeepID, UserNSAuto}, p.UserNS) {
-		return usage("UserNS", "invalid userns mode: %q (must be root, keep-id or auto)", p.UserNS)
+	if !slices.Contains([]string{UserNSKeepID, UserNSRoot, UserNSAuto}, p.UserNS) {
+		return usage("UserNS", "invalid userns mode: %q (must be keep-id, root or auto)", p.UserNS)
 	}
 	if slices.Contains(c.HostLoopback.Ports, 0) {
 		return usage("HostLoopback", "invalid port: 0")

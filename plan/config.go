@@ -18,9 +18,13 @@ const (
 
 // Names of the id mappings (Config.UserNS).
 const (
-	UserNSRoot   = "root"    // the caller is uid 0 inside; no other id is mapped
 	UserNSKeepID = "keep-id" // the caller keeps its own uid and gid, without capabilities
+	UserNSRoot   = "root"    // the caller is uid 0 inside and may administer the network there; no other id is mapped
 	UserNSAuto   = "auto"    // as root, and the ranges of /etc/subuid and /etc/subgid become uid and gid 1 and up
+
+	// DefaultUserNS leaves everything but the network as it is for the command, which sees the host's files: as uid 0 of another
+	// user namespace, ssh, git, PostgreSQL, nginx and package managers look for other files or refuse to run.
+	DefaultUserNS = UserNSKeepID
 )
 
 // Values of Config.Datapath.
@@ -132,6 +136,10 @@ type Config struct {
 	// OutboundIf and OutboundIf6 are the host's interfaces for outbound connections and datagrams, except those to its
 	// loopback; empty leaves the choice to the host's routes.
 	OutboundIf, OutboundIf6 string
+	// UDPFullCone lets datagrams of every remote in to a port from which the sandbox has sent one, as far as the sandbox might
+	// send there (endpoint-independent filtering, RFC 4787 section 5). Otherwise only the addresses that it has sent to
+	// may answer, from any of their ports.
+	UDPFullCone bool
 	// AllowMetadata lets the sandbox reach the metadata services of clouds (169.254.169.254 and similar addresses), which
 	// give the host's credentials to every client.
 	AllowMetadata bool
@@ -139,7 +147,7 @@ type Config struct {
 	// replaced, and the path is removed at the end.
 	APISocket string
 
-	// UserNS is UserNSRoot, UserNSKeepID or UserNSAuto; empty means UserNSRoot.
+	// UserNS is UserNSKeepID, UserNSRoot or UserNSAuto; empty means DefaultUserNS. Attach ignores it.
 	UserNS string
 	// PIDNamespace gives the command a pid namespace of its own.
 	PIDNamespace bool
@@ -162,10 +170,10 @@ type Config struct {
 	// the message and no attributes.
 	Logger *slog.Logger
 
-	// Signals, if set, are passed on to the command. Before the command has started, a signal that requests a program to end
-	// (SIGTERM and the like) ends Run instead, and the others are kept for the command. After the command has exited, while
-	// other sandboxes are still in its network, such a signal ends the sandbox. Signals that a terminal sends must not come
-	// here: a started command receives them itself, because it is in the caller's process group.
+	// Signals, if set, are passed on to the command. Before the command has started, a signal n that requests a program to end
+	// (SIGTERM and the like) ends Run instead, with the exit code 128+n, and the others are kept for the command. After the command
+	// has exited, while other sandboxes are still in its network, such a signal ends the sandbox. Signals that a terminal sends must
+	// not come here: a started command receives them itself, because it is in the caller's process group.
 	Signals <-chan os.Signal
 
 	// OnStart, if set, is called once, when the command has started.

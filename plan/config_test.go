@@ -28,7 +28,7 @@ func TestZeroConfigIsTheDefault(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.Network != NetworkBridge || p.MTU != 65520 || p.UserNS != UserNSRoot || p.Link != LinkAuto {
+	if p.Network != NetworkBridge || p.MTU != 65520 || p.UserNS != UserNSKeepID || p.Link != LinkAuto {
 		t.Errorf("network %q mtu %d userns %q link %q", p.Network, p.MTU, p.UserNS, p.Link)
 	}
 	for _, c := range []struct{ name, got, want string }{
@@ -135,6 +135,7 @@ func TestUsageErrors(t *testing.T) {
 			"conflicting options: port publishing and the container type network mode"},
 		{Config{Network: "container:x", PublishAll: true}, "Publish",
 			"conflicting options: port publishing and the container type network mode"},
+		{Config{Network: "container:x", UDPFullCone: true}, "UDPFullCone", "conflicting options: udp full cone and the container type network mode"},
 		{Config{Network: "container:x", Hostname: "h"}, "Hostname", "conflicting options: hostname and the network mode"},
 		{Config{Network: "container:x", DNS: []netip.Addr{ip}}, "DNS", "conflicting options: dns and the network mode"},
 		{Config{Network: "container:x", DNSSearch: []string{"a"}}, "DNS", "conflicting options: dns and the network mode"},
@@ -144,7 +145,7 @@ func TestUsageErrors(t *testing.T) {
 		{Config{Network: "container:x", MAC: mac}, "MAC", "conflicting options: mac-address and the network mode"},
 		{Config{Network: "container:x", IP: ip}, "IP", "conflicting options: ip address and the network mode"},
 		{Config{Network: "container:x", IP6: ip6}, "IP", "conflicting options: ip address and the network mode"},
-		{Config{Network: "container:x", UserNS: UserNSKeepID}, "UserNS", "conflicting options: userns and the container type network mode"},
+		{Config{Network: "container:x", UserNS: UserNSRoot}, "UserNS", "conflicting options: userns and the container type network mode"},
 		{Config{Network: "container:x", MTU: 1400}, "MTU", "conflicting options: mtu and the container type network mode"},
 		{Config{Network: "container:x", DisableIPv6: true}, "DisableIPv6", "conflicting options: ipv6 and the container type network mode"},
 		{Config{Network: "host", IP: ip}, "IP", "conflicting options: ip address and the network mode"},
@@ -166,7 +167,7 @@ func TestUsageErrors(t *testing.T) {
 		{Config{MTU: 67}, "MTU", "invalid MTU: 67 (must be between 68 and 65521)"},
 		{Config{MTU: 65522}, "MTU", "invalid MTU: 65522 (must be between 68 and 65521)"},
 		{Config{Link: "x"}, "Link", `invalid link: "x" (must be auto, tap, tap-plain or packet)`},
-		{Config{UserNS: "x"}, "UserNS", `invalid userns mode: "x" (must be root, keep-id or auto)`},
+		{Config{UserNS: "x"}, "UserNS", `invalid userns mode: "x" (must be keep-id, root or auto)`},
 		{Config{IP: netip.MustParseAddr("192.0.2.1")}, "IP", "no configured subnet contains IP address 192.0.2.1"},
 		{Config{IP: netip.MustParseAddr("10.0.2.2")}, "IP", "Address already in use"},
 		{Config{IP: netip.MustParseAddr("10.0.2.255")}, "IP", "invalid IP address 10.0.2.255: network or broadcast address of 10.0.2.0/24"},

@@ -9,8 +9,9 @@ import (
 // invalid: at least one address and a gateway of its family are needed. IPv4 is off without an IPv4 gateway, and IPv6 without
 // an IPv6 gateway.
 type NetworkPlan struct {
-	// Addrs are the guest's addresses, each with its on-link prefix length. Published ports are forwarded to the first of
-	// each family.
+	// Addrs are the guest's addresses, each with its on-link prefix length. The first of each family is the one that the kernel
+	// inside prefers as its source, where no rule of source address selection decides. Published ports are forwarded to
+	// it, but a datagram to an address of the host that is among Addrs is forwarded to that.
 	Addrs []netip.Prefix
 	// Deprecated are those of Addrs that the guest's kernel is not to choose as the source of new connections, because the host
 	// does not either. They have no preferred lifetime and work otherwise like the others.

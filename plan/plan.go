@@ -58,6 +58,7 @@ type Plan struct {
 
 	HostLoopback  HostLoopback
 	AllowMetadata bool
+	UDPFullCone   bool
 	Outbound      Outbound
 	PCAP          string // path of the capture file; empty: no capture
 	UserNS        string
@@ -121,9 +122,10 @@ func base(c *Config) *Plan {
 		DNSOptions:    c.DNSOptions,
 		HostLoopback:  c.HostLoopback,
 		AllowMetadata: c.AllowMetadata,
+		UDPFullCone:   c.UDPFullCone,
 		Outbound:      c.outbound(),
 		PCAP:          c.PCAP,
-		UserNS:        cmp.Or(c.UserNS, UserNSRoot),
+		UserNS:        cmp.Or(c.UserNS, DefaultUserNS),
 		Link:          cmp.Or(c.Link, LinkAuto),
 		Datapath:      cmp.Or(c.Datapath, DatapathAuto),
 		IfName:        cmp.Or(c.IfName, UplinkName),
@@ -191,8 +193,9 @@ func conflicts(c *Config) error {
 			"port publishing and the container type network mode"},
 		{"HostLoopback", c.HostLoopback.All || len(c.HostLoopback.Ports) > 0,
 			"host loopback and the container type network mode"},
+		{"UDPFullCone", c.UDPFullCone, "udp full cone and the container type network mode"},
 		{"PCAP", c.PCAP != "", "pcap and the container type network mode"},
-		{"UserNS", cmp.Or(c.UserNS, UserNSRoot) != UserNSRoot, "userns and the container type network mode"},
+		{"UserNS", cmp.Or(c.UserNS, DefaultUserNS) != DefaultUserNS, "userns and the container type network mode"},
 		{"MTU", cmp.Or(c.MTU, DefaultMTU) != DefaultMTU, "mtu and the container type network mode"},
 		{"DisableIPv6", c.DisableIPv6, "ipv6 and the container type network mode"},
 	} {

@@ -25,8 +25,8 @@
 //
 // # Answers to the guest
 //
-// Packets to destinations that a guest's kernel never sends to, and all multicast and broadcast, are dropped silently (RFC
-// 1122, 3.2.2 forbids an answer to the latter). For all other closed destinations the guest gets a reset or an ICMP error, so
+// Datagrams to multicast groups of applications are allowed; see judgeGroup. Packets to destinations that a guest's kernel never
+// sends to, and all other multicast and broadcast, are dropped silently (RFC 1122, 3.2.2 forbids an answer to the latter). For all other closed destinations the guest gets a reset or an ICMP error, so
 // that its program fails at once instead of waiting for a timeout.
 //
 // # Limits and non-goals

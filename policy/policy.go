@@ -178,6 +178,9 @@ func (p *Policy) Judge(proto Proto, src, dst netip.AddrPort) Verdict {
 // judgeNetwork decides about a destination that is neither special nor a gateway.
 func (p *Policy) judgeNetwork(proto Proto, sport uint16, dst netip.AddrPort) Verdict {
 	da := dst.Addr()
+	if da.IsMulticast() {
+		return judgeGroup(proto, sport, dst)
+	}
 	if v, closed := p.closed(da); closed {
 		return v
 	}

@@ -65,7 +65,7 @@ const (
 	NAT64Loopback                    // NAT64 form of 127/8 or 0/8
 	TunnelLoopback                   // 6to4, Teredo or ISATAP form of 127/8 or 0/8
 	Embedded                         // any of these forms of another closed IPv4 address
-	Multicast                        // 224/4, ff00::/8
+	Multicast                        // 224/4, ff00::/8, but for UDP to groups of applications
 	Broadcast                        // 255.255.255.255, or the broadcast address of the guest's subnet
 	Reserved                         // 240/4, fec0::/10, unassigned parts of ::/8
 	LinkLocal                        // 169.254/16, fe80::/10

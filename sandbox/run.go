@@ -26,8 +26,8 @@ func Init() { userns.Init() }
 func init() { Init() }
 
 // Run runs a command in a sandbox and returns its exit code when the command, everything it has started, and every sandbox
-// that has joined its network have ended. The error is nil if the command ran; the code is then the command's own or 128+n.
-// Otherwise nothing is left behind and the code is ExitFailure, ExitCannotExec or ExitNotFound. When ctx ends, the command is
+// that has joined its network have ended. The error is nil if the command ran; the code is then the command's own or 128+n. It is
+// nil, and the code 128+n, also if signal n came before the command had started (Config.Signals). Otherwise nothing is left behind and the code is ExitFailure, ExitCannotExec or ExitNotFound. When ctx ends, the command is
 // killed. Several may run at once.
 func Run(ctx context.Context, c plan.Config) (exitCode int, err error) {
 	s := newSandbox(c)
@@ -41,11 +41,15 @@ func Run(ctx context.Context, c plan.Config) (exitCode int, err error) {
 	defer cancel()
 	ready := s.signals.keep(cancel)
 	defer ready()
-	if err := s.prepare(ctx); err != nil {
-		return ExitFailure, err
-	}
+	err = s.prepare(ctx)
 	ready()
-	if err := ctx.Err(); err != nil {
+	if code, yes := s.signals.interrupted(err); yes {
+		return code, nil
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
 		return ExitFailure, err
 	}
 	return s.run(ctx)

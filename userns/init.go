@@ -69,6 +69,7 @@ func initMain() int {
 	s := &initState{sock: sock}
 	defer func() {
 		s.killAll()
+		s.files.close()
 		if s.restore != nil {
 			if s.redirect != nil {
 				s.redirect.Close()
@@ -114,7 +115,7 @@ func initMain() int {
 // is in the same process group. Those that the caller ignored stay ignored, in the command too.
 func catchTerminalSignals() {
 	void := make(chan os.Signal, 1) // never read: a full channel drops
-	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGTERM} {
+	for _, sig := range terminalSignals {
 		if !signal.Ignored(sig) {
 			signal.Notify(void, sig)
 		}

@@ -246,6 +246,12 @@ func memfd(b []byte) (*os.File, error) {
 // that came with it, 0 without. io.EOF means that the other end was closed.
 func (s *socket) receive() (m *message, fds []*os.File, pid int, err error) {
 	n, oobn, flags, _, err := s.conn.ReadMsgUnix(s.buf, s.oob)
+	if errors.Is(err, unix.ECONNRESET) {
+		// The other end was closed with a message of ours unread. The kernel reports that once, before the messages that are still
+		// to be received here (unix_release_sock, __skb_try_recv_datagram): init's last one, exited, must not be lost when the
+		// command ends while a signal for it is on the way.
+		n, oobn, flags, _, err = s.conn.ReadMsgUnix(s.buf, s.oob)
+	}
 	if err != nil {
 		return nil, nil, 0, err
 	}

@@ -28,10 +28,11 @@ type Sandbox struct {
 	// moved is set if init is not in the caller's working directory: entering a mount namespace changes it.
 	moved bool
 
-	reaped  chan struct{} // closed when init was reaped
-	readEnd chan struct{} // closed when the reader has ended
-	exited  chan struct{} // closed when exitCode is set
-	replies chan reply    // capacity 1: the reader must not block on an answer, because exited may follow it
+	reaped  chan struct{}      // closed when init was reaped
+	status  syscall.WaitStatus // of init; valid once reaped is closed
+	readEnd chan struct{}      // closed when the reader has ended
+	exited  chan struct{}      // closed when exitCode is set
+	replies chan reply         // capacity 1: the reader must not block on an answer, because exited may follow it
 
 	call sync.Mutex // held for a request and its answer
 
@@ -52,7 +53,7 @@ type reply struct {
 }
 
 // Start makes the namespaces, sets up the link, the mounts and the host name. The command is not started. ctx bounds the
-// start only. On an error nothing is left. The error is an *Error.
+// start only. On an error nothing is left. The error is an *Error, or an *InterruptedError if a signal ended init.
 func Start(ctx context.Context, cfg Config) (*Sandbox, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -79,16 +80,23 @@ func Start(ctx context.Context, cfg Config) (*Sandbox, error) {
 			s.log.Warn(w)
 		}
 		if err != nil {
-			s.Close()
-			return nil, err
+			return nil, s.abandon(err)
 		}
 		setup.GIDs = gids
 	}
 	if err := s.setup(ctx, setup); err != nil {
-		s.Close()
-		return nil, err
+		return nil, s.abandon(err)
 	}
 	return s, nil
+}
+
+// abandon closes a sandbox that could not be started, and returns err or, if a signal ended init, that.
+func (s *Sandbox) abandon(err error) error {
+	s.Close()
+	if e := interruption(s.status); e != nil {
+		return e
+	}
+	return err
 }
 
 // launch spawns init on a thread of its own and starts the goroutine that reads its messages.
@@ -127,7 +135,9 @@ func (s *Sandbox) own(spawn func(*os.File) (*child, error), theirs *os.File, spa
 	if err != nil {
 		return
 	}
-	s.child.proc.Wait()
+	if state, err := s.child.proc.Wait(); err == nil {
+		s.status, _ = state.Sys().(syscall.WaitStatus)
+	}
 	close(s.reaped)
 }
 

@@ -72,6 +72,9 @@ func hostTemplate(v6 bool, ifName string) (template, error) {
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return template{}, fmt.Errorf("list the addresses of %s: %w", t.ifName, err)
 	}
+	if v6 {
+		preferTemporary(addrs, t.ifName)
+	}
 	var old []netip.Prefix
 	for _, a := range addrs {
 		p := prefixOf(a.IPNet)

@@ -30,6 +30,7 @@ func config(o *pasta.Options, t4, t6 template) rootlessnet.Config {
 	c := rootlessnet.Config{
 		IfName: o.IfName, MTU: o.MTU, MAC: o.NSMAC, Configure: o.ConfigNet, OutboundAddr: o.Out4, OutboundAddr6: o.Out6, OutboundIf: o.Out4If, OutboundIf6: o.Out6If, PCAP: o.PCAP,
 		Hostname: o.Hostname, APISocket: o.ControlSocket, DNS: o.DNSHost, AllowMetadata: true, Confine: true,
+		UDPFullCone: true, // the original looks at the port only to which a datagram comes
 	}
 	if o.NoSplice {
 		c.Datapath = rootlessnet.DatapathStack

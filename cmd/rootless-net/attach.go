@@ -96,6 +96,7 @@ func (o *attachOptions) addFlags(cmd *cobra.Command) {
 	f.IntVar(&c.MTU, "mtu", rootlessnet.DefaultMTU, "MTU of the uplink inside, in `bytes`")
 	f.BoolVar(&o.ipv6, "ipv6", true, "IPv6 inside")
 	f.Var(&flagvalue.Loopback{To: &c.HostLoopback}, "host-loopback", "ports of the host's loopback to open: PORT[,PORT...] or all")
+	f.BoolVar(&c.UDPFullCone, "udp-full-cone", false, "let UDP answers in from addresses that nothing inside has sent to")
 	f.Var(&flagvalue.Addr{Addr: &c.OutboundAddr, Family: 4}, "outbound-addr", "IPv4 address of the host that connections leave from")
 	f.Var(&flagvalue.Addr{Addr: &c.OutboundAddr6, Family: 6}, "outbound-addr6", "IPv6 address of the host that connections leave from")
 	f.StringVar(&c.Link, "link", rootlessnet.LinkAuto, "link device: auto, tap, tap-plain or packet")

@@ -136,6 +136,8 @@ const longHelp = `Run a command with a network of its own, without privileges.
 
 The command gets its own user, network, mount, UTS and IPC namespaces. It can reach everything that the host can reach,
 except for the host's loopback. Clients reach it through published ports (-p), and it sees their real addresses.
+It keeps your uid, gid and home directory, and may bind any port and ping. To change the network inside (ip, nft), it has to
+be root there: --userns root.
 Without a command, $SHELL is run if standard input is a terminal.
 
 Exit status: that of the command; 125 if rootless-run failed, 126 if the command cannot be executed, 127 if it was not
@@ -191,7 +193,8 @@ func newCommand(o *options) *cobra.Command {
 	f.IntVar(&c.MTU, "mtu", rootlessnet.DefaultMTU, "MTU of eth0 inside, in `bytes`")
 	f.BoolVar(&o.ipv6, "ipv6", true, "IPv6 inside")
 	f.Var(&flagvalue.Loopback{To: &c.HostLoopback}, "host-loopback", "ports of the host's loopback to open to the command: PORT[,PORT...] or all")
-	f.StringVar(&c.UserNS, "userns", rootlessnet.UserNSRoot, "user id of the command inside: root, keep-id or auto")
+	f.BoolVar(&c.UDPFullCone, "udp-full-cone", false, "let UDP answers in from addresses that the command has not sent to")
+	f.StringVar(&c.UserNS, "userns", rootlessnet.DefaultUserNS, "identity inside: keep-id (yours), root (of the network, to administer it) or auto (root, with subordinate ids)")
 	f.BoolVar(&c.PIDNamespace, "pid", false, "give the command a pid namespace of its own")
 	f.StringVar(&c.Link, "link", rootlessnet.LinkAuto, "link device: auto, tap, tap-plain or packet")
 	f.StringVar(&c.Datapath, "datapath", rootlessnet.DatapathAuto, "how TCP is forwarded: auto, stack (by the TCP/IP stack of this program) or splice (by the kernel)")
@@ -205,7 +208,7 @@ func newCommand(o *options) *cobra.Command {
 		cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 	}
 	complete("network", "bridge", "host", "none", "container:")
-	complete("userns", "root", "keep-id", "auto")
+	complete("userns", "keep-id", "root", "auto")
 	complete("datapath", "auto", "stack", "splice")
 	complete("link", "auto", "tap", "tap-plain", "packet")
 	complete("log-level", "debug", "info", "warn", "error")

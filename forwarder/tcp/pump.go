@@ -252,7 +252,7 @@ func (f *connection) waitGuest() bool {
 	go func() {
 		defer f.p.wg.Done()
 		defer close(ended)
-		if f.hostClosed() {
+		if f.hostClosed() && f.hostFailed() {
 			close(closed)
 		}
 	}()
@@ -275,6 +275,20 @@ func (f *connection) hostReset() bool {
 	reset := false
 	_ = f.h.rc.Control(func(fd uintptr) { reset = rawsock.Closed(fd) && !f.guestEOF.Load() })
 	return reset
+}
+
+// hostFailed reports whether the host's socket, which is closed, was reset or timed out. After both FINs a socket is closed as
+// well, perhaps with data that was not read yet.
+func (f *connection) hostFailed() bool {
+	if !f.guestEOF.Load() {
+		return true
+	}
+	failed := true
+	_ = f.h.rc.Control(func(fd uintptr) {
+		errno, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		failed = err != nil || errno != 0
+	})
+	return failed
 }
 
 // hostClosed waits until the host's socket is closed; false means that wakeReader ended the wait.

@@ -43,6 +43,7 @@ func init() {
 	add[AskUDP]()
 	add[AskUDPFromMany]()
 	add[AskUDPInBatches]()
+	add[Seek]()
 	add[Ping]()
 	add[QueryDNS]()
 	add[RequestLease]()
