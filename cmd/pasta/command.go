@@ -88,7 +88,12 @@ func runCommand(o *pasta.Options) (code int, err error) {
 		_ = cmd.Process.Kill()
 	}
 	done, ended := make(chan struct{}), make(chan syscall.Signal, 1)
-	go func() { ended <- relaySignals(cmd.Process, signals, done) }()
+	executed := func() bool { // the child closes its end of the pipe when it becomes the command
+		fds := []unix.PollFd{{Fd: int32(w.Fd())}}
+		n, _ := unix.Poll(fds, 0)
+		return n > 0 && fds[0].Revents&unix.POLLERR != 0
+	}
+	go func() { ended <- relaySignals(cmd.Process, executed, signals, done) }()
 	err = cmd.Wait()
 	close(done)
 	endedBy := <-ended
@@ -126,8 +131,10 @@ func commandChild() {
 	_ = os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 0"), 0)
 	path, err := exec.LookPath(os.Args[1])
 	if err == nil {
+		dieWithParent()
 		err = syscall.Exec(path, os.Args[1:], os.Environ())
 	}
+	runtime.KeepAlive(f) // it stays open until execve(2)
 	// The text and the exit status are those of the original.
 	if errors.Is(err, exec.ErrNotFound) {
 		err = syscall.ENOENT
@@ -138,6 +145,17 @@ func commandChild() {
 	}
 	fmt.Fprintf(os.Stderr, "Failed to start command or shell: %s\n", errnoText(err))
 	os.Exit(exitFailure)
+}
+
+// dieWithParent has the kernel kill this process, also as the command, when the parent process ends. The signal that the parent has asked for
+// belongs to the first thread, and execve(2) keeps that of the thread that calls it.
+func dieWithParent() {
+	runtime.LockOSThread()
+	_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(syscall.SIGKILL), 0, 0, 0)
+	parent := []unix.PollFd{{Fd: goFD}} // POLLHUP: the parent has ended before
+	if n, _ := unix.Poll(parent, 0); n > 0 && parent[0].Revents&unix.POLLHUP != 0 {
+		os.Exit(exitFailure)
+	}
 }
 
 // errnoText is the text of an error as strerror(3) has it, beginning with a capital letter.

@@ -29,7 +29,8 @@ func commandSignals() chan os.Signal {
 // any. The command is process 1 of its pid namespace, so the kernel discards a signal for it that it does not handle
 // (signal(7)); such a signal, which would end any other process, has the command killed, and the kernel kills the other processes
 // of the namespace with it. So has SIGTERM if the command ignores it: the original program ends at once.
-func relaySignals(command *os.Process, signals <-chan os.Signal, done <-chan struct{}) (ended syscall.Signal) {
+// executed reports whether the process is the command already, and not the program that becomes it.
+func relaySignals(command *os.Process, executed func() bool, signals <-chan os.Signal, done <-chan struct{}) (ended syscall.Signal) {
 	var late <-chan time.Time
 	kill := func(s syscall.Signal) {
 		ended = s
@@ -40,7 +41,7 @@ func relaySignals(command *os.Process, signals <-chan os.Signal, done <-chan str
 		case s := <-signals:
 			s1 := s.(syscall.Signal)
 			switch d := dispositionOf(command.Pid, s1); {
-			case d == discards || d == ignores && s1 == syscall.SIGTERM:
+			case !executed() || d == discards || d == ignores && s1 == syscall.SIGTERM:
 				kill(s1)
 			case s1 == syscall.SIGINT || s1 == syscall.SIGQUIT:
 				// The terminal sends these to the whole foreground process group, so the command has received them itself.

@@ -1,6 +1,7 @@
 package callers
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -137,7 +138,7 @@ func TestPastaNetworkLater(t *testing.T) {
 // TestPastaSignals: a signal ends pasta and the command, whatever the command does with it, and no process is left.
 func TestPastaSignals(t *testing.T) {
 	need(t, "busybox")
-	const mark = "4711.5" // an argument of sleep that no other process has
+	mark := fmt.Sprintf("4711.%d", os.Getpid()) // an argument of sleep that no other process has
 	for _, c := range []struct {
 		name   string
 		signal syscall.Signal
