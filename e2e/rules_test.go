@@ -83,7 +83,8 @@ func TestMarksAndPolicyRoutingInside(t *testing.T) {
 const (
 	markRedirect = 0x726e0001 // of packets that are routed to lo, and there to the listener
 	markUnused   = 0x726e0002
-	markRemote   = 0x726e0003 // of sockets inside that stand for a remote peer
+	markRemote   = 0x726e0003 // of sockets inside that stand for a client of a published port
+	markAccepted = 0x726e0011 // of sockets inside that stand for a remote server
 )
 
 // TestNoWayAroundPolicy: a program that sends connections straight to the listeners of the splice path reaches no server.
@@ -99,7 +100,7 @@ func TestNoWayAroundPolicy(t *testing.T) {
 			targets = append(targets, loopback6, netip.MustParseAddr("100::1"), gateway6)
 		}
 		for _, dst := range targets {
-			for _, mark := range []uint32{markRedirect, markUnused, markRemote} {
+			for _, mark := range []uint32{markRedirect, markUnused, markRemote, markAccepted} {
 				for _, port := range []uint16{srv.Port(), 1} {
 					options := guest.Socket{Mark: mark, Timeout: 200 * time.Millisecond}
 					if got := do(s, guest.Exchange{To: guest.To(at(dst, port)), Text: "hello", Socket: options}); echoed(got) {

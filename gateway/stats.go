@@ -65,6 +65,7 @@ func (g *Gateway) tcpStats(c counters) {
 		"tcp.dial-retries":    t.Starved.Load(),
 		"tcp.accept-errors":   t.AcceptErrors.Load(),
 		"tcp.reinject-failed": spliced.ReinjectFailed,
+		"tcp.given-up":        spliced.GivenUp,
 		"tcp.unmatched":       spliced.Unmatched,
 	})
 	c.group("policy.", g.forwarder.Refused())

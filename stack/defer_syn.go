@@ -32,10 +32,7 @@ func (p *port) deferSYN(k *packet, n tcpip.NetworkProtocolNumber) (deferred bool
 		return false
 	}
 	s := p.s
-	id := gstack.TransportEndpointID{
-		LocalPort: binary.BigEndian.Uint16(k.payload[2:]), LocalAddress: tcpip.AddrFromSlice(k.dst.AsSlice()),
-		RemotePort: binary.BigEndian.Uint16(k.payload), RemoteAddress: tcpip.AddrFromSlice(k.src.AsSlice()),
-	}
+	id := k.endpointID()
 	if !s.isClosing(n, id) {
 		return false
 	}
@@ -65,6 +62,20 @@ func (p *port) deferSYN(k *packet, n tcpip.NetworkProtocolNumber) (deferred bool
 		s.deliverIP(n, ip.Clone())
 	})
 	return true
+}
+
+// endpointID is netstack's key of the connection that a TCP segment of the guest belongs to.
+func (k *packet) endpointID() gstack.TransportEndpointID {
+	return gstack.TransportEndpointID{
+		LocalPort: binary.BigEndian.Uint16(k.payload[2:]), LocalAddress: tcpip.AddrFromSlice(k.dst.AsSlice()),
+		RemotePort: binary.BigEndian.Uint16(k.payload), RemoteAddress: tcpip.AddrFromSlice(k.src.AsSlice()),
+	}
+}
+
+// endpointOf is netstack's endpoint of the connection that a TCP segment of the guest belongs to, or nil.
+func (s *Stack) endpointOf(k *packet) *tcp.Endpoint {
+	ep, _ := s.ns.FindTransportEndpoint(netProto(k.dst), tcp.ProtocolNumber, k.endpointID(), nicID).(*tcp.Endpoint)
+	return ep
 }
 
 // isClosing reports whether netstack has a connection with this 4-tuple that a new one should wait for. A connection in

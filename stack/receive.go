@@ -145,7 +145,7 @@ func (p *port) dispatch(k *packet, r *rx) (taken bool) {
 			s.stats.drop(DropChecksum)
 			return false
 		}
-		if p.interceptSYN(k, r) {
+		if p.intercept(k, r) {
 			return false
 		}
 		n := netProto(k.dst)

@@ -18,7 +18,7 @@ func init() {
 	addServer[Sleep]()
 	add[RunShell]()
 
-	// tcp_server.go, tcp.go, tcp_end.go, urgent.go
+	// tcp_server.go, tcp.go, tcp_end.go, urgent.go, abandon.go
 	addServer[ServeTCP]()
 	add[AwaitReport]()
 	add[Connect]()
@@ -29,6 +29,7 @@ func init() {
 	add[CloseTogether]()
 	add[Abort]()
 	add[ExchangeUrgent]()
+	add[AbandonConnects]()
 
 	// load.go
 	add[Hold]()
