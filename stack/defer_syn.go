@@ -6,7 +6,6 @@ import (
 
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/header"
 	gstack "gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
@@ -25,7 +24,7 @@ const (
 // client may reset a connection and reuse its port at once, but netstack ends connections on goroutines of its own: the SYN
 // would enter the segment queue of the closing connection and be answered with a reset.
 func (p *port) deferSYN(k *packet, n tcpip.NetworkProtocolNumber) (deferred bool) {
-	if header.TCPFlags(k.payload[13])&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) != header.TCPFlagSyn {
+	if !k.isSYN() {
 		return false
 	}
 	if ethLen+len(k.ip) > rxViewSize { // larger than any sensible SYN

@@ -145,6 +145,9 @@ func (p *port) dispatch(k *packet, r *rx) (taken bool) {
 			s.stats.drop(DropChecksum)
 			return false
 		}
+		if k.isSYN() && !s.admitSYN(netip.AddrPortFrom(k.dst, binary.BigEndian.Uint16(k.payload[2:]))) {
+			return false
+		}
 		if p.intercept(k, r) {
 			return false
 		}

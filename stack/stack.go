@@ -3,6 +3,7 @@ package stack
 import (
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -98,6 +99,8 @@ type Stack struct {
 	link       *link
 	tcp        *tcp.Forwarder
 	syns       synTable
+	synLimit   synLimit
+	born       time.Time
 	deferred   atomic.Int32 // SYNs deferred at this moment, see deferSYN
 	handler    Handler
 	synHandler SYNHandler
@@ -124,7 +127,7 @@ func New(cfg Config) (*Stack, error) {
 	if !cfg.Gateway4.IsValid() && !cfg.Gateway6.IsValid() {
 		return nil, errors.New("stack: neither IPv4 nor IPv6 gateway address given")
 	}
-	s := &Stack{log: cfg.Logger, handler: cfg.Handler, done: make(chan struct{})}
+	s := &Stack{log: cfg.Logger, handler: cfg.Handler, done: make(chan struct{}), born: time.Now()}
 	s.cfg.Store(&cfg)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -139,6 +142,7 @@ func New(cfg Config) (*Stack, error) {
 		}
 	}
 	s.ll6 = linkLocal(s.mac)
+	s.synLimit.seed = maphash.MakeSeed()
 	s.syns.m = make(map[gstack.TransportEndpointID]synInfo)
 	s.ports.Store(&[]*port{})
 

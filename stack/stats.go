@@ -37,7 +37,8 @@ var dropNames = [numDropReasons]string{"short", "other-mac", "ethertype", "ip-he
 func (r DropReason) String() string { return dropNames[r] }
 
 type counters struct {
-	drops [numDropReasons]atomic.Uint64
+	drops      [numDropReasons]atomic.Uint64
+	synLimited atomic.Uint64
 }
 
 func (c *counters) drop(r DropReason) { c.drops[r].Add(1) }
@@ -50,6 +51,7 @@ type Stats struct {
 	TCPPassive       uint64            // connections the guest opened since the start
 	TCPRetransmits   uint64            // segments retransmitted to the guest
 	TCPInFlightDrops uint64            // SYNs ignored because maxInFlightSYN requests were in flight
+	SYNLimited       uint64            // SYNs ignored because too many before them came to nothing (synLimit)
 }
 
 // Stats returns the counters since New.
@@ -62,6 +64,7 @@ func (s *Stack) Stats() Stats {
 		TCPPassive:       t.PassiveConnectionOpenings.Value(),
 		TCPRetransmits:   t.Retransmits.Value(),
 		TCPInFlightDrops: t.ForwardMaxInFlightDrop.Value(),
+		SYNLimited:       s.stats.synLimited.Load(),
 	}
 	for r := range numDropReasons {
 		if n := s.stats.drops[r].Load(); n > 0 {

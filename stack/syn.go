@@ -94,13 +94,17 @@ func (q *SYN) Reset() error {
 	return q.s.writeFragments(p, q.Dst.Addr(), q.Src.Addr(), protoTCP, 0, 0, t, nil)
 }
 
+// isSYN reports whether a TCP segment asks for a connection.
+func (k *packet) isSYN() bool {
+	return header.TCPFlags(k.payload[13])&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) == header.TCPFlagSyn
+}
+
 // intercept passes the packet, whose checksum has been verified, to the SYNHandler if it is a SYN, or a reset of a connection
 // that netstack does not have.
 func (p *port) intercept(k *packet, r *rx) (taken bool) {
 	s := p.s
-	flags := header.TCPFlags(k.payload[13])
-	request := flags&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) == header.TCPFlagSyn
-	if s.synHandler == nil || !request && (flags&header.TCPFlagRst == 0 || s.endpointOf(k) != nil) {
+	request := k.isSYN()
+	if s.synHandler == nil || !request && (header.TCPFlags(k.payload[13])&header.TCPFlagRst == 0 || s.endpointOf(k) != nil) {
 		return false
 	}
 	frame := r.view.AsSlice()

@@ -144,6 +144,7 @@ func (q *TCPRequest) Accept() (*Conn, error) {
 		return nil, Errno(err)
 	}
 	c.init(ep)
+	q.s.synLimit.giveBack(q.Dst)
 	return c, nil
 }
 

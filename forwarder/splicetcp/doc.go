@@ -14,9 +14,9 @@
 //
 // States of a request: dialling (the host's connect is under way, at most forwarder.DialTimeout; a SYN sent again replaces the
 // one that is kept) -> reinjected (at most forwarder.GuestTimeout) -> joined, or dropped. A guest that has closed its socket
-// answers the SYN-ACK with a reset; it arrives by the link (HandleReset), and the host's connection is reset. A SYN that is sent again after it was
-// re-injected means that the answer did not come through: rules inside are in the way. The request is dropped, and the stack
-// path takes the connection.
+// answers the SYN-ACK with a reset; it arrives by the link (HandleReset), and the host's connection is reset. A SYN that is
+// sent again after it was re-injected means that the answer did not come through: rules inside are in the way. The request is
+// dropped, and the stack path takes the connection.
 //
 // # Inbound
 //

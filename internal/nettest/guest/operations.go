@@ -38,6 +38,7 @@ func init() {
 	add[DialMany]()
 	add[Churn]()
 	add[Fill]()
+	addServer[Upload]()
 
 	// udp.go, ping.go, names.go
 	addServer[ServeUDP]()
@@ -53,10 +54,11 @@ func init() {
 	add[GetHTTP]()
 	add[MoveBulk]()
 
-	// raw.go, malformed.go
+	// raw.go, flood.go, malformed.go
 	add[SendSYN]()
 	add[SendDatagram]()
 	add[SendSYNs]()
+	add[FloodSYNs]()
 	add[SendLoopbackSYNs]()
 	add[SendShortFrames]()
 	add[SendBadHeaders]()
