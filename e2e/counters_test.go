@@ -16,6 +16,7 @@ const (
 	tcpBytesIn       counter = "tcp.bytes-in"
 	tcpSplicedOut    counter = "tcp.spliced-bytes-out"
 	tcpReinjectFails counter = "tcp.reinject-failed" // re-injected SYNs that the kernel inside did not answer
+	tcpSYNLimited    counter = "tcp.syn-limited"     // SYNs dropped after many that came to nothing
 	tcpGivenUp       counter = "tcp.given-up"        // connects that the guest gave up, after the host's connection stood
 	udpFlows         counter = "now.udp.flows"
 )

@@ -40,6 +40,7 @@
 // # Limits
 //
 //   - 8192 connection requests in flight (maxInFlightSYN)
+//   - SYNs that come to nothing: 500 a second for a destination, 2000 for all, after bursts of 2048 and 8192 (synLimit)
 //   - 4 MiB of fragments per address family (netstack)
 //   - 64 IP addresses (maxPortAddrs) and one link address per guest
 //   - 128 datagrams per GSO frame of the guest
@@ -57,7 +58,7 @@
 //	    → netstack's tcp.Forwarder and send path → port.mu → capture.mu in tap
 //	Stack.mu → capture.mu in tap
 //
-// link.mu is taken with any of these held, and nothing is locked under it. The locks of two ports are never held together. A Writer
+// synLimit.mu and link.mu are taken with any of these held, and nothing is locked under it. The locks of two ports are never held together. A Writer
 // passed to Conn.ReadTo is called with an endpoint's lock of netstack held.
 //
 // # Imports

@@ -16,7 +16,7 @@ const (
 	// destSYNs is how many SYNs to one destination may be admitted at once and come to nothing, and destSYNPace the time after
 	// which one more is admitted: a burst of 1,000 clients, each of which sends its SYN twice, passes.
 	destSYNs    = 2048
-	destSYNPace = time.Millisecond
+	destSYNPace = 2 * time.Millisecond
 	// allSYNs and allSYNPace are the same for all destinations together: a scanner of ports is as fast as that. Admitted SYNs
 	// to destinations that refuse take a tenth of a processor.
 	allSYNs    = maxInFlightSYN

@@ -128,6 +128,35 @@ func (op DialMany) run() (None, error) {
 	return None{}, nil
 }
 
+// ConnectTogether opens Count connections to an Echo server at the same time. The result is the first failure, and the time
+// until the last server had greeted.
+type ConnectTogether struct {
+	To    Target
+	Count int
+}
+
+func (op ConnectTogether) run() (Timed, error) {
+	begin := time.Now()
+	failures := make(chan error, op.Count)
+	for range op.Count {
+		go func() {
+			c, err := op.To.dial(patience)
+			if err == nil {
+				defer c.Close()
+				err = awaitGreeting(c)
+			}
+			failures <- err
+		}()
+	}
+	var first error
+	for range op.Count {
+		if err := <-failures; first == nil {
+			first = err
+		}
+	}
+	return timed(begin, first), nil
+}
+
 // Churn opens Count connections to an Echo server one after the other, with one byte there and back on each. The result is
 // how many worked.
 type Churn struct {

@@ -36,6 +36,7 @@ func init() {
 	add[EchoHeld]()
 	add[DropHeld]()
 	add[DialMany]()
+	add[ConnectTogether]()
 	add[Churn]()
 	add[Fill]()
 	addServer[Upload]()
