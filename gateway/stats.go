@@ -105,6 +105,8 @@ func (g *Gateway) stackStats(c counters) {
 	k := g.stack.Stats()
 	c["tcp.retransmits"] = k.TCPRetransmits
 	c["tcp.syn-dropped"] = k.TCPInFlightDrops
+	c["now.tcp.buffers"] = k.TCPBuffers
+	c["tcp.buffers-refused"] = k.TCPBufferRefused
 	c["tcp.syn-limited"] = k.SYNLimited
 	c.group("drop.frame.", k.Drops)
 }

@@ -62,6 +62,7 @@ type Plan struct {
 	UserNS        string
 	Link          string
 	Datapath      string
+	TCPBuffers    int64
 
 	// Warnings are for the user, in the words of docker run.
 	Warnings []string
@@ -125,6 +126,7 @@ func base(c *Config) *Plan {
 		UserNS:        cmp.Or(c.UserNS, UserNSRoot),
 		Link:          cmp.Or(c.Link, LinkAuto),
 		Datapath:      cmp.Or(c.Datapath, DatapathAuto),
+		TCPBuffers:    cmp.Or(c.TCPBuffers, DefaultTCPBuffers),
 		IfName:        cmp.Or(c.IfName, UplinkName),
 	}
 }

@@ -28,12 +28,14 @@ type Conn struct {
 	fail    waiter.Entry // registered if failing is set
 	failing bool
 	finSent atomic.Bool
+	buf     connBuffers
 	rdC     chan struct{}
 	wrC     chan struct{}
 }
 
-func (c *Conn) init(ep tcpip.Endpoint) {
-	c.ep = ep
+func (c *Conn) init(ep tcpip.Endpoint, b *bufferBudget) {
+	c.ep, c.buf.budget = ep, b
+	b.add(c)
 	// Errors and hang-ups wake both the reader and the writer.
 	c.rd, c.rdC = waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventErr | waiter.EventHUp)
 	c.wr, c.wrC = waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventErr | waiter.EventHUp)
@@ -57,6 +59,7 @@ func (c *Conn) ReadTo(w io.Writer) (int, error) {
 	res, err := c.ep.Read(w, tcpip.ReadOptions{})
 	switch err.(type) {
 	case nil:
+		c.noteMoved()
 		return res.Count, nil
 	case *tcpip.ErrWouldBlock, *tcpip.ErrBadBuffer: // the latter: w accepted nothing
 		return 0, ErrWouldBlock
@@ -73,10 +76,16 @@ func (c *Conn) ReadTo(w io.Writer) (int, error) {
 // deliver n bytes. The error is ErrWouldBlock or a syscall.Errno.
 func (c *Conn) WriteFrom(r io.Reader, n int) (int, error) {
 	m, err := c.ep.Write(payload{r, n}, tcpip.WriteOptions{})
+	if _, full := err.(*tcpip.ErrWouldBlock); full && c.growSend() {
+		m, err = c.ep.Write(payload{r, n}, tcpip.WriteOptions{})
+	}
 	switch err.(type) {
 	case nil:
+		c.noteMoved()
+		c.buf.drained, c.buf.full = c.buf.drained || c.buf.full, false
 		return int(m), nil
 	case *tcpip.ErrWouldBlock:
+		c.buf.full = true
 		return int(m), ErrWouldBlock
 	}
 	return int(m), Errno(err)
@@ -103,9 +112,6 @@ func (c *Conn) Abort() { c.ep.Abort() }
 
 // Close closes both directions. If there is unread data it sends a reset (RFC 2525 2.17).
 func (c *Conn) Close() { c.ep.Close() }
-
-// ModerateReceive informs netstack's auto-tuning of the receive window that n bytes were consumed.
-func (c *Conn) ModerateReceive(n int) { c.ep.ModerateRecvBuf(n) }
 
 // Failed reports whether the connection ended other than by FINs: by a reset, an error or a timeout.
 func (c *Conn) Failed() bool {
@@ -142,8 +148,14 @@ func (c *Conn) EnableKeepAlive(interval time.Duration) {
 	c.ep.SocketOptions().SetKeepAlive(true)
 }
 
-// Detach ends all notifications: those of Readable, Writable and OnFailure.
+// Detach ends all notifications: those of Readable, Writable and OnFailure. The Conn must not be used afterwards. If it was
+// closed, netstack delivers the rest of the data for a minute; what the guest has not taken then is discarded, with a reset.
 func (c *Conn) Detach() {
+	c.unregister()
+	c.release(true)
+}
+
+func (c *Conn) unregister() {
 	c.wq.EventUnregister(&c.rd)
 	c.wq.EventUnregister(&c.wr)
 	if c.failing {
@@ -153,6 +165,7 @@ func (c *Conn) Detach() {
 
 // NetConn returns the connection as a net.Conn, for services of the gateway itself. c must not be used afterwards.
 func (c *Conn) NetConn() net.Conn {
-	c.Detach()
+	c.unregister()
+	c.release(false)
 	return gonet.NewTCPConn(&c.wq, c.ep)
 }

@@ -41,6 +41,8 @@
 //
 //   - 8192 connection requests in flight (maxInFlightSYN)
 //   - SYNs that come to nothing: 500 a second for a destination, 2000 for all, after bursts of 2048 and 8192 (synLimit)
+//   - 64 MiB of data in the buffers of all TCP connections (Config.TCPBuffers, buffers.go), with a few kilobytes for each
+//     connection beyond that
 //   - 4 MiB of fragments per address family (netstack)
 //   - 64 IP addresses (maxPortAddrs) and one link address per guest
 //   - 128 datagrams per GSO frame of the guest

@@ -51,6 +51,8 @@ type Stats struct {
 	TCPPassive       uint64            // connections the guest opened since the start
 	TCPRetransmits   uint64            // segments retransmitted to the guest
 	TCPInFlightDrops uint64            // SYNs ignored because maxInFlightSYN requests were in flight
+	TCPBuffers       uint64            // bytes granted to the buffers of TCP connections at this moment
+	TCPBufferRefused uint64            // times that a buffer could not grow
 	SYNLimited       uint64            // SYNs ignored because too many before them came to nothing (synLimit)
 }
 
@@ -64,6 +66,8 @@ func (s *Stack) Stats() Stats {
 		TCPPassive:       t.PassiveConnectionOpenings.Value(),
 		TCPRetransmits:   t.Retransmits.Value(),
 		TCPInFlightDrops: t.ForwardMaxInFlightDrop.Value(),
+		TCPBuffers:       uint64(s.buffers.taken.Load()),
+		TCPBufferRefused: s.buffers.refused.Load(),
 		SYNLimited:       s.stats.synLimited.Load(),
 	}
 	for r := range numDropReasons {

@@ -143,7 +143,7 @@ func (q *TCPRequest) Accept() (*Conn, error) {
 	if err != nil {
 		return nil, Errno(err)
 	}
-	c.init(ep)
+	c.init(ep, q.s.buffers)
 	q.s.synLimit.giveBack(q.Dst)
 	return c, nil
 }
@@ -205,7 +205,7 @@ func (s *Stack) DialTCP(ctx context.Context, src, dst netip.AddrPort) (*Conn, er
 		}
 		return fail(Errno(terr))
 	}
-	c.init(ep)
+	c.init(ep, s.buffers)
 	return c, nil
 }
 

@@ -195,6 +195,8 @@ func newCommand(o *options) *cobra.Command {
 	f.BoolVar(&c.PIDNamespace, "pid", false, "give the command a pid namespace of its own")
 	f.StringVar(&c.Link, "link", rootlessnet.LinkAuto, "link device: auto, tap, tap-plain or packet")
 	f.StringVar(&c.Datapath, "datapath", rootlessnet.DatapathAuto, "datapath of TCP: auto, stack (userspace TCP/IP stack) or splice (kernel sockets)")
+	c.TCPBuffers = rootlessnet.DefaultTCPBuffers
+	f.Var(&flagvalue.Size{Bytes: &c.TCPBuffers}, "tcp-buffers", "memory for TCP data that its receiver does not read, of all connections on the stack path")
 	f.StringVar(&c.PCAP, "pcap", "", "write every frame to `file`, in pcap format")
 	f.BoolVarP(&o.detach, "detach", "d", false, "run in the background and print the id")
 	f.Var(&o.logLevel, "log-level", "debug, info, warn or error")

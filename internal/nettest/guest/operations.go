@@ -39,6 +39,7 @@ func init() {
 	add[ConnectTogether]()
 	add[Churn]()
 	add[Fill]()
+	add[HoldUnread]()
 	addServer[Upload]()
 
 	// udp.go, ping.go, names.go
