@@ -171,6 +171,20 @@ func TestSamePortAgain(t *testing.T) {
 	})
 }
 
+// TestSamePortAfterReset: a client resets a connection and connects from the same port at once.
+func TestSamePortAfterReset(t *testing.T) {
+	onEveryLink(t, func(t *testing.T, l *lab) {
+		const n = 200
+		s := l.start()
+		for _, f := range l.families() {
+			srv, _ := l.serve(l.There, at(f.there, 0), guest.Echo)
+			for port, exchange := range map[uint16]bool{7790: false, 7791: true} {
+				want(s, guest.Held{Count: n}, guest.ReconnectAfterReset{To: srv, From: at(l.guestOf(f.there), port), Count: n, Exchange: exchange})
+			}
+		}
+	})
+}
+
 // TestWithoutIPv6: IPv4 works as usual where IPv6 is off inside.
 func TestWithoutIPv6(t *testing.T) {
 	onEveryDatapath(t, func(t *testing.T, l *lab) {

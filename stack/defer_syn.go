@@ -11,10 +11,11 @@ import (
 )
 
 const (
-	// deferStep times deferSteps is how long a SYN is deferred at most; then it is delivered anyway. Netstack ends a connection
-	// within a millisecond of its last segment, unless all processors are busy.
+	// deferStep times deferSteps is how long a SYN is deferred at most; then it is delivered anyway: the reset before it may have
+	// been lost, and the connection answers it with a challenge (RFC 5961 4). Netstack ends a connection within a millisecond of
+	// its last segment, unless all processors are busy.
 	deferStep  = time.Millisecond
-	deferSteps = 30
+	deferSteps = 100
 	// maxDeferred is how many SYNs are deferred at the same time, each by a goroutine that keeps a frame. Further ones are
 	// delivered at once, and netstack may refuse them.
 	maxDeferred = 256
@@ -31,8 +32,8 @@ func (p *port) deferSYN(k *packet, n tcpip.NetworkProtocolNumber) (deferred bool
 		return false
 	}
 	s := p.s
-	id := k.endpointID()
-	if !s.isClosing(n, id) {
+	id, seq := k.endpointID(), binary.BigEndian.Uint32(k.payload[4:])
+	if !s.isClosing(n, id, seq) {
 		return false
 	}
 	if s.deferred.Add(1) > maxDeferred {
@@ -54,7 +55,7 @@ func (p *port) deferSYN(k *packet, n tcpip.NetworkProtocolNumber) (deferred bool
 			case <-s.done:
 				return
 			}
-			if !s.isClosing(n, id) {
+			if !s.isClosing(n, id, seq) {
 				break
 			}
 		}
@@ -77,9 +78,17 @@ func (s *Stack) endpointOf(k *packet) *tcp.Endpoint {
 	return ep
 }
 
-// isClosing reports whether netstack has a connection with this 4-tuple that a new one should wait for. A connection in
-// TIME-WAIT is replaced by netstack itself (RFC 1122 4.2.2.13), and one that is being set up expects a retransmitted SYN.
-func (s *Stack) isClosing(n tcpip.NetworkProtocolNumber, id gstack.TransportEndpointID) bool {
+// isClosing reports whether netstack has a connection with this 4-tuple that a new one, which begins with seq, should wait for. A
+// connection in TIME-WAIT is replaced by netstack itself (RFC 1122 4.2.2.13). One that is being set up, from the request to the
+// end of the handshake, expects its own SYN again; another one says that the guest has given it up, and the reset has not been
+// processed yet or is still to come.
+func (s *Stack) isClosing(n tcpip.NetworkProtocolNumber, id gstack.TransportEndpointID, seq uint32) bool {
+	s.syns.mu.Lock()
+	request, requested := s.syns.m[id]
+	s.syns.mu.Unlock()
+	if requested {
+		return request.seq != seq
+	}
 	ep, _ := s.ns.FindTransportEndpoint(n, tcp.ProtocolNumber, id, nicID).(*tcp.Endpoint)
 	if ep == nil {
 		return false

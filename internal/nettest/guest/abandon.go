@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"errors"
 	"net/netip"
 	"time"
 
@@ -64,6 +65,54 @@ func (op AbandonConnects) one() error {
 		time.Sleep(op.After)
 	}
 	return nil
+}
+
+// ReconnectAfterReset connects Count times from one port, and resets each connection as soon as it stands or, with Exchange,
+// after the greeting of an Echo server.
+// The result is how many connects succeeded, and the first other outcome.
+type ReconnectAfterReset struct {
+	To       netip.AddrPort
+	From     netip.AddrPort
+	Count    int
+	Exchange bool
+}
+
+func (op ReconnectAfterReset) run() (h Held, err error) {
+	for range op.Count {
+		err := op.one()
+		if err == nil {
+			h.Count++
+		} else if h.Outcome == OK {
+			h.Outcome = OutcomeOf(err)
+		}
+	}
+	return h, nil
+}
+
+func (op ReconnectAfterReset) one() error {
+	family := unix.AF_INET
+	if op.To.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	wait := unix.NsecToTimeval(int64(patience))
+	err = errors.Join(unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &wait),
+		unix.Bind(fd, sockaddr(op.From)))
+	if err != nil {
+		return err
+	}
+	if err := unix.Connect(fd, sockaddr(op.To)); err != nil || !op.Exchange {
+		return err
+	}
+	_, err = unix.Read(fd, make([]byte, 64)) // the greeting
+	return err
 }
 
 func sockaddr(a netip.AddrPort) unix.Sockaddr {

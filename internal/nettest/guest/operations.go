@@ -30,6 +30,7 @@ func init() {
 	add[Abort]()
 	add[ExchangeUrgent]()
 	add[AbandonConnects]()
+	add[ReconnectAfterReset]()
 
 	// load.go
 	add[Hold]()
