@@ -111,25 +111,16 @@ func TestClientResets(t *testing.T) {
 	})
 }
 
-// urgentOn is what both ends of guest.ExchangeUrgent receive. The splice path keeps the urgent byte urgent; the userspace
-// stack has no urgent data, and delivers the byte in line.
-func urgentOn(datapath string) guest.UrgentExchange {
-	if datapath == "stack" {
-		return guest.WantUrgent(guest.UrgentInLine)
-	}
-	return guest.WantUrgent(guest.MarkedUrgent)
-}
-
 // TestUrgentData sends urgent data both ways at once.
 func TestUrgentData(t *testing.T) {
-	onEveryDatapath(t, func(t *testing.T, l *lab) {
+	onEveryLink(t, func(t *testing.T, l *lab) {
 		s := l.start("-p", "8080:80")
 		s.listenTCP(guest.Urgent, 80)
 		for _, f := range l.families() {
 			srv, _ := l.serve(l.There, at(f.there, 0), guest.Urgent)
-			want(s, urgentOn(l.datapath), guest.ExchangeUrgent{To: guest.To(srv)})
-			if got := (guest.ExchangeUrgent{}).On(l.connectTo(l.There, at(f.here, 8080))); got != urgentOn(l.datapath) {
-				t.Errorf("into the sandbox at %v: %+v; want %+v", f.here, got, urgentOn(l.datapath))
+			want(s, guest.WantUrgent(guest.MarkedUrgent), guest.ExchangeUrgent{To: guest.To(srv)})
+			if got := (guest.ExchangeUrgent{}).On(l.connectTo(l.There, at(f.here, 8080))); got != guest.WantUrgent(guest.MarkedUrgent) {
+				t.Errorf("into the sandbox at %v: %+v; want %+v", f.here, got, guest.WantUrgent(guest.MarkedUrgent))
 			}
 		}
 	})

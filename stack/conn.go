@@ -29,6 +29,7 @@ type Conn struct {
 	failing bool
 	finSent atomic.Bool
 	buf     connBuffers
+	urg     urgentState
 	rdC     chan struct{}
 	wrC     chan struct{}
 }
@@ -54,12 +55,17 @@ func (c *Conn) Writable() <-chan struct{} { return c.wrC }
 
 // ReadTo writes received data to w, one Write per chunk, until there is no more or w returns an error. w is called with the
 // endpoint's lock held and must not block: if it cannot accept all, it returns the number of bytes accepted and io.ErrShortWrite.
-// ReadTo returns the number of bytes moved. Its error is ErrWouldBlock, io.EOF after the guest's FIN, or a syscall.Errno.
+// A w that is an UrgentWriter
+// gets the guest's urgent data as such, any other in the stream. ReadTo returns the number of bytes moved. Its error is ErrWouldBlock, io.EOF after the guest's FIN, or a syscall.Errno.
 func (c *Conn) ReadTo(w io.Writer) (int, error) {
+	if u, ok := w.(UrgentWriter); ok && c.urg.marked.Load() {
+		w = &urgentSplitter{c: c, w: u}
+	}
 	res, err := c.ep.Read(w, tcpip.ReadOptions{})
 	switch err.(type) {
 	case nil:
 		c.noteMoved()
+		c.urg.read += uint32(res.Count)
 		return res.Count, nil
 	case *tcpip.ErrWouldBlock, *tcpip.ErrBadBuffer: // the latter: w accepted nothing
 		return 0, ErrWouldBlock
@@ -82,6 +88,7 @@ func (c *Conn) WriteFrom(r io.Reader, n int) (int, error) {
 	switch err.(type) {
 	case nil:
 		c.noteMoved()
+		c.noteWritten(int(m))
 		c.buf.drained, c.buf.full = c.buf.drained || c.buf.full, false
 		return int(m), nil
 	case *tcpip.ErrWouldBlock:
@@ -156,6 +163,7 @@ func (c *Conn) Detach() {
 }
 
 func (c *Conn) unregister() {
+	c.forget()
 	c.wq.EventUnregister(&c.rd)
 	c.wq.EventUnregister(&c.wr)
 	if c.failing {

@@ -151,6 +151,9 @@ func (p *port) dispatch(k *packet, r *rx) (taken bool) {
 		if p.intercept(k, r) {
 			return false
 		}
+		if f := header.TCPFlags(k.payload[13]); f.Contains(header.TCPFlagUrg) || f.Contains(header.TCPFlagSyn|header.TCPFlagAck) {
+			s.noteSegment(k)
+		}
 		n := netProto(k.dst)
 		if p.deferSYN(k, n) {
 			return false

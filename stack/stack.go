@@ -103,6 +103,7 @@ type Stack struct {
 	syns       synTable
 	synLimit   synLimit
 	buffers    *bufferBudget
+	conns      connTable
 	born       time.Time
 	deferred   atomic.Int32 // SYNs deferred at this moment, see deferSYN
 	handler    Handler
@@ -147,6 +148,7 @@ func New(cfg Config) (*Stack, error) {
 	s.ll6 = linkLocal(s.mac)
 	s.buffers = newBufferBudget(cfg.TCPBuffers)
 	s.synLimit.seed = maphash.MakeSeed()
+	s.conns.m = map[gstack.TransportEndpointID]*Conn{}
 	s.syns.m = make(map[gstack.TransportEndpointID]synInfo)
 	s.ports.Store(&[]*port{})
 

@@ -25,5 +25,5 @@
 //
 // # Limits
 //
-// Urgent data arrives in the stream: netstack has none. A panic in a connection ends that connection only.
+// Of urgent bytes that the guest sends, 16 may be unread; any more are in the stream. A panic in a connection ends that connection only.
 package tcp
