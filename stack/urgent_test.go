@@ -9,13 +9,13 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
-// recorder writes ordinary data as it is and urgent bytes in brackets, and takes most bytes at most before it is full.
-type recorder struct {
+// urgentRecorder writes ordinary data as it is and urgent bytes in brackets, and takes most bytes at most before it is full.
+type urgentRecorder struct {
 	strings.Builder
 	most int
 }
 
-func (r *recorder) Write(b []byte) (int, error) {
+func (r *urgentRecorder) Write(b []byte) (int, error) {
 	n := min(len(b), r.most)
 	r.most -= n
 	r.Builder.Write(b[:n])
@@ -25,7 +25,7 @@ func (r *recorder) Write(b []byte) (int, error) {
 	return n, nil
 }
 
-func (r *recorder) WriteUrgent(b byte) error {
+func (r *urgentRecorder) WriteUrgent(b byte) error {
 	if r.most == 0 {
 		return io.ErrShortWrite
 	}
@@ -69,7 +69,7 @@ func TestUrgentFromGuest(t *testing.T) {
 	}
 	b.settle()
 	const want = "abcdef[g]hijklmnopq[r]stuvwxyz[0]123456789"
-	got := &recorder{}
+	got := &urgentRecorder{}
 	waitFor(t, "all bytes", func() bool {
 		got.most = 5
 		_, _ = c.ReadTo(got)
