@@ -25,5 +25,5 @@
 //
 // # Limits
 //
-// Of urgent bytes that the guest sends, 16 may be unread; any more are in the stream. A panic in a connection ends that connection only.
+// The limits of a stack.Conn. A panic in a connection ends that connection only.
 package tcp
