@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"rootlessnet/internal/resolvconf"
 )
 
 // hostConfig is the content of a resolv.conf; see resolv.conf(5).
@@ -23,36 +25,14 @@ const dnsPort = 53
 // localServer is the server that glibc uses if none is listed (res_init.c).
 var localServer = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), dnsPort)
 
-// parseResolvConf parses a file as glibc does: a keyword is recognised at the start of a line only, the last search or domain
-// wins, and invalid lines are ignored. servers is empty if the file lists none.
+// parseResolvConf parses a file and keeps its first maxNameservers servers, as glibc does. servers is empty if the file lists none.
 func parseResolvConf(file []byte) *hostConfig {
-	c := &hostConfig{}
-	for line := range bytes.Lines(file) {
-		text := string(line)
-		if i := strings.IndexAny(text, "#;"); i >= 0 {
-			text = text[:i]
-		}
-		if text == "" || text[0] == ' ' || text[0] == '\t' {
-			continue
-		}
-		words := strings.FieldsFunc(text, func(r rune) bool { return r <= ' ' || r >= 0x7f })
-		if len(words) < 2 {
-			continue
-		}
-		switch words[0] {
-		case "nameserver":
-			if a, err := netip.ParseAddr(words[1]); err == nil && len(c.servers) < maxNameservers {
-				c.servers = append(c.servers, netip.AddrPortFrom(a.Unmap(), dnsPort))
-			}
-		case "domain":
-			c.search = words[1:2]
-		case "search":
-			c.search = words[1:]
-		case "options":
-			c.options = append(c.options, words[1:]...)
-		}
+	c := resolvconf.Parse(file)
+	h := &hostConfig{search: c.Search, options: c.Options}
+	for _, a := range c.Servers[:min(len(c.Servers), maxNameservers)] {
+		h.servers = append(h.servers, netip.AddrPortFrom(a, dnsPort))
 	}
-	return c
+	return h
 }
 
 // Servers returns the addresses of the upstreams in their order.
@@ -64,7 +44,7 @@ func (r *Resolver) Servers() []netip.Addr {
 	return list
 }
 
-// GuestConfig returns the content of the resolv.conf of a guest whose resolvers are the given addresses, in their order.
+// GuestConfig returns the content of the resolv.conf of a guest that uses the given addresses as its resolvers, in their order.
 func (r *Resolver) GuestConfig(gateways ...netip.Addr) []byte {
 	c := r.current.Load()
 	var b bytes.Buffer

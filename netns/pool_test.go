@@ -2,11 +2,12 @@ package netns
 
 import (
 	"errors"
-	"net/netip"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/nettest/pooltest"
 )
 
 // servedPool is a pool of the namespace of the process.
@@ -84,7 +85,7 @@ func TestPoolPlain(t *testing.T) {
 }
 
 // TestPoolKeepsUp: sockets that are taken faster than they are opened make the batches larger, up to the limit, and no batch is
-// asked for twice.
+// requested twice.
 func TestPoolKeepsUp(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -108,14 +109,14 @@ func TestPoolKeepsUp(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 		if most < limit || most > limit+limit/2 {
-			t.Errorf("limit %d: at most %d sockets at hand", limit, most)
+			t.Errorf("limit %d: at most %d sockets ready", limit, most)
 		}
 		p.Close()
 	}
 }
 
 // TestPoolAt: a server in the namespace sees the address that a socket of the pool was bound to, and its answer arrives. One
-// pool in a namespace excludes another until it is closed; then the namespace is as it was.
+// pool in a namespace excludes another until it is closed; then the namespace has its state of before.
 func TestPoolAt(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -128,40 +129,11 @@ func TestPoolAt(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	for _, c := range []struct{ server, client string }{
-		{"10.0.2.100:80", "203.0.113.9:5555"},
-		{"[fd00::100]:80", "[2001:db8::9]:5555"},
-	} {
-		server, client := netip.MustParseAddrPort(c.server), netip.MustParseAddrPort(c.client)
-		ipv6 := server.Addr().Is6()
-		l, fd := take(t, transparent(p, ipv6)), take(t, transparent(p, ipv6))
-		defer unix.Close(l)
-		defer unix.Close(fd)
-		if err := errors.Join(unix.Bind(l, sockaddr(server)), unix.Listen(l, 1), unix.Bind(fd, sockaddr(client))); err != nil {
-			t.Fatal(err)
-		}
-		if err := unix.Connect(fd, sockaddr(server)); err != nil && err != unix.EINPROGRESS {
-			t.Fatal(err)
-		}
-		waitFD(t, l, unix.POLLIN)
-		got, peer, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer unix.Close(got)
-		if from := addrPort(peer); from != client {
-			t.Errorf("the server saw %v, want %v", from, client)
-		}
-		waitFD(t, fd, unix.POLLOUT)
-		if _, err := unix.Write(got, []byte("x")); err != nil {
-			t.Fatal(err)
-		}
-		waitFD(t, fd, unix.POLLIN)
-	}
+	pooltest.CheckClientAddress(t, func(ipv6 bool) int { return take(t, transparent(p, ipv6)) })
 	if _, err := NewRedirect(&RedirectConfig{Uplink: "eth0"}, false); !errors.Is(err, unix.EADDRINUSE) {
 		t.Errorf("a redirect beside a pool: %v", err)
 	}
-	// The next one waits for this one's end.
+	// The next pool waits for the end of this one.
 	next := make(chan *Pool)
 	go func() {
 		q, err := OpenPoolAt(path, 0)
@@ -181,29 +153,5 @@ func TestPoolAt(t *testing.T) {
 	}
 	if got := redirectState(t); got != before {
 		t.Errorf("left behind: %+v, want %+v", got, before)
-	}
-}
-
-func sockaddr(a netip.AddrPort) unix.Sockaddr {
-	if a.Addr().Is4() {
-		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
-	}
-	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
-}
-
-func addrPort(sa unix.Sockaddr) netip.AddrPort {
-	switch a := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port))
-	}
-	return netip.AddrPort{}
-}
-
-func waitFD(t *testing.T, fd int, events int16) {
-	t.Helper()
-	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: events}}, 5000); n != 1 || err != nil {
-		t.Fatalf("poll: %d, %v", n, err)
 	}
 }

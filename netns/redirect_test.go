@@ -7,10 +7,11 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/nettest/pooltest"
 )
 
 // redirectBy sets up a redirect for the uplink in the namespace of the process, and ends it with the test.
@@ -40,28 +41,17 @@ func closeHandles(h *RedirectHandles) {
 	closeFiles(h.Listeners)
 }
 
-// take waits for a socket, since the first batch is on its way.
 func take(t *testing.T, get func() (int, error)) int {
 	t.Helper()
-	end := time.Now().Add(5 * time.Second)
-	for {
-		fd, err := get()
-		if err == nil {
-			return fd
-		}
-		if !errors.Is(err, ErrPoolEmpty) || time.Now().After(end) {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Millisecond)
-	}
+	return pooltest.Take(t, get, ErrPoolEmpty)
 }
 
 func transparent(p *Pool, ipv6 bool) func() (int, error) {
 	return func() (int, error) { return p.Get(ipv6, false) }
 }
 
-// TestRedirect: a redirect has its routes, rules, listeners and sysctls while it stands; a second one is refused; and after
-// Close the namespace is as it was, so that another can be set up.
+// TestRedirect: a redirect has its routes, rules, listeners and sysctls while it is open; a second one is refused; and after
+// Close the namespace has its state of before, so that another can be set up.
 func TestRedirect(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -123,7 +113,7 @@ func redirectState(t *testing.T) (s redirectStateOf) {
 	return s
 }
 
-// TestRedirectFails: a redirect that cannot be whole leaves nothing, and one after it can be set up.
+// TestRedirectFails: a redirect that cannot be set up completely leaves nothing, and one after it can be set up.
 func TestRedirectFails(t *testing.T) {
 	if !inNamespace(t) {
 		return

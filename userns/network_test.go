@@ -2,7 +2,6 @@ package userns
 
 import (
 	"errors"
-	"net/netip"
 	"strings"
 	"syscall"
 	"testing"
@@ -10,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/nettest/pooltest"
 	"rootlessnet/netns"
 )
 
@@ -38,31 +38,13 @@ func closeHandles(h *netns.RedirectHandles) {
 	closeAll(h.Listeners)
 }
 
-// take waits for a socket, since the first batch is on its way.
 func take(t *testing.T, get func() (int, error)) int {
 	t.Helper()
-	end := time.Now().Add(5 * time.Second)
-	for {
-		fd, err := get()
-		if err == nil {
-			return fd
-		}
-		if !errors.Is(err, netns.ErrPoolEmpty) || time.Now().After(end) {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Millisecond)
-	}
+	return pooltest.Take(t, get, netns.ErrPoolEmpty)
 }
 
 func transparent(p *netns.Pool, ipv6 bool) func() (int, error) {
 	return func() (int, error) { return p.Get(ipv6, false) }
-}
-
-func sockaddr(a netip.AddrPort) unix.Sockaddr {
-	if a.Addr().Is4() {
-		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
-	}
-	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
 }
 
 func TestRedirect(t *testing.T) {
@@ -70,37 +52,7 @@ func TestRedirect(t *testing.T) {
 	if len(h.Listeners) != 2 {
 		t.Errorf("%d listeners", len(h.Listeners))
 	}
-	// A server inside sees the address that a transparent socket was bound to, and its answer arrives.
-	for _, c := range []struct{ server, client string }{
-		{"10.0.2.100:80", "203.0.113.9:5555"},
-		{"[fd00::100]:80", "[2001:db8::9]:5555"},
-	} {
-		server, client := netip.MustParseAddrPort(c.server), netip.MustParseAddrPort(c.client)
-		ipv6 := server.Addr().Is6()
-		l, fd := take(t, transparent(h.Pool, ipv6)), take(t, transparent(h.Pool, ipv6))
-		defer unix.Close(l)
-		defer unix.Close(fd)
-		if err := errors.Join(unix.Bind(l, sockaddr(server)), unix.Listen(l, 1), unix.Bind(fd, sockaddr(client))); err != nil {
-			t.Fatal(err)
-		}
-		if err := unix.Connect(fd, sockaddr(server)); err != nil && err != unix.EINPROGRESS {
-			t.Fatal(err)
-		}
-		waitFD(t, l, unix.POLLIN)
-		got, peer, err := unix.Accept4(l, unix.SOCK_CLOEXEC)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer unix.Close(got)
-		if from := addrPort(peer); from != client {
-			t.Errorf("the server saw %v, want %v", from, client)
-		}
-		waitFD(t, fd, unix.POLLOUT)
-		if _, err := unix.Write(got, []byte("x")); err != nil {
-			t.Fatal(err)
-		}
-		waitFD(t, fd, unix.POLLIN)
-	}
+	pooltest.CheckClientAddress(t, func(ipv6 bool) int { return take(t, transparent(h.Pool, ipv6)) })
 	closeHandles(h)
 	if out, code := run(t, s, "cat /proc/sys/net/ipv4/tcp_fwmark_accept /proc/sys/net/ipv4/fwmark_reflect /proc/sys/net/ipv4/conf/lo/accept_local"); code != 0 || out != "1\n1\n1" {
 		t.Errorf("sysctls inside: %q, %d", out, code)
@@ -127,8 +79,8 @@ func TestRedirectFails(t *testing.T) {
 	closeHandles(h)
 }
 
-// TestPoolWithoutInside: when init is gone the pool runs empty, and taking a socket does not wait.
-func TestPoolWithoutInside(t *testing.T) {
+// TestPoolWithoutInit: when init has ended the pool runs empty, and taking a socket does not wait.
+func TestPoolWithoutInit(t *testing.T) {
 	s, h := redirected(t, false)
 	s.Close()
 	begin := time.Now()
@@ -142,7 +94,7 @@ func TestPoolWithoutInside(t *testing.T) {
 		}
 		unix.Close(fd)
 		if i == 999 {
-			t.Error("sockets without end from a sandbox that is gone")
+			t.Error("sockets without end from a sandbox that has ended")
 		}
 	}
 	if took := time.Since(begin); took > time.Second {
@@ -159,25 +111,8 @@ func TestRedirectForwardedFails(t *testing.T) {
 	s2, h := redirected(t, false)
 	s2.Close()
 	if err := s2.RedirectForwarded(t.Context(), h); err == nil {
-		t.Error("in a sandbox that is gone")
+		t.Error("in a sandbox that has ended")
 	}
-}
-
-func waitFD(t *testing.T, fd int, events int16) {
-	t.Helper()
-	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: events}}, 5000); n != 1 || err != nil {
-		t.Fatalf("poll: %d, %v", n, err)
-	}
-}
-
-func addrPort(sa unix.Sockaddr) netip.AddrPort {
-	switch a := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port))
-	}
-	return netip.AddrPort{}
 }
 
 // TestListen: sockets on the namespace's loopback, in more than one message; a port that cannot be had has its errno.

@@ -57,7 +57,7 @@ func startFollower(o *pasta.Options, box *rootlessnet.Sandbox, log *slog.Logger)
 	return f
 }
 
-// end asks the follower to stop; wait waits until it has.
+// end makes the follower stop; wait waits until it has.
 func (f *follower) end() { f.cancel() }
 
 func (f *follower) wait() { f.wg.Wait() }
@@ -81,7 +81,7 @@ func (f *follower) wanted() map[followed]bool {
 // open forwards a port. After a failure the next poll tries again, because another program may have released the host's port.
 func (f *follower) open(p followed) error {
 	if err := f.add(p); err != nil {
-		f.log.Debug("port not forwarded", "proto", p.proto, "port", p.port, "from the namespace", p.fromNS, "err", err)
+		f.log.Debug("port not forwarded", "proto", p.proto, "port", p.port, "from_namespace", p.fromNS, "err", err)
 		return listenwatch.ErrLater
 	}
 	return nil
@@ -146,7 +146,7 @@ func (f *follower) servers(s portSpec) map[uint16]bool {
 	return ports
 }
 
-// reached says whether a forwarded connection reaches a server that listens on a. From the namespace, connections are made to the
+// reached reports whether a forwarded connection reaches a server that listens on a. From the namespace, connections are made to the
 // host's loopback. From the host they are made to the namespace's interface, or to its loopback for clients on the host's
 // loopback.
 func (f *follower) reached(a netip.Addr, fromNS bool) bool {

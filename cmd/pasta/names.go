@@ -3,20 +3,20 @@ package main
 import (
 	"net/netip"
 	"os"
-	"strings"
 
 	"rootlessnet"
 	"rootlessnet/internal/pasta"
+	"rootlessnet/internal/resolvconf"
 )
 
-// resolvConf is the file with the host's resolvers and search domains.
-const resolvConf = "/etc/resolv.conf"
+// hostResolvConf is the file with the host's resolvers and search domains.
+const hostResolvConf = "/etc/resolv.conf"
 
 // announce fills in the resolvers and search domains that DHCP, DHCPv6 and router advertisements announce with --dhcp-dns and
 // --dhcp-search: those of the options, or else the host's. The address of --dns-forward is preferred to the host's resolvers,
 // because queries to it reach them even after they have changed.
 func announce(o *pasta.Options, a *rootlessnet.Announced) {
-	servers, search := hostNames(resolvConf)
+	servers, search := hostNames(hostResolvConf)
 	if o.DHCPDNS && !o.DNSOff {
 		switch {
 		case len(o.DNS) > 0:
@@ -41,19 +41,11 @@ func hostNames(path string) (servers []netip.Addr, search []string) {
 	if err != nil {
 		return nil, nil
 	}
-	for line := range strings.Lines(string(text)) {
-		words := strings.Fields(line)
-		if len(words) < 2 {
-			continue
-		}
-		switch words[0] {
-		case "nameserver":
-			if a, err := netip.ParseAddr(words[1]); err == nil && !a.IsLoopback() && !a.IsUnspecified() && a.Zone() == "" {
-				servers = append(servers, a.Unmap())
-			}
-		case "search", "domain": // the last one counts
-			search = words[1:]
+	c := resolvconf.Parse(text)
+	for _, a := range c.Servers {
+		if !a.IsLoopback() && !a.IsUnspecified() && a.Zone() == "" {
+			servers = append(servers, a)
 		}
 	}
-	return servers, search
+	return servers, c.Search
 }

@@ -57,14 +57,14 @@ func withValues(env []string) []string {
 	return full
 }
 
-// exec runs a command in a sandbox. It holds a lease meanwhile: when that ends, so has the sandbox, and the command is killed.
+// exec runs a command in a sandbox. It holds a lease meanwhile: the lease ends with the sandbox, and then the command is killed.
 func (p *program) exec(ctx context.Context, ref string, c userns.Command) error {
 	r, client, err := p.find(ref)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	requests, cancelRequests := context.WithTimeout(ctx, askTimeout)
+	requests, cancelRequests := context.WithTimeout(ctx, requestTimeout)
 	defer cancelRequests()
 	lease, err := client.Lease(requests, api.LeaseExec)
 	if err != nil {

@@ -105,7 +105,7 @@ func (p *program) inspect(ctx context.Context, ref string) (network, error) {
 		return network{}, err
 	}
 	defer client.Close()
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	box, err := client.Inspect(ctx)
 	if err != nil {

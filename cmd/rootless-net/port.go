@@ -27,7 +27,7 @@ func (p *program) portCommand() *cobra.Command {
 		Short: "List published ports",
 		Args:  exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ports, err := ask(cmd.Context(), p, args[0], (*api.Client).Ports)
+			ports, err := call(cmd.Context(), p, args[0], (*api.Client).Ports)
 			if err != nil {
 				return err
 			}

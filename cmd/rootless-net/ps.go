@@ -45,7 +45,7 @@ func (p *program) psCommand() *cobra.Command {
 	return cmd
 }
 
-// list describes all sandboxes, which it asks in parallel. It describes a sandbox that does not answer by its record.
+// list describes all sandboxes. It sends the requests in parallel, and describes a sandbox that does not answer by its record.
 func (p *program) list(ctx context.Context) ([]api.Sandbox, error) {
 	dir, err := state.Open(p.stateDir)
 	if err != nil {
@@ -55,7 +55,7 @@ func (p *program) list(ctx context.Context) ([]api.Sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	boxes := make([]api.Sandbox, len(records))
 	var requests sync.WaitGroup

@@ -17,7 +17,7 @@ func (p *program) statsCommand() *cobra.Command {
 		Short: "Show the counters of a sandbox: traffic, flows, and what was dropped for which reason",
 		Args:  exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			stats, err := ask(cmd.Context(), p, args[0], (*api.Client).Stats)
+			stats, err := call(cmd.Context(), p, args[0], (*api.Client).Stats)
 			if err != nil {
 				return err
 			}

@@ -175,10 +175,10 @@ func newCommand(o *options) *cobra.Command {
 	f.SortFlags = true
 	f.StringVar(&c.Network, "network", rootlessnet.NetworkBridge, "bridge, host, none or container:`NAME`")
 	f.VarP(&o.publish, "publish", "p", "publish a port: [ip:][host[-end]]:port[-end][/tcp|udp] (repeatable)")
-	f.BoolVarP(&c.PublishAll, "publish-all", "P", false, "publish every port that a program listens on inside, as the same port of the host if that is free")
+	f.BoolVarP(&c.PublishAll, "publish-all", "P", false, "publish every port that a program inside listens on, on the same port if that is free")
 	f.StringVar(&c.Name, "name", "", "`name` of the sandbox")
 	f.StringVarP(&c.Hostname, "hostname", "h", "", "host `name` inside")
-	f.Var(&flagvalue.Resolvers{List: &c.DNS}, "dns", "DNS server to use instead of the host's (repeatable)")
+	f.Var(&flagvalue.Resolvers{List: &c.DNS}, "dns", "resolver to use instead of the host's (repeatable)")
 	f.StringArrayVar(&c.DNSSearch, "dns-search", nil, "search `domain`, \".\" for none (repeatable)")
 	f.StringArrayVar(&c.DNSOptions, "dns-opt", nil, "resolver `option` (repeatable)")
 	f.StringArrayVar(&c.DNSOptions, "dns-option", nil, "the same as --dns-opt")
@@ -194,7 +194,7 @@ func newCommand(o *options) *cobra.Command {
 	f.StringVar(&c.UserNS, "userns", rootlessnet.UserNSRoot, "user id of the command inside: root, keep-id or auto")
 	f.BoolVar(&c.PIDNamespace, "pid", false, "give the command a pid namespace of its own")
 	f.StringVar(&c.Link, "link", rootlessnet.LinkAuto, "link device: auto, tap, tap-plain or packet")
-	f.StringVar(&c.Datapath, "datapath", rootlessnet.DatapathAuto, "datapath of TCP: auto, stack (userspace TCP/IP stack) or splice (kernel sockets)")
+	f.StringVar(&c.Datapath, "datapath", rootlessnet.DatapathAuto, "how TCP is forwarded: auto, stack (by the TCP/IP stack of this program) or splice (by the kernel)")
 	c.TCPBuffers = rootlessnet.DefaultTCPBuffers
 	f.Var(&flagvalue.Size{Bytes: &c.TCPBuffers}, "tcp-buffers", "memory for TCP data that its receiver does not read, of all connections on the stack path")
 	f.StringVar(&c.PCAP, "pcap", "", "write every frame to `file`, in pcap format")

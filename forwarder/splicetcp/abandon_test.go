@@ -33,7 +33,7 @@ func TestSpliceGuestGivesUp(t *testing.T) {
 		if _, there := w.request(port); there {
 			t.Fatal("the request is still there")
 		}
-		forwardlab.HearReset(t, h)
+		forwardlab.ExpectReset(t, h)
 	}
 	if s := w.Stats(); s.GivenUp != times || s.ReinjectFailed != 0 || forwardlab.Taken(w.budget) != 0 || w.own.Open() {
 		t.Errorf("%+v, %d descriptors taken, breaker open: %v", s, forwardlab.Taken(w.budget), w.own.Open())
@@ -74,11 +74,11 @@ func TestSplicePortUsedAgainAfterGivingUp(t *testing.T) {
 		t.Error("the second connection was left to the stack path")
 	}
 	second := forwardlab.Accept(t, w.remote)
-	forwardlab.HearReset(t, first)
+	forwardlab.ExpectReset(t, first)
 	w.HandleReset(w.guestSYN(port, 8)) // in answer to the SYN-ACK of the first
 	c := w.connect(port)
-	forwardlab.Say(t, c, "x")
-	forwardlab.Hear(t, second, "x")
+	forwardlab.Send(t, c, "x")
+	forwardlab.Expect(t, second, "x")
 	if s := w.Stats(); s.GivenUp != 1 || s.ReinjectFailed != 0 || s.Active != 1 {
 		t.Errorf("%+v", s)
 	}

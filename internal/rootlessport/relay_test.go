@@ -4,12 +4,10 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -18,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rootlessnet/internal/nettest"
+	"rootlessnet/internal/unixsock"
 )
 
 var localhost = netip.MustParseAddr("127.0.0.1")
@@ -257,7 +256,12 @@ func TestAddressSocket(t *testing.T) {
 	}
 	defer s.close()
 	for text, want := range map[string]string{`"10.89.0.7"`: "OK", `"nonsense"`: `invalid address of the container: "nonsense"`} {
-		c, err := net.Dial("unixpacket", shortPath(t, path))
+		short, done, err := unixsock.ShortPath(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := net.Dial("unixpacket", short)
+		done()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -272,15 +276,4 @@ func TestAddressSocket(t *testing.T) {
 	if got != netip.MustParseAddr("10.89.0.7") {
 		t.Errorf("new address %v", got)
 	}
-}
-
-// shortPath returns a path through /proc/self/fd that names the same file and fits into a socket address.
-func shortPath(t *testing.T, path string) string {
-	t.Helper()
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { dir.Close() })
-	return fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
 }

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"rootlessnet/internal/unixsock"
 )
 
 // maxMessage is the maximum size in bytes of a packet, which holds a JSON string with an address.
@@ -49,23 +51,16 @@ func listenAddress(path string, change func(netip.Addr) error, log *slog.Logger)
 	return s, nil
 }
 
-// maxSocketPath is the size of sun_path (unix(7)).
-const maxSocketPath = 108
-
-// listenPacket listens at path. If the path is too long for a socket address, it uses a path through a descriptor of the directory.
+// listenPacket listens at path, also if the path is too long for a socket address.
 func listenPacket(path string) (*net.UnixListener, error) {
-	if len(path) < maxSocketPath {
-		return net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
-	}
-	dir, err := os.Open(filepath.Dir(path))
+	short, done, err := unixsock.ShortPath(path)
 	if err != nil {
 		return nil, err
 	}
-	defer dir.Close()
-	short := fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
+	defer done()
 	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: short, Net: "unixpacket"})
 	if err == nil {
-		l.SetUnlinkOnClose(false) // the short path is invalid by then; close removes the file
+		l.SetUnlinkOnClose(false) // a short path is invalid by then; close removes the file
 	}
 	return l, err
 }
@@ -100,14 +95,14 @@ func (s *addressSocket) hold(c *net.UnixConn) bool {
 func (s *addressSocket) serve(c *net.UnixConn) {
 	_ = c.SetDeadline(time.Now().Add(addressTimeout))
 	answer := "OK"
-	if err := s.take(c); err != nil {
+	if err := s.receive(c); err != nil {
 		s.log.Warn("the container's address was not changed", "err", err)
 		answer = err.Error()
 	}
 	_, _ = c.Write([]byte(answer))
 }
 
-func (s *addressSocket) take(c *net.UnixConn) error {
+func (s *addressSocket) receive(c *net.UnixConn) error {
 	buf := make([]byte, maxMessage)
 	n, err := c.Read(buf)
 	if err != nil {

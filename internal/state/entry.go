@@ -199,7 +199,7 @@ func (d *Dir) sweep() ([]Record, error) {
 	}
 	var live []Record
 	for _, entry := range entries {
-		// Files that this package has not made are left alone.
+		// Files that this package has not made are not removed.
 		if !entry.IsDir() || len(entry.Name()) != ShortIDLen || !isHex(entry.Name()) {
 			continue
 		}
