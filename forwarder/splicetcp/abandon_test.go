@@ -77,7 +77,7 @@ func TestSplicePortUsedAgainAfterGivingUp(t *testing.T) {
 	forwardlab.ExpectReset(t, first)
 	w.HandleReset(w.guestSYN(port, 8)) // in answer to the SYN-ACK of the first
 	c := w.connect(port)
-	forwardlab.Send(t, c, "x")
+	forwardlab.SendString(t, c, "x")
 	forwardlab.Expect(t, second, "x")
 	if s := w.Stats(); s.GivenUp != 1 || s.ReinjectFailed != 0 || s.Active != 1 {
 		t.Errorf("%+v", s)
