@@ -108,10 +108,20 @@ func (op ReconnectAfterReset) one() error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Connect(fd, sockaddr(op.To)); err != nil || !op.Exchange {
+	err = unix.Connect(fd, sockaddr(op.To))
+	for err == unix.EINTR || err == unix.EALREADY || err == unix.EINPROGRESS { // a signal of the runtime's; the connect goes on
+		time.Sleep(100 * time.Microsecond)
+		if err = unix.Connect(fd, sockaddr(op.To)); err == unix.EISCONN {
+			err = nil
+		}
+	}
+	if err != nil || !op.Exchange {
 		return err
 	}
-	_, err = unix.Read(fd, make([]byte, 64)) // the greeting
+	err = unix.EINTR
+	for err == unix.EINTR {
+		_, err = unix.Read(fd, make([]byte, 64)) // the greeting
+	}
 	return err
 }
 
