@@ -40,9 +40,12 @@ const (
 // Limits and defaults of a sandbox's network, in bytes without the Ethernet header.
 const (
 	DefaultMTU = plan.DefaultMTU
-	MinMTU     = plan.MinMTU
-	MinMTU6    = plan.MinMTU6
-	MaxMTU     = plan.MaxMTU
+	// DefaultTCPBuffers and MinTCPBuffers are for Config.TCPBuffers.
+	DefaultTCPBuffers = plan.DefaultTCPBuffers
+	MinTCPBuffers     = plan.MinTCPBuffers
+	MinMTU            = plan.MinMTU
+	MinMTU6           = plan.MinMTU6
+	MaxMTU            = plan.MaxMTU
 )
 
 // HostGatewayName in Config.ExtraHosts is replaced by the gateway's address.

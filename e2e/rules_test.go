@@ -84,6 +84,7 @@ const (
 	markRedirect = 0x726e0001 // of packets that are routed to lo, and there to the listener
 	markUnused   = 0x726e0002
 	markRemote   = 0x726e0003 // of sockets inside with the address of a remote peer
+	markAccepted = 0x726e0011 // of sockets inside with the address of a remote server
 )
 
 // TestPolicyCannotBeBypassed: a program that opens connections directly to the listeners of the splice path reaches no server.
@@ -101,7 +102,7 @@ func TestPolicyCannotBeBypassed(t *testing.T) {
 			targets = append(targets, loopback6, netip.MustParseAddr("100::1"), gateway6)
 		}
 		for _, dst := range targets {
-			for _, mark := range []uint32{markRedirect, markUnused, markRemote} {
+			for _, mark := range []uint32{markRedirect, markUnused, markRemote, markAccepted} {
 				for _, port := range []uint16{srv.Port(), onLoopback.Port(), 1} {
 					// With a mark that is not used the connection goes by the link, as any other does.
 					open := mark == markUnused && port == srv.Port() && (dst == gateway4 || dst == gateway6)

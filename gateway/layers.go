@@ -20,7 +20,7 @@ func stackConfig(p *plan.Plan) stack.Config {
 	c := stack.Config{
 		Gateway4: a.Gateway, Gateway6: a.Gateway6, Subnet4: a.Subnet, Subnet6: a.Subnet6, Guest4: a.Guest, Guest6: a.Guest6,
 		DNS: p.DNSAddresses(), SearchDomains: p.DNSSearch, Hostname: p.Hostname, MAC: p.GatewayMAC, MTU: p.MTU,
-		HostAddresses: p.HostAddresses, NoDHCP: p.NoDHCP, NoRA: p.NoRA, NoNDP: p.NoNDP, DHCPv6: p.DHCPv6,
+		HostAddresses: p.HostAddresses, NoDHCP: p.NoDHCP, NoRA: p.NoRA, NoNDP: p.NoNDP, DHCPv6: p.DHCPv6, TCPBuffers: p.TCPBuffers,
 	}
 	if n := p.Announced; n != nil {
 		c.DNS, c.SearchDomains, c.FQDN = n.DNS, n.Search, n.FQDN

@@ -132,6 +132,9 @@ func (p *Plan) checkLink(c *Config) error {
 	if !slices.Contains([]string{DatapathAuto, DatapathStack, DatapathSplice}, p.Datapath) {
 		return usage("Datapath", "invalid datapath: %q (must be auto, stack or splice)", p.Datapath)
 	}
+	if p.TCPBuffers < MinTCPBuffers {
+		return usage("TCPBuffers", "invalid size of the TCP buffers: %d bytes (must be at least %d)", p.TCPBuffers, MinTCPBuffers)
+	}
 	if p.MTU < MinMTU || p.MTU > MaxMTU {
 		return usage("MTU", "invalid MTU: %d (must be between %d and %d)", c.MTU, MinMTU, MaxMTU)
 	}

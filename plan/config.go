@@ -44,6 +44,10 @@ const (
 
 // Limits and defaults of a sandbox's network.
 const (
+	// DefaultTCPBuffers is enough for 32 connections at their fastest on the stack path; a thousand slow readers take about as
+	// much. MinTCPBuffers lets a few be fast.
+	DefaultTCPBuffers = 64 << 20
+	MinTCPBuffers     = 1 << 20
 	// DefaultMTU keeps an IP packet of the guest and its Ethernet header under 64 KiB. Images and scripts expect it, because
 	// other rootless helpers use the same value.
 	DefaultMTU = 65520
@@ -187,6 +191,9 @@ type Config struct {
 	Link string
 	// Datapath is the path of TCP connections: DatapathAuto, DatapathStack or DatapathSplice; empty means DatapathAuto.
 	Datapath string
+	// TCPBuffers bounds, in bytes, the memory for data of TCP connections on the stack path that one side does not read; 0 means
+	// DefaultTCPBuffers. It is shared by all connections: the more there are, the smaller is the buffer of each.
+	TCPBuffers int64
 	// PCAP is a file to which every frame is written in pcap format; empty means none. Bridge mode only.
 	PCAP string
 

@@ -69,6 +69,7 @@ type Plan struct {
 	StopSignal    syscall.Signal
 	Link          string
 	Datapath      string
+	TCPBuffers    int64
 
 	// Warnings are for the user, with the texts of docker run.
 	Warnings []string
@@ -133,6 +134,7 @@ func base(c *Config) *Plan {
 		UserNS:        cmp.Or(c.UserNS, DefaultUserNS),
 		Link:          cmp.Or(c.Link, LinkAuto),
 		Datapath:      cmp.Or(c.Datapath, DatapathAuto),
+		TCPBuffers:    cmp.Or(c.TCPBuffers, DefaultTCPBuffers),
 		IfName:        cmp.Or(c.IfName, UplinkName),
 	}
 }

@@ -167,8 +167,14 @@ func (p *port) dispatch(k *packet, r *rx) (taken bool) {
 			s.stats.drop(DropChecksum)
 			return false
 		}
-		if p.interceptSYN(k, r) {
+		if k.isSYN() && !s.admitSYN(netip.AddrPortFrom(k.dst, binary.BigEndian.Uint16(k.payload[2:]))) {
 			return false
+		}
+		if p.intercept(k, r) {
+			return false
+		}
+		if f := header.TCPFlags(k.payload[13]); f.Contains(header.TCPFlagUrg) || f.Contains(header.TCPFlagSyn|header.TCPFlagAck) {
+			s.noteSegment(k)
 		}
 		n := netProto(k.dst)
 		if p.deferSYN(k, n) {

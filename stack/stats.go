@@ -39,6 +39,7 @@ func (r DropReason) String() string { return dropNames[r] }
 type counters struct {
 	drops        [numDropReasons]atomic.Uint64
 	groupReports atomic.Uint64
+	synLimited   atomic.Uint64
 }
 
 func (c *counters) drop(r DropReason) { c.drops[r].Add(1) }
@@ -52,6 +53,9 @@ type Stats struct {
 	TCPPassive       uint64            // connections the guest opened since the start
 	TCPRetransmits   uint64            // segments retransmitted to the guest
 	TCPInFlightDrops uint64            // SYNs ignored because maxInFlightSYN requests were in flight
+	TCPBuffers       uint64            // bytes granted to the buffers of TCP connections at this moment
+	TCPBufferRefused uint64            // times that a buffer could not grow
+	SYNLimited       uint64            // SYNs ignored because too many before them came to nothing (synLimit)
 }
 
 // Stats returns the counters since New.
@@ -65,6 +69,9 @@ func (s *Stack) Stats() Stats {
 		TCPPassive:       t.PassiveConnectionOpenings.Value(),
 		TCPRetransmits:   t.Retransmits.Value(),
 		TCPInFlightDrops: t.ForwardMaxInFlightDrop.Value(),
+		TCPBuffers:       uint64(s.buffers.taken.Load()),
+		TCPBufferRefused: s.buffers.refused.Load(),
+		SYNLimited:       s.stats.synLimited.Load(),
 	}
 	for r := range numDropReasons {
 		if n := s.stats.drops[r].Load(); n > 0 {

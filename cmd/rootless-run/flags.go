@@ -124,6 +124,8 @@ func networkFlags(f *pflag.FlagSet, o *options) {
 	f.Var(&sysctls{list: &c.Sysctls}, "sysctl", "kernel parameter of the network inside, net.* only: `name=value` (repeatable)")
 	f.StringVar(&c.Link, "link", rootlessnet.LinkAuto, "link device: auto, tap, tap-plain or packet")
 	f.StringVar(&c.Datapath, "datapath", rootlessnet.DatapathAuto, "datapath of TCP: auto, stack (userspace TCP/IP stack) or splice (kernel sockets)")
+	c.TCPBuffers = rootlessnet.DefaultTCPBuffers
+	f.Var(&flagvalue.Size{Bytes: &c.TCPBuffers}, "tcp-buffers", "memory for TCP data that its receiver does not read, of all connections on the stack path")
 	f.StringVar(&c.PCAP, "pcap", "", "write every frame to `file`, in pcap format")
 }
 
