@@ -76,6 +76,14 @@ type Config struct {
 	// LogOutput writes Stdout and Stderr, where they are nil, to the file output.log in the sandbox's state directory. The
 	// file keeps the last few megabytes.
 	LogOutput bool
+	// KeepEnded keeps the sandbox's state directory, with its exit code and its output, when a command that was started has ended
+	// (rootless-net ps -a, logs, rm). The number, age and size of what is kept are bounded.
+	KeepEnded bool
+	// StopSignal is the signal by which rootless-net stop asks the command to end, by name or number; empty means SIGTERM. A
+	// program that hands signals to Run has to catch it.
+	StopSignal string
+	// Labels are for the caller's own use; they are in the sandbox's state record and in the answers of its control socket.
+	Labels map[string]string
 
 	// Network is NetworkBridge, NetworkHost, NetworkNone or ContainerPrefix+NAME; empty means NetworkBridge.
 	Network string

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"log/slog"
 	"os"
+	"time"
 
 	"rootlessnet/internal/state"
 	"rootlessnet/plan"
@@ -65,18 +66,23 @@ func (r *stateRecord) shortID() string {
 	return state.ShortID(r.entry.ID())
 }
 
-// close removes the entry.
-func (r *stateRecord) close() error {
+// close ends the entry: it is removed, or kept with the exit code if Config.KeepEnded says so. cause is the reason of an end that
+// the command did not bring about.
+func (r *stateRecord) close(exitCode int, cause error) error {
 	if r.entry == nil {
 		return nil
 	}
-	return r.entry.Close()
+	return r.entry.End(exitCode, cause)
 }
 
 // describe fills in the record of a running sandbox.
 func (s *sandbox) describe(r *state.Record) {
 	p := s.current()
 	r.Status = state.Running
+	if r.Started.IsZero() {
+		r.Started = time.Now().UTC()
+	}
+	r.Labels, r.StopSignal = s.cfg.Labels, s.cfg.StopSignal
 	r.Command, r.Network = s.cfg.Argv, p.Network
 	if s.ns != nil {
 		r.InitPID, r.NetNS = s.ns.InitPID(), s.ns.NetNS()

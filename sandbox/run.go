@@ -36,7 +36,7 @@ func Run(ctx context.Context, c plan.Config) (exitCode int, err error) {
 		return ExitFailure, err
 	}
 	s.logWarnings()
-	defer s.close()
+	defer func() { s.close(exitCode, err) }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ready := s.signals.keep(cancel)
@@ -78,6 +78,11 @@ func (s *sandbox) run(ctx context.Context) (int, error) {
 			return ee.Code, err
 		}
 		return ExitFailure, err
+	}
+	if s.cfg.KeepEnded { // not before: why a command cannot be started is reported to the caller
+		if err := s.record.update(func(r *state.Record) { r.Keep = true }); err != nil {
+			s.log.Warn("the exit code and the output will not be kept", "err", err)
+		}
 	}
 	if s.network != nil {
 		s.network.Follow()
