@@ -72,6 +72,9 @@ func ParsePortSpec(spec string) ([]PortMapping, error) { return plan.ParsePortSp
 // ParsePortSpecs reads several specs, and makes sure that no two of them want the same port of the host.
 func ParsePortSpecs(specs []string) ([]PortMapping, error) { return plan.ParsePortSpecs(specs) }
 
+// CheckName says what is wrong with the name of a sandbox, or returns nil.
+func CheckName(name string) error { return plan.CheckName(name) }
+
 // ParseHostLoopback reads "all", or ports separated by commas; the empty string names none.
 func ParseHostLoopback(s string) (HostLoopback, error) { return plan.ParseHostLoopback(s) }
 

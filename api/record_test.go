@@ -49,6 +49,7 @@ func TestSandboxFromRecord(t *testing.T) {
 func TestStatusesOfTheRecord(t *testing.T) {
 	for stored, sent := range map[state.Status]Status{
 		state.Created: StatusCreated, state.Running: StatusRunning, state.Lingering: StatusLingering,
+		state.Exited: StatusExited,
 	} {
 		if got := SandboxFromRecord(state.Record{Status: stored}).Status; got != sent {
 			t.Errorf("%q is sent as %q, want %q", stored, got, sent)
@@ -113,6 +114,11 @@ func fillIn(t *testing.T, where string, v reflect.Value) {
 	case reflect.Slice:
 		v.Set(reflect.MakeSlice(v.Type(), 1, 1))
 		fillIn(t, where, v.Index(0))
+	case reflect.Map:
+		value := reflect.New(v.Type().Elem()).Elem()
+		fillIn(t, where, value)
+		v.Set(reflect.MakeMap(v.Type()))
+		v.SetMapIndex(reflect.ValueOf("key"), value)
 	case reflect.Struct:
 		for i := range v.NumField() {
 			fillIn(t, where+"."+v.Type().Field(i).Name, v.Field(i))

@@ -78,7 +78,9 @@ func (r *stateRecord) close(exitCode int, cause error) error {
 // describe fills in the record of a running sandbox.
 func (s *sandbox) describe(r *state.Record) {
 	p := s.current()
-	r.Status = state.Running
+	if r.Status != state.Lingering { // a port may be published or closed while other sandboxes use the network
+		r.Status = state.Running
+	}
 	if r.Started.IsZero() {
 		r.Started = time.Now().UTC()
 	}

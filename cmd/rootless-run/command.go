@@ -93,6 +93,7 @@ func (p program) foreground(c rootlessnet.Config, o *options, child *detached, m
 	defer relay.stop()
 	c.Signals = relay.forward
 	c.OnStart = func(rootlessnet.Started) { relay.commandStarted() }
+	c.KeepEnded = o.keep(child)
 	if child != nil {
 		c.Stdin, c.Stdout, c.Stderr, c.LogOutput = nil, nil, nil, true
 		c.OnStart = func(s rootlessnet.Started) {
@@ -143,12 +144,14 @@ found, 128+n if signal n ended it.`
 
 // options holds the values of the flags.
 type options struct {
-	config   rootlessnet.Config
-	publish  flagvalue.Publish
-	subnets  flagvalue.Subnets
-	ipv6     bool
-	detach   bool
-	logLevel flagvalue.Level
+	config    rootlessnet.Config
+	publish   flagvalue.Publish
+	subnets   flagvalue.Subnets
+	ipv6      bool
+	detach    bool
+	remove    bool
+	removeSet func() bool // whether --rm was given
+	logLevel  flagvalue.Level
 }
 
 func newCommand(o *options) *cobra.Command {
@@ -197,7 +200,9 @@ func newCommand(o *options) *cobra.Command {
 	f.StringVar(&c.Datapath, "datapath", rootlessnet.DatapathAuto, "how TCP is forwarded: auto, stack (by the TCP/IP stack of this program) or splice (by the kernel)")
 	f.StringVar(&c.PCAP, "pcap", "", "write every frame to `file`, in pcap format")
 	f.BoolVarP(&o.detach, "detach", "d", false, "run in the background and print the id")
+	f.BoolVar(&o.remove, "rm", false, "keep neither exit code nor output after the end; the default without --detach (--rm=false keeps the exit code)")
 	f.Var(&o.logLevel, "log-level", "debug, info, warn or error")
+	o.removeSet = func() bool { return f.Changed("rm") }
 	f.Bool("help", false, "show this text")
 	f.BoolP("version", "v", false, "show the version")
 
