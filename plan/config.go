@@ -79,11 +79,38 @@ type Config struct {
 	// KeepEnded keeps the sandbox's state directory, with its exit code and its output, when a command that was started has ended
 	// (rootless-net ps -a, logs, rm). The number, age and size of what is kept are bounded.
 	KeepEnded bool
+	// TTY gives the command a pseudo terminal as its standard streams and its controlling terminal, in a session of its own. What
+	// is read from Stdin is typed into it, and what the command prints goes to Stdout, or to the log with LogOutput; Stderr is not
+	// used. A Stdin that is a terminal is in raw mode meanwhile, and its window size is the command's.
+	TTY bool
+	// OpenStdin is for a nil Stdin: the command's standard input is then a pipe that stays empty and open, instead of /dev/null.
+	OpenStdin bool
+
+	// User is the command's user inside as docker run -u takes it, name|uid[:group|gid]; names are those of /etc/passwd and
+	// /etc/group. Empty means the user that UserNS gives. If UserNS is empty, it is chosen by the user: UserNSRoot for uid 0,
+	// UserNSKeepID for the caller's own, and UserNSAuto for any other. An id that is not mapped inside is an error.
+	User string
+	// CapAdd are capabilities that the command has whatever its uid is, and that its programs inherit (ambient, capabilities(7)),
+	// over the sandbox's own namespaces: NET_ADMIN, NET_RAW and NET_BIND_SERVICE, with or without the prefix CAP_. Not in host mode.
+	CapAdd []string
+	// Sysctls are kernel parameters of the network namespace as "name=value"; the names begin with "net.". They are set after
+	// the uplink has been configured. Only in bridge and none mode.
+	Sysctls []string
+	// ReadOnly makes every file system read-only for the command, except /proc, /sys, /dev and what is mounted below them. It
+	// needs Linux 5.12. A command with uid 0 inside is root of its mount namespace and can undo it.
+	ReadOnly bool
 	// StopSignal is the signal by which rootless-net stop asks the command to end, by name or number; empty means SIGTERM. A
 	// program that hands signals to Run has to catch it.
 	StopSignal string
 	// Labels are for the caller's own use; they are in the sandbox's state record and in the answers of its control socket.
 	Labels map[string]string
+	// IDFile is the path of a file to create with the sandbox's id before the command starts; empty means none. It must not exist.
+	// It is removed again if the command cannot be started.
+	IDFile string
+	// JobControl is for a process that is a job of a shell on behalf of this command: when the command has a process group of its
+	// own, as an interactive shell has, and stops, the caller's process group is stopped too. When it is continued, so is the
+	// command, which gets the terminal back.
+	JobControl bool
 
 	// Network is NetworkBridge, NetworkHost, NetworkNone or ContainerPrefix+NAME; empty means NetworkBridge.
 	Network string

@@ -9,8 +9,8 @@
 //
 // # What it may touch
 //
-// The package imports none of our packages, opens no file and no socket, and starts no goroutine. The only thing it needs to
-// know about the host, the destinations of its routes, comes through the interface [Host]. It is the package gateway that
+// The package imports none of our packages, opens no socket, and starts no goroutine. What it needs to know about the host, the
+// destinations of its routes, comes through the interface [Host]; only for Config.User are the files of users and groups read. It is the package gateway that
 // translates a Plan into the configurations of the stack, the policy and the forwarder.
 //
 // # Failure cases

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"syscall"
 )
 
 // NetworkAttach is the Plan.Network of a network namespace that another program made (ResolveAttach). It is also the
@@ -60,6 +61,10 @@ type Plan struct {
 	Outbound      Outbound
 	PCAP          string // path of the capture file; empty: no capture
 	UserNS        string
+	User          *User // nil: the user that UserNS gives
+	Caps          []int // numbers of the capabilities of Config.CapAdd (capability.h)
+	Sysctls       []Sysctl
+	StopSignal    syscall.Signal
 	Link          string
 	Datapath      string
 
@@ -135,7 +140,7 @@ func (c *Config) outbound() Outbound {
 
 // complete checks and fills in everything that depends on the network mode.
 func (p *Plan) complete(c *Config, host Host) error {
-	steps := []func(*Config) error{p.checkNames, p.checkChoices, p.setPorts, p.setDNS, p.checkLink}
+	steps := []func(*Config) error{p.checkNames, p.setUser, p.checkChoices, p.setProcess, p.setPorts, p.setDNS, p.checkLink}
 	for _, step := range steps {
 		if err := step(c); err != nil {
 			return err
@@ -192,6 +197,7 @@ func conflicts(c *Config) error {
 			"host loopback and the container type network mode"},
 		{"PCAP", c.PCAP != "", "pcap and the container type network mode"},
 		{"UserNS", cmp.Or(c.UserNS, UserNSRoot) != UserNSRoot, "userns and the container type network mode"},
+		{"Sysctls", len(c.Sysctls) > 0, "sysctl and the network mode"},
 		{"MTU", cmp.Or(c.MTU, DefaultMTU) != DefaultMTU, "mtu and the container type network mode"},
 		{"DisableIPv6", c.DisableIPv6, "ipv6 and the container type network mode"},
 	} {

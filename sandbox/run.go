@@ -35,6 +35,7 @@ func Run(ctx context.Context, c plan.Config) (exitCode int, err error) {
 	if s.plan, err = plan.Resolve(&s.cfg, hostnet.Routes{}); err != nil {
 		return ExitFailure, err
 	}
+	s.signals.stop = s.plan.StopSignal
 	s.logWarnings()
 	defer func() { s.close(exitCode, err) }()
 	ctx, cancel := context.WithCancel(ctx)
@@ -53,32 +54,34 @@ func Run(ctx context.Context, c plan.Config) (exitCode int, err error) {
 
 // run starts the command, and waits for it and for the leases.
 func (s *sandbox) run(ctx context.Context) (int, error) {
-	stdout, stderr := s.cfg.Stdout, s.cfg.Stderr
-	if s.cfg.LogOutput {
-		f, err := s.output.start(s.record.entry)
-		if err != nil {
-			return ExitFailure, err
-		}
-		defer f.Close()
-		if stdout == nil {
-			stdout = f
-		}
-		if stderr == nil {
-			stderr = f
-		}
+	streams, err := s.openStreams()
+	if err != nil {
+		return ExitFailure, err
 	}
+	defer streams.close()
 	// The record says "running" before the command starts: a program that reads the command's first output may rely on it.
 	if err := s.record.update(s.describe); err != nil {
 		return ExitFailure, err
 	}
-	pid, err := s.ns.Run(userns.Command{Argv: s.cfg.Argv, Env: s.cfg.Env, Dir: s.cfg.Dir, Stdin: s.cfg.Stdin, Stdout: stdout, Stderr: stderr})
+	if err := s.writeIDFile(); err != nil {
+		return ExitFailure, err
+	}
+	command := userns.Command{Argv: s.cfg.Argv, Env: s.cfg.Env, Dir: s.cfg.Dir, Caps: s.plan.Caps, Terminal: s.cfg.TTY,
+		Stdin: streams.in, Stdout: streams.out, Stderr: streams.err}
+	if u := s.plan.User; u != nil && (s.plan.UserNS == plan.UserNSAuto || s.plan.Network == plan.ContainerPrefix) {
+		command.User = &userns.Credential{UID: u.UID, GID: u.GID}
+	}
+	pid, err := s.ns.Run(command)
 	if err != nil {
+		s.removeIDFile()
 		var ee *userns.ExecError
 		if errors.As(err, &ee) {
 			return ee.Code, err
 		}
 		return ExitFailure, err
 	}
+	streams.close() // those that are the command's alone now
+	s.term.relay()
 	if s.cfg.KeepEnded { // not before: why a command cannot be started is reported to the caller
 		if err := s.record.update(func(r *state.Record) { r.Keep = true }); err != nil {
 			s.log.Warn("the exit code and the output will not be kept", "err", err)
@@ -88,6 +91,9 @@ func (s *sandbox) run(ctx context.Context) (int, error) {
 		s.network.Follow()
 	}
 	commandEnded := make(chan struct{})
+	if s.cfg.TTY || s.cfg.JobControl {
+		s.wg.Go(func() { s.followStops(pid, commandEnded) })
+	}
 	s.wg.Go(func() { s.signals.forward(s.ns, commandEnded) })
 	if s.joined.lease != nil {
 		s.wg.Go(s.endWithJoined)
@@ -102,6 +108,7 @@ func (s *sandbox) run(ctx context.Context) (int, error) {
 	}
 	code, err := s.ns.Wait()
 	close(commandEnded)
+	s.term.finish()
 	if err != nil {
 		if ctx.Err() != nil {
 			err = ctx.Err()

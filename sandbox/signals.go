@@ -16,6 +16,12 @@ import (
 type commandSignals struct {
 	in   <-chan os.Signal // nil: there are none
 	kept []os.Signal      // received before the command started; written by keep, read by forward
+	stop os.Signal        // of Config.StopSignal; nil until the plan is made
+}
+
+// terminates reports whether sig asks the command to end.
+func (c *commandSignals) terminates(sig os.Signal) bool {
+	return signals.Terminates(sig) || sig == c.stop
 }
 
 // keep receives the signals that come before the command has started: one that asks a program to end calls cancel; the
@@ -27,7 +33,7 @@ func (c *commandSignals) keep(cancel context.CancelFunc) (stop func()) {
 		for {
 			select {
 			case sig := <-c.in:
-				if signals.Terminates(sig) {
+				if c.terminates(sig) {
 					cancel()
 				} else if !slices.Contains(c.kept, sig) {
 					c.kept = append(c.kept, sig)
@@ -72,7 +78,7 @@ func (c *commandSignals) waitEnd(ctx context.Context, idle <-chan struct{}) {
 		case <-ctx.Done():
 			return
 		case sig := <-c.in:
-			if signals.Terminates(sig) {
+			if c.terminates(sig) {
 				return
 			}
 		}

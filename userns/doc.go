@@ -29,10 +29,11 @@
 //	  <- redirected + 4 or 5 fds | failed{...} ----------
 //	  -- forward --------------------------------------->  its rules for traffic that the namespace forwards
 //	  <- done | failed{...} -----------------------------
+//	  <- stopped{signal} --------------------------  CMD was stopped; it may be continued
 //	  <- exited{code} -----------------------------------  CMD has ended, every descendant is killed and reaped
 //
-// They exchange messages over a SOCK_SEQPACKET pair. One request is under way at a time and each has one answer; only exited
-// is sent without a request. A message is JSON of at most inlineMax bytes; a larger one travels in a memfd. An unknown type, a
+// They exchange messages over a SOCK_SEQPACKET pair. One request is under way at a time and each has one answer; only stopped and exited
+// are sent without a request. A message is JSON of at most inlineMax bytes; a larger one travels in a memfd. An unknown type, a
 // message in the wrong direction or with the wrong number of descriptors ends the exchange.
 //
 // The supervisor's uid is mapped in every IDMap, so that no process changes its uid. init holds its capabilities as ambient
@@ -70,7 +71,8 @@
 // # Terminal
 //
 // init and CMD stay in the caller's session and process group. init catches and ignores SIGINT, SIGQUIT, SIGHUP and SIGTERM;
-// SIGTSTP stops it with the job. CMD starts with default dispositions and the caller's signal mask, but SIGHUP and SIGINT stay
+// SIGTSTP stops it with the job. A CMD that is stopped alone, in a process group of its own as interactive shells have, is
+// reported by stopped, and the supervisor's caller decides about its job. With Command.Terminal CMD leads a session of its own. CMD starts with default dispositions and the caller's signal mask, but SIGHUP and SIGINT stay
 // ignored if the caller ignored them (nohup, a background job of a shell).
 //
 // # What it may touch

@@ -101,10 +101,14 @@ func initMain() int {
 				ReleaseCode()
 			}
 		case <-sigchld:
-			if code, ended := s.reap(); ended {
+			code, ended, stopped := s.reap()
+			if ended {
 				s.killAll()
 				sock.send(&message{Type: msgExited, Code: code}, 0)
 				return 0
+			}
+			if stopped != 0 {
+				sock.send(&message{Type: msgStopped, Signal: int(stopped)}, 0)
 			}
 		}
 	}
@@ -222,6 +226,11 @@ func (s *initState) setup(b *setupBody) (*readyBody, *os.File, error) {
 		if s.files, err = setupMounts(b, &w); err != nil {
 			return fail(err)
 		}
+		if b.ReadOnly {
+			if err := readOnly(b.Hidden); err != nil {
+				return fail(err)
+			}
+		}
 		if b.Files.Hostname != "" {
 			if err := unix.Sethostname([]byte(b.Files.Hostname)); err != nil {
 				return fail(&Error{Op: "set the host name", Err: err, Hint: netns.HintDoctor})
@@ -242,6 +251,11 @@ func (s *initState) setup(b *setupBody) (*readyBody, *os.File, error) {
 		}
 	case NetworkAttach:
 		if dev, s.restore, err = netns.Attach(s.link, w.add); err != nil {
+			return fail(err)
+		}
+	}
+	for _, c := range b.Sysctls {
+		if err := c.write(); err != nil {
 			return fail(err)
 		}
 	}

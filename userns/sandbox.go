@@ -32,6 +32,7 @@ type Sandbox struct {
 	readEnd chan struct{} // closed when the reader has ended
 	exited  chan struct{} // closed when exitCode is set
 	replies chan reply    // room for one: the reader must not block on an answer, because exited may follow it
+	stops   chan syscall.Signal
 
 	call sync.Mutex // held for a request and its answer
 
@@ -72,7 +73,7 @@ func Start(ctx context.Context, cfg Config) (*Sandbox, error) {
 	}
 	s.moved = cfg.Network == NetworkJoin
 	setup := &setupBody{Network: cfg.Network, PIDNamespace: cfg.PIDNamespace, Link: cfg.Link, Files: cfg.Files,
-		Hidden: cfg.Hidden}
+		Hidden: cfg.Hidden, Sysctls: cfg.Sysctls, ReadOnly: cfg.ReadOnly}
 	if cfg.Network != NetworkJoin && cfg.Network != NetworkAttach {
 		gids, warnings, err := mapIDs(ctx, s.child.pid(), cfg.IDMap)
 		for _, w := range warnings {
@@ -103,7 +104,7 @@ func launch(log *slog.Logger, spawn func(sock *os.File) (*child, error)) (*Sandb
 		return nil, &Error{Op: "create a socket pair", Err: err}
 	}
 	s := &Sandbox{log: log, sock: ours, gone: make(chan struct{}), readEnd: make(chan struct{}),
-		exited: make(chan struct{}), replies: make(chan reply, 1)}
+		exited: make(chan struct{}), replies: make(chan reply, 1), stops: make(chan syscall.Signal, 1)}
 	spawned := make(chan error, 1)
 	go s.own(spawn, theirs, spawned)
 	err = <-spawned
@@ -148,6 +149,11 @@ func (s *Sandbox) read() {
 				s.mu.Unlock()
 				close(s.exited)
 				return // the last message
+			case msgStopped:
+				select {
+				case s.stops <- syscall.Signal(m.Signal):
+				default: // an earlier stop was not taken yet
+				}
 			case msgReady, msgStarted, msgDone, msgFailed, msgRedirected, msgListening, msgPoolReady:
 				select {
 				case s.replies <- reply{m, fds, pid}:
@@ -290,7 +296,7 @@ func (s *Sandbox) Run(c Command) (pid int, err error) {
 		files[i] = null
 	}
 	r, err := s.request(context.Background(), &message{Type: msgRun,
-		Run: &runBody{Argv: toBytes(c.Argv), Env: toBytes(c.Env), Dir: []byte(c.Dir)}}, msgStarted, files...)
+		Run: &runBody{Argv: toBytes(c.Argv), Env: toBytes(c.Env), Dir: []byte(c.Dir), User: c.User, Caps: c.Caps, Terminal: c.Terminal}}, msgStarted, files...)
 	if err != nil {
 		return 0, err
 	}
@@ -305,6 +311,9 @@ func (s *Sandbox) Signal(sig syscall.Signal) error {
 	_, err := s.request(context.Background(), &message{Type: msgSignal, Signal: int(sig)}, msgDone)
 	return err
 }
+
+// Stops delivers the signal by which the command was stopped, each time; if the channel is full, only the first.
+func (s *Sandbox) Stops() <-chan syscall.Signal { return s.stops }
 
 // UpdateFiles replaces the text of resolv.conf and hosts inside, also for processes that joined the sandbox. A nil text leaves a
 // file as it is; a file without a text in Config.Files cannot get one later (ENOENT).

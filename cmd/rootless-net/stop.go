@@ -8,6 +8,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/state"
 )
 
 const (
@@ -21,7 +23,7 @@ func (p *program) stopCommand() *cobra.Command {
 	var seconds int
 	cmd := &cobra.Command{
 		Use:   "stop NAME...",
-		Short: "Stop sandboxes: send SIGTERM to the command, and kill everything if it does not end in time",
+		Short: "Stop sandboxes: send SIGTERM, or its --stop-signal, to the command, and kill everything if it does not end in time",
 		Args:  atLeast(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if seconds < 0 {
@@ -43,7 +45,7 @@ func (p *program) stopCommand() *cobra.Command {
 	return cmd
 }
 
-// stop ends the supervisor of a sandbox, which passes SIGTERM on to the command.
+// stop ends the supervisor of a sandbox, which passes SIGTERM, or the sandbox's own stop signal, on to the command.
 func (p *program) stop(ctx context.Context, ref string, patience time.Duration) error {
 	r, client, err := p.find(ref)
 	if err != nil {
@@ -61,7 +63,7 @@ func (p *program) stop(ctx context.Context, ref string, patience time.Duration) 
 	for _, step := range []struct {
 		signal unix.Signal
 		wait   time.Duration
-	}{{unix.SIGTERM, patience}, {unix.SIGKILL, killPatience}} {
+	}{{stopSignal(r), patience}, {unix.SIGKILL, killPatience}} {
 		if err := unix.PidfdSendSignal(fd, step.signal, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("%s: %w", r.Name, err)
 		}
@@ -70,6 +72,14 @@ func (p *program) stop(ctx context.Context, ref string, patience time.Duration) 
 		}
 	}
 	return fmt.Errorf("%s: the supervisor (process %d) does not end after SIGKILL", r.Name, r.Supervisor.PID)
+}
+
+// stopSignal is the signal that asks the command of a sandbox to end; its supervisor passes it on.
+func stopSignal(r state.Record) unix.Signal {
+	if r.StopSignal > 0 {
+		return unix.Signal(r.StopSignal)
+	}
+	return unix.SIGTERM
 }
 
 // waitEnd waits until a process has ended, at most for the duration wait.

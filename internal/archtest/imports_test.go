@@ -28,7 +28,7 @@ var mayImport = []struct {
 
 	// The library, and the life of a sandbox.
 	{".", []string{"plan", "sandbox"}},
-	{"sandbox", []string{"api", "dns", "gateway", "plan", "userns", "internal/hostnet", "internal/race", "internal/signals", "internal/state", "internal/watch"}},
+	{"sandbox", []string{"api", "dns", "gateway", "plan", "userns", "internal/bindaddr", "internal/hostnet", "internal/race", "internal/signals", "internal/state", "internal/watch"}},
 
 	// The network of a sandbox.
 	{"gateway", []string{"dns", "flow", "forwarder", "forwarder/loopback", "forwarder/splicetcp", "forwarder/tcp", "forwarder/udp",
