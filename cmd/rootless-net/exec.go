@@ -45,7 +45,7 @@ found, 128+n if signal n ended it, 1 if there is no such sandbox.`,
 			if user != "" {
 				u, err := rootlessnet.ParseUser(user)
 				if err != nil {
-					return err
+					return exitError{rootlessnet.ExitCannotExec, err}
 				}
 				c.User = &userns.Credential{UID: u.UID, GID: u.GID}
 			}

@@ -303,6 +303,20 @@ func (w *Watcher) sweep() {
 	}
 }
 
+// settlePatience is how long a supervisor that has reported the exit code may take to complete or remove its directory.
+const settlePatience = time.Second
+
+// settled waits until a sandbox whose command has ended is recorded as Lingering or Exited, or is gone: what the caller of Wait looks
+// at next agrees with the exit code.
+func (w *Watcher) settled(ctx context.Context, r Record) {
+	for end := time.Now().Add(settlePatience); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(time.Millisecond) {
+		now, err := readRecord(w.dir.PathOf(r))
+		if err != nil || now.ExitCode != nil && (now.Status == Lingering || isDead(w.dir.PathOf(r))) {
+			return
+		}
+	}
+}
+
 // Wait waits until the command of a sandbox has ended and returns its exit code.
 func (d *Dir) Wait(ctx context.Context, r Record) (exitCode int, err error) {
 	w, now, err := d.Watch()
@@ -324,6 +338,7 @@ func (d *Dir) Wait(ctx context.Context, r Record) (exitCode int, err error) {
 			return 0, err
 		case e.Record.ID != r.ID:
 		case e.Action == ActionDie:
+			w.settled(ctx, e.Record)
 			return e.ExitCode, nil
 		case e.Action == ActionDestroy:
 			return 0, notFound(r.Name)
