@@ -13,9 +13,9 @@ import (
 
 // Bounds of what is kept of ended sandboxes. The oldest go first; each call that reads the directory enforces them.
 const (
-	// maxEnded is their number. More than fills a screen is hard to read, and a command that is started every minute and dies
-	// leaves the failures of an hour.
-	maxEnded = 64
+	// maxEnded is their number. More than fills a screen is hard to read, and each start reads their records, to find out about
+	// its name: some 50 µs for each.
+	maxEnded = 32
 	// maxEndedAge is long enough to find on a Monday what ended on a Friday, or during a week's absence.
 	maxEndedAge = 7 * 24 * time.Hour
 	// maxEndedBytes is the size of all their files. XDG_RUNTIME_DIR is in memory, see logLimit: this is the output of four
@@ -196,11 +196,9 @@ func (d *Dir) Remove(r Record) error {
 
 // dropEnded removes every ended sandbox, to make space on a full disk. The caller holds the outer lock.
 func (d *Dir) dropEnded() {
-	records, _ := d.sweep()
-	for _, r := range records {
-		if r.Status == Exited {
-			os.RemoveAll(d.PathOf(r))
-		}
+	_, ended, _ := d.read()
+	for _, r := range ended {
+		os.RemoveAll(d.PathOf(r))
 	}
 }
 
@@ -209,11 +207,11 @@ func (d *Dir) dropEnded() {
 // that it replaces: an ended sandbox cannot be started again, so there is no use in reserving the name, and its record and output
 // stay. The caller holds the outer lock.
 func (d *Dir) claim(name, self string) error {
-	records, err := d.sweep()
+	live, ended, err := d.read()
 	if err != nil {
 		return &Error{"create", err}
 	}
-	for _, r := range records {
+	for _, r := range append(live, ended...) {
 		if r.Name != name || r.ID == self {
 			continue
 		}

@@ -166,14 +166,13 @@ func TestBounds(t *testing.T) {
 	})
 	t.Run("size", func(t *testing.T) {
 		d := open(t)
+		var large []Record
 		for i, name := range []string{"newest", "large", "small"} {
-			age(t, d, endKept(t, d, name, 0), time.Duration(i)*time.Second)
+			r := endKept(t, d, name, 0)
+			age(t, d, r, time.Duration(i)*time.Second)
+			large = append(large, r)
 		}
-		for _, name := range []string{"newest", "large"} {
-			r, err := d.LookupAny(name)
-			if err != nil {
-				t.Fatal(err)
-			}
+		for _, r := range large[:2] {
 			if err := os.Truncate(filepath.Join(d.PathOf(r), lockName), maxEndedBytes); err != nil { // sparse
 				t.Fatal(err)
 			}

@@ -205,13 +205,19 @@ func (d *Dir) ListAll() ([]Record, error) {
 }
 
 // sweep reads the records of all sandboxes. It removes the directories of those that have ended and are not kept, or no longer.
-// The caller holds the outer lock, so no process has made a directory that it has not locked yet.
+// The caller holds the outer lock.
 func (d *Dir) sweep() ([]Record, error) {
+	live, ended, err := d.read()
+	return append(live, d.retain(ended)...), err
+}
+
+// read is sweep without the bounds of what is kept, which a start does not have to wait for. The caller holds the outer lock, so no
+// process has made a directory that it has not locked yet.
+func (d *Dir) read() (live, ended []Record, err error) {
 	entries, err := os.ReadDir(d.path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var live, ended []Record
 	for _, entry := range entries {
 		// Files that this package has not made are left alone.
 		if !isSandbox(entry) {
@@ -230,7 +236,7 @@ func (d *Dir) sweep() ([]Record, error) {
 			live = append(live, r)
 		}
 	}
-	return append(live, d.retain(ended)...), nil
+	return live, ended, nil
 }
 
 // isSandbox reports whether an entry of the state directory is a sandbox's directory, by its name.
