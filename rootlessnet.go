@@ -72,6 +72,9 @@ func Init() { sandbox.Init() }
 // ParsePortSpec reads one port spec as docker run -p takes it, see plan.ParsePortSpec.
 func ParsePortSpec(spec string) ([]PortMapping, error) { return plan.ParsePortSpec(spec) }
 
+// CheckSysctl says what is wrong with an entry of Config.Sysctls, or returns nil.
+func CheckSysctl(spec string) error { return plan.CheckSysctl(spec) }
+
 // ParsePortSpecs reads several specs, and makes sure that no two of them want the same port of the host.
 func ParsePortSpecs(specs []string) ([]PortMapping, error) { return plan.ParsePortSpecs(specs) }
 

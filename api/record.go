@@ -22,7 +22,6 @@ func SandboxFromRecord(r state.Record) Sandbox {
 		Keep:       r.Keep,
 		Error:      r.Error,
 		Labels:     r.Labels,
-		StopSignal: r.StopSignal,
 		Network:    r.Network,
 		Hostname:   r.Hostname,
 		NetNS:      r.NetNS,

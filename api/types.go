@@ -22,12 +22,11 @@ type Sandbox struct {
 	ExitCode   *int     `json:"exitCode,omitempty"` // of the command, once the status is lingering or exited
 	Command    []string `json:"command"`
 
-	Started    time.Time         `json:"started,omitzero"`     // when the command was started
-	Finished   time.Time         `json:"finished,omitzero"`    // when the sandbox ended, once the status is exited
-	Keep       bool              `json:"keep,omitempty"`       // the record and the output stay after the end
-	Error      string            `json:"error,omitempty"`      // why the sandbox ended, where it was not by the end of its command
-	Labels     map[string]string `json:"labels,omitempty"`     // the caller's own
-	StopSignal int               `json:"stopSignal,omitempty"` // number of the signal that asks the command to end; omitted: SIGTERM
+	Started  time.Time         `json:"started,omitzero"`  // when the command was started
+	Finished time.Time         `json:"finished,omitzero"` // when the sandbox ended, once the status is exited
+	Keep     bool              `json:"keep,omitempty"`    // the record and the output stay after the end
+	Error    string            `json:"error,omitempty"`   // why the sandbox ended, where it was not by the end of its command
+	Labels   map[string]string `json:"labels,omitempty"`  // the caller's own
 
 	// Network is the mode: "bridge", "host", "none", "container:ID", or "attach" for a namespace that another program
 	// made; Command then names that namespace.

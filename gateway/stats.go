@@ -102,6 +102,7 @@ func (g *Gateway) datagramStats(c counters) {
 
 func (g *Gateway) stackStats(c counters) {
 	k := g.stack.Stats()
+	c["frame.group-reports"] = k.GroupReports
 	c["tcp.retransmits"] = k.TCPRetransmits
 	c["tcp.syn-dropped"] = k.TCPInFlightDrops
 	c.group("drop.frame.", k.Drops)

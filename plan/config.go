@@ -99,8 +99,8 @@ type Config struct {
 	// ReadOnly makes every file system read-only for the command, except /proc, /sys, /dev and what is mounted below them. It
 	// needs Linux 5.12. A command with uid 0 inside is root of its mount namespace and can undo it.
 	ReadOnly bool
-	// StopSignal is the signal by which rootless-net stop asks the command to end, by name or number; empty means SIGTERM. A
-	// program that hands signals to Run has to catch it.
+	// StopSignal is the signal, by name or number, that the command gets when Signals delivers SIGTERM, which is what rootless-net
+	// stop and service managers send; empty means SIGTERM itself.
 	StopSignal string
 	// Labels are for the caller's own use; they are in the sandbox's state record and in the answers of its control socket.
 	Labels map[string]string

@@ -26,6 +26,7 @@ func (s *sandbox) nameHolder(err error) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), holderTimeout)
 	defer cancel()
+	asked := true
 	for _, r := range records {
 		if r.ID == s.record.id() {
 			continue
@@ -34,6 +35,7 @@ func (s *sandbox) nameHolder(err error) error {
 		box, ierr := client.Inspect(ctx)
 		client.Close()
 		if ierr != nil {
+			asked = false
 			continue
 		}
 		for _, p := range box.Ports {
@@ -42,6 +44,9 @@ func (s *sandbox) nameHolder(err error) error {
 				return fmt.Errorf("Bind for %s failed: port is already allocated to sandbox %s: %w", used.Addr, box.Name, errors.Unwrap(used))
 			}
 		}
+	}
+	if !asked {
+		return err
 	}
 	return fmt.Errorf("%w by another program", used)
 }

@@ -86,9 +86,6 @@ func (s *sandbox) describe(r *state.Record) {
 	}
 	r.Command, r.Network = s.cfg.Argv, p.Network
 	r.Labels = s.cfg.Labels
-	if s.cfg.StopSignal != "" && p.StopSignal != 0 {
-		r.StopSignal = int(p.StopSignal)
-	}
 	if s.ns != nil {
 		r.InitPID, r.NetNS = s.ns.InitPID(), s.ns.NetNS()
 	}

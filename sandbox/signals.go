@@ -16,12 +16,7 @@ import (
 type commandSignals struct {
 	in   <-chan os.Signal // nil: there are none
 	kept []os.Signal      // received before the command started; written by keep, read by forward
-	stop os.Signal        // of Config.StopSignal; nil until the plan is made
-}
-
-// terminates reports whether sig asks the command to end.
-func (c *commandSignals) terminates(sig os.Signal) bool {
-	return signals.Terminates(sig) || sig == c.stop
+	stop syscall.Signal   // what the command gets for SIGTERM (Config.StopSignal)
 }
 
 // keep receives the signals that come before the command has started: one that asks a program to end calls cancel; the
@@ -33,7 +28,7 @@ func (c *commandSignals) keep(cancel context.CancelFunc) (stop func()) {
 		for {
 			select {
 			case sig := <-c.in:
-				if c.terminates(sig) {
+				if signals.Terminates(sig) {
 					cancel()
 				} else if !slices.Contains(c.kept, sig) {
 					c.kept = append(c.kept, sig)
@@ -53,6 +48,9 @@ func (c *commandSignals) keep(cancel context.CancelFunc) (stop func()) {
 func (c *commandSignals) forward(ns *userns.Sandbox, ended <-chan struct{}) {
 	send := func(sig os.Signal) {
 		if n, ok := sig.(syscall.Signal); ok {
+			if n == syscall.SIGTERM && c.stop != 0 {
+				n = c.stop
+			}
 			_ = ns.Signal(n)
 		}
 	}
@@ -78,7 +76,7 @@ func (c *commandSignals) waitEnd(ctx context.Context, idle <-chan struct{}) {
 		case <-ctx.Done():
 			return
 		case sig := <-c.in:
-			if c.terminates(sig) {
+			if signals.Terminates(sig) {
 				return
 			}
 		}

@@ -37,7 +37,8 @@ var dropNames = [numDropReasons]string{"short", "other-mac", "ethertype", "ip-he
 func (r DropReason) String() string { return dropNames[r] }
 
 type counters struct {
-	drops [numDropReasons]atomic.Uint64
+	drops        [numDropReasons]atomic.Uint64
+	groupReports atomic.Uint64
 }
 
 func (c *counters) drop(r DropReason) { c.drops[r].Add(1) }
@@ -45,6 +46,7 @@ func (c *counters) drop(r DropReason) { c.drops[r].Add(1) }
 // Stats is a snapshot of the counters of a Stack.
 type Stats struct {
 	Drops            map[string]uint64 // by DropReason's name; reasons that did not occur are omitted
+	GroupReports     uint64            // multicast membership messages of the guest (IGMP, MLD), which concern multicast routers only
 	TCPCurrent       uint64            // connections established at this moment
 	TCPActive        uint64            // connections opened to the guest since the start
 	TCPPassive       uint64            // connections the guest opened since the start
@@ -57,6 +59,7 @@ func (s *Stack) Stats() Stats {
 	t := s.ns.Stats().TCP
 	st := Stats{
 		Drops:            map[string]uint64{},
+		GroupReports:     s.stats.groupReports.Load(),
 		TCPCurrent:       t.CurrentConnected.Value(),
 		TCPActive:        t.ActiveConnectionOpenings.Value(),
 		TCPPassive:       t.PassiveConnectionOpenings.Value(),

@@ -2,7 +2,6 @@ package main
 
 import (
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"rootlessnet/api"
@@ -41,10 +40,9 @@ type hostConfig struct {
 }
 
 type containerConfig struct {
-	Hostname   string
-	Cmd        []string
-	Labels     map[string]string
-	StopSignal string `json:",omitempty"`
+	Hostname string
+	Cmd      []string
+	Labels   map[string]string
 }
 
 type networkSettings struct {
@@ -87,9 +85,6 @@ func describeContainer(box api.Sandbox, ports map[string][]binding) container {
 	}
 	if box.ExitCode != nil {
 		c.State.ExitCode = *box.ExitCode
-	}
-	if box.StopSignal != 0 {
-		c.Config.StopSignal = strconv.Itoa(box.StopSignal)
 	}
 	if box.StateDir != "" && box.Keep {
 		c.LogPath = filepath.Join(box.StateDir, outputLog)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"strconv"
 	"text/template"
@@ -175,9 +176,7 @@ func describe(box api.Sandbox, stats api.Stats) network {
 		Counters:   counters(stats),
 		Sandbox:    box,
 	}
-	if box.Labels != nil {
-		n.Labels = box.Labels
-	}
+	maps.Copy(n.Labels, box.Labels)
 	if box.MTU > 0 {
 		n.Options["com.docker.network.driver.mtu"] = strconv.Itoa(box.MTU)
 	}

@@ -96,10 +96,8 @@ func (p *program) end(ctx context.Context, dir *state.Dir, r state.Record, sig s
 	}
 	var steps []step
 	if sig != unix.SIGKILL {
-		first := step{supervisor, unix.SIGTERM, patience}
-		if sig == 0 && r.StopSignal != 0 {
-			first.sig = syscall.Signal(r.StopSignal) // the supervisor catches it and passes it on
-		} else if sig != 0 && sig != unix.SIGTERM {
+		first := step{supervisor, unix.SIGTERM, patience} // which the supervisor passes on as the command's stop signal
+		if sig != 0 {
 			first.send, first.sig = command, sig
 		}
 		steps = append(steps, first)

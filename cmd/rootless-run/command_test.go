@@ -164,7 +164,7 @@ func TestFlagsBecomeTheConfig(t *testing.T) {
 func TestNoFlagsIsTheZeroConfig(t *testing.T) {
 	c := *invoke(t, "cmd").config
 	want := rootlessnet.Config{Argv: []string{"cmd"}, Network: rootlessnet.NetworkBridge, MTU: rootlessnet.DefaultMTU,
-		UserNS: rootlessnet.UserNSRoot, Link: rootlessnet.LinkAuto, Datapath: rootlessnet.DatapathAuto, Confine: true,
+		UserNS: rootlessnet.UserNSRoot, JobControl: true, Link: rootlessnet.LinkAuto, Datapath: rootlessnet.DatapathAuto, Confine: true,
 		Env: c.Env, Stdin: c.Stdin, Stdout: c.Stdout, Stderr: c.Stderr, Logger: c.Logger, Signals: c.Signals}
 	c.OnStart, c.OnPublish = nil, nil
 	if !reflect.DeepEqual(c, want) {

@@ -33,9 +33,8 @@ type Record struct {
 	// Keep says that the directory stays after the sandbox's end, with status Exited.
 	Keep bool `json:"keep,omitempty"`
 	// Error says why the sandbox ended, where it was not by the end of its command.
-	Error      string            `json:"error,omitempty"`
-	Labels     map[string]string `json:"labels,omitempty"`
-	StopSignal int               `json:"stopSignal,omitempty"` // number of the signal that asks the command to end; 0: SIGTERM
+	Error  string            `json:"error,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
 
 	// Network is the mode: "bridge", "host", "none", "container:ID", or "attach" for a namespace that another program made;
 	// Command then names that namespace.
