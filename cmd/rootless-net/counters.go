@@ -30,7 +30,7 @@ var groupTitles = []string{
 // expected are the counters of drops and errors of which docs/counters.md says that they are no problem, or that a few are normal.
 // A test compares them with that page.
 var expected = []string{
-	"udp.icmp-errors",
+	"udp.icmp-errors", "frame.group-reports",
 	"drop.udp.ttl", "drop.udp.too-big", "drop.udp.guest-error", "drop.udp.error-rate", "drop.udp.unknown-error", "drop.udp.closed",
 	"drop.frame.other-mac", "drop.frame.ethertype", "drop.frame.ip-options", "drop.frame.destination", "drop.frame.protocol",
 	"drop.frame.arp", "drop.frame.ndp", "drop.frame.dhcp", "drop.frame.icmp",
