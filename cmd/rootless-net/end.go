@@ -33,7 +33,14 @@ func (p *program) killCommand() *cobra.Command {
 		ValidArgsFunction: p.completeAll,
 	}
 	cmd.Flags().StringVarP(&name, "signal", "s", "KILL", "`signal` to send, by name or number")
+	completeSignals(cmd)
 	return cmd
+}
+
+// completeSignals completes the flag --signal with the names of those that people send.
+func completeSignals(cmd *cobra.Command) {
+	words := []string{"HUP", "INT", "QUIT", "KILL", "USR1", "USR2", "TERM", "CONT", "STOP"}
+	cmd.RegisterFlagCompletionFunc("signal", cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 }
 
 // kill sends a signal to a sandbox's command, or to the supervisor of a sandbox that has no command.

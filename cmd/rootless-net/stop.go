@@ -63,6 +63,7 @@ func (p *program) stopCommand() *cobra.Command {
 	flags.IntVar(&seconds, "timeout", stopSeconds, "the same as --time")
 	flags.Lookup("timeout").Hidden = true
 	flags.StringVarP(&name, "signal", "s", "", "`signal` to send instead of SIGTERM or that of rootless-run --stop-signal")
+	completeSignals(cmd)
 	return cmd
 }
 
@@ -85,9 +86,13 @@ func (p *program) end(ctx context.Context, dir *state.Dir, r state.Record, sig s
 	command := func(sig syscall.Signal) error {
 		client := api.NewClient(dir.SocketPath(r))
 		defer client.Close()
-		ctx, cancel := context.WithTimeout(ctx, killPatience)
+		ctx, cancel := context.WithTimeout(ctx, commandKillPatience)
 		defer cancel()
-		return client.Kill(ctx, sig)
+		var refused *api.Error
+		if err := client.Kill(ctx, sig); errors.As(err, &refused) {
+			return err
+		}
+		return nil // a supervisor that does not answer may be ending; the next step deals with one that hangs
 	}
 	type step struct {
 		send func(syscall.Signal) error
@@ -103,10 +108,14 @@ func (p *program) end(ctx context.Context, dir *state.Dir, r state.Record, sig s
 		steps = append(steps, first)
 	}
 	// The command is killed first: the supervisor then records its exit code, and undoes everything in order.
-	steps = append(steps, step{func(sig syscall.Signal) error { _ = command(sig); return nil }, unix.SIGKILL, commandKillPatience},
-		step{supervisor, unix.SIGKILL, killPatience})
+	steps = append(steps, step{command, unix.SIGKILL, commandKillPatience}, step{supervisor, unix.SIGKILL, killPatience})
 	for _, s := range steps {
-		if err := s.send(s.sig); err != nil {
+		err := s.send(s.sig)
+		var refused *api.Error
+		if errors.As(err, &refused) {
+			continue // the supervisor says that no command runs: others use its network
+		}
+		if err != nil {
 			return err
 		}
 		if ended, err := waitEnd(ctx, fd, s.wait); ended || err != nil {
