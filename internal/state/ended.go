@@ -68,7 +68,7 @@ func (e *Entry) end(exitCode int, cause error) (kept bool, err error) {
 	if !r.Keep {
 		return false, e.remove()
 	}
-	err = e.update(func(r *Record) {
+	end := func(r *Record) {
 		if r.ExitCode == nil { // Lingering has set it
 			r.ExitCode = &exitCode
 		}
@@ -76,7 +76,16 @@ func (e *Entry) end(exitCode int, cause error) (kept bool, err error) {
 			r.Error = cause.Error()
 		}
 		finish(r, time.Now())
-	})
+	}
+	if err = e.update(end); err != nil {
+		// The output may be what fills the disk. Its older half is worth less than the record.
+		older := filepath.Join(e.path, oldLogFile)
+		if index, err := indexPath(e.path, older); err == nil {
+			os.Remove(index)
+		}
+		os.Remove(older)
+		err = e.update(end)
+	}
 	// Without the record, settle takes the code from the name of the file.
 	os.Remove(e.SocketPath())
 	return true, errors.Join(err, e.lock.Close())
@@ -90,13 +99,31 @@ func finish(r *Record, at time.Time) {
 // settle returns the record of a directory that no supervisor holds. It completes the record if the supervisor was killed, or could
 // not write it. ok is false if the directory is not to be kept. The caller holds the outer lock.
 func settle(path string) (r Record, ok bool) {
+	stored, err := readRecord(path)
+	if err != nil || !stored.Keep || stored.Status == Created {
+		return stored, false
+	}
+	if stored.Status == Exited {
+		return stored, true
+	}
+	r = completed(path, stored)
+	_ = writeRecord(path, &r) // where that fails, on a full disk, the next call does the same
+	os.Remove(filepath.Join(path, socketFile))
+	return r, true
+}
+
+// view is the record of a sandbox for a reader that does not hold the outer lock: if no supervisor holds the sandbox's lock, as settle
+// would complete it.
+func view(path string) (Record, error) {
 	r, err := readRecord(path)
-	if err != nil || !r.Keep || r.Status == Created {
-		return r, false
+	if err == nil && r.Keep && r.Status != Created && r.Status != Exited && isDead(path) {
+		r = completed(path, r)
 	}
-	if r.Status == Exited {
-		return r, true
-	}
+	return r, err
+}
+
+// completed is the record r of a sandbox whose supervisor has ended without writing it.
+func completed(path string, r Record) Record {
 	code, at, known := exitMark(path)
 	if !known {
 		code, at = killedCode, time.Now()
@@ -106,9 +133,7 @@ func settle(path string) (r Record, ok bool) {
 		r.ExitCode = &code
 	}
 	finish(&r, at)
-	_ = writeRecord(path, &r) // where that fails, the next call does the same
-	os.Remove(filepath.Join(path, socketFile))
-	return r, true
+	return r
 }
 
 // exitMark reads the exit code that End has left as the name of a file, and when that was.

@@ -2,6 +2,7 @@ package state
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -231,6 +232,11 @@ func TestEndOnAFullDisk(t *testing.T) {
 		}
 	}
 	check()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if code, err := d.Wait(ctx, Record{ID: e.ID(), Name: "web"}); code != 7 || err != nil {
+		t.Error(code, err)
+	}
 	if err := os.Remove(inTheWay); err != nil {
 		t.Fatal(err)
 	}

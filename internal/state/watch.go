@@ -123,7 +123,7 @@ func (w *Watcher) appear(name string, before bool) {
 	s := &watched{watch: watch, reported: before}
 	w.known[name], w.byWatch[watch] = s, name
 	if before {
-		s.record, _ = readRecord(filepath.Join(w.dir.path, name))
+		s.record, _ = view(filepath.Join(w.dir.path, name))
 		s.died = s.record.Status == Lingering || s.record.Status == Exited
 		return
 	}
@@ -136,7 +136,7 @@ func (w *Watcher) read(name string) {
 	if s == nil {
 		return
 	}
-	now, err := readRecord(filepath.Join(w.dir.path, name))
+	now, err := view(filepath.Join(w.dir.path, name))
 	if err != nil {
 		return
 	}
@@ -298,7 +298,7 @@ func (w *Watcher) sweep() {
 	for name, s := range w.known {
 		if !s.died && isDead(filepath.Join(w.dir.path, name)) {
 			_, _ = w.dir.ListAll()
-			return
+			w.read(name) // the record could not be written, if inotify reports nothing
 		}
 	}
 }
@@ -310,7 +310,7 @@ const settlePatience = time.Second
 // at next agrees with the exit code.
 func (w *Watcher) settled(ctx context.Context, r Record) {
 	for end := time.Now().Add(settlePatience); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(time.Millisecond) {
-		now, err := readRecord(w.dir.PathOf(r))
+		now, err := view(w.dir.PathOf(r))
 		if err != nil || now.ExitCode != nil && (now.Status == Lingering || isDead(w.dir.PathOf(r))) {
 			return
 		}
