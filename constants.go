@@ -44,7 +44,7 @@ const (
 	MaxMTU     = plan.MaxMTU
 )
 
-// HostGatewayName is the address in Config.ExtraHosts that stands for the gateway's.
+// HostGatewayName in Config.ExtraHosts is replaced by the gateway's address.
 const HostGatewayName = plan.HostGatewayName
 
 // Exit codes of Run that are not the command's own; the meanings are those of docker run.

@@ -13,7 +13,7 @@
 // # Packages
 //
 // This package is the public API and nothing else: its types are aliases, its functions call the packages that do the work.
-// Package plan turns a Config into a plan: it fills in defaults, finds contradictions, and chooses addresses that collide
+// Package plan resolves a Config into a plan: it fills in defaults, finds contradictions, and chooses addresses that collide
 // with nothing on the host, before anything is created. Package gateway assembles the network of one sandbox. Package
 // sandbox runs it. Port specs are read by Docker's own parser, and where Docker has words for a mistake, the error has the
 // same text.

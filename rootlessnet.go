@@ -8,7 +8,7 @@ import (
 	"rootlessnet/sandbox"
 )
 
-// What a caller asks for, see package plan.
+// The caller's request, see package plan.
 type (
 	// Config describes one sandbox: a command and its network.
 	Config = plan.Config
@@ -16,9 +16,9 @@ type (
 	User = plan.User
 	// HostLoopback names the services on the host's loopback that the sandbox may reach.
 	HostLoopback = plan.HostLoopback
-	// NetworkPlan is the guest's network in full, for a Config whose Subnet, IP and the like cannot express it.
+	// NetworkPlan is the guest's network in full, for a Config where Subnet, IP and the like cannot express it.
 	NetworkPlan = plan.NetworkPlan
-	// Announced is what a guest receives that asks for its configuration by DHCP or router solicitation.
+	// Announced is the configuration that a guest receives by DHCP or router advertisement.
 	Announced = plan.Announced
 	// Route is one route inside the guest's namespace, by the uplink.
 	Route = plan.Route
@@ -26,7 +26,7 @@ type (
 	SpecialAddr = plan.SpecialAddr
 	// SpecialTarget is that meaning.
 	SpecialTarget = plan.SpecialTarget
-	// PortMapping is one published port as it is asked for.
+	// PortMapping is one published port as it is requested.
 	PortMapping = plan.PortMapping
 	// LoopbackForward forwards a port of the loopback inside the namespace to the host's.
 	LoopbackForward = plan.LoopbackForward
@@ -90,5 +90,5 @@ func ParseUser(spec string) (User, error) { return plan.ParseUser(spec) }
 // ParseHostLoopback reads "all", or ports separated by commas; the empty string names none.
 func ParseHostLoopback(s string) (HostLoopback, error) { return plan.ParseHostLoopback(s) }
 
-// CheckExtraHost says what is wrong with an entry of Config.ExtraHosts, or returns nil.
+// CheckExtraHost returns the error of an invalid entry of Config.ExtraHosts, or nil.
 func CheckExtraHost(spec string) error { return plan.CheckExtraHost(spec) }

@@ -7,7 +7,7 @@ import (
 )
 
 // Backend is the sandbox that a Server answers for. Its methods are called concurrently. The server answers an error that
-// is, or wraps, an *Error with that error's status, and any other error with 500; each method says which statuses it uses.
+// is, or wraps, an *Error with that error's status, and any other error with 500; the comment of each method lists the statuses that it uses.
 type Backend interface {
 	Inspect() Sandbox
 	Stats() Stats

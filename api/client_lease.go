@@ -8,7 +8,7 @@ import (
 	"sync"
 )
 
-// Lease is a hold on a sandbox. Its methods may be called concurrently. The caller must Close it.
+// Lease is an open connection that keeps a sandbox, see LeaseKind. Its methods may be called concurrently. The caller must Close it.
 type Lease struct {
 	conn io.ReadWriteCloser
 	done chan struct{}

@@ -6,7 +6,7 @@ import (
 	"strconv"
 )
 
-// RootlessKitInfo asks as RootlessKit's own client does. The server may be RootlessKit.
+// RootlessKitInfo sends the same request as RootlessKit's own client. The server may be RootlessKit.
 func (c *Client) RootlessKitInfo(ctx context.Context) (RootlessKitInfo, error) {
 	return request[RootlessKitInfo](ctx, c, http.MethodGet, pathRootlessKitInfo, nil)
 }

@@ -19,9 +19,9 @@
 //
 // Every path begins with the version of the API. The first group is the sandbox's own part: all its paths begin with
 // /v1/sandbox, so they cannot collide with those of the second group. The second group is version 1.1.1 of RootlessKit's REST
-// API, whose paths and JSON RootlessKit defines: rootlessctl uses it, and so does Docker's proxy of published ports. A change
+// API; RootlessKit defines its paths and JSON: rootlessctl uses it, and so does Docker's proxy of published ports. A change
 // that would break clients of the first group becomes /v2/sandbox; fields are added without a new version, so a client must
-// ignore those it does not know.
+// ignore unknown ones.
 //
 // A failure has a status of 400 or above and the body {"message": TEXT}. An unknown path or version is answered with 404 and
 // {"message": TEXT, "versions": ["v1"]}; another method of a known path with 405. openapi.yaml is the schema of all this
@@ -33,7 +33,7 @@
 // namespaces after its command has exited. It lasts as long as its connection, so the kernel ends it when the process that
 // holds it ends in any way. The server closes the connection when the sandbox ends; the holder must then end, too.
 //
-// # Who may use it
+// # Access
 //
 // The command inside the sandbox runs as the same user of the host as the supervisor, so neither file modes nor the uid
 // exclude it. A peer may use the API if its uid is that of the server (SO_PEERCRED) and its user namespace is that of the
@@ -45,7 +45,7 @@
 //
 // The package imports the standard library, golang.org/x/sys/unix and, in record.go only, internal/state. The wire types are
 // separate from the record on disk, so that either can change without the other: SandboxFromRecord converts the one into the
-// other, and a test compares their fields. Counters are plain numbers by name; the package knows no datapath.
+// other, and a test compares their fields. Counters are plain numbers by name; the package does not depend on any datapath.
 //
 // # Limits and failures
 //

@@ -45,7 +45,7 @@ func answer(w http.ResponseWriter, status int, v any) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	w.Write(append(text, '\n')) // an error means that the client has hung up
+	w.Write(append(text, '\n')) // an error means that the client has closed the connection
 }
 
 // fail sends an error, with the status of the *Error that it is or wraps, or 500.

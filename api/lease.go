@@ -46,7 +46,7 @@ func (s *Server) lease(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return
 	}
-	// Neither side sends anything on a lease, so whatever Read returns means that the client is gone or that Close has closed
+	// Neither side sends anything on a lease, so whatever Read returns means that the client has closed the connection or that Close has closed
 	// the connection.
 	var b [1]byte
 	conn.Read(b[:])
@@ -78,5 +78,5 @@ func writeError(c net.Conn, e *Error) {
 	resp := &http.Response{StatusCode: e.Status, ProtoMajor: 1, ProtoMinor: 1, Close: true,
 		Header: http.Header{"Content-Type": {"application/json"}},
 		Body:   io.NopCloser(bytes.NewReader(text)), ContentLength: int64(len(text))}
-	resp.Write(c) // an error means that the client has hung up
+	resp.Write(c) // an error means that the client has closed the connection
 }

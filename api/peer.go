@@ -13,7 +13,7 @@ import (
 )
 
 // checkPeer returns nil if the process at the other end of a connection may use the API, and otherwise the reason why not.
-// The package documentation says who may.
+// The package documentation describes which peers may.
 func checkPeer(c *net.UnixConn) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -49,7 +49,7 @@ func checkPeerFD(fd int) error {
 	if !same {
 		return errors.New("peer is in another user namespace")
 	}
-	return stillAlive(fd)
+	return peerRuns(fd)
 }
 
 // sameUserNS reports whether the process with that directory in /proc is in our user namespace.
@@ -57,7 +57,7 @@ func checkPeerFD(fd int) error {
 // The kernel lets only privileged processes read the namespaces of a process that is not dumpable or that has more
 // capabilities than the reader (ptrace(2), access mode checking). The uid map of such a process can always be read, and is
 // sufficient: the kernel shows the map of the reader's own namespace in ids of the parent namespace, and every other map in
-// ids of the reader's namespace. Another namespace whose map reads the same as ours would have to map all ids onto themselves,
+// ids of the reader's namespace. Another namespace with the same map as ours would have to map all ids onto themselves,
 // which only root can set up (user_namespaces(7)).
 func sameUserNS(proc string) (bool, error) {
 	ours, err := os.Readlink("/proc/self/ns/user")
@@ -104,9 +104,9 @@ func mapsAll(text []byte) bool {
 	return len(words) == 3 && string(words[0]) == "0" && string(words[2]) == "4294967295"
 }
 
-// stillAlive makes sure that the /proc directory that was read belongs to the peer: if the peer still runs now, its pid
+// peerRuns checks that the /proc directory that was read belongs to the peer: if the peer still runs now, its pid
 // cannot have been reused before. Kernels before 6.5 have no SO_PEERPIDFD, and the check is omitted.
-func stillAlive(fd int) error {
+func peerRuns(fd int) error {
 	pidfd, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
 	switch {
 	case errors.Is(err, unix.ENOPROTOOPT), errors.Is(err, unix.EINVAL):

@@ -30,7 +30,7 @@ type RootlessKitNetwork struct {
 type RootlessKitDriver struct {
 	Driver string   `json:"driver"`
 	Protos []string `json:"protos"` // values of RootlessKitPortSpec.Proto that are supported
-	// DisallowLoopbackChildIP says that ChildIP cannot be a loopback address: the guest's loopback is not on the link.
+	// DisallowLoopbackChildIP is set if ChildIP cannot be a loopback address: the guest's loopback is not on the link.
 	DisallowLoopbackChildIP bool `json:"disallowLoopbackChildIP"`
 }
 

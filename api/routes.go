@@ -25,7 +25,7 @@ const (
 	pathRootlessKitPorts = "/v1/ports"
 )
 
-// route is one operation of the API. Its path is a pattern of http.ServeMux, whose syntax for parameters is that of OpenAPI.
+// route is one operation of the API. Its path is a pattern of http.ServeMux, which has the same syntax for parameters as OpenAPI.
 type route struct {
 	method, path string
 	handle       http.HandlerFunc
@@ -76,7 +76,7 @@ func methodNotAllowed(allowed string) http.HandlerFunc {
 	}
 }
 
-// notFound answers an unknown path or version, and says which versions there are.
+// notFound answers an unknown path or version, and lists the versions that exist.
 func notFound(w http.ResponseWriter, r *http.Request) {
 	answer(w, http.StatusNotFound, errorBody{
 		Message:  "page not found: " + r.URL.Path + " (versions of this API: " + strings.Join(versions, ", ") + ")",

@@ -52,7 +52,7 @@ type Sandbox struct {
 	StateDir     string       `json:"stateDir,omitempty"` // the sandbox's directory, where it has one
 }
 
-// Status is the phase of a sandbox's life.
+// Status is the phase of a sandbox's lifecycle.
 type Status string
 
 // The phases, in order.
@@ -77,7 +77,7 @@ type Port struct {
 	GuestPort uint16     `json:"guestPort"`
 	GuestIP   netip.Addr `json:"guestIp,omitzero"` // the address to forward to, where it is not the guest's own
 	Auto      bool       `json:"auto,omitempty"`   // opened by publish-all
-	// ID identifies the mapping that this socket belongs to for as long as the sandbox lives; the first is 1. A mapping of
+	// ID identifies the mapping that this socket belongs to for as long as the sandbox exists; the first is 1. A mapping of
 	// every address has one socket for IPv4 and one for IPv6, with the same ID.
 	ID int `json:"id,omitempty"`
 }
@@ -137,7 +137,7 @@ type LeaseRequest struct {
 	Kind LeaseKind `json:"kind"`
 }
 
-// LeaseKind says what a lease is for.
+// LeaseKind is the purpose of a lease.
 type LeaseKind string
 
 const (

@@ -11,7 +11,7 @@
 //   - rootless-run-NAME: other builds of it in the directory ROOTLESSNET_PEERS, to compare a change with the build before it in one
 //     run.
 //   - pasta, slirp4netns and RootlessKit with its network and port drivers: those of PATH, and those in the directory
-//     ROOTLESSNET_PEERS whose names begin with the program's name ("pasta-2024_12_11", "rootlesskit-3.0.1"). Of helpers that differ
+//     ROOTLESSNET_PEERS with names that begin with the program's name ("pasta-2024_12_11", "rootlesskit-3.0.1"). Of helpers that differ
 //     from another one only in how they publish ports, only published ports are measured, unless -every is given.
 //
 // # What is measured
@@ -40,7 +40,7 @@
 // Clients reset their connections and every measurement uses another port, so that sockets in TIME_WAIT do not slow later ones. All
 // processes that a measurement starts have a time limit and are ended after it.
 //
-// TCP has the machine's settings, except for the congestion control that `make compare` sets: settings.md says why. A helper's
+// TCP has the machine's settings, except for the congestion control that `make compare` sets: settings.md has the reason. A helper's
 // network namespace begins with the kernel's default congestion control; clients and servers set it on their sockets.
 //
 // # Output

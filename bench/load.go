@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	// chunk is how many bytes are written at a time. It is that of iperf3; larger ones hardly change the throughput of TCP.
+	// chunk is how many bytes are written at a time. It is the default of iperf3; larger ones hardly change the throughput of TCP.
 	chunk = 128 << 10
 	// dialTimeout is the time limit of a connect; a helper that needs longer has failed.
 	dialTimeout = 10 * time.Second

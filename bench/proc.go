@@ -127,7 +127,7 @@ func rss(pid int) (int, error) { return kib(fmt.Sprintf("/proc/%d/status", pid),
 // pss returns the proportional set size in KiB: each shared page counts in parts for the processes that share it.
 func pss(pid int) (int, error) { return kib(fmt.Sprintf("/proc/%d/smaps_rollup", pid), "Pss:") }
 
-// kib reads the number after name in a file of /proc whose lines are "name number kB".
+// kib reads the number after name in a file of /proc with lines of the form "name number kB".
 func kib(path, name string) (int, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {

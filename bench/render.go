@@ -84,7 +84,7 @@ var groups = []group{
 // markdown writes the comparison.
 func (r *Report) markdown(w io.Writer) {
 	fmt.Fprintf(w, "# The comparison\n\n%s.\n\n", r.heading())
-	fmt.Fprint(w, "Made by `make compare`; what is measured and how is in [doc.go](../doc.go). All helpers run in turn on the "+
+	fmt.Fprint(w, "Made by `make compare`; what is measured and how is in [doc.go](../doc.go). All helpers run one after the other on the "+
 		"same cores as client and server: compare the figures with each other, not with other machines.\n\n")
 	if len(r.Missing) > 0 {
 		fmt.Fprint(w, "Not there:\n\n")

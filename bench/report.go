@@ -43,7 +43,7 @@ type Row struct {
 	// Failures is the number of runs without a value, Error the error of the last of them.
 	Failures int    `json:"failures,omitempty"`
 	Error    string `json:"error,omitempty"`
-	// Skipped says why the metric does not apply; that is not an error.
+	// Skipped is the reason why the metric does not apply; that is not an error.
 	Skipped string `json:"skipped,omitempty"`
 }
 
@@ -111,7 +111,7 @@ func (r *Report) best(metric string, mtu int, match func(HelperInfo) bool) (help
 
 func isPeer(h HelperInfo) bool { return h.Kind == kindPeer }
 
-// peerCalled returns a function that matches peers whose names contain all the words.
+// peerCalled returns a function that matches peers by names that contain all the words.
 func peerCalled(words ...string) func(HelperInfo) bool {
 	return func(h HelperInfo) bool {
 		return h.Kind == kindPeer && !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(h.Name, w) })

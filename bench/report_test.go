@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// sampleReport returns a report of no helper, docker0, rootless-run and two peers, with figures whose ratios are simple.
+// sampleReport returns a report of no helper, docker0, rootless-run and two peers, with figures that have simple ratios.
 func sampleReport() *Report {
 	r := &Report{Kernel: "6.1", CPUs: 2, Version: "v1 <x>", LanMTU: 1500, Seconds: 1, Runs: 3,
 		Helpers: []HelperInfo{{noneName, kindNone, ""}, {dockerName, kindKernel, ""}, {oursName, kindOurs, "v1"},

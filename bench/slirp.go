@@ -84,18 +84,18 @@ func startSlirp(path, mtu, publish string, pid int) (stop func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	ready, tell, err := os.Pipe()
+	ready, notify, err := os.Pipe()
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	defer ready.Close()
 	api := filepath.Join(dir, "api")
 	cmd := exec.Command(path, "-c", "-r", "3", "-m", mtu, "--disable-host-loopback", "-a", api, strconv.Itoa(pid), "tap0")
-	cmd.ExtraFiles = []*os.File{tell}
+	cmd.ExtraFiles = []*os.File{notify}
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	err = cmd.Start()
-	tell.Close()
+	notify.Close()
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}

@@ -42,7 +42,7 @@ func (j *judge) against(what, metric, helper, versus string, bound float64) {
 }
 
 // ahead adds the target that the ratio of helper's figure to the best of the helpers that match is at least bound, or at most with
-// atMost. name stands for the helpers if none of them has a figure.
+// atMost. name is shown if none of the helpers has a figure.
 func (j *judge) ahead(what, metric, helper string, match func(HelperInfo) bool, name string, bound float64, atMost bool) {
 	a, ok := j.r.median(metric, j.main, helper)
 	best, b, found := j.r.best(metric, j.main, match)

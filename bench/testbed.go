@@ -22,7 +22,7 @@ import (
 
 const (
 	// serverPort is the first port of the server outside, serverPorts the number of its ports. Each measurement uses the next one,
-	// so that sockets in TIME_WAIT (60 s) are gone before a port is used again.
+	// so that sockets in TIME_WAIT (60 s) have ended before a port is used again.
 	serverPort  = 20000
 	serverPorts = 200
 	// publicPort is the first published port, publicPorts their number. Each measurement uses the next one.
@@ -62,7 +62,7 @@ type testbed struct {
 
 	tcpMem int    // maximum receive buffer of TCP in bytes; 0 keeps the machine's
 	tcp    string // congestion control and receive buffers, for the report
-	turn   int    // number of ports that were used
+	used   int    // number of ports that were used
 }
 
 func newTestbed(lanMTU, tcpMem int) (tb *testbed, err error) {
@@ -113,7 +113,7 @@ func (tb *testbed) serveThere(s *site) (err error) {
 	return nil
 }
 
-// tune sets the congestion control and receive buffers of TCP that the options ask for, because some helpers are very slow with the
+// tune sets the congestion control and receive buffers of TCP that the options set, because some helpers are very slow with the
 // settings of some machines.
 func (tb *testbed) tune(s *site) error {
 	for _, ns := range []*topo.NS{s.Here, s.There} {
@@ -183,14 +183,14 @@ func (tb *testbed) site(h *helper) *site {
 
 // serverAt returns the address of the server outside, with the next port.
 func (tb *testbed) serverAt() string {
-	tb.turn++
-	return netip.AddrPortFrom(topo.There4, uint16(serverPort+tb.turn%serverPorts)).String()
+	tb.used++
+	return netip.AddrPortFrom(topo.There4, uint16(serverPort+tb.used%serverPorts)).String()
 }
 
 // publish returns the next port to publish.
 func (tb *testbed) publish() int {
-	tb.turn++
-	return publicPort + tb.turn%publicPorts
+	tb.used++
+	return publicPort + tb.used%publicPorts
 }
 
 // process is a running subcommand of this program, with or without a helper. It is controlled by lines of its standard streams.

@@ -38,7 +38,7 @@
 //   - No cache: the host's resolver has one, and a second one could only return outdated answers.
 //   - No DNSSEC validation: the related bits pass through.
 //   - No zone transfer (answered with REFUSED), no dynamic update or notify (NOTIMP).
-//   - sortlist and rotate of resolv.conf are not applied here; options are passed to the guest, whose libc applies them.
+//   - sortlist and rotate of resolv.conf are not applied here; options are passed to the guest's libc, which applies them.
 //
 // # Lock order
 //

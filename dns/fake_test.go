@@ -157,8 +157,8 @@ func readMessage(c net.Conn) ([]byte, error) {
 	return msg, err
 }
 
-// says returns an answerFunc that answers every A query with addr.
-func says(addr string) answerFunc {
+// answersA returns an answerFunc that answers every A query with addr.
+func answersA(addr string) answerFunc {
 	return func(q []byte, _ bool) [][]byte {
 		m := reply(q)
 		m.Answer = append(m.Answer, &mdns.A{Hdr: mdns.RR_Header{Name: m.Question[0].Name, Rrtype: mdns.TypeA,
@@ -240,7 +240,7 @@ func unpack(t testing.TB, q *mdns.Msg, raw []byte) *mdns.Msg {
 		t.Fatalf("answer % x: %v", raw, err)
 	}
 	if a.Id != q.Id || !a.Response {
-		t.Fatalf("answer has ID %d, response %v; asked with ID %d", a.Id, a.Response, q.Id)
+		t.Fatalf("answer has ID %d, response %v; the query has ID %d", a.Id, a.Response, q.Id)
 	}
 	return a
 }
@@ -281,7 +281,7 @@ func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
 	for end := time.Now().Add(3 * time.Second); !f(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("waited in vain for: " + what)
+			t.Fatal("not within the time limit: " + what)
 		}
 	}
 }

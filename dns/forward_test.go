@@ -45,7 +45,7 @@ func TestForwardsUnchanged(t *testing.T) {
 }
 
 func TestQueryIsCopied(t *testing.T) {
-	up := newUpstream(t, says("192.0.2.1"))
+	up := newUpstream(t, answersA("192.0.2.1"))
 	r := start(t, Config{}, up.addr)
 	m := question("copied.example", mdns.TypeA)
 	raw := pack(m)
@@ -61,7 +61,7 @@ func TestRandomIDAndPort(t *testing.T) {
 	ids := make(chan uint16, 20)
 	up := newUpstream(t, func(q []byte, tcp bool) [][]byte {
 		ids <- binary.BigEndian.Uint16(q)
-		return says("192.0.2.1")(q, tcp)
+		return answersA("192.0.2.1")(q, tcp)
 	})
 	r := start(t, Config{}, up.addr)
 	id, port := map[uint16]bool{}, map[uint16]bool{}
@@ -153,7 +153,7 @@ func TestFailover(t *testing.T) {
 	}
 	closed := pc.LocalAddr().(*net.UDPAddr).AddrPort()
 	pc.Close()
-	good := newUpstream(t, says("192.0.2.9"))
+	good := newUpstream(t, answersA("192.0.2.9"))
 	for _, c := range []struct {
 		name   string
 		first  netip.AddrPort
@@ -189,7 +189,7 @@ func TestFailover(t *testing.T) {
 }
 
 func TestNXDOMAINIsAnAnswer(t *testing.T) {
-	first, second := newUpstream(t, fails(mdns.RcodeNameError)), newUpstream(t, says("192.0.2.9"))
+	first, second := newUpstream(t, fails(mdns.RcodeNameError)), newUpstream(t, answersA("192.0.2.9"))
 	r := start(t, Config{}, first.addr, second.addr)
 	if a := askMsg(t, r, question("no.example", mdns.TypeA)); a.Rcode != mdns.RcodeNameError || second.udp.Load() != 0 {
 		t.Errorf("got %v; the second upstream was queried %d times", firstA(a), second.udp.Load())
@@ -197,7 +197,7 @@ func TestNXDOMAINIsAnAnswer(t *testing.T) {
 }
 
 func TestPreferenceEnds(t *testing.T) {
-	first, second := newUpstream(t, silent), newUpstream(t, says("192.0.2.9"))
+	first, second := newUpstream(t, silent), newUpstream(t, answersA("192.0.2.9"))
 	r := start(t, Config{}, first.addr, second.addr)
 	r.time.prefer = 50 * time.Millisecond
 	askMsg(t, r, question("a.example", mdns.TypeA))
@@ -255,7 +255,7 @@ func TestLostDatagramIsRetransmitted(t *testing.T) {
 		if n.Add(1) == 1 {
 			return nil
 		}
-		return says("192.0.2.1")(q, tcp)
+		return answersA("192.0.2.1")(q, tcp)
 	})
 	if a := askMsg(t, start(t, Config{}, up.addr), question("a.example", mdns.TypeA)); firstA(a) != "192.0.2.1" {
 		t.Errorf("got %s", firstA(a))
@@ -263,10 +263,10 @@ func TestLostDatagramIsRetransmitted(t *testing.T) {
 }
 
 func TestForgedAnswersAreIgnored(t *testing.T) {
-	truth := func(q []byte) []byte { return says("192.0.2.1")(q, false)[0] }
+	truth := func(q []byte) []byte { return answersA("192.0.2.1")(q, false)[0] }
 	lie := func(q []byte) *mdns.Msg {
 		m := new(mdns.Msg)
-		if err := m.Unpack(says("203.0.113.66")(q, false)[0]); err != nil {
+		if err := m.Unpack(answersA("203.0.113.66")(q, false)[0]); err != nil {
 			t.Fatal(err)
 		}
 		return m
@@ -316,7 +316,7 @@ func TestForgedAnswersAreIgnored(t *testing.T) {
 }
 
 func TestRejected(t *testing.T) {
-	up := newUpstream(t, says("192.0.2.1"))
+	up := newUpstream(t, answersA("192.0.2.1"))
 	r := start(t, Config{}, up.addr)
 	valid := pack(question("a.example", mdns.TypeA))
 	with := func(f func(b []byte) []byte) []byte { return f(append([]byte(nil), valid...)) }

@@ -21,7 +21,7 @@ const (
 	// defaultMaxUDP is the largest answer over UDP in bytes, even if the client's EDNS record permits more: BIND's default, and
 	// the recommendation of RFC 6891, 6.2.5.
 	defaultMaxUDP = 4096
-	// maxUDPQuery is the size in bytes beyond which a query is sent to the upstream over TCP, since it could be fragmented: the
+	// maxUDPQuery is the size in bytes above which a query is sent to the upstream over TCP, since it could be fragmented: the
 	// payload that fits the minimum MTU of IPv6 (DNS Flag Day 2020).
 	maxUDPQuery = 1232
 	ourUDPSize  = 1232 // announced in the resolver's own OPT records

@@ -21,7 +21,7 @@ func testNames() map[string][]netip.Addr {
 }
 
 func TestLocalNames(t *testing.T) {
-	up := newUpstream(t, says("203.0.113.66"))
+	up := newUpstream(t, answersA("203.0.113.66"))
 	r := start(t, Config{Names: testNames()}, up.addr)
 	for _, c := range []struct {
 		name  string
@@ -101,7 +101,7 @@ func TestLocalNamesEDNS(t *testing.T) {
 }
 
 func TestSetNames(t *testing.T) {
-	up := newUpstream(t, says("203.0.113.66"))
+	up := newUpstream(t, answersA("203.0.113.66"))
 	r := start(t, Config{Names: testNames()}, up.addr)
 	if err := r.SetNames(map[string][]netip.Addr{"web": {netip.MustParseAddr("10.0.2.7")}}); err != nil {
 		t.Fatal(err)

@@ -44,7 +44,7 @@ func (r *Resolver) Servers() []netip.Addr {
 	return list
 }
 
-// GuestConfig returns the content of the resolv.conf of a guest whose resolvers are the given addresses, in their order.
+// GuestConfig returns the content of the resolv.conf of a guest that uses the given addresses as its resolvers, in their order.
 func (r *Resolver) GuestConfig(gateways ...netip.Addr) []byte {
 	c := r.current.Load()
 	var b bytes.Buffer

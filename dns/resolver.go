@@ -148,7 +148,7 @@ func (r *Resolver) begin() bool {
 }
 
 // ServeUDP answers one datagram. It does not block, and does not keep msg. reply is called at most once, on another goroutine,
-// possibly after the client has gone; it may keep its argument.
+// possibly after the client has closed its socket; it may keep its argument.
 func (r *Resolver) ServeUDP(msg []byte, reply func(answer []byte)) {
 	r.stats.queries.Add(1)
 	if len(msg) < minMessage || len(msg) > maxMessage || msg[2]&(bitQR>>8) != 0 {

@@ -88,14 +88,14 @@ func TestTCPManyQueries(t *testing.T) {
 	}
 }
 
-// An upstream without TCP still serves a client that uses TCP.
+// A query received over TCP is forwarded over UDP if the upstream does not support TCP.
 func TestTCPUpstreamHasUDPOnly(t *testing.T) {
 	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer pc.Close()
-	go (&upstream{}).serveUDP(pc, says("192.0.2.3"))
+	go (&upstream{}).serveUDP(pc, answersA("192.0.2.3"))
 	r := start(t, Config{}, pc.LocalAddr().(*net.UDPAddr).AddrPort())
 	c, _ := connect(t, r)
 	m := question("a.example", mdns.TypeA)
@@ -110,7 +110,7 @@ func TestTCPUpstreamHasUDPOnly(t *testing.T) {
 }
 
 func TestTCPBadClients(t *testing.T) {
-	up := newUpstream(t, says("192.0.2.1"))
+	up := newUpstream(t, answersA("192.0.2.1"))
 	r := start(t, Config{}, up.addr)
 	valid := pack(question("a.example", mdns.TypeA))
 	framed := append([]byte{0, byte(len(valid))}, valid...)
@@ -120,7 +120,7 @@ func TestTCPBadClients(t *testing.T) {
 			send   []byte
 			within time.Duration
 		}{
-			{"says nothing", nil, 2 * fast.tcpIdle},
+			{"sends nothing", nil, 2 * fast.tcpIdle},
 			{"half a length", []byte{0}, 2 * fast.tcpIdle},
 			{"a length and no message", []byte{0xff, 0xff}, 2 * fast.tcpMessage},
 			{"half a message", framed[:20], 2 * fast.tcpMessage},
@@ -128,7 +128,7 @@ func TestTCPBadClients(t *testing.T) {
 			{"shorter than a header", []byte{0, 3, 1, 2, 3}, 200 * time.Millisecond},
 			{"an answer", append(append([]byte{0, byte(len(valid))}, valid[:2]...), append([]byte{0x81}, valid[3:]...)...), 200 * time.Millisecond},
 			{"HTTP", []byte("GET / HTTP/1.1\r\nHost: gateway\r\n\r\n"), 2 * fast.tcpMessage},
-			{"stalls after a good one", append(append([]byte(nil), framed...), 0, 9, 9), 2 * (fast.tcpMessage + fast.tcpIdle)},
+			{"stalls after a complete query", append(append([]byte(nil), framed...), 0, 9, 9), 2 * (fast.tcpMessage + fast.tcpIdle)},
 		} {
 			t.Run(c.name, func(t *testing.T) {
 				t.Parallel()
@@ -153,7 +153,7 @@ func TestTCPBadClients(t *testing.T) {
 			}
 		}
 	}()
-	endsWithin(t, "drips", ended, 3*fast.tcpMessage)
+	endsWithin(t, "sends byte by byte", ended, 3*fast.tcpMessage)
 	close(stop)
 	if s := r.Stats(); s.Conns != 0 || s.Inflight != 0 {
 		t.Errorf("%d connections and %d queries remain", s.Conns, s.Inflight)
@@ -167,7 +167,7 @@ func TestTCPReset(t *testing.T) {
 	r.time.total = 10 * time.Second
 	c, ended := connect(t, r)
 	writeMessage(c, pack(question("a.example", mdns.TypeA)))
-	eventually(t, "forwarded", func() bool { return up.tcp.Load() == 1 })
+	eventually(t, "the query is forwarded", func() bool { return up.tcp.Load() == 1 })
 	c.(*net.TCPConn).SetLinger(0)
 	c.Close()
 	endsWithin(t, "reset", ended, 300*time.Millisecond)
@@ -185,7 +185,7 @@ func TestTCPClientDoesNotRead(t *testing.T) {
 			break // the resolver has closed the connection already
 		}
 	}
-	eventually(t, "more answers than the sockets hold", func() bool { return up.tcp.Load() > maxPipelined })
+	eventually(t, "more answers than the socket buffers hold", func() bool { return up.tcp.Load() > maxPipelined })
 	endsWithin(t, "does not read", ended, 10*fast.tcpMessage)
 	if n := r.Stats().Inflight; n != 0 {
 		t.Errorf("%d in flight", n)

@@ -109,6 +109,6 @@ func (r *Resolver) install(c *hostConfig) {
 	}
 }
 
-// Changed returns a channel that receives a value when the host's configuration has changed; one value may stand for several
+// Changed returns a channel that receives a value when the host's configuration has changed; one value may cover several
 // changes. It is never closed.
 func (r *Resolver) Changed() <-chan struct{} { return r.changed }

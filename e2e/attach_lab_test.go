@@ -19,14 +19,14 @@ type namespace struct {
 	pid int
 }
 
-// holder makes one: below "here", as unshare(1) does it.
+// holder makes a namespace: below "here", as unshare(1) does it.
 func (l *lab) holder() *namespace {
 	l.Helper()
 	s := l.agent("holder", l.Here.Command(append([]string{"unshare", "--user", "--map-root-user", "--net", "--"}, agentProgram()...)...))
 	return &namespace{s, s.cmd.Process.Pid}
 }
 
-// file is the path of one of its namespaces.
+// file is the path of one of the holder's namespaces.
 func (n *namespace) file(ns string) string { return fmt.Sprintf("/proc/%d/ns/%s", n.pid, ns) }
 
 // enter runs a program as root of the namespace, and fails the test when it fails.
@@ -65,7 +65,7 @@ func (n *namespace) noLinks(within time.Duration) {
 	})
 }
 
-// attached is a rootless-net attach, or another helper, that has said that it is ready.
+// attached is a rootless-net attach, or another helper, that has written its ready byte.
 type attached struct {
 	*lab
 	cmd    *topo.Cmd
@@ -74,7 +74,7 @@ type attached struct {
 	ended  chan error
 }
 
-// attach starts one and waits for its ready byte.
+// attach starts a helper and waits for its ready byte.
 func (l *lab) attach(args ...string) *attached {
 	l.Helper()
 	return l.attachBy(nil, args...)
@@ -130,7 +130,7 @@ func (l *lab) startHelper(cmd *topo.Cmd) *attached {
 	return a
 }
 
-// ends expects that it ends by itself, with exit status 0, and leaves nothing.
+// ends expects that the helper ends by itself, with exit status 0, and leaves nothing.
 func (a *attached) ends(within time.Duration) {
 	a.Helper()
 	select {
@@ -151,7 +151,7 @@ func onEveryLinkAttached(t *testing.T, test func(t *testing.T, n *namespace)) {
 	onEveryLinkAtOnce(t, func(t *testing.T, l *lab) { test(t, l.holder()) })
 }
 
-// children are those processes whose parent is pid.
+// children are the child processes of pid.
 func children(t *testing.T, pid int) (list []int) {
 	t.Helper()
 	entries, err := os.ReadDir("/proc")

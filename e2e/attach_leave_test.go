@@ -18,7 +18,7 @@ func (n *namespace) state() string {
 			ipv4/ip_unprivileged_port_start ipv4/ping_group_range ipv4/ip_forward; true`) // an interface may be going at this moment
 }
 
-// withoutMarks leaves out the sysctls of marks, and of what comes back on lo.
+// withoutMarks leaves out the sysctls of marks, and the accept_local of lo.
 func withoutMarks(state string) string {
 	var kept []string
 	for _, line := range strings.Split(state, "\n") {
@@ -29,7 +29,7 @@ func withoutMarks(state string) string {
 	return strings.Join(kept, "\n")
 }
 
-// leaves expects that the namespace is again what it was.
+// leaves expects that the namespace has its state of before again.
 func (n *namespace) leaves(before string) {
 	n.Helper()
 	eventually(n.T, 3*time.Second, func() string {
@@ -67,7 +67,7 @@ func TestAttachLeavesTheNamespaceAsItWas(t *testing.T) {
 				case "kill":
 					_ = a.cmd.Process.Kill()
 				case "agent killed":
-					// No process is left that could undo what is not bound to a descriptor. The next start does it, except for
+					// No process is left that could undo what is not bound to a descriptor. The next start undoes it, except for
 					// the values that it finds changed.
 					before = withoutMarks(before)
 					for _, pid := range children(t, a.cmd.Process.Pid) {

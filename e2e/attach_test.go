@@ -46,7 +46,7 @@ func TestAttach(t *testing.T) {
 		}
 		n.manage("port", "add", "web", "8081:80")
 		n.wantAnswer(n.There, at(topo.Here4, 8081), "an added port")
-		// The helper has no more capabilities than the user who started it.
+		// The helper has no more capabilities than the user that started it.
 		if caps := status(t, a.cmd.Process.Pid, "CapEff"); strings.Trim(caps, "0") != "" {
 			t.Errorf("CapEff %s", caps)
 		}
@@ -128,7 +128,7 @@ func TestAttachForeignNamespace(t *testing.T) {
 	}
 }
 
-// TestAttachAgain: callers start a dead helper again, in the namespace as it is.
+// TestAttachAgain: callers start a helper that was killed again, in the namespace as it is.
 func TestAttachAgain(t *testing.T) {
 	onEveryLinkAttached(t, func(t *testing.T, n *namespace) {
 		pid := strconv.Itoa(n.pid)
@@ -159,7 +159,7 @@ func TestAttachSignalBeforeReady(t *testing.T) {
 	for range 10 {
 		cmd := l.command("rootless-net", "attach", "--configure", strconv.Itoa(n.pid))
 		l.launch(cmd)
-		time.Sleep(10 * time.Millisecond) // somewhere in its start
+		time.Sleep(10 * time.Millisecond) // so that it is killed at different points of its start
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		err := cmd.Wait()
 		if ws := cmd.ProcessState.Sys().(syscall.WaitStatus); err != nil && !(ws.Signaled() && ws.Signal() == syscall.SIGTERM) {
@@ -190,7 +190,7 @@ func TestAttachBare(t *testing.T) {
 	})
 }
 
-// TestAttachPersistentTAP uses a device that the namespace's owner has made, and leaves it as it was.
+// TestAttachPersistentTAP uses a device that the namespace's owner has made, and restores it.
 func TestAttachPersistentTAP(t *testing.T) {
 	l := newLab(t)
 	if kinds(t)[0] != "tap" {
@@ -214,7 +214,7 @@ func TestAttachPersistentTAP(t *testing.T) {
 			return ""
 		})
 	}
-	// As RootlessKit does it: the device is there, and its maker configures it when we are ready.
+	// As RootlessKit does it: the device exists, and the program that made it configures it when we are ready.
 	l.attach("--ifname", "tap0", strconv.Itoa(n.pid))
 	n.enter("sh", "-c", "ip link set tap0 mtu 65520 up; ip address add 10.0.2.100/24 dev tap0; ip route add default via 10.0.2.2 dev tap0")
 	srv, _ := l.serve(l.There, at(topo.There4, 0), guest.Echo)

@@ -13,7 +13,7 @@ import (
 
 // These tests cover how TCP connections begin and end, which is the same on both datapaths.
 
-// TestDatapathIsNamed: inspect names the datapath, and the counters say what went over it.
+// TestDatapathIsNamed: inspect names the datapath, and the counters show what it carried.
 func TestDatapathIsNamed(t *testing.T) {
 	onEveryDatapath(t, func(t *testing.T, l *lab) {
 		srv, _ := l.serve(l.There, at(topo.There4, 0), guest.Echo)

@@ -143,7 +143,7 @@ func TestForwarded(t *testing.T) {
 	})
 }
 
-// publish forwards a port of the host to a container, as rootlessport has it done.
+// publish forwards a port of the host to a container, as rootlessport does through the helper.
 func (e *engine) publish(port uint16, to netip.AddrPort) {
 	e.Helper()
 	parent := topo.Here4
@@ -280,7 +280,7 @@ func TestForwardedPublished(t *testing.T) {
 	})
 }
 
-// TestForwardedRules: the engine's rules are obeyed, and may come and go.
+// TestForwardedRules: the engine's rules take effect, and may be added and removed.
 func TestForwardedRules(t *testing.T) {
 	onEveryDatapath(t, func(t *testing.T, l *lab) {
 		e := newEngine(t, l)
@@ -313,7 +313,7 @@ func TestForwardedRules(t *testing.T) {
 	})
 }
 
-// TestForwardedFirewall: an input firewall in the namespace with the bridge does not concern what is forwarded.
+// TestForwardedFirewall: an input firewall in the namespace with the bridge does not apply to what is forwarded.
 func TestForwardedFirewall(t *testing.T) {
 	onEveryDatapath(t, func(t *testing.T, l *lab) {
 		e := newEngine(t, l)
@@ -351,7 +351,7 @@ func TestForwardedMany(t *testing.T) {
 	})
 }
 
-// TestForwardedAfterKill: when the helper is killed its rules go with it, and the next one takes over.
+// TestForwardedAfterKill: when the helper is killed the kernel removes its rules, and the next helper works.
 func TestForwardedAfterKill(t *testing.T) {
 	onEveryDatapath(t, func(t *testing.T, l *lab) {
 		e := newEngine(t, l)
@@ -378,7 +378,7 @@ func TestForwardedAfterKill(t *testing.T) {
 }
 
 // TestForwardedSourceCheckWithMarks: the kernel may check sources strictly, and by the routes of a packet's mark, as
-// wg-quick(8) has it do.
+// wg-quick(8) configures it.
 func TestForwardedSourceCheckWithMarks(t *testing.T) {
 	l := newLabOn(t, "auto", "splice")
 	e := newEngine(t, l)

@@ -79,7 +79,7 @@ func (s *sandbox) exchange(to netip.AddrPort) guest.Echoed {
 	return do(s, guest.Exchange{To: guest.To(to), Text: "hello"})
 }
 
-// wantEcho expects that an Echo server answers, and returns the client's address that it saw. Words say when that was.
+// wantEcho expects that an Echo server answers, and returns the client's address that it saw. words describe when that was, for the error.
 func (s *sandbox) wantEcho(to netip.AddrPort, when ...string) netip.Addr {
 	s.Helper()
 	got := s.exchange(to)
@@ -105,7 +105,7 @@ func (s *sandbox) wantEchoWith(options guest.Socket, to netip.AddrPort, when ...
 	}
 }
 
-// echoed says whether "hello" came back.
+// echoed reports whether "hello" came back.
 func echoed(e guest.Echoed) bool { return e.Outcome == guest.OK && e.Text == "hello" }
 
 func heading(when []string) string {
@@ -115,7 +115,7 @@ func heading(when []string) string {
 	return strings.Join(when, " ") + ": "
 }
 
-// wantConnect expects that a connect from inside comes to the outcome.
+// wantConnect expects that a connect from inside has the outcome.
 func (s *sandbox) wantConnect(outcome guest.Outcome, to netip.AddrPort) {
 	s.Helper()
 	s.wantConnectTo(outcome, guest.To(to), 0)
@@ -141,7 +141,7 @@ func (s *sandbox) askUDP(to netip.AddrPort, text string, timeout time.Duration) 
 	return do(s, guest.AskUDP{To: guest.To(to), Text: text, Timeout: timeout})
 }
 
-// wantUDPOutcome expects what a datagram from inside comes to.
+// wantUDPOutcome expects the outcome of a datagram from inside.
 func (s *sandbox) wantUDPOutcome(outcome guest.Outcome, to netip.AddrPort, timeout time.Duration) {
 	s.Helper()
 	if got := s.askUDP(to, "x", timeout); got.Outcome != outcome {
@@ -252,7 +252,7 @@ func (l *lab) wantUDPClientSeenOn(c net.Conn, when ...string) {
 	}
 }
 
-// closedPort connects from "there" to a published port on which no server listens inside, and returns what that comes to:
+// closedPort connects from "there" to a published port on which no server listens inside, and returns the outcome:
 // a reset, unless the reset came before the connect had returned.
 func (l *lab) closedPort(to netip.AddrPort) guest.Outcome {
 	l.Helper()

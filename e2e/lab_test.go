@@ -38,7 +38,7 @@ var (
 // opPatience bounds one operation.
 const opPatience = guest.Patience
 
-// lab is the surroundings of one test: the namespaces "here" and "there", a runtime directory, and what was started.
+// lab is the environment of one test: the namespaces "here" and "there", a runtime directory, and what was started.
 type lab struct {
 	*testing.T
 	*topo.Topo
@@ -76,7 +76,7 @@ func (l *lab) command(name string, args ...string) *topo.Cmd {
 	return cmd
 }
 
-// launch starts a command and remembers it.
+// launch starts a command and records it in started.
 func (l *lab) launch(cmd *topo.Cmd) {
 	l.Helper()
 	if err := cmd.Start(); err != nil {
@@ -85,7 +85,7 @@ func (l *lab) launch(cmd *topo.Cmd) {
 	l.started = append(l.started, cmd)
 }
 
-// result is what a finished program left.
+// result is the exit code and the output of a finished program.
 type result struct {
 	code           int
 	stdout, stderr string
@@ -137,7 +137,7 @@ func (l *lab) manage(args ...string) string {
 	return r.stdout
 }
 
-// sandbox is a running sandbox whose command is the agent.
+// sandbox is a running sandbox with the agent as its command.
 type sandbox struct {
 	*lab
 	cmd    *topo.Cmd
@@ -211,7 +211,7 @@ func (s *sandbox) dumpAndKill() {
 	s.Logf("%s was in:\n%s", s.name, s.stderr)
 }
 
-// explain adds to an error of the agent how its program ended.
+// explain adds the exit status of the program to an error of its agent.
 func (s *sandbox) explain(err error) error {
 	if errors.Is(err, guest.ErrAgentEnded) {
 		_ = s.cmd.Wait()
@@ -299,7 +299,7 @@ func (l *lab) serveUDP(ns *topo.NS, addr netip.AddrPort) (netip.AddrPort, *accep
 	return c.LocalAddr().(*net.UDPAddr).AddrPort(), a
 }
 
-// accepts counts what reached a server.
+// accepts counts the clients or datagrams that reached a server.
 type accepts struct {
 	mu sync.Mutex
 	n  int
@@ -333,7 +333,7 @@ func (c countingConn) ReadFrom(b []byte) (int, net.Addr, error) {
 // at is an address with a port.
 func at(a netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a, port) }
 
-// families are the addresses of "here" and "there" to try.
+// families are the addresses of "here" and "there" in each address family.
 func (l *lab) families() []family {
 	f := []family{{topo.Here4, topo.There4, topo.There4b}}
 	if l.IPv6 {

@@ -87,7 +87,7 @@ func (l *lab) files() (paths []string) {
 	return paths
 }
 
-// alive says whether a process runs; a zombie does not.
+// alive reports whether a process runs; a zombie does not.
 func alive(pid int) bool {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err == nil && !bytes.Contains(text[bytes.LastIndexByte(text, ')'):], []byte(") Z"))
@@ -107,12 +107,12 @@ func TestScorecard36KilledSupervisor(t *testing.T) {
 		l.nothingLeft(time.Second)
 		eventually(t, 500*time.Millisecond, func() string { // one that is ending has no environment any more
 			if alive(daemon) {
-				return "the command's daemon lives"
+				return "the command's daemon still runs"
 			}
 			return ""
 		})
 		l.portFree(8080, time.Second) // its last thread may still be closing it
-		// The files that the killed supervisor left do not hinder the next one.
+		// The files that the killed supervisor left do not prevent the next one from starting.
 		next := l.start("-p", "8080:80")
 		if got := next.manage("ps"); strings.Contains(got, s.name+" ") {
 			t.Errorf("ps lists the killed one:\n%s", got)
@@ -166,7 +166,7 @@ func TestScorecard37SignalsAreForwarded(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := out.Read(make([]byte, 64)); err != nil { // the reply says that it waits
+		if _, err := out.Read(make([]byte, 64)); err != nil { // the reply means that it waits
 			t.Fatal(err)
 		}
 		if err := cmd.Process.Signal(sig); err != nil {
@@ -179,7 +179,7 @@ func TestScorecard37SignalsAreForwarded(t *testing.T) {
 			t.Errorf("%v: exit %d, want the command's 7", sig, code)
 		}
 	}
-	// A command that does not catch it dies of it, and that is what is reported.
+	// A command that does not catch the signal is ended by it, and the exit status reports that.
 	cmd := l.command("rootless-run", "--", "/bin/sleep", "100")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -252,8 +252,8 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 	}
 }
 
-// TestContainerOutlivesItsFirst: a network stays until its last member has ended.
-func TestContainerOutlivesItsFirst(t *testing.T) {
+// TestNetworkOutlivesItsFirstMember: a network stays until its last member has ended.
+func TestNetworkOutlivesItsFirstMember(t *testing.T) {
 	onEveryDatapath(t, containerOutlivesItsFirst)
 }
 
@@ -263,15 +263,15 @@ func containerOutlivesItsFirst(t *testing.T, l *lab) {
 	second := l.start("--network", "container:"+first.name)
 	first.inside.CloseInput()
 	time.Sleep(300 * time.Millisecond)
-	second.wantEcho(srv, "after the first is gone")
+	second.wantEcho(srv, "after the first has ended")
 	if r := l.once([]string{"--network", "container:" + first.name}, "true"); r.code != 125 || !strings.Contains(r.stderr, "cannot join network namespace of a non running container: "+first.name) {
-		t.Errorf("joined after the first is gone: %d, %s", r.code, r.stderr)
+		t.Errorf("joined after the first has ended: %d, %s", r.code, r.stderr)
 	}
 	if r := l.finish(l.command("rootless-net", "exec", first.name, "true")); r.code == 0 || !strings.Contains(r.stderr, first.name+" is not running") {
-		t.Errorf("exec after the first is gone: %d, %s", r.code, r.stderr)
+		t.Errorf("exec after the first has ended: %d, %s", r.code, r.stderr)
 	}
 	second.listenTCP(guest.Echo, 80)
-	l.wantAnswer(l.There, at(topo.Here4, 8080), "published port after the first is gone")
+	l.wantAnswer(l.There, at(topo.Here4, 8080), "published port after the first has ended")
 	second.stop()
 	first.stop()
 	l.nothingLeft(time.Second)

@@ -90,7 +90,7 @@ func TestScorecard27OutOfDescriptors(t *testing.T) {
 // startLimited is start with a limit of open files. The hard limit too, as the runtime raises the soft one to it.
 func (l *lab) startLimited(limit int, flags ...string) *sandbox {
 	l.Helper()
-	const name = "starved"
+	const name = "no-files"
 	argv := append([]string{filepath.Join(bins, "rootless-run"), "--name", name}, l.flags...)
 	argv = append(append(append(argv, flags...), "--"), agentProgram()...)
 	cmd := l.Here.Command(append([]string{"/bin/sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$@"`, limit), "sh"}, argv...)...)
@@ -142,7 +142,7 @@ func TestScorecard30BlackHole(t *testing.T) {
 			most = 400 * time.Millisecond
 		}
 		if got := do(s, guest.Connect{To: guest.To(srv)}); got.Outcome != guest.OK || got.Took.Truncate(time.Millisecond) > most {
-			t.Errorf("beside 200 dials into a black hole: %v after %v; at most %v", got.Outcome, got.Took, most)
+			t.Errorf("during 200 dials to a destination that does not answer: %v after %v; at most %v", got.Outcome, got.Took, most)
 		}
 	})
 }
@@ -185,8 +185,8 @@ func TestScorecard32UDPFlows(t *testing.T) {
 	}
 }
 
-// TestScorecard33Churn opens and closes connections out of and into the sandbox, and expects the sockets, the memory
-// and the counters of live flows where they were.
+// TestScorecard33Churn opens and closes connections out of and into the sandbox, and expects that the sockets, the memory
+// and the counters of live flows have their values of before.
 func TestScorecard33Churn(t *testing.T) {
 	lasts := 6 * time.Second
 	if long() {
@@ -215,13 +215,13 @@ func churnFor(t *testing.T, l *lab, lasts time.Duration) {
 		}
 		return ""
 	})
-	// 5 %, and what a collector may still hold.
+	// 5 %, and what the garbage collector has not freed yet.
 	if now := s.rss(); now > rss+rss/20+8<<20 {
 		t.Errorf("resident memory grew from %d to %d", rss, now)
 	}
 	for name, v := range s.counters().values {
 		if strings.HasPrefix(name, "now.tcp") && v > 4 {
-			t.Errorf("%s is %d after all connections are gone", name, v)
+			t.Errorf("%s is %d after all connections have ended", name, v)
 		}
 	}
 }

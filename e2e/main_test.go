@@ -72,7 +72,7 @@ func fail(err error) int {
 	return 1
 }
 
-// long says whether the long forms of the load tests are wanted.
+// long reports whether the long forms of the load tests are enabled.
 func long() bool { return os.Getenv("ROOTLESSNET_LONG") == "1" }
 
 // kinds are the links to test: all three where /dev/net/tun can be opened.

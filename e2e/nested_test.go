@@ -37,15 +37,15 @@ func TestControlDirectoryIsCovered(t *testing.T) {
 	}
 }
 
-// TestNames: the options for names and name servers show in /etc/hosts and /etc/resolv.conf.
+// TestNames: the options for names and name servers are written to /etc/hosts and /etc/resolv.conf.
 func TestNames(t *testing.T) {
 	l := newLab(t)
 	hosts := l.once([]string{"--add-host", "host.docker.internal:192.0.2.7", "--add-host", "host.containers.internal:host-gateway"}, "cat", "/etc/hosts").stdout
 	if strings.Count(hosts, "host.docker.internal") != 1 || !strings.Contains(hosts, "192.0.2.7\thost.docker.internal") {
-		t.Errorf("a name of the host that was given another address:\n%s", hosts)
+		t.Errorf("a name of the host with another address:\n%s", hosts)
 	}
 	if strings.Count(hosts, gateway4.String()+"\thost.containers.internal") != 1 {
-		t.Errorf("a name of the host that was given its own address:\n%s", hosts)
+		t.Errorf("a name of the host with its usual address:\n%s", hosts)
 	}
 	if got := l.once([]string{"--dns-search", "."}, "cat", "/etc/resolv.conf").stdout; strings.Contains(got, "search") || !strings.Contains(got, "nameserver") {
 		t.Errorf("without search domains:\n%s", got)
@@ -66,7 +66,7 @@ func TestNoIPv6(t *testing.T) {
 	}
 }
 
-// TestCaptureToFIFO: a FIFO without a reader is refused, not waited for.
+// TestCaptureToFIFO: a FIFO without a reader is an error; the program does not wait for a reader.
 func TestCaptureToFIFO(t *testing.T) {
 	l := newLab(t)
 	fifo := filepath.Join(t.TempDir(), "fifo")

@@ -82,7 +82,7 @@ func initOf(t *testing.T, supervisor int) int {
 	return 0
 }
 
-// switches counts how often the threads of a process have gone to sleep.
+// switches counts how often the threads of a process have blocked (voluntary context switches).
 func switches(t *testing.T, pid int) (n int) {
 	t.Helper()
 	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
@@ -132,7 +132,7 @@ func TestSlowReaders(t *testing.T) {
 			}
 		}
 		if grown := s.rss() - before; grown > most {
-			t.Errorf("%d connections whose receivers do not read took %d bytes of the supervisor", 2*n, grown)
+			t.Errorf("%d connections with receivers that do not read took %d bytes of the supervisor", 2*n, grown)
 		}
 		used := cpu(t, s.cmd.Process.Pid)
 		begin := time.Now()

@@ -45,14 +45,14 @@ type forwarder struct {
 	open           func(l *lab, ports []mapping) *publisher
 
 	// seenTCP and seenUDP are the addresses that a server inside sees for an IPv4 and for an IPv6 client of "there"; the
-	// zero Addr stands for the client's own.
+	// zero Addr means the client's own.
 	seenTCP, seenUDP [2]netip.Addr
-	// seenLate is the same for a UDP client that asked before a server was up. Where the inside has both families its flow
+	// seenLate is the same for a UDP client that sent before a server was up. Where the inside has both families its flow
 	// was moved to the other family when the first was refused, and stays there: the client appears as the gateway.
 	seenLate [2]netip.Addr
 	// seenLoopback is the address that a server inside sees for a TCP client on the host's loopback.
 	seenLoopback netip.Addr
-	// onlyIPv4 says that the forwarder listens on IPv4 addresses only.
+	// onlyIPv4 is set if the forwarder listens on IPv4 addresses only.
 	onlyIPv4 bool
 }
 
@@ -69,7 +69,7 @@ func seen(expected [2]netip.Addr, client netip.Addr) netip.Addr {
 }
 
 // The namespace that rootlessport forwards to when no helper of this project connects it: addresses on a bridge, as those
-// of a container, and the gateway as which clients appear that the container could not answer.
+// of a container, and the gateway, which is the source address of clients that the container could not answer.
 var (
 	alone        = hosts{netip.MustParsePrefix("10.9.9.2/24"), netip.MustParsePrefix("fd99::2/64")}
 	aloneGateway = []netip.Addr{netip.MustParseAddr("10.9.9.1"), netip.MustParseAddr("fd99::1")}
@@ -81,8 +81,7 @@ var (
 	slirpGuest   = netip.MustParseAddr("10.0.2.100")
 )
 
-// forwarders is the table of all that publish ports: each datapath, each program, and each interface by which a program is
-// asked to.
+// forwarders is the table of all forwarders: each datapath, each program, and each interface of a program.
 func forwarders(t *testing.T) (list []*forwarder) {
 	t.Helper()
 	lateByGateway := [2]netip.Addr{gateway6, gateway4}

@@ -16,7 +16,7 @@ var (
 	toEcho      = mapping{"tcp", 8080, 80, 0}
 	toUDPEcho   = mapping{"udp", 8081, 81, 0}
 	toNoServer  = mapping{"tcp", 8082, 82, 0} // no server listens there
-	toLateUDP   = mapping{"udp", 8083, 83, 0} // a server listens there after the first client has asked
+	toLateUDP   = mapping{"udp", 8083, 83, 0} // a server listens there only after the first client has sent
 	toReset     = mapping{"tcp", 8084, 84, 0}
 	toSum       = mapping{"tcp", 8085, 85, 0}
 	toClosing   = mapping{"tcp", 8086, 86, 0}
@@ -121,7 +121,7 @@ func (p *publisher) wantSeen(network string, expected [2]netip.Addr, client neti
 	}
 }
 
-// tcpClientAddress: the server sees the client, a neighbour of the host or one further away.
+// tcpClientAddress: the server sees the client's address, that of a neighbour of the host or of a machine behind a router.
 func (p *publisher) tcpClientAddress() {
 	for _, f := range p.clients() {
 		for _, client := range []netip.Addr{f.there, f.there2} {
@@ -138,7 +138,7 @@ func (p *publisher) udpClientAddress() {
 	}
 }
 
-// loopbackClient: a client on the host's loopback is answered; 127.0.0.1 would mean another machine inside.
+// loopbackClient: a client on the host's loopback is answered; 127.0.0.1 would be another host inside.
 func (p *publisher) loopbackClient() {
 	if got := p.exchangeFrom(p.Here, at(loopback4, toEcho.host)); !echoed(got) || got.Client.Addr() != p.seenLoopback {
 		p.Errorf("TCP: %+v; want the echo, and the client %v", got, p.seenLoopback)
@@ -157,7 +157,7 @@ func (p *publisher) noTCPServer() {
 	}
 }
 
-// lateUDPServer: a client that asks before the server is up is answered as soon as the server is, on the same socket.
+// lateUDPServer: a client that sends before the server is up is answered as soon as the server is up, on the same socket.
 func (p *publisher) lateUDPServer() {
 	var conns []net.Conn
 	for _, f := range p.clients() {

@@ -10,7 +10,7 @@ import (
 	"rootlessnet/internal/nettest/topo"
 )
 
-// These tests change the namespace from inside, where the command is root, and try to get around the policy with it.
+// These tests change the namespace from inside, where the command is root, and try to bypass the policy.
 
 // wantBothWays tries connections out and in; the server inside is an Echo server on port 80, published as 8080.
 func (s *sandbox) wantBothWays(when string) {
@@ -79,15 +79,15 @@ func TestMarksAndPolicyRoutingInside(t *testing.T) {
 	})
 }
 
-// Marks of the range that the TPROXY redirect uses: a program that knows them must gain nothing.
+// Marks of the range that the TPROXY redirect uses: a program that uses them must get no further access.
 const (
 	markRedirect = 0x726e0001 // of packets that are routed to lo, and there to the listener
 	markUnused   = 0x726e0002
-	markRemote   = 0x726e0003 // of sockets inside that stand for a remote peer
+	markRemote   = 0x726e0003 // of sockets inside with the address of a remote peer
 )
 
-// TestNoWayAroundPolicy: a program that sends connections straight to the listeners of the splice path reaches no server.
-func TestNoWayAroundPolicy(t *testing.T) {
+// TestPolicyCannotBeBypassed: a program that opens connections directly to the listeners of the splice path reaches no server.
+func TestPolicyCannotBeBypassed(t *testing.T) {
 	onEveryLinkAtOnce(t, func(t *testing.T, l *lab) {
 		if l.datapath == "stack" {
 			return // the stack path uses no marks

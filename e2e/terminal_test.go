@@ -14,6 +14,9 @@ import (
 	"rootlessnet/internal/nettest/topo"
 )
 
+// terminalPatience bounds the wait for what a terminal shows: nothing here takes longer than the start of a sandbox.
+const terminalPatience = 20 * time.Second
+
 // console is a pseudo terminal with a program on it, as a terminal emulator has it.
 type console struct {
 	*testing.T
@@ -91,7 +94,7 @@ func (c *console) keys(text string) {
 // await waits until the terminal shows text, after what was awaited before.
 func (c *console) await(text string) {
 	c.Helper()
-	for end := time.Now().Add(opPatience); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(terminalPatience); ; time.Sleep(10 * time.Millisecond) {
 		all := c.out.String()
 		if i := strings.Index(all[c.read:], text); i >= 0 {
 			c.read += i + len(text)
@@ -110,7 +113,7 @@ func (c *console) wantExit(code int) {
 	go func() { ended <- c.cmd.Wait() }()
 	select {
 	case <-ended:
-	case <-time.After(opPatience):
+	case <-time.After(terminalPatience):
 		c.Fatalf("the program does not end; the terminal shows %q", c.out.String()[c.read:])
 	}
 	if got := c.cmd.ProcessState.ExitCode(); got != code {
@@ -228,7 +231,9 @@ func TestSuspend(t *testing.T) {
 			term.keys("\x1a") // stops the sleep; the shell inside goes on
 			term.await("Stopped")
 			term.await("inside$ ")
-			term.keys("kill -KILL %1; wait; exit 9\n")
+			term.keys("kill -KILL %1; sleep 0.2\n")
+			term.await("inside$ ")
+			term.keys("exit 9\n")
 			term.await("outer$ ")
 			term.keys("echo code-$?; exit\n")
 			term.await("code-9")
@@ -285,7 +290,7 @@ func TestStoppedCommandWithoutTerminal(t *testing.T) {
 	cmd.SysProcAttr.Setsid = true
 	l.launch(cmd)
 	pid := 0
-	eventually(t, opPatience, func() string {
+	eventually(t, terminalPatience, func() string {
 		if _, err := fmt.Sscan(out.String(), &pid); err != nil {
 			return "the command does not run"
 		}

@@ -22,7 +22,7 @@ func TestTCPOut(t *testing.T) {
 	})
 }
 
-// wantUDPErrorSoon sends datagrams until one comes to the error. The router that "there" is answers at most about one a
+// wantUDPErrorSoon sends datagrams until one gets the error. The router that "there" is answers at most about one a
 // second (net.ipv4.route.error_cost, which only the host can change), so the first may go unanswered.
 func (s *sandbox) wantUDPErrorSoon(outcome guest.Outcome, to netip.AddrPort) {
 	s.Helper()
@@ -34,7 +34,7 @@ func (s *sandbox) wantUDPErrorSoon(outcome guest.Outcome, to netip.AddrPort) {
 	})
 }
 
-// TestFailuresComeThrough: the command sees the failure that the host got: refused, unreachable, prohibited or no answer,
+// TestFailuresComeThrough: the command gets the error that the host got: refused, unreachable, prohibited or no answer,
 // with TCP and UDP, for both families.
 func TestFailuresComeThrough(t *testing.T) {
 	onEveryLinkAtOnce(t, func(t *testing.T, l *lab) {
@@ -138,7 +138,7 @@ func TestHairpin(t *testing.T) {
 	s.wantEcho(at(topo.Here4, 8080))
 }
 
-// TestHostLoopbackNamed: the port that is named answers on the gateway's address and by name, another one does not.
+// TestHostLoopbackNamed: the port that is named answers on the gateway's address and by name, other ports do not.
 func TestHostLoopbackNamed(t *testing.T) {
 	l := newLab(t)
 	open, _ := l.serve(l.Here, at(loopback4, 0), guest.Echo)

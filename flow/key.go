@@ -43,7 +43,7 @@ type Key struct {
 
 func (k Key) String() string { return fmt.Sprintf("%v %v->%v", k.Proto, k.Src, k.Dst) }
 
-// Direction says which side opened a flow.
+// Direction is which side opened a flow.
 type Direction uint8
 
 const (
@@ -60,7 +60,7 @@ func (d Direction) String() string {
 	return "out"
 }
 
-// Datapath says what carries a flow.
+// Datapath is what carries a flow.
 type Datapath uint8
 
 const (
@@ -88,18 +88,18 @@ func (d Datapath) String() string {
 	return fmt.Sprintf("datapath-%d", uint8(d))
 }
 
-// State is how far a flow is.
+// State is the state of a flow.
 type State uint8
 
 const (
 	// Unreplied: packets were seen in one direction only. TCP flows are never in this state: they enter the table when
-	// both ends stand.
+	// both ends are open.
 	Unreplied State = iota
 	// Established: both directions are open.
 	Established
 	// HalfClosed: one side of a TCP connection has sent FIN.
 	HalfClosed
-	// Ended: the flow is gone.
+	// Ended: the flow has ended.
 	Ended
 )
 

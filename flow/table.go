@@ -10,7 +10,7 @@ import (
 // ID identifies a flow within one Table for as long as the Table exists. No two flows have the same one; 0 is none.
 type ID uint64
 
-// Counters are what changes while a flow lives. ToHost is what the guest's side has sent, ToGuest what it has received:
+// Counters are the values that change during a flow. ToHost is what the guest's side has sent, ToGuest what it has received:
 // bytes of payload, and packets where the datapath sees packets (0 for TCP).
 type Counters struct {
 	State                         State
@@ -23,8 +23,8 @@ type Counters struct {
 type Carrier interface {
 	// Counters reads the counters.
 	Counters() Counters
-	// Kill ends the flow at once: a TCP connection by a reset to both ends, a datagram flow by forgetting it. It does not
-	// wait for the end, which the datapath reports by Table.Remove as ever.
+	// Kill ends the flow at once: a TCP connection by a reset to both ends, a datagram flow by removing it from its tables. It does not
+	// wait for the end, which the datapath reports by Table.Remove as for any other end.
 	Kill()
 }
 
@@ -33,11 +33,11 @@ type Entry struct {
 	Key       Key
 	Direction Direction
 	Datapath  Datapath
-	// Peer is the other end as the host sees it. It differs from the address in Key where the gateway's address stands
-	// for the host's loopback, or for a client that the guest cannot see under its own address.
+	// Peer is the other end as the host sees it. It differs from the address in Key where the guest sees the
+	// gateway's address in place of the host's loopback, or of a client that the guest cannot see under its own address.
 	Peer netip.AddrPort
 	// Egress is how the datapath has the flow's packets leave the host, in a comparable type of its own; nil where that
-	// does not matter once the flow stands.
+	// does not matter once the flow is open.
 	Egress any
 	// Started is set by Add.
 	Started time.Time
@@ -96,7 +96,7 @@ func (t *Table) Add(e *Entry, c Carrier) {
 	}
 }
 
-// Remove takes e out. last are its final counters, for the watchers. An entry that is in no table is left alone.
+// Remove removes e. last are its final counters, for the watchers. It does nothing for an entry that is in no table.
 func (t *Table) Remove(e *Entry, last Counters) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -143,7 +143,7 @@ func (t *Table) List() []Info {
 // Kill ends the flow with the given id. It is false when there is none.
 func (t *Table) Kill(id ID) bool { return t.KillIf(func(i *Info) bool { return i.ID == id }) > 0 }
 
-// KillIf ends every flow for which match says so and returns how many. match gets no counters: reading them costs a lock
+// KillIf ends every flow for which match returns true, and returns how many. match gets no counters: reading them costs a lock
 // of each flow's datapath.
 func (t *Table) KillIf(match func(*Info) bool) (killed int) {
 	for _, e := range t.entries() {

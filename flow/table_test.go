@@ -60,7 +60,7 @@ func TestKillEndsTheFlowThatIsNamed(t *testing.T) {
 		t.Errorf("killed %d, %d times", a.killed, b.killed)
 	}
 	if table.Kill(id) {
-		t.Error("a flow that is gone was killed")
+		t.Error("a flow that has ended was killed")
 	}
 	if n := table.KillIf(func(i *Info) bool { return i.Key.Src.Port() == 1 }); n != 1 || table.Len() != 0 {
 		t.Errorf("%d killed, %d left", n, table.Len())
@@ -76,7 +76,7 @@ func TestWatchReportsStartAndEnd(t *testing.T) {
 	if first.Kind != Started || second.Kind != Finished || second.Info.BytesToHost != 99 || second.Info.State != Ended || first.Info.ID != second.Info.ID {
 		t.Errorf("events %+v, %+v", first, second)
 	}
-	for range 5 { // nobody reads: the datapath goes on, and the loss is counted
+	for range 5 { // no goroutine reads the events: the datapath must not block, and the loss is counted
 		add(table, 8)
 	}
 	if w.Lost() != 3 {

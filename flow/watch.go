@@ -5,11 +5,11 @@ import (
 	"sync/atomic"
 )
 
-// EventKind says what happened to a flow.
+// EventKind is what has happened to a flow.
 type EventKind uint8
 
 const (
-	// Started: both ends of the flow stand.
+	// Started: both ends of the flow are open.
 	Started EventKind = iota
 	// Finished: the flow has ended; Info has its final counters.
 	Finished
@@ -54,7 +54,7 @@ func (w *Watcher) Close() {
 	}
 }
 
-// notify hands e to every watcher. mu is held, so the order of events is that of the changes.
+// notify sends e to every watcher. mu is held, so the order of events is that of the changes.
 func (t *Table) notify(e Event) {
 	for _, w := range t.watchers {
 		select {

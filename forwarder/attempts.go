@@ -7,14 +7,14 @@ import (
 )
 
 const (
-	// MaxAttempts bounds the connection attempts under way in each direction; it equals what the stack admits.
+	// MaxAttempts bounds the connection attempts under way in each direction; it equals the limit of package stack.
 	MaxAttempts = 8192
-	// minShare is what one destination may always have under way.
+	// minShare is the number of attempts that one destination may always have under way.
 	minShare = 64
 )
 
 // Attempts bounds the outbound connection attempts under way. A destination may hold half of what is free, so that each
-// black hole leaves as much again for every other destination. Safe for concurrent use.
+// destination that does not answer leaves as much again for every other destination. Safe for concurrent use.
 type Attempts struct {
 	most int
 
@@ -29,7 +29,7 @@ func newAttempts(most int) *Attempts {
 	return a
 }
 
-// Begin counts an attempt at dest. false: there are too many, and the guest is left to send its SYN again.
+// Begin counts an attempt at dest. It returns false if there are too many; the guest then sends its SYN again.
 func (a *Attempts) Begin(dest netip.Addr) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -41,7 +41,7 @@ func (a *Attempts) Begin(dest netip.Addr) bool {
 	return true
 }
 
-// End is for every attempt that was counted.
+// End must be called once for every attempt that Begin has counted.
 func (a *Attempts) End(dest netip.Addr) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -33,7 +33,7 @@ func TestAttemptsShares(t *testing.T) {
 		f.Attempts.End(netip.AddrFrom4([4]byte{1}))
 	}
 	if n := take(99); n < minShare {
-		t.Errorf("after the first destination gave up there is room for %d", n)
+		t.Errorf("after the attempts of the first destination have ended %d are free", n)
 	}
 }
 

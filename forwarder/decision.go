@@ -7,7 +7,7 @@ import (
 	"rootlessnet/policy"
 )
 
-// Action is what becomes of a flow that the guest opens.
+// Action is what is done with a flow that the guest opens.
 type Action uint8
 
 const (
@@ -19,11 +19,11 @@ const (
 	Resolve
 )
 
-// Decision is the one answer to the question what becomes of a flow. Every datapath asks Forwarder.Decide and acts on it.
+// Decision is what is done with a flow, and with which addresses. Every datapath gets it from Forwarder.Decide and acts on it.
 type Decision struct {
 	Action Action
 
-	// Of Dial: the destination, and the one to try when nothing listens there (invalid: none). Gateway says that the
+	// Of Dial: the destination, and the one to try when nothing listens there (invalid: none). Gateway is set if the
 	// guest addressed the gateway, so that no hop lies in between; both are then on the host's loopback.
 	Dst, Alt netip.AddrPort
 	Gateway  bool
@@ -31,16 +31,16 @@ type Decision struct {
 	// Of Resolve.
 	Resolver Resolver
 
-	rules uint64 // the generation of the rules that decided
+	rules uint64 // the generation of the rules that were used
 
-	// Of Refuse. Reason says why, for counters and logs.
+	// Of Refuse. Reason is the cause, for counters and logs.
 	Refusal Refusal
 	Reason  policy.Reason
 }
 
-// Decide says what becomes of the flow k that the guest opens. packets is how many packets ask, for the counters: a denied
+// Decide decides about the flow k that the guest opens. packets is how many packets are decided, for the counters: a denied
 // datagram leaves no state behind and is decided each time. The rules may change while a request is being served; then the
-// last answer counts, and Rejudge ends what the new rules do not allow.
+// last decision counts, and Rejudge ends what the new rules do not allow.
 func (f *Forwarder) Decide(k flow.Key, packets int) Decision {
 	rules := f.rules.Load()
 	d := f.decide(k)
@@ -66,32 +66,38 @@ func (f *Forwarder) decide(k flow.Key) Decision {
 	return Decision{Action: Dial, Dst: v.Dst, Alt: v.Alt, Gateway: v.Gateway}
 }
 
-// StillAllowed says whether the flow k, for which Decide said Dial, is still allowed. A datapath asks when it has added
-// the flow to the table: if the rules have changed between the two, Rejudge may have missed the flow.
-func (f *Forwarder) StillAllowed(d *Decision, k flow.Key) bool {
-	return d.rules == f.rules.Load() || f.decide(k).Action == Dial
+// StillAllowed reports whether the rules still allow the flow e, for which Decide returned Dial with d. A datapath calls it after
+// it has added the flow to the table: if the rules have changed between the two, Rejudge may have missed the flow.
+func (f *Forwarder) StillAllowed(d *Decision, e *flow.Entry) bool {
+	return d.rules == f.rules.Load() || f.allows(e.Key, e.Peer, e.Egress)
 }
 
 // Rejudge decides again about every outbound flow of an endpoint, on every datapath, and ends those that the rules and
 // addresses in force do not allow any more. It returns how many.
+func (f *Forwarder) Rejudge(id flow.Endpoint) (ended int) {
+	f.rules.Add(1)
+	if f.Endpoint(id) == nil {
+		return 0
+	}
+	return f.Flows.KillIf(func(i *flow.Info) bool {
+		return i.Key.Endpoint == id && i.Direction == flow.Outbound && i.Datapath != flow.Loopback && !f.allows(i.Key, i.Peer, i.Egress)
+	})
+}
+
+// allows says whether the rules and addresses in force let the outbound flow k go on as it is: to peer, leaving the host by
+// egress, which is an Egress where that matters.
 //
 // A TCP connection outlives the removal of its own address inside, or of its family: the address may come back, and the
 // two ends notice by themselves when it does not. A datagram flow is also ended where its datagrams would now go elsewhere
 // or leave the host by another address or interface; the next datagram opens the right one.
-func (f *Forwarder) Rejudge(id flow.Endpoint) (ended int) {
-	f.rules.Add(1)
-	e := f.Endpoint(id)
+func (f *Forwarder) allows(k flow.Key, peer netip.AddrPort, egress any) bool {
+	e := f.Endpoint(k.Endpoint)
 	if e == nil {
-		return 0
+		return false
 	}
-	return f.Flows.KillIf(func(i *flow.Info) bool {
-		if i.Key.Endpoint != id || i.Direction != flow.Outbound || i.Datapath == flow.Loopback {
-			return false
-		}
-		d := f.decide(i.Key)
-		if i.Key.Proto == flow.TCP {
-			return d.Action == Refuse && d.Reason != policy.SpoofedSource && d.Reason != policy.FamilyOff
-		}
-		return d.Action != Dial || i.Peer.Addr() != d.Dst.Addr() && i.Peer.Addr() != d.Alt.Addr() || i.Egress != any(e.Addresses().EgressTo(i.Peer.Addr()))
-	})
+	d := f.decide(k)
+	if k.Proto == flow.TCP {
+		return d.Action != Refuse || d.Reason == policy.SpoofedSource || d.Reason == policy.FamilyOff
+	}
+	return d.Action == Dial && (peer.Addr() == d.Dst.Addr() || peer.Addr() == d.Alt.Addr()) && egress == any(e.Addresses().EgressTo(peer.Addr()))
 }

@@ -12,7 +12,7 @@ import (
 	"rootlessnet/policy"
 )
 
-// dns is a resolver that is never asked in these tests.
+// dns is a resolver that these tests never call.
 type dns struct{}
 
 func (dns) ServeTCP(net.Conn)             {}
@@ -69,7 +69,7 @@ func TestDecideDial(t *testing.T) {
 	}
 }
 
-// Queries to a resolver's address are answered by it, whatever the policy says, and nothing else is.
+// Queries to the resolver's address are answered by the resolver, whatever the policy is, and no other flows are.
 func TestDecideResolver(t *testing.T) {
 	closed := forwardlab.JudgeFunc(func(policy.Proto, netip.AddrPort, netip.AddrPort) policy.Verdict {
 		return policy.Verdict{Action: policy.Refuse, Reason: policy.GatewayClosed}
@@ -125,7 +125,7 @@ func TestRefusedIsCounted(t *testing.T) {
 	}
 }
 
-// What comes from behind no endpoint is dropped without an answer, and so is what comes after RemoveEndpoint.
+// Flows of an unknown endpoint are dropped without an answer, and so are those after RemoveEndpoint.
 func TestDecideUnknownEndpoint(t *testing.T) {
 	f := forwardlab.NewForwarder(t, forwarder.Config{})
 	f.AddEndpoint(forwarder.EndpointConfig{ID: 4, Policy: forwardlab.JudgeFunc(nil)})
@@ -190,6 +190,9 @@ func TestTwoEndpoints(t *testing.T) {
 	}
 }
 
+// entry is a flow that a datapath has added for the key.
+func entry(k flow.Key) *flow.Entry { return &flow.Entry{Key: k, Peer: k.Dst} }
+
 // A request that was decided under rules that have changed since is decided again.
 func TestStillAllowed(t *testing.T) {
 	f := forwardlab.NewForwarder(t, forwarder.Config{})
@@ -197,23 +200,23 @@ func TestStillAllowed(t *testing.T) {
 	f.AddEndpoint(forwarder.EndpointConfig{Policy: live, Addresses: gateways()})
 	loopback, remote := key(flow.TCP, "10.0.2.2:80"), key(flow.TCP, "192.0.2.1:80")
 	dl, dr := f.Decide(loopback, 1), f.Decide(remote, 1)
-	if !f.StillAllowed(&dl, loopback) || !f.StillAllowed(&dr, remote) {
+	if !f.StillAllowed(&dl, entry(loopback)) || !f.StillAllowed(&dr, entry(remote)) {
 		t.Error("not allowed any more, and nothing has changed")
 	}
 	live.Set(rules(func(c *policy.Config) { c.HostLoopback = policy.HostLoopback{} }))
 	f.Rejudge(0)
-	if f.StillAllowed(&dl, loopback) {
+	if f.StillAllowed(&dl, entry(loopback)) {
 		t.Error("what the new rules refuse is still allowed")
 	}
-	if !f.StillAllowed(&dr, remote) {
+	if !f.StillAllowed(&dr, entry(remote)) {
 		t.Error("what the new rules allow is not allowed any more")
 	}
 	if refused := f.Refused(); len(refused) != 0 {
-		t.Errorf("asking again is counted: %v", refused)
+		t.Errorf("StillAllowed has counted refusals: %v", refused)
 	}
+	dr = f.Decide(remote, 1)
 	f.RemoveEndpoint(0)
-	f.Rejudge(0)
-	if f.StillAllowed(&dr, remote) {
+	if f.StillAllowed(&dr, entry(remote)) {
 		t.Error("allowed without an endpoint")
 	}
 }
@@ -258,9 +261,9 @@ func TestRejudge(t *testing.T) {
 		{"UDP that is refused now", closeLoopback, flow.UDP, "10.0.2.2:80", nil, true},
 		{"TCP that is allowed as before", closeLoopback, flow.TCP, "192.0.2.1:80", nil, false},
 		{"UDP that is allowed as before", closeLoopback, flow.UDP, "192.0.2.1:80", nil, false},
-		{"TCP whose source address was removed", otherSource, flow.TCP, "192.0.2.1:80", nil, false},
-		{"UDP whose source address was removed", otherSource, flow.UDP, "192.0.2.1:80", nil, true},
-		{"echo whose source address was removed", otherSource, flow.ICMP, "192.0.2.1:0", nil, true},
+		{"TCP with a removed source address", otherSource, flow.TCP, "192.0.2.1:80", nil, false},
+		{"UDP with a removed source address", otherSource, flow.UDP, "192.0.2.1:80", nil, true},
+		{"echo with a removed source address", otherSource, flow.ICMP, "192.0.2.1:0", nil, true},
 		{"TCP of a family that was switched off", off, flow.TCP, "192.0.2.1:80", nil, false},
 		{"UDP of a family that was switched off", off, flow.UDP, "192.0.2.1:80", nil, true},
 		{"TCP that would leave from another address", otherEgress, flow.TCP, "192.0.2.1:80", nil, false},

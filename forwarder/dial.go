@@ -14,16 +14,17 @@ import (
 const (
 	// DialTimeout is longer than Linux's own (tcp_syn_retries 6: 127 s), so that the kernel's answer comes first.
 	DialTimeout = 130 * time.Second
-	// GuestTimeout bounds handshakes with the guest, both ways: it is one link away; it answers or does not want to.
+	// GuestTimeout bounds handshakes with the guest, in both directions. The guest is one link away: longer waiting would not help.
 	GuestTimeout = 20 * time.Second
 
-	// Out of file descriptors: wait this long, this often, then leave the guest to its own retransmission. Slow
-	// enough to cost nothing, fast enough that service resumes within a second of a descriptor becoming free.
-	StarvedPause = 200 * time.Millisecond
-	StarvedTries = 50
+	// Without free file descriptors a dial is tried again after DialRetryPause, MaxDialRetries times; then the guest's own
+	// retransmission must start a new one. The pause is long enough that the tries use no measurable processor time, and short
+	// enough that service resumes within a second of a descriptor becoming free.
+	DialRetryPause = 200 * time.Millisecond
+	MaxDialRetries = 50
 )
 
-// DialError is a failed connection attempt: the errno, and where one came the ICMP error behind it.
+// DialError is a failed connection attempt: the errno, and the ICMP error that caused it, if one was received.
 type DialError struct {
 	Errno  syscall.Errno
 	Queued *QueuedError
@@ -60,7 +61,7 @@ func StartDial(from Egress, dst netip.AddrPort, tos uint8) (fd int, done bool, e
 	return fd, done, nil
 }
 
-// ConnectFailure adds to a failed connect what the error queue of its socket knows of it.
+// ConnectFailure is the error of a failed connect, with the ICMP error in the error queue of its socket, if there is one.
 func ConnectFailure(fd int, err error, dst netip.AddrPort) *DialError {
 	errno, ok := err.(syscall.Errno)
 	if !ok {
@@ -69,7 +70,7 @@ func ConnectFailure(fd int, err error, dst netip.AddrPort) *DialError {
 	return &DialError{Errno: errno, Queued: connectError(fd, dst.Addr().Is4())}
 }
 
-// bindSource binds fd to an interface, and to an address but for the port, which connect chooses and then may use again
+// bindSource binds fd to an interface, and to an address without a port, which connect chooses and then may use again
 // for another destination (ip(7), IP_BIND_ADDRESS_NO_PORT).
 func bindSource(fd int, by Egress) error {
 	if by.Index != 0 {
@@ -84,16 +85,16 @@ func bindSource(fd int, by Egress) error {
 	return rawsock.Bind(fd, netip.AddrPortFrom(by.Addr, 0))
 }
 
-// ConnectedToItself says whether a socket that StartDial connected to dst is connected to itself, see rawsock.IsSelf. Only
+// ConnectedToItself reports whether a socket that StartDial connected to dst is connected to itself, see rawsock.IsSelf. Only
 // a port in the range from which the kernel gives ports to clients can be the socket's own.
 func ConnectedToItself(fd int, dst netip.AddrPort) bool {
 	r, known := procnet.LocalPorts()
 	return (!known || r.Contains(dst.Port())) && rawsock.IsSelf(fd, dst)
 }
 
-// TuneHost sets what a joined socket of the host needs: no Nagle (the guest's kernel has its own), keep-alive at the
-// system's pace so that a peer which has vanished is noticed on behalf of the guest, urgent data in line. A listener passes
-// it on to what it accepts.
+// TuneHost sets what a joined socket of the host needs: Nagle's algorithm off (the guest's kernel has applied its own),
+// keep-alive with the system's times so that the guest's connection ends when its peer has vanished, urgent data in line.
+// Sockets that a listener accepts inherit these options.
 func TuneHost(fd int) {
 	rawsock.NoDelay(fd)
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)

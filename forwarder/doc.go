@@ -1,5 +1,5 @@
-// Package forwarder decides what becomes of each flow that a guest opens, dials for it, and says what the guest is answered
-// when that fails. It is the part that all datapaths share; the datapaths are the packages below it.
+// Package forwarder decides about each flow that a guest opens (dial, refuse, or answer by the resolver), dials the host's side, and
+// chooses the answer to the guest when that fails. It is the part that all datapaths share; the datapaths are the packages below it.
 //
 //		                        stack (frames <-> flows)
 //		                 SYN |        | TCP request      | datagram, echo
@@ -19,7 +19,7 @@
 // # One decision
 //
 // Forwarder.Decide is the only place where a flow is judged. It looks up the flow's Endpoint (which guest it belongs to),
-// recognises queries for the resolver, asks the endpoint's policy, and returns a Decision: dial this destination, have the
+// recognises queries for the resolver, consults the endpoint's policy, and returns a Decision: dial this destination, have the
 // resolver answer, or refuse in this way for this reason. What the guest is answered, RST or which ICMP error or nothing, is
 // one table (refusal.go), for verdicts of the policy and for errors of the host's kernel alike.
 //
@@ -28,27 +28,27 @@
 //
 // # One table of flows
 //
-// Every datapath adds its flows to Forwarder.Flows while they live; package flow has the operations.
+// Every datapath keeps its open flows in Forwarder.Flows; package flow has the operations.
 //
 // # Dialling
 //
-// The host's side is dialled before the guest's handshake is completed, so the guest is answered what the host was answered.
-// A destination may have half of the free attempts under way (Attempts), so that a black hole leaves as many again for the
-// others. Descriptors are taken from one budget (package fdbudget); where there are none, outbound attempts are repeated for
-// some seconds, published ports rest, and UDP gives up its least recently used socket.
+// The host's side is dialled before the guest's handshake is completed, so the guest gets the answer that the host got.
+// A destination may have half of the free attempts under way (Attempts), so that one that does not answer leaves as many
+// again for the others. Descriptors are taken from one budget (package fdbudget); where there are none, outbound attempts are repeated for
+// some seconds, published ports accept nothing for a while, and UDP closes its least recently used socket.
 //
-// A failed connect is reported with the ICMP error behind it (IP_RECVERR, ip(7)), which the guest gets as it is. What the
+// A failed connect is reported with the ICMP error that caused it (IP_RECVERR, ip(7)), which the guest gets unchanged. What the
 // host's kernel answers at once (no route, denied by a filter) becomes the error that a router would have sent.
 //
 // # Published ports
 //
 // PublishTCP serves the clients of one listener by the first datapath that takes them: loopback for clients on the host's own
-// loopback where the plan asks for it, then splicetcp, then tcp, which takes all. The server inside sees the client's own
+// loopback where the plan asks for it, then splicetcp, then tcp, which takes every client. The server inside sees the client's own
 // address wherever that is possible (package clientaddr).
 //
 // # Lock order
 //
-// From the outside to the inside; no lock is taken while one that stands to the right of it is held.
+// From the outside to the inside; no lock is taken while one to the right of it is held.
 //
 //	inbound.Dialler.mu -> splice.Loop.mu
 //	splicetcp.Path.using (read) -> splicetcp.Path.mu -> breaker.mu, splice.Loop.mu, Attempts.mu, flow.Table.mu

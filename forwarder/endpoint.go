@@ -11,7 +11,7 @@ import (
 	"rootlessnet/policy"
 )
 
-// dnsPort is where a Resolver is asked (RFC 1035 4.2).
+// dnsPort is the port of DNS servers (RFC 1035 4.2).
 const dnsPort = 53
 
 // Judge is the part of a policy that decisions need. It must not block and may be called from any goroutine.
@@ -24,7 +24,7 @@ var (
 	_ Judge = (*policy.Live)(nil)
 )
 
-// Resolver answers the guest's DNS queries in the host's place.
+// Resolver answers the guest's DNS queries to the addresses of ResolverAddrs.
 type Resolver interface {
 	// ServeTCP serves one connection until it ends. The caller closes the connection.
 	ServeTCP(net.Conn)
@@ -39,10 +39,10 @@ type Addresses struct {
 	// Guests are all addresses of the guest's link. Packets with one of them as their source cannot come from outside: a
 	// client of a published port that has one appears as the gateway. Guest4 and Guest6 need not be repeated.
 	Guests []netip.Addr
-	// Source4 and Source6 are what the host's sockets are bound to, but for those to the host's loopback; the zero value
+	// Source4 and Source6 are what the host's sockets are bound to, except those to the host's loopback; the zero value
 	// leaves the choice to the host's routes.
 	Source4, Source6 netip.Addr
-	// Interface4 and Interface6 are the indexes of the interfaces by which packets of the family leave the host, but for
+	// Interface4 and Interface6 are the indexes of the interfaces by which packets of the family leave the host, except
 	// those to its loopback; 0 leaves the choice to the host's routes.
 	Interface4, Interface6 int
 }
@@ -94,7 +94,7 @@ type Endpoint struct {
 	now atomic.Pointer[endpointAddresses]
 }
 
-// endpointAddresses are an endpoint's addresses, and what follows from them.
+// endpointAddresses are an endpoint's addresses, and the clientaddr.Network made of them.
 type endpointAddresses struct {
 	Addresses
 	clients clientaddr.Network
@@ -114,7 +114,7 @@ func (e *Endpoint) SetAddresses(a Addresses) {
 	e.now.Store(&endpointAddresses{a, clientaddr.Network{Gateway4: a.Gateway4, Gateway6: a.Gateway6, Own: a.Guests, Subnets: e.cfg.Subnets}})
 }
 
-// ClientVisible says whether a server of the guest at the address server may see client under its own address.
+// ClientVisible reports whether a server of the guest at the address server may see client under its own address.
 func (e *Endpoint) ClientVisible(client, server netip.Addr) bool {
 	return e.now.Load().clients.Visible(client, server)
 }
@@ -124,7 +124,7 @@ func (e *Endpoint) ClientSource(client netip.AddrPort, server netip.Addr) netip.
 	return e.now.Load().clients.Source(client, server)
 }
 
-// AnswersDNS says whether queries to dst are for the resolver.
+// AnswersDNS reports whether queries to dst are for the resolver.
 func (e *Endpoint) AnswersDNS(dst netip.AddrPort) bool {
 	if e.cfg.Resolver == nil || dst.Port() != dnsPort {
 		return false

@@ -41,13 +41,13 @@ func (q *QueuedError) Parse(b []byte) {
 	}
 }
 
-// FromNetwork says whether the error is an ICMP or ICMPv6 message and not one of the host's kernel itself.
+// FromNetwork reports whether the error is an ICMP or ICMPv6 message and not one of the host's kernel itself.
 func (q *QueuedError) FromNetwork() bool {
 	return q.Origin == unix.SO_EE_ORIGIN_ICMP || q.Origin == unix.SO_EE_ORIGIN_ICMP6
 }
 
-// ICMP is the error in the address family of the guest's flow: as it came, or, where the host's side is of the other family, the
-// one of the same meaning.
+// ICMP is the error in the address family of the guest's flow: as it was received, or, where the host's side is of the other
+// family, the one with the same meaning.
 func (q *QueuedError) ICMP(v4 bool) stack.ICMPError {
 	if v4 == (q.Origin == unix.SO_EE_ORIGIN_ICMP) {
 		e := stack.ICMPError{Type: q.Type, Code: q.Code}
@@ -65,7 +65,7 @@ func (q *QueuedError) ICMP(v4 bool) stack.ICMPError {
 	return stack.HostUnreachable(v4)
 }
 
-// unreachable says whether the error is one that ends a TCP connect: "destination unreachable", but for reasons of size.
+// unreachable reports whether the error is one that ends a TCP connect: "destination unreachable", except "fragmentation needed".
 func (q *QueuedError) unreachable(v4 bool) bool {
 	if v4 {
 		return q.Origin == unix.SO_EE_ORIGIN_ICMP && q.Type == stack.ICMP4Unreachable && q.Code != stack.ICMP4FragNeeded
@@ -73,7 +73,7 @@ func (q *QueuedError) unreachable(v4 bool) bool {
 	return q.Origin == unix.SO_EE_ORIGIN_ICMP6 && q.Type == stack.ICMP6Unreachable
 }
 
-// connectError looks in the error queue of fd for the ICMP error that has ended a connect; nil: there is none.
+// connectError reads from the error queue of fd the ICMP error that has ended a connect; nil: there is none.
 func connectError(fd int, v4 bool) *QueuedError {
 	var oob [256]byte
 	var data [64]byte
@@ -100,8 +100,8 @@ func connectError(fd int, v4 bool) *QueuedError {
 	}
 }
 
-// QueueErrors enables (1) or disables (0) the error queue of a TCP socket. The queue holds the ICMP error that ended a connect, but on an
-// established connection it would make failures of passing errors.
+// QueueErrors enables (1) or disables (0) the error queue of a TCP socket. The queue holds the ICMP error that ended a connect.
+// It must be disabled on an established connection, where temporary ICMP errors would become errors of the socket.
 func QueueErrors(fd int, v4 bool, on int) {
 	level, recverr := unix.IPPROTO_IPV6, unix.IPV6_RECVERR
 	if v4 {

@@ -34,10 +34,10 @@ type Forwarder struct {
 	Attempts *Attempts
 	TCP      TCPCounters
 
-	rules   atomic.Uint64 // counts the changes of rules and addresses, see Rejudge
+	rules   atomic.Uint64 // counts the changes of rules, addresses and endpoints, see Rejudge
 	refused [policy.NumReasons]atomic.Uint64
 
-	mu        sync.Mutex // held by those who replace endpoints
+	mu        sync.Mutex // held while endpoints are replaced
 	endpoints atomic.Pointer[map[flow.Endpoint]*Endpoint]
 }
 
@@ -53,7 +53,7 @@ func New(cfg Config) *Forwarder {
 	if f.Log == nil {
 		f.Log = slog.New(slog.DiscardHandler)
 	}
-	// Black holes alone must not take every descriptor: as many attempts as the splice path may have connections.
+	// Destinations that do not answer must not take every descriptor: as many attempts as the splice path may have connections.
 	f.Attempts = newAttempts(min(MaxAttempts, f.Budget.Share(fdbudget.Splice)/2))
 	f.endpoints.Store(&map[flow.Endpoint]*Endpoint{})
 	return f
@@ -66,7 +66,7 @@ func (f *Forwarder) AddEndpoint(cfg EndpointConfig) *Endpoint {
 	return e
 }
 
-// RemoveEndpoint takes an endpoint away and ends its flows.
+// RemoveEndpoint removes an endpoint and ends its flows.
 func (f *Forwarder) RemoveEndpoint(id flow.Endpoint) {
 	f.changeEndpoints(func(m map[flow.Endpoint]*Endpoint) { delete(m, id) })
 	f.Flows.KillIf(func(i *flow.Info) bool { return i.Key.Endpoint == id })
@@ -78,6 +78,7 @@ func (f *Forwarder) changeEndpoints(change func(map[flow.Endpoint]*Endpoint)) {
 	m := maps.Clone(*f.endpoints.Load())
 	change(m)
 	f.endpoints.Store(&m)
+	f.rules.Add(1) // what was decided before is decided again when it is added to the table, see StillAllowed
 }
 
 // Endpoint is the endpoint with the given ID; nil: there is none.

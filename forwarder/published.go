@@ -12,7 +12,7 @@ import (
 )
 
 // clientDescriptors is what a datapath may take for a client at most: both sockets. A port accepts only while so many are
-// free, because the client's own is open already when a datapath is asked.
+// free, because the client's socket is open already when a datapath is called.
 const clientDescriptors = 2
 
 // Target is where the clients of a published port are forwarded to: a port of an endpoint's guest.
@@ -25,8 +25,8 @@ type Target struct {
 
 // ClientServer is a datapath that connects the clients of published ports with the guest.
 type ClientServer interface {
-	// Serve connects the client and takes it over. taken is false where this datapath cannot serve the client; the
-	// next datapath is then asked. Otherwise did says how the handler run went. It must not block.
+	// Serve connects the client and takes it over. taken is false where this datapath cannot serve the client; then
+	// Serve of the next datapath is called. Otherwise did is the result of the handler run. Serve must not block.
 	Serve(c *Client) (did spin.Result, taken bool)
 }
 
@@ -36,10 +36,10 @@ type Client struct {
 	Addr netip.AddrPort
 	Port *PublishedTCP
 
-	next int // the index of the next datapath to ask
+	next int // the index of the next datapath to call
 }
 
-// PassOn hands the client to the datapaths after the one that has it. The last one of a port takes every client.
+// PassOn passes the client to the datapaths after the one that has it. The last one of a port takes every client.
 func (c *Client) PassOn() spin.Result {
 	for c.next < len(c.Port.servers) {
 		s := c.Port.servers[c.next]
@@ -59,8 +59,8 @@ type PublishedTCP struct {
 	to      Target
 	servers []ClientServer
 
-	// Splice is the splice path's circuit breaker for this port: a server that the splice path does not reach, while
-	// the stack path does, should cost each client no second attempt.
+	// Splice is the splice path's circuit breaker for this port: where the splice path does not reach the server and
+	// the stack path does, new clients go to the stack path at once.
 	Splice *breaker.Breaker
 }
 
@@ -82,7 +82,7 @@ func (p *PublishedTCP) Addr() netip.AddrPort { return p.addr }
 // Target is where clients are forwarded to.
 func (p *PublishedTCP) Target() Target { return p.to }
 
-// Close stops listening. Connections that exist go on, as they do when a port mapping is taken from a container.
+// Close stops listening. Existing connections stay open, as with Docker when a container's port mapping is removed.
 func (p *PublishedTCP) Close() { p.l.Close() }
 
 // publishedHandler are the methods of a PublishedTCP that its listener calls.

@@ -9,7 +9,7 @@ import (
 	"rootlessnet/stack"
 )
 
-// Refusal is what the guest is answered in place of a flow. The zero value is silence: the guest's own timer decides.
+// Refusal is the answer to the guest when no flow is opened. The zero value is no answer: the guest's own timer ends the attempt.
 type Refusal struct {
 	kind refusalKind
 	// ICMP is the error of the guest's address family, for sendICMP.
@@ -39,7 +39,7 @@ var (
 	_ TCPRequest = (*stack.SYN)(nil)
 )
 
-// Answer gives the refusal to a TCP request. A packet that the stack does not take is lost like any other.
+// Answer answers a TCP request with the refusal. Errors are ignored: an answer that the stack cannot send counts as lost.
 func (r Refusal) Answer(q TCPRequest) {
 	switch r.kind {
 	case reset:
@@ -51,7 +51,7 @@ func (r Refusal) Answer(q TCPRequest) {
 	}
 }
 
-// cause is why there is no flow, in the words of a router or host that answers.
+// cause is why there is no flow, in the categories of a router or host that answers.
 type cause uint8
 
 const (
@@ -88,18 +88,18 @@ func causeOfErrno(errno syscall.Errno, v4 bool) cause {
 	case syscall.EHOSTUNREACH, syscall.EHOSTDOWN:
 		return hostUnreachable
 	case syscall.ENETUNREACH, syscall.ENETDOWN, syscall.EAFNOSUPPORT, syscall.EINVAL:
-		// EAFNOSUPPORT: a kernel without IPv6. EINVAL: the route does not take the source address.
+		// EAFNOSUPPORT: a kernel without IPv6. EINVAL: the source address cannot be used on the route.
 		return noRoute
 	case syscall.EADDRNOTAVAIL:
 		if v4 {
-			return unknown // no free local port: that passes, and the guest tries again
+			return unknown // no free local port: a temporary condition, and the guest tries again
 		}
 		return noRoute // no address of this family
 	}
 	return unknown
 }
 
-// refusal is the one table from causes to answers. v4 says that the guest's flow is IPv4.
+// refusal is the one table from causes to answers. v4 is set if the guest's flow is IPv4.
 //
 //	cause             TCP                      UDP and echo
 //	nothing listens   RST                      port unreachable
@@ -124,22 +124,25 @@ func refusal(c cause, proto flow.Proto, v4 bool) Refusal {
 	return Refusal{}
 }
 
-// RefusalOf is the answer to a flow that the host's kernel, or the network behind it, has refused with err: the very ICMP
-// error where one came in the guest's family, else what a router with the host's routes and filters would have sent.
-// hostV4 is the family of the host's socket, guestV4 that of the guest's flow.
+// RefusalOf is the answer to a flow that the host's kernel, or the network behind it, has refused with err: the received ICMP
+// error where it is of the guest's family, else what a router with the host's routes and filters would have sent.
+// A connection is reset where nothing listens, also where a filter on the path has answered "port unreachable": a kernel may
+// treat an ICMP error as temporary and retransmit after a second, while a reset ends the connect at once (tcp_v4_err,
+// net/ipv4/tcp_ipv4.c, while the socket is in use). hostV4 is the family of the host's socket, guestV4 that of the guest's flow.
 func RefusalOf(err error, proto flow.Proto, hostV4, guestV4 bool) Refusal {
-	var de *DialError
-	if errors.As(err, &de) && de.Queued != nil && guestV4 == hostV4 {
-		return Refusal{sendICMP, de.Queued.ICMP(guestV4)}
-	}
 	var errno syscall.Errno
 	if !errors.As(err, &errno) {
 		return Refusal{}
 	}
-	return refusal(causeOfErrno(errno, hostV4), proto, guestV4)
+	c := causeOfErrno(errno, hostV4)
+	var de *DialError
+	if c != refused && errors.As(err, &de) && de.Queued != nil && guestV4 == hostV4 {
+		return Refusal{sendICMP, de.Queued.ICMP(guestV4)}
+	}
+	return refusal(c, proto, guestV4)
 }
 
-// OutOfResources says whether err is for want of descriptors, buffers or memory, which passes.
+// OutOfResources reports whether err is a lack of descriptors, buffers or memory, which is temporary.
 func OutOfResources(err error) bool {
 	var errno syscall.Errno
 	if !errors.As(err, &errno) {

@@ -15,7 +15,7 @@ import (
 	"rootlessnet/stack"
 )
 
-// request records what a TCP request is answered.
+// request records the answer to a TCP request.
 type request struct{ answer string }
 
 func (r *request) Reset() error                        { r.answer += "reset"; return nil }
@@ -24,7 +24,7 @@ func (r *request) Ignore()                             { r.answer += "silence" }
 
 func icmp(e stack.ICMPError) string { return fmt.Sprintf("%d/%d", e.Type, e.Code) }
 
-// answered is what the guest is answered: "reset", "silence", or type and code of an ICMP error.
+// answered is the answer to the guest: "reset", "silence", or type and code of an ICMP error.
 func answered(r forwarder.Refusal, proto flow.Proto) string {
 	if proto == flow.TCP {
 		var q request
@@ -95,7 +95,7 @@ func TestRefusalOfAVerdict(t *testing.T) {
 	}
 }
 
-// What the host's kernel answers to connect(2) and sendmsg(2), over the same family and translated to the other one.
+// What the host's kernel answers to connect(2) and sendmsg(2), over the same family and translated to the other family.
 func TestRefusalOfAnErrno(t *testing.T) {
 	for errno, want := range map[syscall.Errno]struct{ host4, host6 row }{
 		syscall.ECONNREFUSED:  {rowRefused, rowRefused},
@@ -132,7 +132,7 @@ func TestRefusalOfAnErrno(t *testing.T) {
 	}
 }
 
-// An ICMP error that came for the dial reaches a guest of its family as it is, and one of the other family as the error of
+// An ICMP error that came for the dial reaches a guest of its family unchanged, and one of the other family as the error with
 // the same meaning.
 func TestRefusalOfAQueuedError(t *testing.T) {
 	const icmp4, icmp6 = unix.SO_EE_ORIGIN_ICMP, unix.SO_EE_ORIGIN_ICMP6
@@ -156,14 +156,14 @@ func TestRefusalOfAQueuedError(t *testing.T) {
 		if got := answered(forwarder.RefusalOf(err, flow.TCP, c.host4, false), flow.TCP); got != c.guest {
 			t.Errorf("%+v: a guest of IPv6 is answered %s, want %s", c.q, got, c.guest)
 		}
-		// A datagram's error takes the other way, without a dial.
+		// A datagram's error is converted without a dial.
 		for v4, want := range map[bool]string{true: c.guest4, false: c.guest} {
 			if got := icmp(c.q.ICMP(v4)); got != want {
 				t.Errorf("%+v: ICMP(%v) is %s, want %s", c.q, v4, got, want)
 			}
 		}
 	}
-	// Sizes, and a time that ran out.
+	// Errors about sizes, and "time exceeded".
 	for _, c := range []struct {
 		q    forwarder.QueuedError
 		v4   bool
@@ -178,6 +178,19 @@ func TestRefusalOfAQueuedError(t *testing.T) {
 	} {
 		if got := c.q.ICMP(c.v4); got != c.want {
 			t.Errorf("%+v: %+v, want %+v", c.q, got, c.want)
+		}
+	}
+}
+
+// Filters that reject connections answer "port unreachable" by default. The guest gets a reset, as from a closed port.
+func TestRefusalOfAPortUnreachable(t *testing.T) {
+	for _, q := range []forwarder.QueuedError{{Errno: unix.ECONNREFUSED, Origin: unix.SO_EE_ORIGIN_ICMP, Type: 3, Code: 3},
+		{Errno: unix.ECONNREFUSED, Origin: unix.SO_EE_ORIGIN_ICMP6, Type: 1, Code: 4}} {
+		for _, guest4 := range []bool{true, false} {
+			err := &forwarder.DialError{Errno: q.Errno, Queued: &q}
+			if got := answered(forwarder.RefusalOf(err, flow.TCP, q.Origin == unix.SO_EE_ORIGIN_ICMP, guest4), flow.TCP); got != "reset" {
+				t.Errorf("%+v, guest IPv4 %v: %s, want reset", q, guest4, got)
+			}
 		}
 	}
 }

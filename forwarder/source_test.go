@@ -62,7 +62,7 @@ func TestEgressOfAFlow(t *testing.T) {
 	}
 }
 
-// An interface is one that packets have to leave by.
+// With an interface, packets leave by that interface only.
 func TestDialByAnInterface(t *testing.T) {
 	l := forwardlab.Listen(t, "127.0.0.1:0")
 	to := l.Addr().(*net.TCPAddr).AddrPort()
@@ -76,11 +76,11 @@ func TestDialByAnInterface(t *testing.T) {
 	}
 	const absent = 1 << 20
 	if _, _, err := forwarder.StartDial(forwarder.Egress{Index: absent}, to, 0); !errors.Is(err, syscall.ENODEV) {
-		t.Errorf("by an interface that is not there: %v", err)
+		t.Errorf("by an interface that does not exist: %v", err)
 	}
 }
 
-// A client's address that the guest would look for on its own link, or that it has, is that of the gateway.
+// A client with an address of the guest's own link, or of the guest, appears with the gateway's address.
 func TestClientSource(t *testing.T) {
 	f := forwardlab.NewForwarder(t, forwarder.Config{})
 	e := f.AddEndpoint(forwarder.EndpointConfig{Policy: forwardlab.JudgeFunc(nil), Subnets: []netip.Prefix{forwardlab.Subnet4, forwardlab.Subnet6},

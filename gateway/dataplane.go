@@ -79,7 +79,7 @@ func (g *Gateway) openSplicePath() error {
 	return nil
 }
 
-// useRedirect gives the sockets of a redirected namespace to the splice path.
+// useRedirect starts the splice path with the sockets of a redirected namespace.
 func (g *Gateway) useRedirect(r *netns.RedirectHandles) (err error) {
 	g.splice, err = splicetcp.New(g.forwarder, splicetcp.Inside{
 		Endpoint: guestID, Packets: r.Packets, Loopback: netns.LoopbackIndex, Listeners: r.Listeners, Pool: r.Pool,
@@ -96,7 +96,7 @@ func (g *Gateway) useRedirect(r *netns.RedirectHandles) (err error) {
 	return nil
 }
 
-// clientServers are the datapaths that may connect a client of a published port, in the order in which they are asked.
+// clientServers are the datapaths that may connect a client of a published port, in the order in which they are tried.
 func (g *Gateway) clientServers() (list []forwarder.ClientServer) {
 	if g.loopbackClients != nil {
 		list = append(list, g.loopbackClients)

@@ -3,11 +3,11 @@
 //
 // # Theory of operation
 //
-//	tap.Device <-> stack.Stack <-> forwarder (TCP: Streams; UDP and ICMP echo: Datagrams) <-> sockets of the host
+//	tap.Device <-> stack.Stack <-> tcp.Path, splicetcp.Path, udp.Path (packages below forwarder) <-> sockets of the host
 //
 // A [Gateway] is made from a plan.Plan, which layers.go translates into the configuration of each part; dataplane.go puts
 // the parts together. With the splice path, the guest's TCP connections are redirected to listening sockets inside its own
-// namespace and do not pass the stack. Beside the data plane the Gateway has the resolver (package dns), the published ports,
+// namespace; only their SYNs pass the stack. Beside the data plane the Gateway has the resolver (package dns), the published ports,
 // the forwards from the namespace's loopback to the host's, and two goroutines that follow changes: of the host's
 // resolv.conf, and of what listens inside (Plan.PublishAll).
 //
@@ -16,10 +16,10 @@
 //
 // # What it may touch
 //
-// It imports plan, dns, policy, tap, stack, forwarder and netns (for the types of Namespace). It knows nothing of the lifecycle
-// (package sandbox), of processes and user namespaces (package userns), of the control socket, or of the state directory. All uses of the forwarder are in dataplane.go (assembly, splice path), ports_connect.go
-// (published ports), loopback_clients.go and loopback_forwards.go (loopback), readdress.go, layers.go (addresses) and
-// stats.go.
+// It imports plan, dns, policy, tap, stack, forwarder and netns (for the types of Namespace). It does not use the lifecycle
+// (package sandbox), processes and user namespaces (package userns), the control socket, or the state directory. All
+// uses of the forwarder are in dataplane.go (assembly, splice path), ports_connect.go (published ports), loopback_clients.go
+// and loopback_forwards.go (loopback), readdress.go, layers.go (addresses) and stats.go.
 //
 // # States
 //

@@ -9,10 +9,13 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"rootlessnet/forwarder"
+	"rootlessnet/internal/fdbudget"
 	"rootlessnet/internal/listenwatch"
 	"rootlessnet/internal/nettest"
 	"rootlessnet/plan"
@@ -105,8 +108,8 @@ func TestPublishAll(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var told []plan.PortMapping
-	g.cfg.OnPublish = func(m plan.PortMapping) { told = append(told, m) }
+	var published []plan.PortMapping
+	g.cfg.OnPublish = func(m plan.PortMapping) { published = append(published, m) }
 	_, taken := listen(t)
 	p := guestPort{"tcp", taken}
 	if err := g.publish(p); err != nil {
@@ -115,20 +118,24 @@ func TestPublishAll(t *testing.T) {
 	if err := g.publish(p); !errors.Is(err, listenwatch.ErrLater) {
 		t.Errorf("published twice: %v", err)
 	}
-	if len(told) != 1 || told[0].HostPort == taken || told[0].GuestPort != taken || !g.Ports()[0].Auto {
-		t.Errorf("OnPublish %v, ports %v", told, g.Ports())
+	if len(published) != 1 || published[0].HostPort == taken || published[0].GuestPort != taken || !g.Ports()[0].Auto {
+		t.Errorf("OnPublish %v, ports %v", published, g.Ports())
 	}
 }
 
-// fakeNamespace is the host's own namespace in the place of a sandbox's: Listen binds on its loopback.
+// fakeNamespace is the host's own namespace in place of a sandbox's: Listen binds on its loopback.
 type fakeNamespace struct {
 	Namespace // other methods are not called
 	fail      map[uint16]error
-	bound     map[uint16]string // addresses by the port that was asked for
+	bound     map[uint16]string // addresses by the requested port
+	onListen  func()            // called by Listen; may be nil
 }
 
 func (n *fakeNamespace) Listen(_ context.Context, proto string, ports []uint16) (files []*os.File, errs []error, err error) {
 	files, errs = make([]*os.File, len(ports)), make([]error, len(ports))
+	if n.onListen != nil {
+		n.onListen()
+	}
 	for i, port := range ports {
 		if errs[i] = n.fail[port]; errs[i] != nil {
 			continue
@@ -189,6 +196,35 @@ func TestLoopbackForwards(t *testing.T) {
 	g.forwards.close()
 	if _, err := g.AddLoopbackForwards(forward); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("a forward after the end: %v", err)
+	}
+}
+
+// TestLoopbackForwardsEndWhileAdding: what is added at the moment of the end is given back to the budget, which all sandboxes of
+// the process share.
+func TestLoopbackForwardsEndWhileAdding(t *testing.T) {
+	nettest.CheckLeaks(t)
+	f := forwarder.New(forwarder.Config{Budget: fdbudget.New(1000)})
+	l := newLoopbackForwards(f)
+	ended := make(chan struct{})
+	ns := &fakeNamespace{bound: map[uint16]string{}, onListen: sync.OnceFunc(func() {
+		locked := make(chan struct{})
+		go func() {
+			defer close(ended)
+			l.mu.Lock()
+			close(locked)
+			end := make(chan struct{})
+			go func() { defer close(end); l.close() }() // which waits for the lock before add does
+			time.Sleep(100 * time.Millisecond)
+			l.mu.Unlock()
+			<-end
+		}()
+		<-locked
+		time.Sleep(20 * time.Millisecond)
+	})}
+	_, _ = l.add(ns, []plan.LoopbackForward{{Proto: "tcp", Port: 1000, HostPort: 1}})
+	<-ended
+	if n := f.Budget.Taken(fdbudget.Listeners); n != 0 || len(l.list()) != 0 {
+		t.Errorf("%d descriptors are taken for %v", n, l.list())
 	}
 }
 

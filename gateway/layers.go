@@ -108,7 +108,7 @@ func Uplink(p *plan.Plan) netns.Link {
 	return l
 }
 
-// addresses is what the forwarder has to know of the plan. It looks up the host's interfaces by name.
+// addresses are the addresses and interfaces of the plan, as the forwarder needs them. It looks up the host's interfaces by name.
 func addresses(p *plan.Plan) (to forwarder.Addresses, err error) {
 	a := p.Addrs
 	to = forwarder.Addresses{Gateway4: a.Gateway, Gateway6: a.Gateway6, Guest4: a.Guest, Guest6: a.Guest6,

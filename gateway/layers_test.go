@@ -18,7 +18,7 @@ func planned(t *testing.T, n plan.NetworkPlan) *plan.Plan {
 	return p
 }
 
-// TestSpecialAddresses: the policy has a meaning for each target, and the stack answers echo requests for the addresses that
+// TestSpecialAddresses: the policy has an action for each target, and the stack answers echo requests for the addresses that
 // are not forwarded.
 func TestSpecialAddresses(t *testing.T) {
 	addr := netip.MustParseAddr

@@ -13,7 +13,7 @@ import (
 )
 
 // openLoopbackClients has clients of published ports that arrive by the host's loopback connected to the loopback inside the
-// namespace, if the plan says so (LoopbackToLoopback).
+// namespace, if the plan has LoopbackToLoopback.
 func (g *Gateway) openLoopbackClients() error {
 	p := g.cfg.Plan
 	if !p.LoopbackToLoopback {

@@ -20,7 +20,7 @@ import (
 type loopbackForwards struct {
 	f *forwarder.Forwarder
 
-	change lockrank.Mutex // held while forwards are added or removed, and the namespace is asked for sockets
+	change lockrank.Mutex // held while forwards are added or removed, and sockets are requested from the agent
 
 	mu     lockrank.Mutex
 	relay  *loopback.Relay                         // guarded by mu; nil before the first forward
@@ -111,7 +111,7 @@ func (l *loopbackForwards) add(ns Namespace, list []plan.LoopbackForward) (opene
 	return opened, err
 }
 
-// forward gives a socket inside the namespace to the relay, which takes it over.
+// forward passes a socket of the namespace to the relay, which owns it from then on.
 func (l *loopbackForwards) forward(relay *loopback.Relay, f plan.LoopbackForward, file *os.File) error {
 	p, err := relay.Listen(file, f.HostPort)
 	if err != nil {
@@ -119,6 +119,9 @@ func (l *loopbackForwards) forward(relay *loopback.Relay, f plan.LoopbackForward
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.closed { // meanwhile: the relay has closed the port, and close has not counted it
+		return net.ErrClosed
+	}
 	l.open[f] = p
 	return nil
 }

@@ -36,7 +36,7 @@ func (g *Gateway) extraHosts() (list []dns.Host) {
 	return list
 }
 
-// names are the names that the resolver answers without asking an upstream server.
+// names are the names that the resolver answers without an upstream server.
 func (g *Gateway) names() map[string][]netip.Addr {
 	m := map[string][]netip.Addr{}
 	for _, h := range g.extraHosts() {

@@ -9,7 +9,8 @@ import (
 	"rootlessnet/tap"
 )
 
-// Namespace is what the gateway has the agent process do inside the sandbox's network namespace. A gateway whose link was handed over as an open TAP (AdoptTAP) has none, because that namespace is not entered.
+// Namespace is what the gateway has the agent process do inside the sandbox's network namespace. A gateway with a link that was
+// passed in as an open TAP (AdoptTAP) has none, because that namespace is not entered.
 type Namespace interface {
 	// InitPID is the pid of the agent process; /proc/PID/net shows the namespace.
 	InitPID() int
@@ -25,7 +26,7 @@ type Namespace interface {
 	SocketPool(context.Context, netns.PoolOptions) (*netns.Pool, error)
 	// Redirect redirects the guest's TCP connections to listeners inside the namespace (TPROXY).
 	Redirect(context.Context, netns.RedirectConfig) (*netns.RedirectHandles, error)
-	// RedirectForwarded extends a redirect to the traffic that the namespace forwards for others, such as containers on a bridge.
+	// RedirectForwarded extends a redirect to the traffic that the namespace forwards, such as that of containers on a bridge.
 	RedirectForwarded(context.Context, *netns.RedirectHandles) error
 }
 

@@ -86,7 +86,7 @@ func bindPorts(mappings []plan.PortMapping, listeners []*os.File) (*ports, error
 	return p, nil
 }
 
-// add publishes all mappings or none. Fixed ports are bound before those that leave a choice, which must not take them.
+// add publishes all mappings or none. Fixed ports are bound before those that the kernel chooses, which could otherwise be the same.
 func (p *ports) add(mappings []plan.PortMapping, auto bool) (added []*bound, err error) {
 	p.change.Lock()
 	defer p.change.Unlock()
@@ -164,7 +164,7 @@ func (p *ports) list() []plan.Port {
 	return list
 }
 
-// connect forwards every port to the guest, and has add do so for ports to come.
+// connect forwards every port to the guest, and makes add do so for ports that are added later.
 func (p *ports) connect(g *Gateway) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -57,7 +57,7 @@ func guestPorts(procNet string) map[guestPort]bool {
 	return now
 }
 
-// publish opens the same port on the host, or a free one if that is taken. A port that is published already is left alone.
+// publish opens the same port on the host, or a free one if that is taken. A port that is published already is not changed.
 func (g *Gateway) publish(p guestPort) error {
 	for _, b := range g.ports.list() {
 		if b.Proto == p.proto && b.GuestPort == p.port {

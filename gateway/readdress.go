@@ -8,15 +8,15 @@ import (
 )
 
 // Readdress puts the addresses, routes, special addresses and outbound sources of now, a plan that Plan.Readdressed made,
-// into force in the gateway; Relink does it inside the namespace. Calls must not overlap. An error of the stack says that
+// into force in the gateway; Relink does it inside the namespace. Calls must not overlap. An error of the stack means that
 // nothing has changed.
 func (g *Gateway) Readdress(now *plan.Plan) error {
 	to, err := addresses(now)
 	if err != nil {
 		return err
 	}
-	// From the outside to the inside: the gateway knows an address before the guest has it. The new policy judges the live
-	// flows again.
+	// From the outside to the inside: the gateway must serve an address before the guest uses it. The new policy judges the
+	// live flows again.
 	if err := g.stack.SetAddresses(stackConfig(now)); err != nil {
 		return err
 	}

@@ -18,8 +18,8 @@ const (
 )
 
 // Attach opens the uplink in the namespace of the process, which another program made, and configures it unless l.Bare.
-// restore, never nil on success, takes back what would outlive the device: the configuration of a persistent TAP, which
-// belongs to the program that made it. The rest goes with the device. The error is an *Error.
+// restore, never nil on success, undoes what would outlive the device: the configuration of a persistent TAP, which
+// belongs to the program that made it. The kernel removes the rest with the device. The error is an *Error.
 func Attach(l *Link, warn Warn) (dev *Device, restore func(), err error) {
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -89,7 +89,7 @@ func openFreeName(nl *netlink.Handle, l *Link) (*Device, error) {
 	}
 }
 
-// restoreTAP returns a function that puts a persistent TAP back as it was: up or down, MTU and MAC address, without the IP
+// restoreTAP returns a function that restores a persistent TAP: up or down, MTU and MAC address, without the IP
 // addresses, routes and neighbours of l, and without offloads, which its next user may not expect. A copy of the descriptor
 // keeps the device attached until then.
 func restoreTAP(l *Link, before netlink.Link, file *os.File) (func(), error) {
@@ -108,7 +108,7 @@ func restoreTAP(l *Link, before netlink.Link, file *os.File) (func(), error) {
 		if l.Bare {
 			return
 		}
-		// Errors are ignored: the address or route is gone already, or the namespace is.
+		// Errors are ignored: the address, the route or the namespace no longer exists.
 		for _, r := range l.routes() {
 			_ = netlink.RouteDel(&netlink.Route{LinkIndex: attrs.Index, Dst: ipNet(r.Dst), Gw: r.Gateway.AsSlice(), Priority: r.Metric})
 		}

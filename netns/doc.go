@@ -9,7 +9,7 @@
 // process uses it.
 //
 //	SetUp         lo up, sysctls, the uplink opened and configured: a namespace made for a sandbox
-//	Attach        the uplink in a namespace that another program made, and how to take it back
+//	Attach        the uplink in a namespace that another program made, and a function that undoes it
 //	Relink        other addresses, routes and gateways for the uplink
 //	NewRedirect   the TPROXY redirect; AddForwarding extends it to forwarded traffic
 //	Pool          open sockets of the namespace, kept by a process outside; ServePool opens them inside,
@@ -47,7 +47,7 @@
 //	addresses           the listeners on 192.0.0.8:1 and [100::1]:1, which are also the namespace's lock
 //
 // Besides it changes the interface of the uplink, the state of lo, and, in a namespace of its own, the sysctls of SetUp. In a
-// namespace that another program made, Close, Pool.Close and Attach's restore take back all but the state of lo.
+// namespace that another program made, Close, Pool.Close and Attach's restore undo all but the state of lo.
 //
 // # Failure cases
 //
@@ -55,10 +55,11 @@
 //     the caller stays with the stack path.
 //   - A second redirect, or pool of OpenPoolAt, in the namespace is refused by the listeners' address (EADDRINUSE).
 //   - The process is killed: the kernel closes the descriptors and removes the tables with an owner. The policy rules and
-//     routes stay in a namespace that lives on; without the tables nothing has their marks but open connections of ours, and
+//     routes stay in a namespace that continues to exist; without the tables only open connections of ours have their marks, and
 //     the next redirect takes them over (EEXIST).
-//   - The supervisor ends: descriptors closed, the pool's server sees the end of its connection.
-//   - A pool without descriptors (EMFILE, ETOOMANYREFS) or without its inside runs empty: ErrPoolEmpty, never a wait.
+//   - The supervisor ends: descriptors closed, the pool's server reads end of file.
+//   - A pool that gets no descriptors (EMFILE, ETOOMANYREFS) or has lost its server runs empty: Get returns ErrPoolEmpty and
+//     never waits.
 //   - Without IPv6 in the kernel or on the link, the IPv6 parts are left out.
 //
 // # Not here

@@ -2,7 +2,7 @@ package netns
 
 // Error is a failure of an operation on a network namespace. errors.Is sees the errno.
 type Error struct {
-	Op   string // the operation, in words a user understands
+	Op   string // the operation, in a user's terms
 	Err  error
 	Hint string // what to do about it; may be empty
 }

@@ -11,7 +11,7 @@ const listenBacklog = 4096
 
 // ListenLoopback opens a socket on a port of the namespace's own loopback, in the namespace of the process: one for both
 // address families, or for IPv4 where there is no IPv6. proto is "tcp", a listening socket, or "udp", a bound one. It is bound
-// to the interface lo, so that no host beyond the namespace's links can reach it. The error is an errno.
+// to the interface lo, so that other hosts cannot reach it. The error is an errno.
 func ListenLoopback(proto string, port uint16) (*os.File, error) {
 	f, err := bindLoopback(unix.AF_INET6, proto, port)
 	if err == unix.EAFNOSUPPORT || err == unix.EADDRNOTAVAIL {

@@ -11,12 +11,12 @@ import (
 	"rootlessnet/internal/fdbudget"
 )
 
-// A Pool keeps open sockets of another network namespace at hand, most of them transparent TCP sockets. A process or thread
+// A Pool keeps open sockets of another network namespace ready, most of them transparent TCP sockets. A process or thread
 // inside the namespace, where that is allowed, opens them in batches before they are needed: taking one costs no message and
 // never waits. The methods may be called concurrently.
 //
-// The protocol on its socket pair (SOCK_SEQPACKET): a packet of two bytes asks, the kind and how many; a packet that carries
-// the descriptors (SCM_RIGHTS) answers, with as many as could be opened, perhaps none.
+// The protocol on its socket pair (SOCK_SEQPACKET): a request is a packet of two bytes, the kind and how many; the response is a
+// packet that carries as many descriptors (SCM_RIGHTS) as could be opened, perhaps none.
 type Pool struct {
 	conn     *net.UnixConn
 	exchange sync.Mutex // held for a request and its answer
@@ -29,22 +29,21 @@ type Pool struct {
 	closed bool               // guarded by mu
 }
 
-// poolKind are the open sockets of one kind. When half a batch is left, another is asked for.
+// poolKind are the open sockets of one kind. When half a batch is left, another is requested.
 type poolKind struct {
 	fds     []int
 	batch   int  // size of the next batch
-	ordered bool // a batch is on its way
+	pending bool // a batch was requested and has not arrived
 }
 
 // PoolOptions are the options of a Pool; the zero value is a pool of transparent IPv4 sockets.
 type PoolOptions struct {
-	// IPv6 says that the namespace has IPv6 addresses.
+	// IPv6 is set if the namespace has IPv6 addresses.
 	IPv6 bool
 	// UDP has UDP sockets opened from the beginning; otherwise the first GetUDP finds none.
 	UDP bool
 	// MaxBatch is how many sockets of a kind are opened at once at most; more than 240 is cut to that. Up to one and a half
-	// times as many of a kind are open and unused. 0 means a part
-	// of the budget of descriptors.
+	// times as many of a kind are open and unused. 0 means a part of the budget of descriptors.
 	MaxBatch int
 }
 
@@ -54,9 +53,10 @@ const (
 	firstBatch = 32
 	// maxBatch keeps a batch within one message (SCM_MAX_FD is 253).
 	maxBatch = 240
-	// batchShare is the part of the pools' share of descriptors that a batch may take by default, a quarter: there are several
-	// kinds, and unused descriptors should not crowd out those of connections.
-	batchShare = 4
+	// batchShare: a batch may take this part of the pools' share of descriptors by default, so that a batch of each kind is
+	// within the share, and half a batch more of each: a kind for which nothing is left gets its sockets singly, and a burst of
+	// clients then finds none. Unused descriptors should not crowd out those of connections.
+	batchShare = numKinds * 3 / 2
 )
 
 // The kinds of sockets, as in a request.
@@ -65,13 +65,15 @@ const (
 	kindUDP4, kindUDP6                 byte = 14, 16 // UDP, plain
 	kindForwarded4, kindForwarded6     byte = 24, 26 // TCP, transparent, with markForwarded
 	kindPlain4, kindPlain6             byte = 34, 36 // TCP, plain
+
+	numKinds = 8
 )
 
-// ErrPoolEmpty is the error of the Get methods while no socket is at hand. The pool has asked for more by then; the caller
+// ErrPoolEmpty is the error of the Get methods while the pool has no socket. The pool has requested more by then; the caller
 // uses another datapath, or tries again.
 var ErrPoolEmpty = errors.New("no open socket in the pool")
 
-// NewPool takes over f, the file that ServePool returned inside, and asks for the first sockets. f is closed in any case.
+// NewPool takes over f, the file that ServePool returned inside, and requests the first sockets. f is closed in any case.
 func NewPool(f *os.File, o PoolOptions) (*Pool, error) {
 	c, err := net.FileConn(f)
 	f.Close()
@@ -89,17 +91,17 @@ func NewPool(f *os.File, o PoolOptions) (*Pool, error) {
 	return p, nil
 }
 
-// fill asks for the first batch of the kinds.
+// fill requests the first batch of the kinds.
 func (p *Pool) fill(ipv4, ipv6 byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.orderLocked(ipv4)
+	p.refillLocked(ipv4)
 	if p.ipv6 {
-		p.orderLocked(ipv6)
+		p.refillLocked(ipv6)
 	}
 }
 
-// FillForwarded asks for the first sockets for peers behind the namespace, after Redirect.AddForwarding.
+// FillForwarded requests the first sockets for peers behind the namespace, after Redirect.AddForwarding.
 func (p *Pool) FillForwarded() { p.fill(kindForwarded4, kindForwarded6) }
 
 // Get takes a TCP socket out of the pool: non-blocking, transparent, marked for a peer in the namespace or, with forwarded,
@@ -135,7 +137,7 @@ func (p *Pool) GetPlain(ipv6 bool) (fd int, err error) {
 func (p *Pool) get(kind byte) (fd int, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	k := p.orderLocked(kind)
+	k := p.refillLocked(kind)
 	n := len(k.fds)
 	if n == 0 {
 		return -1, ErrPoolEmpty
@@ -146,17 +148,17 @@ func (p *Pool) get(kind byte) (fd int, err error) {
 	return fd, nil
 }
 
-// orderLocked asks for a batch if half a batch or less is left, unless one is on its way.
-func (p *Pool) orderLocked(kind byte) *poolKind {
+// refillLocked requests a batch if half a batch or less is left, unless one was requested already.
+func (p *Pool) refillLocked(kind byte) *poolKind {
 	k := p.idle[kind]
 	if k == nil {
 		k = &poolKind{batch: min(firstBatch, p.maxBatch)}
 		p.idle[kind] = k
 	}
-	if p.closed || k.ordered || len(k.fds) > k.batch/2 {
+	if p.closed || k.pending || len(k.fds) > k.batch/2 {
 		return k
 	}
-	k.ordered = true
+	k.pending = true
 	budget := fdbudget.Process()
 	n := min(k.batch, max(1, budget.Free(fdbudget.Pool)))
 	budget.TakeAnyway(fdbudget.Pool, n)
@@ -165,20 +167,20 @@ func (p *Pool) orderLocked(kind byte) *poolKind {
 		budget.Give(fdbudget.Pool, n-len(fds))
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		k.ordered = false
+		k.pending = false
 		if p.closed {
 			closeIdle(fds)
 			return
 		}
 		k.fds = append(k.fds, fds...)
-		if len(fds) == n {
+		if len(fds) == k.batch { // one that the budget has cut short must not make the next one small
 			k.batch = min(2*n, p.maxBatch)
 		}
 	})
 	return k
 }
 
-// request asks the inside for count sockets and returns those that came, none on an error. There is one exchange at a time.
+// request requests count sockets from the other end and returns those that came, none on an error. There is one exchange at a time.
 func (p *Pool) request(kind byte, count int) (fds []int) {
 	p.exchange.Lock()
 	defer p.exchange.Unlock()
@@ -203,7 +205,7 @@ func (p *Pool) request(kind byte, count int) (fds []int) {
 	return fds
 }
 
-// Close closes the sockets that were not taken. The inside sees the end of its connection and ends its part.
+// Close closes the sockets that were not taken. The server inside reads end of file and ends.
 func (p *Pool) Close() {
 	p.mu.Lock()
 	if p.closed {

@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OpenPoolAt prepares the network namespace at path for transparent sockets and opens a pool of them; the first are on their
-// way. It is for a program with capabilities over the namespace and no process in it: the port helper of a container.
-// Pool.Close puts back what was changed. maxBatch is PoolOptions.MaxBatch. The error is an *Error.
+// OpenPoolAt prepares the network namespace at path for transparent sockets and opens a pool of them; the first have been
+// requested. It is for a program with capabilities over the namespace and no process in it: the port helper of a container.
+// Pool.Close undoes what was changed. maxBatch is PoolOptions.MaxBatch. The error is an *Error.
 //
 // What a server in the namespace answers is routed to lo by the mark that its connections inherit (markTransparent): two
 // sysctls, and a policy rule with a local route. The namespace's own connections are not affected.
@@ -62,8 +62,8 @@ func OpenPoolAt(path string, maxBatch int) (*Pool, error) {
 }
 
 const (
-	// predecessorPatience is for the helper of a container that was started again in the same namespace: it has connections
-	// to end, and the namespace to put back.
+	// predecessorPatience is for the helper of a container that was started again in the same namespace: its predecessor has
+	// to end connections and to restore the namespace.
 	predecessorPatience = 5 * time.Second
 	predecessorPoll     = 5 * time.Millisecond
 )

@@ -50,7 +50,7 @@ func servePool(u *net.UnixConn) {
 		_, _, err := u.WriteMsgUnix(b[:1], rights, nil)
 		if err != nil && len(batch) > 0 {
 			// ETOOMANYREFS: the user's programs together have more descriptors in messages under way than RLIMIT_NOFILE. That
-			// is a matter of moments; this answer has none.
+			// passes within moments; this answer has no descriptors.
 			_, err = u.Write(b[:1])
 		}
 		closeFDs(batch)

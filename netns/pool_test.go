@@ -85,7 +85,7 @@ func TestPoolPlain(t *testing.T) {
 }
 
 // TestPoolKeepsUp: sockets that are taken faster than they are opened make the batches larger, up to the limit, and no batch is
-// asked for twice.
+// requested twice.
 func TestPoolKeepsUp(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -109,14 +109,14 @@ func TestPoolKeepsUp(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 		if most < limit || most > limit+limit/2 {
-			t.Errorf("limit %d: at most %d sockets at hand", limit, most)
+			t.Errorf("limit %d: at most %d sockets ready", limit, most)
 		}
 		p.Close()
 	}
 }
 
 // TestPoolAt: a server in the namespace sees the address that a socket of the pool was bound to, and its answer arrives. One
-// pool in a namespace excludes another until it is closed; then the namespace is as it was.
+// pool in a namespace excludes another until it is closed; then the namespace has its state of before.
 func TestPoolAt(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -133,7 +133,7 @@ func TestPoolAt(t *testing.T) {
 	if _, err := NewRedirect(&RedirectConfig{Uplink: "eth0"}, false); !errors.Is(err, unix.EADDRINUSE) {
 		t.Errorf("a redirect beside a pool: %v", err)
 	}
-	// The next one waits for this one's end.
+	// The next pool waits for the end of this one.
 	next := make(chan *Pool)
 	go func() {
 		q, err := OpenPoolAt(path, 0)

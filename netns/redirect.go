@@ -9,14 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RedirectConfig asks for a TPROXY redirect: TCP segments that would leave by the uplink are delivered to sockets of ours
+// RedirectConfig describes a TPROXY redirect: TCP segments that would leave by the uplink are delivered to sockets of ours
 // inside the namespace instead. Connection requests (SYN) still leave by the link, where the supervisor judges and dials them.
 // For a destination that answers, the supervisor re-injects the SYN on lo, where it reaches a redirect listener; any other
 // connection stays on the link and is served by the userspace stack.
 type RedirectConfig struct {
 	// Uplink is the interface's name.
 	Uplink string `json:"uplink"`
-	// IPv6 says that the uplink has IPv6 addresses.
+	// IPv6 is set if the uplink has IPv6 addresses.
 	IPv6 bool `json:"ipv6,omitempty"`
 	// MaxBatch is PoolOptions.MaxBatch for the pool of the handles.
 	MaxBatch int `json:"-"`
@@ -28,7 +28,7 @@ type RedirectConfig struct {
 const (
 	// markRedirect is on re-injected SYNs and on the segments that the rules redirect. The policy rule routes it to lo.
 	markRedirect = 0x726e0001
-	// markTransparent is on transparent sockets that stand for a remote host. What the command answers to them inherits it
+	// markTransparent is on transparent sockets that have the address of a remote host. What the command answers to them inherits it
 	// (net.ipv4.tcp_fwmark_accept), and the policy rule routes it to lo.
 	markTransparent = 0x726e0003
 	// redirectMask compares the bits in which the two marks are the same: one policy rule is for both.
@@ -57,15 +57,15 @@ var (
 // LoopbackIndex is the interface index of lo in any namespace.
 const LoopbackIndex = 1
 
-// Redirect is a TPROXY redirect that stands in the namespace of the process. Its methods are for one goroutine.
+// Redirect is a TPROXY redirect that is set up in the namespace of the process. Its methods are for one goroutine.
 type Redirect struct {
 	// files are the descriptors for the supervisor, see Files.
 	files []*os.File
 	// held are copies of the listeners. There is one redirect in a namespace at a time, and these addresses are its lock: a
-	// second helper must not set up its own, nor take what is there for its own, before this one has put the namespace back.
+	// second helper must not set up its own, nor use the existing one, before this one has restored the namespace.
 	// They are plain descriptors because Go's poller would wake this process for every connection to an os.File.
 	held []int
-	// undo takes back what does not end with a descriptor.
+	// undo removes what does not end with a descriptor.
 	undo undo
 
 	uplink  uint32 // its interface index
@@ -75,7 +75,7 @@ type Redirect struct {
 	forwarding *os.File
 }
 
-// NewRedirect sets the redirect up, whole or not at all. persist says that the namespace ends with this process: the
+// NewRedirect sets the redirect up, whole or not at all. persist is set if the namespace ends with this process: the
 // nftables tables then stay until it does. The error is an *Error; EADDRINUSE means that the namespace has a redirect already.
 func NewRedirect(c *RedirectConfig, persist bool) (r *Redirect, err error) {
 	op := func(what string, err error) error {
@@ -163,7 +163,7 @@ func (r *Redirect) AddForwarding() (err error) {
 	return nil
 }
 
-// Close puts the namespace back as it was before NewRedirect, but for what the supervisor's descriptors still hold.
+// Close restores the namespace to its state before NewRedirect, except for what the supervisor's descriptors still hold.
 func (r *Redirect) Close() {
 	closeFiles(r.files) // they may have been closed after they were sent; an os.File allows a second Close
 	if r.forwarding != nil {

@@ -71,8 +71,8 @@ const (
 //	}
 //
 // A container's SYN is forwarded, filtered and masqueraded by the rules of the namespace's owner, and leaves by the link with
-// the namespace's address. So the owner's rules alone decide which traffic may leave, and the supervisor sees one source
-// address as ever. The SYN that the supervisor re-injects on lo is the masqueraded one, and the listener's socket has the
+// the namespace's address. So the owner's rules alone decide which traffic may leave, and the supervisor sees only the
+// namespace's address. The SYN that the supervisor re-injects on lo is the masqueraded one, and the listener's socket has the
 // masqueraded addresses. Conntrack has an entry for that connection already. For a segment of ours on the way out it restores
 // the container's address as destination, and the kernel routes it again. For a container's segment on the way in, the mark
 // makes it local, and conntrack rewrites the source of a local packet after routing (hook input), which is in time for the
@@ -80,13 +80,13 @@ const (
 // even if the rules that began it are removed.
 //
 // A segment with markDeliver in the hook forward is a frame that a bridge passes on with br_netfilter, addressed to a link
-// address that the bridge had until one of its ports was removed. Conntrack would take the bridge port for another way out
+// address that the bridge had until one of its ports was removed. Conntrack would see that the outgoing interface has changed
 // and delete the entry (nf_nat_oif_changed), so it is dropped; the container sends it again to the bridge's new address.
 //
 // The re-injected SYN alone is untracked: conntrack would see a second connection with a 4-tuple that is in use.
 //
-// The chain nat is empty. The kernel translates connections only while some chain of type nat exists; this one bridges the
-// moment between `flush ruleset` and new rules of the owner's.
+// The chain nat is empty. The kernel translates connections only while some chain of type nat exists; this one keeps
+// translation on between `flush ruleset` and new rules of the owner's.
 //
 // The table makes the namespace track all its connections, which costs each of them a little. It is loaded only when there is
 // traffic to forward.
@@ -138,7 +138,7 @@ func (b *tableBuilder) forward(uplink uint32, ipv6 bool) {
 
 // forwardRoutes makes segments with markDeliver local by a policy rule. Where the kernel checks the source of a packet by a
 // route lookup that includes the packet's mark (src_valid_mark, which wg-quick(8) sets), the lookup is as if lo sent the
-// packet: a second rule, before, has it use the main table, since in the other one the source would be local.
+// packet: a second rule, of a lower priority number, makes it use the main table, because in table 0x726e the source would be local.
 func forwardRoutes(ipv6 bool, u *undo) error {
 	for _, f := range families(ipv6) {
 		source, deliver := netlink.NewRule(), netlink.NewRule()

@@ -102,7 +102,7 @@ func (b *tableBuilder) redirect(uplink uint32, ipv6 bool) error {
 }
 
 // StackFlowRefresh is the longest time that the supervisor may let pass without sending a segment on the link for each
-// connection that the stack serves while a redirect stands: without one, the rules forget the connection and redirect it.
+// connection that the stack serves while a redirect exists: without one, the rules forget the connection and redirect it.
 const StackFlowRefresh = 3 * time.Minute
 
 const (

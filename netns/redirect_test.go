@@ -50,8 +50,8 @@ func transparent(p *Pool, ipv6 bool) func() (int, error) {
 	return func() (int, error) { return p.Get(ipv6, false) }
 }
 
-// TestRedirect: a redirect has its routes, rules, listeners and sysctls while it stands; a second one is refused; and after
-// Close the namespace is as it was, so that another can be set up.
+// TestRedirect: a redirect has its routes, rules, listeners and sysctls while it is open; a second one is refused; and after
+// Close the namespace has its state of before, so that another can be set up.
 func TestRedirect(t *testing.T) {
 	if !inNamespace(t) {
 		return
@@ -113,7 +113,7 @@ func redirectState(t *testing.T) (s redirectStateOf) {
 	return s
 }
 
-// TestRedirectFails: a redirect that cannot be whole leaves nothing, and one after it can be set up.
+// TestRedirectFails: a redirect that cannot be set up completely leaves nothing, and one after it can be set up.
 func TestRedirectFails(t *testing.T) {
 	if !inNamespace(t) {
 		return

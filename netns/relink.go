@@ -47,8 +47,8 @@ func Relink(l, want *Link, warn Warn) error {
 	return nil
 }
 
-// changeAddrs adds the addresses of now and removes those of old that are not among them; gone says whether it removed any.
-// promoted says that an address stays when one before it in its subnet is removed.
+// changeAddrs adds the addresses of now and removes those of old that are not among them; gone reports whether it removed any.
+// promoted is set if an address stays when one before it in its subnet is removed.
 func changeAddrs(nl *netlink.Handle, link netlink.Link, old, now *Link, promoted bool, warn Warn) (gone bool) {
 	add := func(all bool) {
 		for _, p := range now.Addrs {

@@ -46,7 +46,7 @@ func SetUp(l *Link, gids GIDRange, warn Warn) (dev *Device, err error) {
 	return dev, nil
 }
 
-// setSysctls gives the sandbox what Docker gives its containers: ping sockets for everyone and no privileged ports.
+// setSysctls sets what Docker sets for its containers: ping sockets for all groups, and no privileged ports.
 func setSysctls(gids GIDRange, warn Warn) {
 	// net/ipv4/ping.c takes a range of gids that are mapped; the last of them may be no more than 2^31-1.
 	last := uint64(gids.First)

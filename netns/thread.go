@@ -10,17 +10,17 @@ import (
 )
 
 // A Thread is an operating-system thread in another network namespace, which runs functions there: a socket belongs to the
-// namespace of the thread that opened it, whichever thread uses it. The thread cannot come back, which would need a
-// capability over the namespace that it came from, and ends with Close. Do and Socket may be called concurrently.
+// namespace of the thread that opened it, whichever thread uses it. The thread cannot return to its first namespace, which would
+// need a capability over that namespace, and ends with Close. Do and Socket may be called concurrently.
 type Thread struct {
 	calls chan threadCall
 	quit  chan struct{} // closed by Close
-	ended chan struct{} // closed when the thread is gone
+	ended chan struct{} // closed when the thread has ended
 }
 
 type threadCall struct {
 	f    func() error
-	done chan error // room for one
+	done chan error // capacity 1: the thread does not wait for the caller
 }
 
 // Enter starts a thread in the network namespace at path. The caller needs CAP_SYS_ADMIN over it. The error is an *Error.

@@ -9,7 +9,7 @@ import (
 
 // transparentSocket opens a TCP socket that may bind to any address (IP_TRANSPARENT), with the mark. It is ready to be
 // joined with a socket of the host: Nagle's algorithm off, since the sending kernel has applied its own; keep-alive at the
-// system's pace; urgent data in line.
+// system's interval; urgent data in line.
 func transparentSocket(ipv6 bool, mark int) (fd int, err error) {
 	level, option := unix.SOL_IP, unix.IP_TRANSPARENT
 	if ipv6 {

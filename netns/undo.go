@@ -2,7 +2,7 @@ package netns
 
 import "slices"
 
-// undo collects the steps that put a namespace back as it was.
+// undo collects the steps that restore the state of a namespace.
 type undo []func()
 
 func (u *undo) add(f func()) { *u = append(*u, f) }

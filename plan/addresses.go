@@ -23,14 +23,14 @@ const (
 	guestNumber6 = 0x100
 )
 
-// Prefix lengths a subnet may have: room for network, gateway, guest and broadcast address, and no shorter than the
+// Prefix lengths a subnet may have: it must have at least a network, gateway, guest and broadcast address, and no shorter than the
 // private ranges (RFC 1918) and the unique local ones (RFC 4193).
 const (
 	minBits, maxBits   = 8, 30
 	minBits6, maxBits6 = 8, 126
 )
 
-// Host is what Resolve needs to know of the host. hostnet.Routes implements it.
+// Host is what Resolve reads from the host. hostnet.Routes implements it.
 type Host interface {
 	// Prefixes returns the destinations of the host's routes, and the networks its addresses are in. Default routes
 	// are among them.

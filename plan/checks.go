@@ -103,7 +103,7 @@ func checkSearchDomain(domain string) error {
 	return nil
 }
 
-// CheckExtraHost says what is wrong with an entry of Config.ExtraHosts, or returns nil.
+// CheckExtraHost returns the error of an invalid entry of Config.ExtraHosts, or nil.
 func CheckExtraHost(spec string) error {
 	_, err := parseExtraHost(spec)
 	return err

@@ -51,7 +51,7 @@ const (
 	MaxMTU = 65521
 )
 
-// HostGatewayName is the address in Config.ExtraHosts that stands for the gateway's.
+// HostGatewayName in Config.ExtraHosts is replaced by the gateway's address.
 const HostGatewayName = "host-gateway"
 
 // HostLoopback names the services on the host's loopback (127.0.0.1 and ::1) that the sandbox may reach, on the
@@ -133,8 +133,8 @@ type Config struct {
 	// DNSSearch and DNSOptions replace the search and options lines of the host's resolv.conf; a single "." in
 	// DNSSearch means no search list.
 	DNSSearch, DNSOptions []string
-	// ExtraHosts are "name:address" or "name=address"; the address HostGatewayName stands for the
-	// gateway's.
+	// ExtraHosts are "name:address" or "name=address"; the address HostGatewayName is replaced by
+	// the gateway's.
 	ExtraHosts []string
 
 	// Subnet and Subnet6 are the sandbox's networks. The zero value means the first candidate (10.0.2.0/24 and
@@ -157,7 +157,7 @@ type Config struct {
 	// Attach uses it.
 	IfName string
 	// Configure has Attach bring lo and the uplink up, with addresses and routes. Otherwise Attach creates the uplink and
-	// leaves it down; the gateway then offers the addresses by DHCP and router advertisements. Run always configures.
+	// leaves it down; the gateway then assigns the addresses by DHCP and router advertisements. Run always configures.
 	Configure bool
 	// OutboundAddr and OutboundAddr6 are the source addresses on the host of outbound connections and datagrams; the zero
 	// values leave the choice to the host's routes.
@@ -195,7 +195,7 @@ type Config struct {
 	// the message and no attributes.
 	Logger *slog.Logger
 
-	// Signals, if set, are passed on to the command. Before the command has started, a signal that asks a program to end
+	// Signals, if set, are passed on to the command. Before the command has started, a signal that requests a program to end
 	// (SIGTERM and the like) ends Run instead, and the others are kept for the command. After the command has exited, while
 	// other sandboxes are still in its network, such a signal ends the sandbox. Signals that a terminal sends must not come
 	// here: a started command receives them itself, because it is in the caller's process group.
@@ -207,7 +207,7 @@ type Config struct {
 	OnPublish func(PortMapping)
 }
 
-// Started describes a sandbox whose command has just started.
+// Started describes a sandbox when its command has started.
 type Started struct {
 	ID   string // 64 hexadecimal digits
 	Name string

@@ -13,8 +13,8 @@ type NetworkPlan struct {
 	// each family.
 	Addrs []netip.Prefix
 	// Gateway and Gateway6 are the addresses of the gateway on the guest's link, its next hops. The gateway answers ARP and
-	// neighbour discovery for them and sends ICMP errors from them. They are also the source of a published port's client
-	// whose own address the guest cannot have as a peer. They need not lie in the prefix of an address.
+	// neighbour discovery for them and sends ICMP errors from them. They are also the source address of a client of a published
+	// port that the guest cannot see under its own address. They need not lie in the prefix of an address.
 	Gateway, Gateway6 netip.Addr
 	// GatewayMAC is the gateway's hardware address; nil means one that is made of Gateway.
 	GatewayMAC net.HardwareAddr
@@ -23,7 +23,7 @@ type NetworkPlan struct {
 	// Special are the addresses with a meaning of their own; a gateway's address may be among them. Any other address means
 	// what it means on the host.
 	Special []SpecialAddr
-	// HostAddresses says that the guest has addresses of the host or of the host's networks. The gateway then answers ARP and
+	// HostAddresses is set if the guest has addresses of the host or of the host's networks. The gateway then answers ARP and
 	// neighbour discovery for all addresses of their prefixes, and connections to them go to the host's real neighbours.
 	// Otherwise the prefixes of Addrs are private: an address in them that is neither the guest's nor special is
 	// unreachable.
@@ -41,7 +41,7 @@ type NetworkPlan struct {
 	Announced *Announced
 }
 
-// Announced is what a guest receives that asks for its configuration by DHCP or router solicitation.
+// Announced is the configuration that a guest receives by DHCP or router advertisement.
 type Announced struct {
 	DNS    []netip.Addr
 	Search []string

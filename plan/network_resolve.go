@@ -100,7 +100,7 @@ func (p *Plan) setSpecial(n *NetworkPlan) error {
 	return nil
 }
 
-// DNSAddresses are the addresses whose port 53 the sandbox's resolver answers.
+// DNSAddresses are the addresses on which the sandbox's resolver answers port 53.
 func (p *Plan) DNSAddresses() []netip.Addr {
 	if p.dnsAddrs != nil {
 		return p.dnsAddrs
@@ -108,7 +108,7 @@ func (p *Plan) DNSAddresses() []netip.Addr {
 	return p.Addrs.Gateways()
 }
 
-// HostAddrs are the addresses inside that stand for the host; the host's names (host.docker.internal) resolve to them.
+// HostAddrs are the addresses inside that are translated to the host; the host's names (host.docker.internal) resolve to them.
 func (p *Plan) HostAddrs() (list []netip.Addr) {
 	if p.Special == nil {
 		return p.Addrs.Gateways()

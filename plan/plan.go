@@ -68,7 +68,7 @@ type Plan struct {
 	Link          string
 	Datapath      string
 
-	// Warnings are for the user, in the words of docker run.
+	// Warnings are for the user, with the texts of docker run.
 	Warnings []string
 }
 
@@ -81,10 +81,10 @@ type Outbound struct {
 // ExtraHost is one entry of Config.ExtraHosts.
 type ExtraHost struct {
 	Name string
-	Addr netip.Addr // the zero value means the addresses that stand for the host (Plan.HostAddrs)
+	Addr netip.Addr // the zero value means the addresses that are translated to the host (Plan.HostAddrs)
 }
 
-// HasGateway says whether the sandbox has a link and a gateway.
+// HasGateway reports whether the sandbox has a link and a gateway.
 func (p *Plan) HasGateway() bool { return p.Network == NetworkBridge || p.Network == NetworkAttach }
 
 // Validate checks c without reading the host's routes. It returns nil or a *UsageError. Run validates its Config too.

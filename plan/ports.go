@@ -15,7 +15,7 @@ type Port struct {
 	GuestIP   netip.Addr // the zero value means the guest's own addresses
 	Auto      bool       // opened because of Config.PublishAll
 	// ID is the number of the mapping that this socket was opened for. It starts at 1 and is unique for as long as the
-	// sandbox lives.
+	// sandbox exists.
 	ID int
 }
 
@@ -28,7 +28,7 @@ func (p Port) Guest() string { return strconv.Itoa(int(p.GuestPort)) + "/" + p.P
 // String is the port as docker ps prints it: "0.0.0.0:8080->80/tcp".
 func (p Port) String() string { return fmt.Sprintf("%s->%s", p.Host(), p.Guest()) }
 
-// matches says whether the mapping, taken as a pattern, names a bound port: what the spec leaves out (address, host port) may
+// matches reports whether the mapping, taken as a pattern, names a bound port: what the spec leaves out (address, host port) may
 // have any value.
 func (m PortMapping) matches(bound Port) bool {
 	return m.Proto == bound.Proto && m.GuestPort == bound.GuestPort &&
@@ -89,7 +89,7 @@ func CheckFree(mappings []PortMapping, bound []Port) error {
 	return nil
 }
 
-// overlap says whether the kernel refuses to bind both addresses with the same port at once.
+// overlap reports whether the kernel refuses to bind both addresses with the same port at once.
 func overlap(a, b netip.Addr) bool {
 	return a.Is4() == b.Is4() && (a == b || a.IsUnspecified() || b.IsUnspecified())
 }

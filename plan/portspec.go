@@ -25,7 +25,7 @@ type PortMapping struct {
 	GuestIP netip.Addr
 }
 
-// Ephemeral says whether the kernel chooses the host's port.
+// Ephemeral reports whether the kernel chooses the host's port.
 func (m PortMapping) Ephemeral() bool { return m.HostPort == 0 }
 
 // String returns the mapping as a port spec that ParsePortSpec reads back.

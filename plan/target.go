@@ -15,7 +15,7 @@ type Target struct {
 	// UserNS is the path of the user namespace to enter first. Empty means the one that owns the network namespace, unless
 	// that is the caller's own.
 	UserNS string
-	// Outlive keeps the sandbox when what PID or NetNS names is gone. It then ends by Close or with the context.
+	// Outlive keeps the sandbox when the process PID or the path NetNS no longer exists. The sandbox then ends by Close or with the context.
 	Outlive bool
 	// TAP is the open device of a namespace that is not entered: a TAP attached with IFF_NO_PI and without IFF_MULTI_QUEUE,
 	// or a SOCK_SEQPACKET socket that carries one Ethernet frame in each packet. The caller configures its interface, and the

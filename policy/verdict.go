@@ -73,7 +73,7 @@ const (
 	GatewayClosed                    // the gateway, with a protocol other than TCP and UDP
 	HostLoopbackClosed               // the gateway, on a port that HostLoopback does not list
 	OwnSubnet                        // an address of the guest's subnet other than the gateway's
-	SpecialClosed                    // a special address whose target does not permit the flow
+	SpecialClosed                    // a special address with a target that does not permit the flow
 	ProtocolOff                      // the protocol is switched off
 
 	NumReasons = int(ProtocolOff) + 1

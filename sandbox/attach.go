@@ -76,7 +76,7 @@ func (a *Attached) supervise(ctx context.Context) {
 		agent = s.ns.Ended()
 	}
 	select {
-	case <-s.target.gone():
+	case <-s.target.ended():
 	case <-a.closing:
 	case <-ctx.Done():
 		a.err = ctx.Err()
@@ -116,7 +116,7 @@ func (a *Attached) ResolvConf() []byte { return a.s.network.ResolvConf() }
 // HostsFile is the text of a hosts file for programs in the namespace.
 func (a *Attached) HostsFile(hostname string) []byte { return a.s.network.HostsFile(hostname) }
 
-// PID is the pid of the agent process inside the namespace, whose /proc/PID/net shows it; 0 for a TAP.
+// PID is the pid of the agent process inside the namespace, where /proc/PID/net shows it; 0 for a TAP.
 func (a *Attached) PID() int {
 	if a.s.ns == nil {
 		return 0
@@ -160,7 +160,7 @@ func (a *Attached) LoopbackForwards() []plan.LoopbackForward { return a.s.networ
 // begin with Outbound, and nothing else. The addresses, routes and special addresses of the Plan are in force from then on,
 // inside the namespace too if Configure was set. Hardware addresses, the addresses that answer DNS and the switches (NoTCP and
 // the like) remain those of the beginning, and an address family that was off then stays off. Connections go on by addresses
-// that are there before and after. An error says that nothing has changed, or what could not be changed in the namespace.
+// that are there before and after. An error means that nothing has changed, or names what could not be changed in the namespace.
 func (a *Attached) SetNetwork(c plan.Config) error { return a.s.setNetwork(&c) }
 
 // Stats reads the counters.
@@ -169,7 +169,7 @@ func (a *Attached) Stats() Stats { return (&backend{a.s}).Stats() }
 // Done is closed when the sandbox has ended, for whatever reason, and everything it had made is undone.
 func (a *Attached) Done() <-chan struct{} { return a.done }
 
-// Err says why the sandbox has ended: nil if the namespace went away or Close was called, the context's error if that ended.
+// Err returns why the sandbox has ended: nil if the namespace has ended or Close was called, the context's error if that ended.
 // Before Done it is nil.
 func (a *Attached) Err() error {
 	select {

@@ -93,7 +93,7 @@ func TestAttachEndsWithItsAgent(t *testing.T) {
 	}
 }
 
-// TestAttachPlan: each special address of a NetworkPlan has the meaning that it was given.
+// TestAttachPlan: each special address of a NetworkPlan is forwarded to its target.
 func TestAttachPlan(t *testing.T) {
 	pid, port := holder(t), local(t)
 	addr := netip.MustParseAddr

@@ -1,4 +1,4 @@
-// Package sandbox is the lifecycle of sandboxes: from a plan to a running sandbox, and back to nothing.
+// Package sandbox is the lifecycle of sandboxes: from a plan to a running sandbox, and its removal.
 //
 // # Theory of operation
 //

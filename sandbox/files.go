@@ -13,7 +13,7 @@ import (
 // The name-service files of sandboxes without a gateway: those of none and host mode.
 
 // isolatedHosts is the hosts file of none mode: the sandbox's own name, and the entries of --add-host with an address. Without
-// a gateway there is no address that stands for the host.
+// a gateway no address is translated to the host's.
 func isolatedHosts(p *plan.Plan, hostname string) []byte {
 	var list []dns.Host
 	for _, h := range p.Hosts {

@@ -10,7 +10,7 @@ import (
 	"rootlessnet/internal/state"
 )
 
-// joinedNetwork is the sandbox whose network this one uses (container mode). The zero value is none.
+// joinedNetwork is the other sandbox of container mode: this one uses its network. The zero value is none.
 type joinedNetwork struct {
 	lease  *api.Lease // keeps the network until it is closed
 	record state.Record

@@ -47,7 +47,7 @@ func (l *leases) count() int {
 }
 
 // drain is called when the command has ended. With no members left it refuses further leases and returns 0; otherwise it
-// returns their number and a channel that is closed when the last one has gone.
+// returns their number and a channel that is closed when the last one has ended.
 func (l *leases) drain() (idle <-chan struct{}, members int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -7,7 +7,7 @@ import (
 	"rootlessnet/gateway"
 )
 
-// TestLeases: the network stays until the last member has gone, and no lease is given after that.
+// TestLeases: the network stays until the last member has ended, and no lease is given after that.
 func TestLeases(t *testing.T) {
 	var l leases
 	release, err := l.take(api.LeaseMember)

@@ -13,7 +13,7 @@ import (
 
 // Exit codes of Run that are not the command's own; the meanings are those of docker run.
 const (
-	ExitFailure    = 125 // nothing was started, or the sandbox broke
+	ExitFailure    = 125 // nothing was started, or the sandbox failed
 	ExitCannotExec = 126 // the command was found and cannot be executed
 	ExitNotFound   = 127 // the command was not found
 	ExitSignalBase = 128 // the command was ended by signal n: 128 + n

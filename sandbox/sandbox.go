@@ -34,7 +34,7 @@ type sandbox struct {
 
 	changing sync.Mutex // held while SetNetwork changes the network
 
-	linkEnd chan error // has room for the one error
+	linkEnd chan error // capacity 1: linkEnded must not block
 	end     chan struct{}
 	wg      sync.WaitGroup
 }
@@ -125,7 +125,7 @@ func (s *sandbox) namespaces() userns.Config {
 	return c
 }
 
-// connect gives the link to the gateway.
+// connect passes the link to the gateway.
 func (s *sandbox) connect() error {
 	switch {
 	case s.network == nil:

@@ -19,7 +19,7 @@ type commandSignals struct {
 	stop syscall.Signal   // what the command gets for SIGTERM (Config.StopSignal)
 }
 
-// keep receives the signals that come before the command has started: one that asks a program to end calls cancel; the
+// keep receives the signals that come before the command has started: one that requests a program to end calls cancel; the
 // others are kept for the command, one of each kind, as a kernel keeps pending signals. stop ends it and may be called twice.
 func (c *commandSignals) keep(cancel context.CancelFunc) (stop func()) {
 	quit, done := make(chan struct{}), make(chan struct{})
@@ -67,7 +67,7 @@ func (c *commandSignals) forward(ns *userns.Sandbox, ended <-chan struct{}) {
 	}
 }
 
-// waitEnd returns when idle is closed, ctx ends, or a signal asks the program to end.
+// waitEnd returns when idle is closed, ctx ends, or a signal requests the program to end.
 func (c *commandSignals) waitEnd(ctx context.Context, idle <-chan struct{}) {
 	for {
 		select {

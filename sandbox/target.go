@@ -17,7 +17,7 @@ type attachTarget struct {
 	tap     *os.File       // until the gateway has taken it over
 }
 
-// open opens the namespaces, which stay open for as long as the sandbox lives: watch compares what a path names with them.
+// open opens the namespaces, which stay open as long as the sandbox: watch compares what a path names with them.
 func (t *attachTarget) open(want plan.Target) (err error) {
 	t.outlive = want.Outlive
 	if want.TAP != nil {
@@ -30,8 +30,8 @@ func (t *attachTarget) open(want plan.Target) (err error) {
 	return err
 }
 
-// gone is closed when the namespace ends; nil if the sandbox outlives it, or with a TAP.
-func (t *attachTarget) gone() <-chan struct{} {
+// ended is closed when the namespace ends; nil if the sandbox outlives it, or with a TAP.
+func (t *attachTarget) ended() <-chan struct{} {
 	if t.watch == nil || t.outlive {
 		return nil
 	}

@@ -54,7 +54,7 @@ func (s *side) passFIN() {
 	if s.peer.shut { // both directions are over, and the close that follows sends the FIN
 		return
 	}
-	// It fails only if the connection is gone, which the socket's own event reports.
+	// It fails only if the connection has ended, which the socket's own event reports.
 	_, _, _ = unix.RawSyscall(unix.SYS_SHUTDOWN, uintptr(s.peer.fd), unix.SHUT_WR, 0)
 	p.loop.noteHalfClosed(p)
 }

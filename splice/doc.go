@@ -16,7 +16,7 @@
 //	                       └─ bulk:  splice → a pipe of the Loop's pool → splice
 //
 // Edge-triggered events report changes only, so each side remembers whether its socket is readable and writable. A direction
-// turns to bulk when a read fills the buffer, and back when splice moves little. During bulk transfer the Loop moderates
+// changes to bulk when a read fills the buffer, and back when splice moves little. During bulk transfer the Loop moderates
 // events, as network cards moderate interrupts: it disables EPOLLIN for the source and reads it again after 100 µs
 // (moderation.go).
 //
@@ -25,7 +25,7 @@
 // # States
 //
 // A direction is open; then at end of file, when the source's FIN has been read; then shut, when everything has been delivered and
-// the FIN passed on with shutdown(2). A pair ends in good order when both directions are shut, and by a reset of both sockets when
+// the FIN passed on with shutdown(2). A pair ends normally when both directions are shut, and by a reset of both sockets when
 // either of them fails or the Loop is closed. A connection that stays half closed gets a shorter keep-alive time.
 //
 // A slot of the watch table carries a generation number, which is also in the events. So an event that was fetched before its
@@ -38,7 +38,7 @@
 //   - A direction buffers at most one buffer (64 KiB) or one pipe (1 MiB), and does not read while its destination is full.
 //   - It moves at most pumpBudget bytes before other pairs are served.
 //   - The pool bounds the number of pipes by mostPipes and by a share of RLIMIT_NOFILE; without a pipe, data is copied.
-//   - It does not dial, accept, or decide what may be connected; it knows neither namespaces nor policy.
+//   - It does not dial, accept, or decide what may be connected; it uses neither namespaces nor policy.
 //
 // # Lock order
 //

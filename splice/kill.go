@@ -1,10 +1,10 @@
 package splice
 
-// HalfClosed says whether one side has closed its direction by FIN. It may be called from any goroutine.
+// HalfClosed reports whether one side has closed its direction by FIN. It may be called from any goroutine.
 func (p *Pair) HalfClosed() bool { return p.halfClosed.Load() }
 
 // Kill resets both sockets. It may be called from any goroutine and does not wait: the loop ends the pair in its next
-// handler run and then calls onEnd. A pair that has ended is left alone.
+// handler run and then calls onEnd. It does nothing for a pair that has ended.
 func (p *Pair) Kill() {
 	l := p.loop
 	l.mu.Lock()

@@ -19,7 +19,7 @@ func wantReset(t testing.TB, c io.Reader) {
 	}
 }
 
-// Kill resets both ends, whatever the pair is doing, and leaves others alone.
+// Kill resets both ends in every state of the pair, and no other pair.
 func TestKill(t *testing.T) {
 	l := newLoop(t)
 	a2, b2, _, _ := joined(t, l)
@@ -113,7 +113,7 @@ func TestKillRaces(t *testing.T) {
 	}
 }
 
-// A pair that is killed after its loop was closed is left alone.
+// Kill does nothing for a pair of a closed loop.
 func TestKillAfterClose(t *testing.T) {
 	l := newLoop(t)
 	a, _, p, ended := joined(t, l)
@@ -132,7 +132,7 @@ func TestKillAfterClose(t *testing.T) {
 	}
 }
 
-// HalfClosed tells of the first FIN, from either side, and not of data.
+// HalfClosed reports the first FIN, from either side; data does not change it.
 func TestHalfClosed(t *testing.T) {
 	for _, first := range []int{0, 1} {
 		l := newLoop(t)

@@ -65,7 +65,7 @@ type Loop struct {
 	done chan struct{}
 }
 
-// slot is one watched descriptor. gen tells its events from those of the descriptor that had the slot before.
+// slot is one watched descriptor. gen distinguishes its events from those of the descriptor that had the slot before.
 type slot struct {
 	h   Handler
 	gen uint32
@@ -279,7 +279,7 @@ func (l *Loop) noteHalfClosed(p *Pair) {
 	l.mu.Unlock()
 }
 
-// tick sets keep-alive for pairs that have lived until a tick, and a shorter keep-alive time for those that have been half closed
+// tick sets keep-alive for pairs that are open at a tick, and a shorter keep-alive time for those that have been half closed
 // for a whole interval. Most connections end earlier and are spared the system calls.
 func (l *Loop) tick() {
 	l.mu.Lock()

@@ -162,7 +162,7 @@ func (p *Pair) endIfOver() {
 // abort resets both sockets.
 func (p *Pair) abort() { p.end(true) }
 
-// end closes both sockets, with a reset or in good order.
+// end closes both sockets, with a reset or normally.
 func (p *Pair) end(reset bool) {
 	if p.ended {
 		return
@@ -171,7 +171,7 @@ func (p *Pair) end(reset bool) {
 	l := p.loop
 	for _, s := range []*side{&p.a, &p.b} {
 		if reset && !s.gone {
-			// A plain close could send a FIN, as if the connection had ended in good order, and leave a socket in TIME_WAIT.
+			// A plain close could send a FIN, as if the connection had ended normally, and leave a socket in TIME_WAIT.
 			rawsock.ResetOnClose(s.fd)
 		}
 		closeFD(s.fd)

@@ -109,8 +109,8 @@ func TestDataRightBeforeReset(t *testing.T) {
 	await(t, ended)
 }
 
-// TestPeerGone: a close with unread data, which the kernel turns into a reset, resets the other connection.
-func TestPeerGone(t *testing.T) {
+// TestCloseWithUnreadData: the kernel sends a reset for such a close, and the other connection is reset, too.
+func TestCloseWithUnreadData(t *testing.T) {
 	l := newLoop(t)
 	a, b, _, ended := joined(t, l)
 	if _, err := a.Write([]byte("unread")); err != nil {
@@ -201,7 +201,7 @@ func TestSlowReader(t *testing.T) {
 	time.Sleep(300 * time.Millisecond)
 	select {
 	case err := <-written:
-		t.Fatalf("%d bytes were accepted from a sender whose reader does not read (%v)", len(data), err)
+		t.Fatalf("%d bytes were accepted from a sender with a reader that does not read (%v)", len(data), err)
 	default:
 	}
 	_, before := p.Moved()
@@ -209,7 +209,7 @@ func TestSlowReader(t *testing.T) {
 	transfer(t, c, d, pattern(1<<20))
 	transfer(t, d, c, pattern(100))
 	if _, after := p.Moved(); after != before {
-		t.Errorf("%d bytes were written to a socket whose reader does not read", after-before)
+		t.Errorf("%d bytes were written to a socket with a reader that does not read", after-before)
 	}
 	got := make([]byte, len(data))
 	if _, err := io.ReadFull(b, got); err != nil || string(got) != string(data) {

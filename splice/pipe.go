@@ -7,16 +7,16 @@ import (
 )
 
 const (
-	// pipeSize is the capacity in bytes that is asked for, and the most that one splice moves. It is the default of
-	// /proc/sys/fs/pipe-max-size, beyond which only root may go. The kernel counts a pipe's capacity in pages; as its network
+	// pipeSize is the capacity in bytes that is requested, and the most that one splice moves. It is the default of
+	// /proc/sys/fs/pipe-max-size, which only root may exceed. The kernel counts a pipe's capacity in pages; as its network
 	// buffers are larger than a page, a pipe in fact holds more.
 	pipeSize = 1 << 20
 
 	// maxIdlePipes is how many unused pipes are kept. A direction needs a pipe only while it is in bulk transfer.
 	maxIdlePipes = 16
 
-	// maxPipes bounds the pipes in use. A direction whose destination is full keeps its pipe, with up to pipeSize bytes in it:
-	// maxPipes bounds that memory. Directions that get no pipe, also because the budget of descriptors has none, copy.
+	// maxPipes bounds the pipes in use, and their memory: a direction keeps its pipe, with up to pipeSize bytes in it, while
+	// its destination is full. Directions that get no pipe, also because the budget of descriptors has none, copy.
 	maxPipes = 256
 
 	// descriptors of a pipe.
@@ -61,7 +61,7 @@ func (l *pipePool) get() *pipe {
 	return p
 }
 
-// put takes a pipe back. One that still holds data is closed, which discards the data.
+// put returns a pipe to the pool. One that still holds data is closed, which discards the data.
 func (l *pipePool) put(p *pipe) {
 	l.used--
 	if p.held == 0 && len(l.idle) < maxIdlePipes {

@@ -18,7 +18,7 @@ var (
 	hostGuest = netip.MustParseAddr("2001:db8::10")
 )
 
-// newHostBench is a bench whose guest has addresses of the host's networks.
+// newHostBench is a bench with a guest that has addresses of the host's networks.
 func newHostBench(t *testing.T, change func(*Config)) *bench {
 	t.Helper()
 	return newBench(t, offloads(), func(c *Config) {
@@ -160,7 +160,7 @@ func FuzzDHCPv6(f *testing.F) {
 	})
 }
 
-// TestSetAddresses: after a change, a guest that asks gets the new addresses, and a router advertisement announces them.
+// TestSetAddresses: after a change, a guest that renews gets the new addresses, and a router advertisement announces them.
 func TestSetAddresses(t *testing.T) {
 	b := newHostBench(t, nil)
 	c := *b.s.config()
@@ -187,7 +187,7 @@ func TestSetAddresses(t *testing.T) {
 	}
 	c.Gateway6 = netip.Addr{}
 	if b.s.SetAddresses(c) == nil {
-		t.Error("a family was turned off")
+		t.Error("a family was disabled")
 	}
 }
 

@@ -23,8 +23,8 @@
 // # Configuration of netstack
 //
 // Netstack accepts packets to every destination (promiscuous mode), and its endpoints may have any local address (spoofing),
-// because connections of a published port come from the client's own address. The receive path verifies checksums, as netstack
-// cannot be told per packet that a checksum is partial. Netstack's ARP and neighbour discovery are not used, since in
+// because connections of a published port come from the client's own address. The receive path verifies checksums, because
+// netstack has no way to mark the checksum of a single packet as partial. Netstack's ARP and neighbour discovery are not used, since in
 // promiscuous mode they would answer for every address. Netstack may send TCP only: all other packets it generates are dropped.
 //
 // The guest's link address is initially the one given to AddPort. Another one replaces it only if no frame from the

@@ -12,7 +12,7 @@ import (
 	"rootlessnet/tap"
 )
 
-// fuzzBench is a stack whose receive path is called directly, with a handler that answers everything.
+// fuzzBench is a stack; the test calls its receive path directly, with a handler that answers everything.
 type fuzzBench struct {
 	s *Stack
 	p *port
@@ -131,12 +131,12 @@ func FuzzFrame(f *testing.F) {
 		for _, b := range []*fuzzBench{on, off} {
 			b.receive(t, h, frame)
 		}
-		mended := append([]byte(nil), frame...)
-		seal(mended)
+		resealed := append([]byte(nil), frame...)
+		seal(resealed)
 		for _, b := range []*fuzzBench{on, off} {
-			b.receive(t, h, mended)
+			b.receive(t, h, resealed)
 			h.Flags |= tap.FlagDataValid
-			b.receive(t, h, mended)
+			b.receive(t, h, resealed)
 		}
 	})
 }

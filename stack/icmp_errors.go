@@ -1,6 +1,6 @@
 package stack
 
-// The ICMP and ICMPv6 errors that a gateway sends (RFC 792, RFC 1191, RFC 1812 5.2.7.1; RFC 4443 3). v4 says which of the
+// The ICMP and ICMPv6 errors that a gateway sends (RFC 792, RFC 1191, RFC 1812 5.2.7.1; RFC 4443 3). v4 selects which of the
 // two protocols the answered packet belongs to.
 
 // ICMP types (RFC 792) and ICMPv6 types (RFC 4443) of errors, and the codes among them that are not plain numbers below.
@@ -31,7 +31,7 @@ func HostUnreachable(v4 bool) ICMPError {
 	return byFamily(v4, ICMP4Unreachable, 1, ICMP6Unreachable, 3)
 }
 
-// PortUnreachable says that nothing listens on the port.
+// PortUnreachable means that nothing listens on the port.
 func PortUnreachable(v4 bool) ICMPError {
 	return byFamily(v4, ICMP4Unreachable, 3, ICMP6Unreachable, 4)
 }
@@ -41,7 +41,7 @@ func Prohibited(v4 bool) ICMPError {
 	return byFamily(v4, ICMP4Unreachable, 13, ICMP6Unreachable, 1)
 }
 
-// TimeExceeded says that the time to live ran out in transit.
+// TimeExceeded means that the time to live ran out in transit.
 func TimeExceeded(v4 bool) ICMPError {
 	return byFamily(v4, ICMP4TimeExceeded, 0, ICMP6TimeExceeded, 0)
 }

@@ -56,7 +56,7 @@ func (l *link) SetOnCloseAction(func())                 {}
 func (l *link) ARPHardwareType() header.ARPHardwareType { return header.ARPHardwareEther }
 
 // Capabilities claims receive checksum offload because the receive loop verifies checksums: netstack has no way to mark a single
-// packet's checksum as partial. It does not claim link resolution: the port knows the guest's link address.
+// packet's checksum as partial. It does not claim link resolution: the port has the guest's link address.
 func (l *link) Capabilities() gstack.LinkEndpointCapabilities {
 	c := gstack.CapabilityRXChecksumOffload
 	if l.csum {
@@ -128,7 +128,7 @@ func (l *link) WritePackets(pkts gstack.PacketBufferList) (int, tcpip.Error) {
 		if proto != protoTCP {
 			// In promiscuous mode, netstack would send everything else (reassembly timeouts, parameter problems, neighbour
 			// advertisements) in the name of addresses that are not its own.
-			l.s.stats.drop(DropTxForeign)
+			l.s.stats.drop(DropTxNotTCP)
 			continue
 		}
 		p := l.s.portFor(dst)
@@ -172,7 +172,7 @@ func destination(p *gstack.PacketBuffer) (dst netip.Addr, proto uint8, ok bool) 
 	return netip.Addr{}, 0, false
 }
 
-// virtioHeader returns the virtio-net header, which tells the guest's kernel what remains to be done. With checksum offload
+// virtioHeader returns the virtio-net header, which describes to the guest's kernel what remains to be done. With checksum offload
 // netstack leaves the checksum of TCP packets that need no segmentation (SYN-ACK, RST, ACK) at zero; they get the pseudo-header
 // sum here.
 func (l *link) virtioHeader(p *gstack.PacketBuffer) (h tap.Header) {

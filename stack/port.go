@@ -38,7 +38,7 @@ const (
 
 var broadcastMAC = [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
-// port is one device of the network, with what is known about the guest behind it. Only its receiver reads from the device.
+// port is one device of the network, with the addresses of the guest behind it. Only its receiver reads from the device.
 type port struct {
 	s        *Stack
 	endpoint flow.Endpoint
@@ -50,7 +50,7 @@ type port struct {
 
 	// Used by the receiver alone, for learn.
 	deviceMAC   uint64     // the address given to AddPort; 0 if none was
-	heard       bool       // a frame from mac has arrived since silentSince
+	macSeen     bool       // a frame from mac has arrived since silentSince
 	silentSince time.Time  // mac has not been seen since; set when a frame from another address arrives
 	lastSrc     netip.Addr // the latest source address added to addrs, to skip further lookups
 
@@ -118,11 +118,11 @@ func (p *port) learn(src netip.Addr, mac []byte) {
 	}
 	switch m, old := macBits(mac), p.mac.Load(); {
 	case m == old:
-		p.heard = true
+		p.macSeen = true
 	case m == 0:
 	case m == p.deviceMAC || old == macBits(broadcastMAC[:]) || p.silent():
 		p.mac.Store(m)
-		p.heard = true
+		p.macSeen = true
 	}
 	if src != p.lastSrc && p.claim(src) {
 		p.lastSrc = src
@@ -132,8 +132,8 @@ func (p *port) learn(src netip.Addr, mac []byte) {
 // silent reports whether no frame from the current link address has arrived for macSilence.
 func (p *port) silent() bool {
 	now := time.Now()
-	if p.heard {
-		p.heard, p.silentSince = false, now
+	if p.macSeen {
+		p.macSeen, p.silentSince = false, now
 	}
 	return now.Sub(p.silentSince) >= macSilence
 }

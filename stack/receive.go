@@ -179,7 +179,7 @@ func (p *port) dispatch(k *packet, r *rx) (taken bool) {
 		p.receiveUDP(k, true)
 		return false
 	case protoICMP:
-		p.flush() // so that an echo reply tells the guest that earlier datagrams have been processed; ICMP is rare
+		p.flush() // so that earlier datagrams are processed before an echo reply is sent; ICMP is rare
 		if k.dst.Is4() {
 			return p.receiveICMP4(k, r)
 		}

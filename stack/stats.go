@@ -26,7 +26,7 @@ const (
 	DropGSO                           // an invalid UDP GSO frame: no segment size, or too many segments
 	DropSource                        // an invalid source address
 	DropFragment                      // fragments of a transport protocol that is not handled
-	DropTxForeign                     // an outgoing packet of netstack's that is not TCP
+	DropTxNotTCP                      // an outgoing packet of netstack's that is not TCP
 	numDropReasons
 )
 

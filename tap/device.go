@@ -30,7 +30,7 @@ const (
 	GSOTCPv4 = 1    // VIRTIO_NET_HDR_GSO_TCPV4
 	GSOTCPv6 = 4    // VIRTIO_NET_HDR_GSO_TCPV6
 	GSOUDPL4 = 5    // VIRTIO_NET_HDR_GSO_UDP_L4
-	GSOECN   = 0x80 // VIRTIO_NET_HDR_GSO_ECN, a flag beside the type
+	GSOECN   = 0x80 // VIRTIO_NET_HDR_GSO_ECN, a flag that is combined with the type
 )
 
 // Header is struct virtio_net_hdr; its fields are in host byte order.
@@ -52,7 +52,7 @@ type Frame struct {
 	Len int
 }
 
-// Info describes a Device; it never changes.
+// Info describes a Device. It does not change while the Device is open.
 type Info struct {
 	Kind Kind
 	Name string           // interface name in the namespace

@@ -19,7 +19,7 @@
 //
 // # States and errors
 //
-// A Device is open, then closed; there is no way back. The following happens while it is open:
+// A Device is open, then closed; it cannot be opened again. The following happens while it is open:
 //
 //   - A frame too large for the reader's buffers is dropped and counted in RxDropped. On a TAP it is detected by one spare byte
 //     behind the buffers, because tun_do_read (drivers/net/tun.c) truncates silently; a packet socket reports MSG_TRUNC.

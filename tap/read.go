@@ -83,7 +83,7 @@ func (d *fdDevice) Serve(handler func() spin.Result) error {
 			return nil
 		}
 		// Go's poller returns an error for a descriptor that reports EPOLLERR alone, as a TAP without its interface does. The
-		// handler's read tells the reason.
+		// handler's read returns the reason.
 		time.Sleep(errorPause)
 		if m.RunOnce() == spin.Done {
 			return nil

@@ -91,5 +91,5 @@
 // # Not here
 //
 // Links, addresses, routes and rules (package netns), moving packets, deciding about flows, publishing ports, persistent
-// namespaces. This package knows nothing of the userspace stack.
+// namespaces. This package does not use the userspace stack.
 package userns

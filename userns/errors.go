@@ -21,7 +21,7 @@ const (
 // both to the supervisor. errors.Is sees the errno.
 type Error = netns.Error
 
-// ExecError says that the command could not be started. The sandbox goes on.
+// ExecError means that the command could not be started. The sandbox goes on.
 type ExecError struct {
 	Code int // 125, 126 or 127
 	Err  error

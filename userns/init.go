@@ -26,7 +26,7 @@ func Init() {
 	os.Exit(initMain())
 }
 
-// initGC is init's GOGC after set-up: init allocates next to nothing from then on, and should keep next to nothing.
+// initGC is init's GOGC after set-up: init allocates almost nothing from then on, and should keep its memory small.
 const initGC = 20
 
 // initState is the state of init, which the main goroutine alone uses.
@@ -39,7 +39,7 @@ type initState struct {
 	// redirect is the TPROXY redirect; nil for none.
 	redirect *netns.Redirect
 	link     *netns.Link // the uplink as it is configured; nil for none
-	restore  func()      // puts a namespace that was attached to back as it was; nil in any other
+	restore  func()      // restores a namespace that was attached to; nil in any other
 }
 
 type request struct {
@@ -137,7 +137,7 @@ func readRequests(sock *socket, out chan<- request) {
 	}
 }
 
-// handle does what r asks for. It returns the answer, with the descriptors and the pid to send with it.
+// handle carries out the request r. It returns the answer, with the descriptors and the pid to send with it.
 func (s *initState) handle(r request) (answer *message, fds []*os.File, pid int) {
 	var err error
 	switch {

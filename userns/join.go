@@ -75,7 +75,7 @@ func spawnJoin(pid int, mode joinMode, pidns bool, sock *os.File) (*child, error
 		return fail(err)
 	}
 	defer ns.close()
-	e := entry{mnt: ns.mnt, newPID: pidns && mode == joinNetwork, pdeathsig: wakeSignal(pidns)}
+	e := entry{mnt: ns.mnt, newPID: pidns && mode == joinNetwork, pdeathsig: deathSignal(pidns)}
 	enter := []*os.File{ns.user, ns.net, ns.uts}
 	if mode == joinAll {
 		enter = append(enter, ns.ipc, ns.pid)
@@ -96,7 +96,7 @@ func spawnJoin(pid int, mode joinMode, pidns bool, sock *os.File) (*child, error
 	return c, err
 }
 
-// entry says how to enter existing namespaces; joinPlan explains the fields of the same name.
+// entry describes how to enter existing namespaces; joinPlan explains the fields of the same name.
 type entry struct {
 	ns               []*os.File // in order, the user namespace first
 	mnt              *os.File   // may be nil

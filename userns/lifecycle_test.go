@@ -19,7 +19,7 @@ import (
 // uniqueSleep is a number of seconds that no other process sleeps, by which a test finds processes that are left.
 func uniqueSleep() string { return fmt.Sprintf("100%d.%d", os.Getpid(), time.Now().UnixNano()%1e9) }
 
-// sleepers counts processes whose command line has mark.
+// sleepers counts processes with mark in their command line.
 func sleepers(t *testing.T, mark string) (n int) {
 	t.Helper()
 	dirs, err := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -141,12 +141,12 @@ func supervisor(t *testing.T, script string, env ...string) (cmd *exec.Cmd, init
 	runtime.LockOSThread() // until the test ends: the parent-death signal follows the thread
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.Stderr = os.Stderr
-	stray, err := os.Open("/")
+	inherited, err := os.Open("/")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer stray.Close()
-	cmd.ExtraFiles = []*os.File{stray}
+	defer inherited.Close()
+	cmd.ExtraFiles = []*os.File{inherited}
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)

@@ -14,7 +14,7 @@ import (
 )
 
 // TestRelink: the uplink has the addresses and routes that it was given last. An address that stays keeps its route, though it
-// was added after one of its subnet that goes; a default route is replaced; a route that the kernel refuses is no error.
+// was added after a removed one of its subnet; a default route is replaced; a route that the kernel refuses is no error.
 func TestRelink(t *testing.T) {
 	l := testLink(netns.KindAuto)
 	l.GatewayMAC = []byte{2, 0, 0, 0, 0, 1}
@@ -44,9 +44,9 @@ func TestRelink(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, out)
 		}
 	}
-	for _, gone := range []string{"10.0.2.100", "fd00::", "10.0.2.2 ", "10.10.0.0"} {
-		if strings.Contains(out, gone) {
-			t.Errorf("%q is there in\n%s", gone, out)
+	for _, removed := range []string{"10.0.2.100", "fd00::", "10.0.2.2 ", "10.10.0.0"} {
+		if strings.Contains(out, removed) {
+			t.Errorf("%q is still in\n%s", removed, out)
 		}
 	}
 }

@@ -24,7 +24,7 @@ const (
 	msgRelink msgType = "relink" // 0 fds; the answer is ready
 	msgListen msgType = "listen" // 0 fds
 	msgPool   msgType = "pool"   // 0 fds
-	// msgRedirect asks for a TPROXY redirect, once; msgForward after it for its rules for forwarded traffic.
+	// msgRedirect requests a TPROXY redirect, once; msgForward then requests its rules for forwarded traffic.
 	msgRedirect msgType = "redirect" // 0 fds
 	msgForward  msgType = "forward"  // 0 fds
 
@@ -185,7 +185,7 @@ func newSocket(f *os.File) (*socket, error) {
 		c.Close()
 		return nil, unix.EPROTOTYPE
 	}
-	// With room for one set of credentials, which the kernel adds after passCred.
+	// With space for one set of credentials, which the kernel adds after passCred.
 	oob := make([]byte, unix.CmsgSpace(maxFDs*4)+unix.CmsgSpace(unix.SizeofUcred))
 	return &socket{conn: u, buf: make([]byte, inlineMax), oob: oob}, nil
 }

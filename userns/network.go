@@ -44,7 +44,7 @@ func (s *Sandbox) SocketPool(ctx context.Context, o netns.PoolOptions) (*netns.P
 	return p, nil
 }
 
-// Relink gives the uplink other addresses, routes and gateways: those of l, whose other fields are ignored. What is the
+// Relink gives the uplink other addresses, routes and gateways: those of l; its other fields are ignored. What is the
 // same before and after is not touched, so that connections of an address that stays go on. What the kernel refuses is a
 // warning. For a bare link there is nothing to do.
 func (s *Sandbox) Relink(ctx context.Context, l netns.Link) error {
@@ -62,14 +62,14 @@ func (s *Sandbox) Relink(ctx context.Context, l netns.Link) error {
 	return nil
 }
 
-// listenBody asks for sockets on the namespace's own loopback, all of one protocol.
+// listenBody requests sockets on the namespace's own loopback, all of one protocol.
 type listenBody struct {
 	Proto string   `json:"proto"` // "tcp" or "udp"
 	Ports []uint16 `json:"ports"`
 }
 
-// listenMost is how many sockets one message asks for: their descriptors go into one answer (SCM_MAX_FD is 253), and for a
-// moment init has as many open, whose limit may be the usual 1024.
+// listenMost is how many sockets one message requests: their descriptors go into one answer (SCM_MAX_FD is 253), and for a
+// moment init has as many open; its limit may be the usual 1024.
 const listenMost = 64
 
 // Listen opens sockets inside for what the namespace sends to its own loopback (netns.ListenLoopback): TCP ones listening, UDP

@@ -79,8 +79,8 @@ func TestRedirectFails(t *testing.T) {
 	closeHandles(h)
 }
 
-// TestPoolWithoutInside: when init is gone the pool runs empty, and taking a socket does not wait.
-func TestPoolWithoutInside(t *testing.T) {
+// TestPoolWithoutInit: when init has ended the pool runs empty, and taking a socket does not wait.
+func TestPoolWithoutInit(t *testing.T) {
 	s, h := redirected(t, false)
 	s.Close()
 	begin := time.Now()
@@ -94,7 +94,7 @@ func TestPoolWithoutInside(t *testing.T) {
 		}
 		unix.Close(fd)
 		if i == 999 {
-			t.Error("sockets without end from a sandbox that is gone")
+			t.Error("sockets without end from a sandbox that has ended")
 		}
 	}
 	if took := time.Since(begin); took > time.Second {
@@ -111,7 +111,7 @@ func TestRedirectForwardedFails(t *testing.T) {
 	s2, h := redirected(t, false)
 	s2.Close()
 	if err := s2.RedirectForwarded(t.Context(), h); err == nil {
-		t.Error("in a sandbox that is gone")
+		t.Error("in a sandbox that has ended")
 	}
 }
 

@@ -5,9 +5,9 @@ import (
 	"strings"
 )
 
-// filterNsswitch removes from the hosts line of nsswitch.conf(5) the services that ask daemons of the host instead of the name
+// filterNsswitch removes from the hosts line of nsswitch.conf(5) the services that query daemons of the host instead of the name
 // servers of resolv.conf: resolve, mymachines and mdns*, each with its action in brackets. Everything else stays byte by byte;
-// changed says whether anything was removed. A changed hosts line without files or dns gets what is missing.
+// changed reports whether anything was removed. A changed hosts line without files or dns gets what is missing.
 func filterNsswitch(text []byte) (out []byte, changed bool) {
 	lines := bytes.SplitAfter(text, []byte("\n"))
 	for _, line := range lines {
@@ -37,7 +37,7 @@ func filterHostsLine(line string) (string, bool) {
 			}
 			continue
 		}
-		skipAction = asksTheHost(f)
+		skipAction = queriesHost(f)
 		if skipAction {
 			dropped = true
 			continue
@@ -84,7 +84,7 @@ func splitServices(s string) []string {
 	}
 }
 
-// asksTheHost says whether an NSS service reaches a daemon outside the sandbox, by a socket or by D-Bus.
-func asksTheHost(service string) bool {
+// queriesHost reports whether an NSS service reaches a daemon outside the sandbox, by a socket or by D-Bus.
+func queriesHost(service string) bool {
 	return service == "resolve" || service == "mymachines" || strings.HasPrefix(service, "mdns")
 }

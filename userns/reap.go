@@ -13,8 +13,8 @@ import (
 	"rootlessnet/internal/procstat"
 )
 
-// reap waits for every child that has ended. ended says that the command is among them; code is its exit code then. stopped is the
-// signal that has stopped the command, 0 for none.
+// reap waits for every child that has ended. ended is set if the command is among them; code is then its exit code.
+// stopped is the signal that has stopped the command, 0 for none.
 func (s *initState) reap() (code int, ended bool, stopped syscall.Signal) {
 	for {
 		var status syscall.WaitStatus
@@ -46,7 +46,7 @@ func exitCode(w syscall.WaitStatus) int {
 
 // killAll kills every descendant and returns when none is left. As pid 1 of a pid namespace it needs one call. Otherwise it kills
 // its children until there are none: the children of a killed child become ours (subreaper) before it can be reaped, so that
-// listing the children again after each death finds all of them.
+// listing the children again after each one has ended finds all of them.
 func (s *initState) killAll() {
 	if os.Getpid() == 1 {
 		syscall.Kill(-1, syscall.SIGKILL)
@@ -65,7 +65,7 @@ func (s *initState) killAll() {
 			return
 		}
 		if s.proc == nil {
-			return // nothing was started before set-up
+			return // no process was started: set-up did not happen
 		}
 		for _, pid := range s.proc.children() {
 			syscall.Kill(pid, syscall.SIGKILL)

@@ -17,7 +17,7 @@ import (
 )
 
 // closeTimeout is how long Close waits for init to kill its descendants before it kills init: a process in uninterruptible
-// sleep (a dead NFS server) may never end.
+// sleep (an NFS server that does not answer) may never end.
 const closeTimeout = 5 * time.Second
 
 // Sandbox is the supervisor's side of one init with its namespaces. Its methods may be called concurrently.
@@ -25,13 +25,13 @@ type Sandbox struct {
 	log   *slog.Logger
 	sock  *socket
 	child *child
-	// moved says that init is not in the caller's working directory: entering a mount namespace changes it.
+	// moved is set if init is not in the caller's working directory: entering a mount namespace changes it.
 	moved bool
 
-	gone    chan struct{} // closed when init was reaped
+	reaped  chan struct{} // closed when init was reaped
 	readEnd chan struct{} // closed when the reader has ended
 	exited  chan struct{} // closed when exitCode is set
-	replies chan reply    // room for one: the reader must not block on an answer, because exited may follow it
+	replies chan reply    // capacity 1: the reader must not block on an answer, because exited may follow it
 	stops   chan syscall.Signal
 
 	call sync.Mutex // held for a request and its answer
@@ -103,7 +103,7 @@ func launch(log *slog.Logger, spawn func(sock *os.File) (*child, error)) (*Sandb
 		theirs.Close()
 		return nil, &Error{Op: "create a socket pair", Err: err}
 	}
-	s := &Sandbox{log: log, sock: ours, gone: make(chan struct{}), readEnd: make(chan struct{}),
+	s := &Sandbox{log: log, sock: ours, reaped: make(chan struct{}), readEnd: make(chan struct{}),
 		exited: make(chan struct{}), replies: make(chan reply, 1), stops: make(chan syscall.Signal, 1)}
 	spawned := make(chan error, 1)
 	go s.own(spawn, theirs, spawned)
@@ -129,7 +129,7 @@ func (s *Sandbox) own(spawn func(*os.File) (*child, error), theirs *os.File, spa
 		return
 	}
 	s.child.proc.Wait()
-	close(s.gone)
+	close(s.reaped)
 }
 
 // read receives messages until either side closes the socket.
@@ -269,7 +269,7 @@ func (s *Sandbox) NetNS() (inode uint64) {
 	return st.Ino
 }
 
-// Run starts the command, once, and returns its pid in the caller's pid namespace. An *ExecError says why the command could not
+// Run starts the command, once, and returns its pid in the caller's pid namespace. An *ExecError gives the reason why the command could not
 // be started; Run may be called again then.
 func (s *Sandbox) Run(c Command) (pid int, err error) {
 	if c.Env == nil {
@@ -349,11 +349,11 @@ func (s *Sandbox) Close() error {
 		t := time.NewTimer(closeTimeout)
 		defer t.Stop()
 		select {
-		case <-s.gone:
+		case <-s.reaped:
 		case <-t.C:
 			s.log.Warn("killing the sandbox's init, which did not end in time", "pid", s.child.pid(), "timeout", closeTimeout)
 			s.child.proc.Kill()
-			<-s.gone
+			<-s.reaped
 		}
 		<-s.readEnd
 		select {

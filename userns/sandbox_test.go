@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// checkLeaks finds goroutines, children and descriptors that outlive the tests.
+// checkLeaks finds goroutines, children and descriptors that are left after the tests.
 func checkLeaks() int {
 	var n int
 	for range 50 {
@@ -237,8 +237,8 @@ func TestAutoRanges(t *testing.T) {
 	}
 }
 
-// TestNoStrayFDs: the command has the descriptors 0, 1 and 2 only, whatever the supervisor has open or inherited.
-func TestNoStrayFDs(t *testing.T) {
+// TestNoInheritedFDs: the command has the descriptors 0, 1 and 2 only, whatever the supervisor has open or inherited.
+func TestNoInheritedFDs(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -367,7 +367,7 @@ func TestCloseInherited(t *testing.T) {
 		t.Fatal(err)
 	}
 	if flags(a) != syscall.FD_CLOEXEC || flags(b) != 0 {
-		t.Errorf("stray %d, kept %d", flags(a), flags(b))
+		t.Errorf("closed %d, kept %d", flags(a), flags(b))
 	}
 	if err := CloseInherited(); err != nil {
 		t.Fatal(err)

@@ -19,8 +19,8 @@ const (
 	selfExe = "/proc/self/exe"
 )
 
-// initEnv keeps init small: it handles one request at a time, and its set-up is too short for garbage collection, which it turns
-// on afterwards. GORACE affects race-detector builds only, which otherwise sleep a second at exit.
+// initEnv keeps init small: it handles one request at a time, and its set-up is too short for garbage collection, which it
+// enables afterwards. GORACE affects race-detector builds only, which otherwise sleep for a second at exit.
 var initEnv = []string{"GOGC=off", "GOMAXPROCS=1", "GORACE=atexit_sleep_ms=0"}
 
 // child is the init process, seen from its parent.
@@ -28,12 +28,13 @@ type child struct {
 	proc *os.Process
 }
 
-// pid is in the supervisor's pid namespace.
+// pid returns init's pid in the supervisor's pid namespace.
 func (c *child) pid() int { return c.proc.Pid }
 
-// wakeSignal is init's parent-death signal. Without a pid namespace init must live on and kill its descendants when it reads
-// EOF: SIGCONT only continues an init that was stopped. With one, SIGKILL ends init and the kernel kills the rest.
-func wakeSignal(pidns bool) syscall.Signal {
+// deathSignal is init's parent-death signal. Without a pid namespace init must not be killed, because it kills its descendants
+// when it reads EOF: SIGCONT only continues an init that was stopped. With a pid namespace SIGKILL ends init, and the kernel
+// kills all other processes of the namespace.
+func deathSignal(pidns bool) syscall.Signal {
 	if pidns {
 		return syscall.SIGKILL
 	}
@@ -41,7 +42,7 @@ func wakeSignal(pidns bool) syscall.Signal {
 }
 
 // spawnNew clones init into new namespaces, with every capability there. The calling goroutine must be locked to its thread for
-// as long as init lives: the parent-death signal is sent when that thread ends.
+// as long as init runs: the parent-death signal is sent when that thread ends.
 func spawnNew(cfg Config, sock *os.File) (*child, error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
@@ -61,7 +62,7 @@ func spawnNew(cfg Config, sock *os.File) (*child, error) {
 		Sys: &syscall.SysProcAttr{
 			Cloneflags:  flags,
 			AmbientCaps: allCaps(),
-			Pdeathsig:   wakeSignal(cfg.PIDNamespace),
+			Pdeathsig:   deathSignal(cfg.PIDNamespace),
 		},
 	})
 	if err != nil {
@@ -70,7 +71,7 @@ func spawnNew(cfg Config, sock *os.File) (*child, error) {
 	return &child{proc: proc}, nil
 }
 
-// allCaps lists the capabilities this kernel has. PR_CAPBSET_READ fails for those it does not know (capabilities(7)).
+// allCaps lists the capabilities this kernel has. PR_CAPBSET_READ fails for those that it does not have (capabilities(7)).
 func allCaps() []uintptr {
 	var caps []uintptr
 	for c := uintptr(0); c < 64; c++ {

@@ -114,7 +114,7 @@ func (t *Target) Inode() uint64 {
 	return st.Ino
 }
 
-// sameNS says whether path is the file f; false also when there is no such path.
+// sameNS reports whether path is the file f; false also when there is no such path.
 func sameNS(f *os.File, path string) bool {
 	ours, err := f.Stat()
 	if err != nil {
@@ -125,13 +125,13 @@ func sameNS(f *os.File, path string) bool {
 }
 
 // stillNS is sameNS, but true also if path may not be read. That is so for /proc/PID/ns once the supervisor has dropped its
-// capabilities, and perhaps for a directory on the way, and does not mean that the namespace is gone.
+// capabilities, and perhaps for a directory on the way, and does not mean that the namespace has ended.
 func stillNS(f *os.File, path string) bool {
 	_, err := os.Stat(path)
 	return errors.Is(err, fs.ErrPermission) || sameNS(f, path)
 }
 
-// hasEnded says whether the process of a pidfd has ended.
+// hasEnded reports whether the process of a pidfd has ended.
 func hasEnded(pidfd *os.File) bool {
 	p := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
 	n, err := unix.Poll(p, 0)
@@ -164,7 +164,7 @@ func (t *Target) Close() {
 
 // spawnAttach starts init in the target's namespaces. The calling goroutine must be locked to its thread, as for spawnNew.
 func spawnAttach(t *Target, sock *os.File) (*child, error) {
-	e := entry{pdeathsig: wakeSignal(false)}
+	e := entry{pdeathsig: deathSignal(false)}
 	for _, f := range []*os.File{t.user, t.net} {
 		if f != nil {
 			e.ns = append(e.ns, f)

@@ -134,7 +134,7 @@ func commandChild() {
 	// container; the command then sees the existing one.
 	_ = unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, "")
 	_ = unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NOEXEC|unix.MS_NODEV, "")
-	// The host name, which tells a shell's prompt from the host's, and ping are useful but not required: errors are ignored.
+	// The host name, which distinguishes a shell's prompt from the host's, and ping are useful but not required: errors are ignored.
 	if len(hostname) > maxHostname {
 		hostname = hostname[:maxHostname]
 	}

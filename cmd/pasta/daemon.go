@@ -137,7 +137,7 @@ func (d *daemon) ready(logToStderr bool) error {
 	return d.report.Close()
 }
 
-// isPipe reports whether fd is a pipe or a socket, whose reader may wait for the end of the stream.
+// isPipe reports whether fd is a pipe or a socket: its reader may wait for the end of the stream.
 func isPipe(fd int) bool {
 	var st unix.Stat_t
 	if unix.Fstat(fd, &st) != nil {

@@ -5,7 +5,7 @@
 // the host's addresses and routes (host.go), opens ports (ports.go) and runs as a daemon (daemon.go) or with a command
 // (command.go).
 //
-// # Life
+// # Lifecycle
 //
 // For a PID or a path the program writes its pid file and goes to the background once addresses, routes and ports are set up: the
 // process that the caller started then exits with 0. The daemon ends when the namespace ends, or by SIGTERM, SIGQUIT or SIGINT.
@@ -18,7 +18,7 @@
 //
 // # Goroutines
 //
-// hostWatch has two goroutines: one reads rtnetlink messages, the other one applies changes of the host's network to the namespace
+// hostWatch has two goroutines: one reads rtnetlink messages, the other applies changes of the host's network to the namespace
 // after a quiet period. The follower has one, which reads the listening sockets of both sides once per second. bridge.close stops
 // both, closes the sandbox and waits for them. The locks of this package (daemon.mu, logFile.mu) are never held together.
 //

@@ -57,7 +57,7 @@ func startFollower(o *pasta.Options, box *rootlessnet.Sandbox, log *slog.Logger)
 	return f
 }
 
-// end asks the follower to stop; wait waits until it has.
+// end makes the follower stop; wait waits until it has.
 func (f *follower) end() { f.cancel() }
 
 func (f *follower) wait() { f.wg.Wait() }

@@ -81,7 +81,7 @@ func indexOf(ifName string) int {
 	return i.Index
 }
 
-// end asks both goroutines to stop; wait waits until they have.
+// end makes both goroutines stop; wait waits until they have.
 func (w *hostWatch) end() {
 	close(w.stop)
 	_ = w.file.Close()

@@ -124,8 +124,8 @@ type connection struct {
 }
 
 func (b *connection) close() {
-	// First the goroutines are asked to begin nothing new, then the sandbox is closed, then they are waited for: a request of
-	// theirs to a process inside that is stopped (SIGSTOP) ends only with the sandbox.
+	// First the goroutines are prevented from starting new requests, then the sandbox is closed, then their end is awaited: a
+	// request to a process inside that is stopped (SIGSTOP) ends only with the sandbox.
 	if b.follow != nil {
 		b.follow.end()
 	}

@@ -156,18 +156,18 @@ func (b *fakeBox) AddMappings(list ...rootlessnet.PortMapping) ([]rootlessnet.Po
 	return nil, nil
 }
 
-// TestAddWeak: addWeak opens all ports that are free, in few calls, and stops at the limit of open files.
-func TestAddWeak(t *testing.T) {
+// TestAddOptional: addOptional opens all ports that are free, in few calls, and stops at the limit of open files.
+func TestAddOptional(t *testing.T) {
 	var all []rootlessnet.PortMapping
 	for port := 1; port <= 65535; port++ {
 		all = append(all, rootlessnet.PortMapping{HostPort: uint16(port)})
 	}
 	b := &fakeBox{taken: map[uint16]bool{22: true, 8080: true, 65535: true}, full: 1 << 20}
-	if n, err := addWeak(b, all); n != 65535-3 || b.open != n || !errors.Is(err, syscall.EADDRINUSE) || b.calls > 200 {
+	if n, err := addOptional(b, all); n != 65535-3 || b.open != n || !errors.Is(err, syscall.EADDRINUSE) || b.calls > 200 {
 		t.Errorf("%d of %d open in %d calls, %v", n, b.open, b.calls, err)
 	}
 	b = &fakeBox{full: 1000}
-	if n, err := addWeak(b, all); n != 1000 || b.open != n || !errors.Is(err, syscall.EMFILE) || b.calls > 200 {
+	if n, err := addOptional(b, all); n != 1000 || b.open != n || !errors.Is(err, syscall.EMFILE) || b.calls > 200 {
 		t.Errorf("%d of %d open in %d calls, %v", n, b.open, b.calls, err)
 	}
 }

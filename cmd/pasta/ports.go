@@ -16,14 +16,14 @@ import (
 	"rootlessnet/internal/pasta"
 )
 
-// portPlan holds the ports of -t, -u, -T and -U but for those with "auto", which the follower opens.
+// portPlan holds the ports of -t, -u, -T and -U, except those with "auto", which the follower opens.
 type portPlan struct {
-	strong  []rootlessnet.PortMapping // given by number: all of them must be free
-	weak    []rootlessnet.PortMapping // not given by number: those that are free are opened
-	devices []deviceBind
-	// The same for ports of the namespace's loopback (-T, -U).
-	strongNS, weakNS []rootlessnet.LoopbackForward
-	sockets          []*os.File // bound by bind, until the Config owns them
+	required []rootlessnet.PortMapping // given by number: all of them must be free
+	optional []rootlessnet.PortMapping // not given by number: those that are free are opened
+	devices  []deviceBind
+	// requiredNS and optionalNS are the same for ports of the namespace's loopback (-T, -U).
+	requiredNS, optionalNS []rootlessnet.LoopbackForward
+	sockets                []*os.File // opened by bind, which then moves them to Config.Listeners
 }
 
 // deviceBind is a port that is opened on one interface of the host. This program binds the socket and passes it to the library,
@@ -72,14 +72,14 @@ func (p *portPlan) addLoopback(proto string, r pasta.PortRule) {
 		port := r.First + uint16(n)
 		f := rootlessnet.LoopbackForward{Proto: proto, Port: port, HostPort: r.Target(port)}
 		if r.Weak {
-			p.weakNS = append(p.weakNS, f)
+			p.optionalNS = append(p.optionalNS, f)
 		} else {
-			p.strongNS = append(p.strongNS, f)
+			p.requiredNS = append(p.requiredNS, f)
 		}
 	}
 }
 
-// hostAddrs returns the host's addresses that a rule opens ports on. The zero value stands for every address of both families.
+// hostAddrs returns the host's addresses that a rule opens ports on. The zero value means every address of both families.
 func hostAddrs(o *pasta.Options, r pasta.PortRule) []netip.Addr {
 	switch {
 	case r.Addr.IsValid() && (r.Addr.Is4() && o.IPv4Off || r.Addr.Is6() && o.IPv6Off):
@@ -102,9 +102,9 @@ func (p *portPlan) addRule(o *pasta.Options, proto string, r pasta.PortRule) {
 			port := r.First + uint16(n)
 			m := rootlessnet.PortMapping{Proto: proto, HostIP: a, HostPort: port, HostPortEnd: port, GuestPort: r.Target(port)}
 			if r.Weak {
-				p.weak = append(p.weak, m)
+				p.optional = append(p.optional, m)
 			} else {
-				p.strong = append(p.strong, m)
+				p.required = append(p.required, m)
 			}
 			if r.Interface != "" {
 				p.devices = append(p.devices, deviceBind{proto, r.Interface, netip.AddrPortFrom(a, port)})
@@ -160,27 +160,28 @@ func (p *portPlan) closeSockets() {
 	}
 }
 
-// add opens the ports. It returns an error if one that was given by number is not free, or none of the others is.
+// add opens the ports. It returns an error if a port that was given by number is not free, or if of the others not a single one
+// is free.
 func (p *portPlan) add(box *rootlessnet.Sandbox, log *slog.Logger) error {
-	if len(p.strong) > 0 {
-		if _, err := box.AddMappings(p.strong...); err != nil {
+	if len(p.required) > 0 {
+		if _, err := box.AddMappings(p.required...); err != nil {
 			return fmt.Errorf("Failed to bind: %w", err)
 		}
 	}
-	switch opened, err := addWeak(box, p.weak); {
-	case len(p.weak) > 0 && opened == 0:
+	switch opened, err := addOptional(box, p.optional); {
+	case len(p.optional) > 0 && opened == 0:
 		return fmt.Errorf("Failed to bind any port: %w", err)
 	case errors.Is(err, syscall.EMFILE):
 		log.Warn("the limit of open files is reached: not all ports are open, and connections may fail; raise the limit or publish fewer ports",
-			"open", opened, "of", len(p.weak), "err", err)
+			"open", opened, "of", len(p.optional), "err", err)
 	}
 	return p.addLoopbacks(box, log)
 }
 
-// addWeak opens those ports of list that are free, up to the limit of open files: first all of them in one call, and after a
+// addOptional opens those ports of list that are free, up to the limit of open files: first all of them in one call, and after a
 // failure each half separately. One call per port would take minutes for all ports, because each call writes the sandbox's state
 // file. last is the last error.
-func addWeak(box adder, list []rootlessnet.PortMapping) (opened int, last error) {
+func addOptional(box adder, list []rootlessnet.PortMapping) (opened int, last error) {
 	if len(list) == 0 {
 		return 0, nil
 	}
@@ -193,7 +194,7 @@ func addWeak(box adder, list []rootlessnet.PortMapping) (opened int, last error)
 	}
 	half := len(list) / 2
 	for _, part := range [][]rootlessnet.PortMapping{list[:half], list[half:]} {
-		n, err := addWeak(box, part)
+		n, err := addOptional(box, part)
 		opened += n
 		if err != nil {
 			last = err
@@ -212,14 +213,14 @@ type adder interface {
 
 // addLoopbacks opens the ports of the namespace's loopback.
 func (p *portPlan) addLoopbacks(box *rootlessnet.Sandbox, log *slog.Logger) error {
-	if len(p.strongNS) > 0 {
-		if _, err := box.AddLoopbackForwards(p.strongNS...); err != nil {
+	if len(p.requiredNS) > 0 {
+		if _, err := box.AddLoopbackForwards(p.requiredNS...); err != nil {
 			return fmt.Errorf("Failed to bind in the namespace: %w", err)
 		}
 	}
 	for _, proto := range []string{"tcp", "udp"} {
 		var list []rootlessnet.LoopbackForward
-		for _, f := range p.weakNS {
+		for _, f := range p.optionalNS {
 			if f.Proto == proto {
 				list = append(list, f)
 			}

@@ -22,8 +22,8 @@ const (
 	exitUsage   = 125
 )
 
-// askTimeout bounds a request, so that a sandbox that does not answer cannot prevent the others from being listed.
-const askTimeout = 5 * time.Second
+// requestTimeout bounds a request, so that a sandbox that does not answer cannot prevent the others from being listed.
+const requestTimeout = 5 * time.Second
 
 // program is rootless-net. Its fields are what tests replace.
 type program struct {
@@ -189,15 +189,15 @@ func (p *program) each(refs []string, do func(ref string) error) error {
 	return errors.Join(errs...)
 }
 
-// ask finds a sandbox and sends it one request, which is a method of the client.
-func ask[T any](ctx context.Context, p *program, ref string, request func(*api.Client, context.Context) (T, error)) (T, error) {
+// call finds a sandbox and sends it one request, which is a method of the client.
+func call[T any](ctx context.Context, p *program, ref string, request func(*api.Client, context.Context) (T, error)) (T, error) {
 	_, client, err := p.find(ref)
 	if err != nil {
 		var none T
 		return none, err
 	}
 	defer client.Close()
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	return request(client, ctx)
 }

@@ -18,7 +18,7 @@ func TestDoctorArguments(t *testing.T) {
 			t.Errorf("%v: %s", args, &stderr)
 		}
 		if stdout.Len() > 0 {
-			t.Errorf("%v: the report was made all the same: %s", args, &stdout)
+			t.Errorf("%v: the report was made nevertheless: %s", args, &stdout)
 		}
 	}
 }

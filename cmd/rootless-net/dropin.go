@@ -14,8 +14,8 @@ import (
 // dropIns are the programs that replace others of the same name.
 var dropIns = []string{"slirp4netns", "pasta", "rootlessport"}
 
-// dropInDirs are the directories of these programs, relative to that of rootless-net: the same after make build, another after
-// make install, which keeps them out of PATH.
+// dropInDirs are the directories of these programs, relative to that of rootless-net: the same directory after make build, and
+// another one after make install, because they must not be in PATH.
 var dropInDirs = []string{".", "../libexec/rootlessnet"}
 
 func (p *program) dropInCommand() *cobra.Command {

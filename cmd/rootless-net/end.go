@@ -53,7 +53,7 @@ func (p *program) kill(ctx context.Context, ref string, sig syscall.Signal) erro
 	if r.Network == networkAttach {
 		return signalSupervisor(r, sig)
 	}
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	if err := client.Kill(ctx, sig); err != nil {
 		return fmt.Errorf("cannot kill sandbox: %s: %w", ref, err)
@@ -125,7 +125,7 @@ func (p *program) renameCommand() *cobra.Command {
 			}
 			client := api.NewClient(dir.SocketPath(r))
 			defer client.Close()
-			ctx, cancel := context.WithTimeout(cmd.Context(), askTimeout)
+			ctx, cancel := context.WithTimeout(cmd.Context(), requestTimeout)
 			defer cancel()
 			return client.Rename(ctx, args[1])
 		},

@@ -81,7 +81,7 @@ func withValues(env []string) []string {
 	return full
 }
 
-// exec runs a command in a sandbox. It holds a lease meanwhile: when that ends, so has the sandbox, and the command is killed.
+// exec runs a command in a sandbox. It holds a lease meanwhile: the lease ends with the sandbox, and then the command is killed.
 // started is called when the command runs.
 func (p *program) exec(ctx context.Context, ref string, c userns.Command, started func()) error {
 	r, client, err := p.find(ref)
@@ -89,7 +89,7 @@ func (p *program) exec(ctx context.Context, ref string, c userns.Command, starte
 		return err
 	}
 	defer client.Close()
-	requests, cancelRequests := context.WithTimeout(ctx, askTimeout)
+	requests, cancelRequests := context.WithTimeout(ctx, requestTimeout)
 	defer cancelRequests()
 	lease, err := client.Lease(requests, api.LeaseExec)
 	if err != nil {

@@ -148,7 +148,7 @@ func (p *program) inspect(ctx context.Context, ref string) (network, error) {
 	}
 	client := api.NewClient(dir.SocketPath(r))
 	defer client.Close()
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	box, err := client.Inspect(ctx)
 	if err != nil {

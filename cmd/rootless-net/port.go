@@ -20,7 +20,7 @@ func (p *program) portCommand() *cobra.Command {
 				if len(args) > 2 {
 					return usageError{fmt.Errorf("%q requires at least 1 and at most 2 arguments.", cmd.CommandPath())}
 				}
-				ports, err := ask(cmd.Context(), p, args[0], (*api.Client).Ports)
+				ports, err := call(cmd.Context(), p, args[0], (*api.Client).Ports)
 				if err != nil {
 					return err
 				}

@@ -151,7 +151,7 @@ func (p *program) list(ctx context.Context) ([]api.Sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	boxes := make([]api.Sandbox, len(records))
 	var requests sync.WaitGroup

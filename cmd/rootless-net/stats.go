@@ -71,7 +71,7 @@ for which reason.`,
 }
 
 func (p *program) showCounters(ctx context.Context, ref string) error {
-	stats, err := ask(ctx, p, ref, (*api.Client).Stats)
+	stats, err := call(ctx, p, ref, (*api.Client).Stats)
 	if err != nil {
 		return err
 	}
@@ -188,7 +188,7 @@ func takeSamples(boxes []api.Sandbox, into map[string]sample) {
 
 // statsRows asks the sandboxes for their traffic, in parallel.
 func (p *program) statsRows(ctx context.Context, boxes []api.Sandbox, before, now map[string]sample, noTrunc bool) []statsRow {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	memory := fields("/proc/meminfo")["MemTotal"] << 10
 	rows := make([]statsRow, len(boxes))

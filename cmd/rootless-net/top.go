@@ -22,7 +22,7 @@ func (p *program) topCommand() *cobra.Command {
 
 // top prints the columns of ps -ef, as docker top does.
 func (p *program) top(ctx context.Context, ref string) error {
-	box, err := ask(ctx, p, ref, (*api.Client).Inspect)
+	box, err := call(ctx, p, ref, (*api.Client).Inspect)
 	if err != nil {
 		return err
 	}

@@ -97,8 +97,12 @@ func (p program) foreground(c rootlessnet.Config, o *options, child *detached, m
 	if o.sigProxy {
 		c.Signals = relay.forward
 	}
-	c.OnStart = func(rootlessnet.Started) { relay.commandStarted() }
 	c.KeepEnded = o.keep(child)
+	c.OnStart = func(rootlessnet.Started) {
+		if !c.TTY { // otherwise the terminal is in raw mode and sends no signals
+			relay.commandStarted()
+		}
+	}
 	if child != nil {
 		c.Stdin, c.Stdout, c.Stderr, c.LogOutput = nil, nil, nil, o.logDriver.keep()
 		c.OnStart = func(s rootlessnet.Started) {

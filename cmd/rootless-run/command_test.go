@@ -18,7 +18,7 @@ import (
 	"rootlessnet"
 )
 
-// TestMain runs the program in place of the tests if the environment asks for it, with fakeRun in place of the library.
+// TestMain runs the program in place of the tests if the environment variable is set, with fakeRun in place of the library.
 func TestMain(m *testing.M) {
 	if os.Getenv(detachedVar) != "" || os.Getenv("ROOTLESS_RUN_TEST_MAIN") != "" {
 		os.Exit(program{run: fakeRun, stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}.main(os.Args[1:]))
@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// fakeRun stands for rootlessnet.Run; Argv[0] selects its outcome.
+// fakeRun replaces rootlessnet.Run; Argv[0] selects its result.
 func fakeRun(ctx context.Context, c rootlessnet.Config) (int, error) {
 	switch c.Argv[0] {
 	case "missing":

@@ -118,8 +118,9 @@ func (v refusedFlag) Set(string) error { return v.r }
 func (v refusedFlag) String() string   { return "" }
 func (v refusedFlag) Type() string     { return "refused" }
 
-// imageForm is the name of an image with a tag, a digest or a path; commonImages are some without.
-var imageForm = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]*(:[0-9]+)?(/[a-z0-9][a-z0-9._-]*)*(:[A-Za-z0-9_][A-Za-z0-9._-]*|@sha256:[0-9a-f]+)?$`)
+// imageForm is the name of an image with a tag, a digest or a path; commonImages are some without. It is compiled when it is needed:
+// initialisation is part of every start.
+const imageForm = `^[a-z0-9][a-z0-9._-]*(:[0-9]+)?(/[a-z0-9][a-z0-9._-]*)*(:[A-Za-z0-9_][A-Za-z0-9._-]*|@sha256:[0-9a-f]+)?$`
 
 var commonImages = []string{"alpine", "busybox", "debian", "fedora", "golang", "hello-world", "httpd", "mariadb", "memcached", "mongo", "mysql", "nginx",
 	"node", "postgres", "python", "rabbitmq", "redis", "registry", "traefik", "ubuntu"}
@@ -148,7 +149,7 @@ func imageHint(err error) string {
 		return ""
 	}
 	name := missing.name
-	if !slices.Contains(commonImages, name) && !(strings.ContainsAny(name, ":/") && imageForm.MatchString(name)) {
+	if !slices.Contains(commonImages, name) && !(strings.ContainsAny(name, ":/") && regexp.MustCompile(imageForm).MatchString(name)) {
 		return ""
 	}
 	return fmt.Sprintf("There are no images: the command is a program of this host. An image's program is run with this network by an engine, "+

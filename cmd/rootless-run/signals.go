@@ -30,7 +30,8 @@ func catchSignals() *relay {
 	return s
 }
 
-// commandStarted tells the relay that the command runs, and receives the signals of the terminal itself.
+// commandStarted records that the command runs: from then on the relay does not pass on signals of the terminal, which the
+// command receives itself.
 func (s *relay) commandStarted() { s.started.Store(true) }
 
 func (s *relay) stop() {

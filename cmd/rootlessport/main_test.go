@@ -49,8 +49,8 @@ func TestVersion(t *testing.T) {
 	}
 }
 
-// TestErrors: Podman prints the helper's standard output as the error, and takes exit status 1 for a failure. The ready
-// descriptor is closed without a byte.
+// TestErrors: Podman prints the helper's standard output as the error, and takes exit status 1 for a failure. Nothing is written to the
+// ready descriptor before it is closed.
 func TestErrors(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
@@ -80,7 +80,7 @@ func TestErrors(t *testing.T) {
 		{"host address", mapping(map[string]any{"host_ip": "host", "host_port": 8080, "container_port": 80}), nil, `invalid host IP address: "host"`},
 		{"container's address", set("ChildIP", "box"), nil, `invalid address of the container: "box"`},
 		{"container's id", document(t, func(f map[string]any) { f["RootlessCNI"], f["ContainerID"] = true, "../x" }), nil, "name no socket"},
-		{"namespace that is gone", set("NetNSPath", "/nonexistent"), nil, "network namespace: "},
+		{"namespace that does not exist", set("NetNSPath", "/nonexistent"), nil, "network namespace: "},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := start(t, c.stdin, c.args...)
@@ -95,8 +95,8 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// TestReadyThenExit: the ready byte comes, and the helper ends with status 0 and without a word when the exit descriptor is
-// closed or a signal comes, not before.
+// TestReadyThenExit: the helper writes the ready byte. It ends with status 0 and without output when the exit descriptor is closed
+// or it receives a signal, and not before.
 func TestReadyThenExit(t *testing.T) {
 	for name, end := range map[string]func(*cmdtest.Process){
 		"exit descriptor": (*cmdtest.Process).CloseExit,
@@ -121,7 +121,7 @@ func TestReadyThenExit(t *testing.T) {
 }
 
 // TestAddressSocket: with RootlessCNI, Podman writes a new address of the container, as a JSON string, to a packet socket
-// of that container, and reads "OK". The socket goes with the helper.
+// of that container, and reads "OK". The helper removes the socket when it ends.
 func TestAddressSocket(t *testing.T) {
 	dir, err := os.MkdirTemp("", "r") // a short path, for the address of a unix socket
 	if err != nil {

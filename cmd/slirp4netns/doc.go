@@ -4,7 +4,7 @@
 // Package internal/slirp parses the command line and serves the API socket. This package translates the options into a
 // rootlessnet.Config and attaches the namespace.
 //
-// # Life
+// # Lifecycle
 //
 //  1. It parses the options, takes over the exit, ready and TAP descriptors, and closes all other inherited descriptors.
 //  2. It joins the namespace and creates the TAP device; or it uses the one that the caller has opened, or waits until a virtual

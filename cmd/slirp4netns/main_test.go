@@ -129,7 +129,7 @@ func TestVirtualMachine(t *testing.T) {
 			}
 			defer os.RemoveAll(dir)
 			path := filepath.Join(dir, "vm")
-			// The socket of one that was killed is replaced.
+			// The socket of a program that was killed is replaced.
 			old, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
 			if err != nil {
 				t.Fatal(err)

@@ -88,7 +88,7 @@ func up(name string, addrs ...string) error {
 }
 
 // TestAttachAsRoot: root connects a namespace of the machine's own user namespace. It works as for other users, the process
-// that serves it has no capability left, and nothing stays behind.
+// that serves it has no capability left, and nothing is left at the end.
 func TestAttachAsRoot(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("SKIPPED: this needs the machine's root; `make test` as root runs it")

@@ -38,7 +38,7 @@ func newTarget(t *testing.T) target {
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
-		gone(t, "slirp4netns", "pasta")
+		noneLeft(t, "slirp4netns", "pasta")
 	})
 	buf := make([]byte, 32)
 	n, err := out.Read(buf)
@@ -63,13 +63,13 @@ func (g target) enter() []string {
 // program is the command line that runs the guest program in the namespace.
 func (g target) program() []string { return append(g.enter(), self(g.T)) }
 
-// get asks an HTTP server from the namespace.
+// get sends a request to an HTTP server from the namespace.
 func (g target) get(host string, port uint16) guest.HTTPAnswer {
 	g.Helper()
 	return once(g.user, guest.GetHTTP{URL: url(host, port)}, g.program()...)
 }
 
-// ask asks a UDP server from the namespace.
+// ask sends a datagram to a UDP server from the namespace.
 func (g target) ask(host string, port uint16) guest.Echoed {
 	g.Helper()
 	return once(g.user, guest.AskUDP{To: guest.Target{Host: host, Port: port}, Text: "hello", Timeout: 3 * time.Second}, g.program()...)
@@ -169,7 +169,7 @@ func TestSlirp4netnsClosed(t *testing.T) {
 	}
 }
 
-// TestPastaProcess: the first process ends when everything is there, with the pid file; the second with the namespace.
+// TestPastaProcess: the first process ends when everything is set up, the pid file included; the second ends with the namespace.
 func TestPastaProcess(t *testing.T) {
 	g := newTarget(t)
 	port := serveHost(t)
@@ -193,7 +193,7 @@ func TestPastaProcess(t *testing.T) {
 }
 
 // TestPastaForPodman: the arguments of Podman 5, in the namespaces it makes: root of a user namespace with mounts of its own,
-// one of which is the network namespace. Addresses are there when the first process ends; the second ends when the path is detached and removed.
+// one of which is the network namespace. The addresses exist when the first process ends; the second ends when the path is detached and removed.
 func TestPastaForPodman(t *testing.T) {
 	need(t, "unshare", "nsenter", "ip")
 	const gateway = "198.51.100.254"
@@ -227,7 +227,7 @@ unshare -n mount --bind /proc/self/ns/net ns
 			soonSeen(t, 5*time.Second, gateway, func() guest.HTTPAnswer { return get(host4, 18083) })
 			wantUDPSeen(t, "UDP", ask(host4, 18083), gateway)
 			a.sh("kill " + server + "; umount -l ns; rm ns")
-			gone(t, "pasta")
+			noneLeft(t, "pasta")
 			if err := a.end(); err != nil {
 				t.Errorf("%v: %s", err, &a.stderr)
 			}
@@ -235,7 +235,7 @@ unshare -n mount --bind /proc/self/ns/net ns
 	}
 }
 
-// TestPastaCommand: a command gets the network and its status comes back.
+// TestPastaCommand: a command has the network, and pasta exits with its status.
 func TestPastaCommand(t *testing.T) {
 	need(t, "ip")
 	u := newUser(t)
@@ -265,7 +265,7 @@ func TestPastaCommand(t *testing.T) {
 			t.Errorf("%v: exit status %d, want %d", c.argv[1:], got, c.code)
 		}
 	}
-	gone(t, "pasta")
+	noneLeft(t, "pasta")
 }
 
 // TestPastaPortInUse: the first process prints the error and fails.
@@ -277,10 +277,10 @@ func TestPastaPortInUse(t *testing.T) {
 		t.Errorf("it did not fail: %v", err)
 	}
 	expect(t, "the error", out, fmt.Sprint(port))
-	gone(t, "pasta")
+	noneLeft(t, "pasta")
 }
 
-// TestByPathAsRootInside starts helpers as Podman does. Once they have given up their capabilities they cannot read the path
+// TestByPathAsRootInside starts helpers as Podman does. Once they have dropped their capabilities they cannot read the path
 // of a process any more, which must not end them.
 func TestByPathAsRootInside(t *testing.T) {
 	g := newTarget(t)

@@ -37,7 +37,7 @@ type agent struct {
 	stderr bytes.Buffer
 }
 
-// agent runs argv, whose last words are an agent, and waits until that runs. It ends with the test, if not before.
+// agent runs argv, which ends with the command line of an agent, and waits until the agent runs. It ends with the test, if not before.
 func (u *user) agent(argv ...string) *agent {
 	u.Helper()
 	a := &agent{user: u, cmd: u.command(argv...)}
@@ -92,19 +92,19 @@ func (a *agent) sh(script string) string {
 	return do(a, guest.RunShell{Script: script}).Output
 }
 
-// get asks an HTTP server from inside.
+// get sends a request to an HTTP server from inside.
 func (a *agent) get(url string) guest.HTTPAnswer {
 	a.Helper()
 	return do(a, guest.GetHTTP{URL: url})
 }
 
-// ask asks a UDP server from inside.
+// ask sends a datagram to a UDP server from inside.
 func (a *agent) ask(host string, port uint16) guest.Echoed {
 	a.Helper()
 	return do(a, guest.AskUDP{To: guest.Target{Host: host, Port: port}, Text: "hello", Timeout: 3 * time.Second})
 }
 
-// once has a program run one operation: the operation's command line follows the words of argv.
+// once has a program run one operation: the operation's command line is appended to argv.
 func once[R any](u *user, op guest.Operation[R], argv ...string) R {
 	u.Helper()
 	result, err := tryOnce(u, op, argv...)
@@ -166,10 +166,10 @@ func url(host string, port uint16) string {
 	return "http://" + net.JoinHostPort(host, strconv.Itoa(int(port))) + "/"
 }
 
-// get asks an HTTP server from the host.
+// get sends a request to an HTTP server from the host.
 func get(host string, port uint16) guest.HTTPAnswer { return guest.GetHTTP{URL: url(host, port)}.Get() }
 
-// ask asks a UDP server from the host.
+// ask sends a datagram to a UDP server from the host.
 func ask(host string, port uint16) guest.Echoed {
 	c, err := net.Dial("udp", guest.Target{Host: host, Port: port}.String())
 	if err != nil {
@@ -192,7 +192,7 @@ func wantSeen(t *testing.T, what string, got guest.HTTPAnswer, client string) {
 	}
 }
 
-// notSeen says what is wrong with an answer; "" when nothing is.
+// notSeen describes what is wrong with an answer; "" if nothing is.
 func notSeen(got guest.HTTPAnswer, client string) string {
 	if got.Outcome != guest.OK || client != "" && got.Client.Addr().WithZone("") != netip.MustParseAddr(client) {
 		return fmt.Sprintf("%+v; want an answer to the client %s", got, client)
@@ -200,7 +200,7 @@ func notSeen(got guest.HTTPAnswer, client string) string {
 	return ""
 }
 
-// soonSeen asks until the answer is as wantSeen has it.
+// soonSeen repeats the request until the answer is as wantSeen expects it.
 func soonSeen(t *testing.T, within time.Duration, client string, ask func() guest.HTTPAnswer) {
 	t.Helper()
 	eventually(t, within, func() string { return notSeen(ask(), client) })
@@ -222,7 +222,7 @@ func wantUDPSeen(t *testing.T, what string, got guest.Echoed, client string) {
 	}
 }
 
-// wantBulk expects that much data went through.
+// wantBulk expects that all data arrived.
 func wantBulk(t *testing.T, what string, got guest.Outcome) {
 	t.Helper()
 	if got != guest.OK {
@@ -237,7 +237,7 @@ func serveHost(t *testing.T) (port uint16) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: guest.TellClient}
+	server := &http.Server{Handler: guest.ServeClientAddress}
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.Serve(l) }()
 	t.Cleanup(func() { server.Close(); <-done })

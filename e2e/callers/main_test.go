@@ -35,7 +35,7 @@ const (
 // bins holds the programs under test.
 var bins string
 
-// homes counts the users there were.
+// homes counts the users that were made.
 var homes int
 
 func TestMain(m *testing.M) {
@@ -216,8 +216,8 @@ func running(name string) (pids []int) {
 	return pids
 }
 
-// sameNetwork leaves out what runs on the machine beside the tests, as far as that can be told: a process whose namespace
-// cannot be read is not dumpable, and counts: this project's helpers are not.
+// sameNetwork leaves out processes that are not of the tests: those in another network namespace. A process that is not
+// dumpable does not show its namespace and counts, because this project's helpers are not dumpable.
 func sameNetwork(pid int) bool {
 	theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
 	if err != nil {
@@ -227,8 +227,8 @@ func sameNetwork(pid int) bool {
 	return err == nil && ours == theirs
 }
 
-// gone makes sure that no helper outlives what it was started for.
-func gone(t *testing.T, names ...string) {
+// noneLeft expects that no helper outlives what it was started for.
+func noneLeft(t *testing.T, names ...string) {
 	t.Helper()
 	eventually(t, 5*time.Second, func() string {
 		for _, n := range names {

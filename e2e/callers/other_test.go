@@ -34,13 +34,13 @@ func TestBuildah(t *testing.T) {
 	})
 	out := u.run("buildah", "--storage-driver", "vfs", "bud", "--runtime", "crun", "--no-cache", context)
 	expect(t, "build", out, "you are "+host4+":")
-	gone(t, "slirp4netns")
+	noneLeft(t, "slirp4netns")
 }
 
 // rootlesskit3 is where CI puts a RootlessKit of version 3, which Debian has not.
 const rootlesskit3 = "../../build/callers/rootlesskit"
 
-// kit runs an agent under RootlessKit, behind the words of enter, and returns it with RootlessKit's state directory.
+// kit runs an agent under RootlessKit, with enter before its command line, and returns it with RootlessKit's state directory.
 func (u *user) kit(binary string, flags []string, enter ...string) (a *agent, state string) {
 	u.Helper()
 	state = filepath.Join(u.home, "k")
@@ -84,7 +84,7 @@ func TestRootlessKitSlirp4netns(t *testing.T) {
 			ctl("remove-ports", "1", "2")
 			wantOutcome(t, "a removed port", get(host4, 18080), guest.Refused)
 			a.wantEnd()
-			gone(t, "slirp4netns")
+			noneLeft(t, "slirp4netns")
 		})
 	}
 }
@@ -130,7 +130,7 @@ func TestRootlessKit3(t *testing.T) {
 				wantSeen(t, "from the host's loopback", get("127.0.0.1", 18081), "")
 			}
 			a.wantEnd()
-			gone(t, "slirp4netns", "pasta")
+			noneLeft(t, "slirp4netns", "pasta")
 		})
 	}
 }

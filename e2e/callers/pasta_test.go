@@ -12,7 +12,7 @@ import (
 	"rootlessnet/internal/nettest/guest"
 )
 
-// none turns off every port that pasta forwards by itself.
+// none disables every port that pasta forwards by itself.
 var none = []string{"-t", "none", "-u", "none", "-T", "none", "-U", "none"}
 
 // ownHost is a network namespace that serves as the host, so that the test can change the host's interface and addresses.
@@ -118,7 +118,7 @@ func TestPastaRefusals(t *testing.T) {
 	}
 }
 
-// TestPastaConnectionsGoOn: an address is added and a route changed; what is connected stays so.
+// TestPastaConnectionsGoOn: an address is added and a route changed; existing connections go on.
 func TestPastaConnectionsGoOn(t *testing.T) {
 	h := newOwnHost(t)
 	h.serve(8000)
@@ -217,7 +217,7 @@ func TestPastaOwnAddresses(t *testing.T) {
 	}
 }
 
-// TestPastaOutlives: with --no-netns-quit pasta goes on when the path of the namespace is gone; without it pasta ends.
+// TestPastaOutlives: with --no-netns-quit pasta goes on when the path of the namespace was removed; without it pasta ends.
 func TestPastaOutlives(t *testing.T) {
 	need(t, "busybox")
 	for _, stays := range []bool{false, true} {
@@ -243,7 +243,7 @@ func TestPastaOutlives(t *testing.T) {
 			}
 			h.run("kill", strings.TrimSpace(string(text)))
 		}
-		gone(t, "pasta")
+		noneLeft(t, "pasta")
 	}
 }
 
@@ -313,7 +313,7 @@ func TestPastaFiles(t *testing.T) {
 			t.Errorf("the process is called %q (%v)", name, err)
 		}
 		g.run("kill", "-"+signal, strings.TrimSpace(string(pid)))
-		gone(t, "pasta")
+		noneLeft(t, "pasta")
 		eventually(t, 5*time.Second, func() string {
 			if links := g.in("ip", "link"); strings.Contains(links, "lan0") {
 				return links

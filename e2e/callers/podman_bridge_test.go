@@ -44,7 +44,7 @@ func TestPodmanBridgeSpliced(t *testing.T) {
 	wantOutcome(t, "a closed port of a container", a.get("http://srv:9/"), guest.Refused)
 	wantSeen(t, "a container of the network", a.get("http://srv/"), "")
 	a.wantEnd()
-	// From here until the rules have gone no container starts or ends: the bridge has the link address of one of its ports, and
+	// From here until the rules are flushed no container starts or ends: the bridge has the link address of one of its ports, and
 	// when that changes its neighbours have the old one for some time.
 	const n = 5
 	holder := p.container("--network", "net1")
@@ -57,8 +57,8 @@ func TestPodmanBridgeSpliced(t *testing.T) {
 		}
 		return ""
 	})
-	// A published port is forwarded into the container by rootlessport, past the bridge and the helper: nothing of what follows
-	// concerns it.
+	// A published port is forwarded into the container by rootlessport, past the bridge and the helper: the rules
+	// below do not apply to it.
 	in, err := net.DialTimeout("tcp", host4+":18080", time.Second)
 	if err != nil {
 		t.Fatal(err)
@@ -98,5 +98,5 @@ func TestPodmanBridgeSpliced(t *testing.T) {
 	}
 	holder.wantEnd()
 	p.podman("rm", "-f", "-t", "0", "-a")
-	gone(t, "slirp4netns", "rootlessport")
+	noneLeft(t, "slirp4netns", "rootlessport")
 }

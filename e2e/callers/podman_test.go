@@ -39,7 +39,7 @@ func newPodmanWith(u *user, slirp4netns, helpers string) pod {
 	t.Cleanup(func() {
 		_, _ = p.try("podman", "--storage-driver", "vfs", "pod", "rm", "-af", "-t", "0")
 		_, _ = p.try("podman", "--storage-driver", "vfs", "rm", "-af", "-t", "0")
-		gone(t, "slirp4netns", "rootlessport")
+		noneLeft(t, "slirp4netns", "rootlessport")
 		_, _ = p.try("podman", "--storage-driver", "vfs", "rmi", "-af")
 		// Files of other ids can be removed only in the user namespace that has them.
 		_, _ = p.try("podman", "--storage-driver", "vfs", "unshare", "rm", "-rf", filepath.Join(p.home, ".local"))
@@ -95,7 +95,7 @@ func (p pod) container(flags ...string) *agent {
 	return p.agent(append(argv, guest.AgentCommand()...)...)
 }
 
-// published asks a published port from an address of the host and from its loopback, and expects the server to have seen
+// published connects to a published port from an address of the host and from its loopback, and expects the server to have seen
 // the client's own address.
 func published(t *testing.T, port uint16) {
 	t.Helper()
@@ -113,10 +113,10 @@ func TestPodmanDefaultNetwork(t *testing.T) {
 	wantSeen(t, "the host, by IPv6", a.get(url(host6, port)), host6)
 	wantOutcome(t, "the host's loopback", a.get(url("10.0.2.2", port)), guest.NetUnreachable)
 	a.wantEnd()
-	gone(t, "slirp4netns")
+	noneLeft(t, "slirp4netns")
 }
 
-// TestPodmanRootlessport publishes by our rootlessport: for the container's life, restarts included.
+// TestPodmanRootlessport publishes by our rootlessport: as long as the container exists, restarts included.
 func TestPodmanRootlessport(t *testing.T) {
 	p := newPodman(t)
 	p.serve("web", "-p", "18080:80", "-p", "18080:80/udp")
@@ -133,7 +133,7 @@ func TestPodmanRootlessport(t *testing.T) {
 	p.podman("restart", "-t", "0", "web")
 	published(t, 18080)
 	p.podman("rm", "-f", "-t", "0", "web")
-	gone(t, "slirp4netns", "rootlessport")
+	noneLeft(t, "slirp4netns", "rootlessport")
 }
 
 func TestPodmanPortHandlerSlirp4netns(t *testing.T) {
@@ -160,7 +160,7 @@ func TestPodmanPod(t *testing.T) {
 	got := once(p.user, guest.GetHTTP{URL: "http://127.0.0.1/"}, podmanWords("run", "--rm", "--pod", "pod", "img", containerProgram)...)
 	wantSeen(t, "from within the pod", got, "127.0.0.1")
 	p.podman("pod", "rm", "-f", "-t", "0", "pod")
-	gone(t, "slirp4netns", "rootlessport")
+	noneLeft(t, "slirp4netns", "rootlessport")
 }
 
 // TestPodmanBridge: two containers of a network find each other by name, reach the host, and are reached through a
@@ -184,7 +184,7 @@ func TestPodmanBridge(t *testing.T) {
 	// its address in the other.
 	soonSeen(t, 10*time.Second, host4, func() guest.HTTPAnswer { return get(host4, 18080) })
 	p.podman("rm", "-f", "-t", "0", "srv")
-	gone(t, "slirp4netns", "rootlessport")
+	noneLeft(t, "slirp4netns", "rootlessport")
 }
 
 // TestPodmanKilledHelper: the container goes on without a network, and the next start has one.
@@ -194,7 +194,7 @@ func TestPodmanKilledHelper(t *testing.T) {
 	for _, pid := range running("slirp4netns") {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
-	gone(t, "slirp4netns")
+	noneLeft(t, "slirp4netns")
 	wantSeen(t, "the container's loopback", once(p.user, guest.GetHTTP{URL: "http://127.0.0.1/"}, podmanWords("exec", "web", containerProgram)...), "")
 	p.podman("restart", "-t", "0", "web")
 	published(t, 18080)

@@ -47,10 +47,12 @@ func (g target) rootlessport(child string, mappings ...map[string]any) (end func
 }
 
 // TestRootlessportAlone: no helper of this project connects the namespace, and a server in it still sees its clients' addresses.
-// What clients get is tested by TestPublish in e2e; here it is how one helper follows another, and what they leave.
+// TestPublish in e2e tests the answers to clients; this test covers the change from one helper to the next, and what is left.
 func TestRootlessportAlone(t *testing.T) {
 	g := newTarget(t)
 	g.in("sh", "-c", "ip link set lo up; ip link add d0 type bridge; ip link set d0 up; ip addr add 10.9.9.2/24 dev d0; ip addr add fd99::2/64 dev d0 nodad; ip route add default via 10.9.9.1; ip -6 route add default via fd99::1")
+	// The kernel adds the local route of an IPv6 address when the bridge has come up, which takes a moment.
+	g.in("sh", "-c", "for i in $(seq 100); do ip -6 route show table local | grep -q fd99::2 && exit 0; sleep 0.1; done; exit 1")
 	const settings = "ip rule; ip -6 rule; ip route show table all | grep -v -e fe80: -e ff00:; cd /proc/sys/net; grep . ipv4/tcp_fwmark_accept ipv4/fwmark_reflect ipv6/fwmark_reflect"
 	before := g.in("sh", "-c", settings)
 	begin(g.user, guest.ServeHTTP{Port: 80}, g.program()...)
@@ -88,7 +90,7 @@ func TestRootlessportAlone(t *testing.T) {
 	if err := end(); err != nil {
 		t.Errorf("exit status: %v", err)
 	}
-	// A server whose answers have a mark of its own: only plain sockets receive them.
+	// A server that sets a mark of its own on its answers: only plain sockets receive them.
 	begin(g.user, guest.ServeHTTP{Port: 8080, Socket: guest.Socket{Mark: 7}}, g.program()...)
 	wantSeen(t, "the server with a mark, from inside", g.get("10.9.9.2", 8080), "")
 	end = g.rootlessport("10.9.9.2", map[string]any{"host_port": 18080, "container_port": 8080})

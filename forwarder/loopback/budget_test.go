@@ -14,7 +14,7 @@ import (
 // smallLimit is a limit of descriptors of which smallTotal may be taken.
 const smallLimit, smallTotal = 16, 8
 
-// Without descriptors clients wait in the backlog, and are served when there are some again.
+// Without descriptors clients wait in the backlog, and are served when descriptors are free again.
 func TestRelayBudgetIsUsedUp(t *testing.T) {
 	l := forwardlab.Listen(t, "127.0.0.1:0")
 	w, tcp, _ := newLimitedRelay(t, nil, forwardlab.AP(l.Addr().String()).Port(), smallLimit)
@@ -30,10 +30,10 @@ func TestRelayBudgetIsUsedUp(t *testing.T) {
 	}
 	forwardlab.Quietly(t, "waiting for descriptors")
 	forwardlab.Reset(t, clients[0])
-	forwardlab.HearReset(t, servers[0])
+	forwardlab.ExpectReset(t, servers[0])
 	s := forwardlab.Accept(t, l)
-	forwardlab.Say(t, late, "x")
-	forwardlab.Hear(t, s, "x")
+	forwardlab.SendString(t, late, "x")
+	forwardlab.Expect(t, s, "x")
 }
 
 // A datagram of a client for which there is no descriptor is dropped and counted; the flows that exist go on.
@@ -59,7 +59,7 @@ func TestRelayBudgetIsUsedUpByDatagrams(t *testing.T) {
 	}
 }
 
-// Clients of published ports, all in the backlog at once, take no more than there is.
+// Clients of published ports, all in the backlog at once, take no more descriptors than the budget has.
 func TestRelayPublishedClientsStayInTheBudget(t *testing.T) {
 	l := forwardlab.Listen(t, "127.0.0.1:0")
 	w, _, _ := newLimitedRelay(t, new(testPool), 1, smallLimit)
@@ -77,17 +77,17 @@ func TestRelayPublishedClientsStayInTheBudget(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	const room = (smallTotal - 1) / descriptors
-	for range room {
+	const spare = (smallTotal - 1) / descriptors
+	for range spare {
 		forwardlab.Accept(t, l)
 	}
 	time.Sleep(forwardlab.QuietFor)
-	if n := forwardlab.Taken(w.budget); n > smallTotal || w.Stats().Connections != room {
+	if n := forwardlab.Taken(w.budget); n > smallTotal || w.Stats().Connections != spare {
 		t.Errorf("%d descriptors are taken of %d: %+v", n, smallTotal, w.Stats())
 	}
 }
 
-// Failures, and what is under way at the end, take nothing for good: newLimitedRelay checks that.
+// Failures, and what is under way at the end, leave no descriptor taken: newLimitedRelay checks that.
 func TestRelayBudgetAfterFailures(t *testing.T) {
 	l := forwardlab.Listen(t, "127.0.0.1:0")
 	port := forwardlab.AP(l.Addr().String()).Port()

@@ -22,13 +22,13 @@ var (
 )
 
 const (
-	// An empty pool is filled again within a millisecond, if the process that fills it gets the processor.
+	// An empty pool is filled again within a millisecond, if the process that fills it is scheduled.
 	poolRetry = 5 * time.Millisecond
 	poolTries = 400
 )
 
-// Serve implements forwarder.ClientServer: it takes the clients of published ports that come by the host's loopback, for
-// servers on the guest's own.
+// Serve implements forwarder.ClientServer: it takes the clients of published ports that connect on the host's loopback, for
+// servers on the guest's loopback.
 func (l *Relay) Serve(c *forwarder.Client) (spin.Result, bool) {
 	to := c.Port.Target()
 	if !c.Addr.Addr().IsLoopback() || to.Addr.Addr().IsValid() || to.Endpoint != l.ep {
@@ -54,7 +54,7 @@ func loopbacks(ipv6 bool, port uint16) (dst, alt netip.AddrPort) {
 	return dst, alt
 }
 
-// serveLocked connects the client, now or when there is a socket for it.
+// serveLocked connects the client, now or when the pool has a socket for it.
 func (l *Relay) serveLocked(client int, from netip.AddrPort, to uint16, tries int) {
 	rawsock.NoDelay(client)
 	dst, alt := loopbacks(from.Addr().Is6(), to)
@@ -70,7 +70,7 @@ func (l *Relay) serveLocked(client int, from netip.AddrPort, to uint16, tries in
 	w.timer = time.AfterFunc(poolRetry, func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if _, there := l.waits[w]; there {
+		if _, waits := l.waits[w]; waits {
 			delete(l.waits, w)
 			l.serveLocked(client, from, to, tries-1)
 		}
@@ -83,8 +83,8 @@ type wait struct {
 	timer  *time.Timer
 }
 
-// dialLocked connects to dst, and to alt where nothing listens on that. It is false, and the client still the caller's,
-// when there is no socket for it at the moment.
+// dialLocked connects to dst, and to alt where nothing listens on that. It returns false if the pool
+// has no socket at the moment; the client then still belongs to the caller.
 func (l *Relay) dialLocked(client int, from, dst, alt netip.AddrPort) bool {
 	for {
 		fd, done, err := l.connect(dst)
@@ -107,7 +107,7 @@ func (l *Relay) dialLocked(client int, from, dst, alt netip.AddrPort) bool {
 	}
 }
 
-// waitLocked is for a connect that did not end at once: the server's backlog is full.
+// waitLocked waits for a connect that did not complete at once, because the server's backlog is full.
 func (l *Relay) waitLocked(client, fd int, from, dst, alt netip.AddrPort) error {
 	c := &inbound.Client{Socket: client}
 	c.Connected = func(fd int, dst netip.AddrPort) {
@@ -126,7 +126,7 @@ func (l *Relay) waitLocked(client, fd int, from, dst, alt netip.AddrPort) error 
 	return l.clients.Wait(c, fd, dst, 0)
 }
 
-// errPoolEmpty says that there is no socket at the moment.
+// errPoolEmpty means that there is no socket at the moment.
 var errPoolEmpty = errors.New("the pool of sockets is empty")
 
 // connect begins a connection to a server.
@@ -174,13 +174,17 @@ func (l *Relay) joinLocked(client, server int, from, dst netip.AddrPort) {
 		l.resetClient(client)
 		return
 	}
-	if rawsock.IsSelf(server, dst) { // nothing listens there: the kernel has chosen that very port for our own end
+	if l.connectedToItself(server, dst) { // nothing listens there: the kernel has chosen that port for our own end, and connected the socket to itself
 		rawsock.Reset(server)
 		l.refuse(client)
 		return
 	}
 	rawsock.NoDelay(server)
-	j := &joint{Entry: l.entry(flow.TCP, from, rawsock.LocalAddr(client), dst), in: l.pool != nil}
+	var at netip.AddrPort // what the client was sent to; of an inbound flow the table has the server's address instead
+	if l.pool == nil {
+		at = rawsock.LocalAddr(client)
+	}
+	j := &joint{Entry: l.entry(flow.TCP, from, at, dst), in: l.pool != nil}
 	var err error
 	j.pair, err = l.loop.Join(client, server, func() { l.ended(j) })
 	if err != nil { // no memory, or closed
@@ -191,6 +195,14 @@ func (l *Relay) joinLocked(client, server int, from, dst netip.AddrPort) {
 	l.joined[j] = struct{}{}
 	l.f.Flows.Add(&j.Entry, j)
 	l.stats.Connections++
+}
+
+// connectedToItself says whether a socket that was connected to dst is connected to itself.
+func (l *Relay) connectedToItself(server int, dst netip.AddrPort) bool {
+	if l.pool == nil {
+		return forwarder.ConnectedToItself(server, dst)
+	}
+	return rawsock.IsSelf(server, dst) // the other namespace may choose from another range of ports
 }
 
 // ended is called by the loop when a pair has ended.

@@ -1,9 +1,9 @@
-// Package loopback carries named ports between the loopbacks of two network namespaces: what is sent to such a port of the one
-// goes to a port of the other.
+// Package loopback forwards named ports between the loopbacks of two network namespaces: connections and datagrams to such a
+// port of one namespace go to a port of the other.
 //
 // One event loop accepts, connects, joins by package splice and carries datagrams. The sockets on one side belong to the guest's
-// namespace and were opened there. No policy is asked: naming a port is the permission, and no other port is listened on. A
-// server that does not answer on the loopback address of the client's family is tried on the other.
+// namespace and were opened there. No policy is consulted: only ports that were named
+// are listened on. If nothing listens on the loopback address of the client's family, that of the other family is tried.
 //
 // A Relay is used in two directions: from the guest's loopback to the host's (pasta's -T and -U; no Pool, outbound flows), and
 // for clients of published ports on the host's loopback to servers on the guest's (a Pool of sockets inside, inbound flows).

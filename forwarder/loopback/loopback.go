@@ -17,12 +17,12 @@ import (
 )
 
 // Relay carries connections and datagrams between two namespaces that no route connects: from a socket bound to the
-// loopback of one to the loopback of the other, on the ports it is given and on no others. No policy is asked: naming a
-// port is the permission.
+// loopback of one to the loopback of the other, on the ports it is given and on no others. No policy is consulted: the
+// ports were named by the user.
 //
 //	client -> [::]:PORT on lo, one namespace -- Relay -- 127.0.0.1:TO or [::1]:TO, the other -> server
 //
-// The server's family is the client's, or the other one where nothing listens on that. Everything is done by one event
+// The server's family is the client's, or the other family where nothing listens on the client's. Everything is done by one event
 // loop, which costs a listening port no more than its descriptor. Methods may be called from any goroutine.
 type Relay struct {
 	f       *forwarder.Forwarder
@@ -40,7 +40,7 @@ type Relay struct {
 	joined  map[*joint]struct{} // guarded by mu
 	flows   int                 // of all UDP ports; guarded by mu
 	sweeper *time.Timer         // not nil while there are flows; guarded by mu
-	stats   Stats               // but for the two that are of now; guarded by mu
+	stats   Stats               // except the two gauges; guarded by mu
 }
 
 // Stats are counters.
@@ -188,7 +188,7 @@ func (l *Relay) Stats() Stats {
 
 func (l *Relay) give(n int) { l.f.Budget.Give(fdbudget.Relay, n) }
 
-// resetClient resets a client whose descriptors are taken.
+// resetClient resets a client and returns its descriptors to the budget.
 func (l *Relay) resetClient(client int) {
 	rawsock.Reset(client)
 	l.give(descriptors)
@@ -200,7 +200,7 @@ func (l *Relay) refuse(client int) {
 	l.resetClient(client)
 }
 
-// Ready is called by the loop when a client is there.
+// Ready is called by the loop when a client or a datagram has arrived.
 func (p *Port) Ready(uint32) {
 	p.l.mu.Lock()
 	defer p.l.mu.Unlock()

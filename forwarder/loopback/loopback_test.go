@@ -155,7 +155,7 @@ func shout(network, addr, text string) (string, error) {
 }
 
 // A client of either family finds a server of either, and so does one that sends to another address of the namespace, which
-// hears its answer from there.
+// gets its answer from that address.
 func TestRelay(t *testing.T) {
 	for _, server := range []string{"127.0.0.1", "::1"} {
 		for _, pool := range []Pool{nil, new(testPool)} {
@@ -176,7 +176,7 @@ func TestRelay(t *testing.T) {
 	}
 }
 
-// Nothing listens: the client is reset, and one that sent a datagram hears nothing.
+// Nothing listens: the client is reset, and one that sent a datagram gets no answer.
 func TestRelayRefused(t *testing.T) {
 	gone, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -193,7 +193,7 @@ func TestRelayRefused(t *testing.T) {
 	}
 }
 
-// A client waits for a socket, and is let go when there is none for long or at the end.
+// A client waits for a socket, and is reset when there is none for two seconds, or when the Relay is closed.
 func TestRelayWithoutSockets(t *testing.T) {
 	pool := &testPool{empty: true}
 	l, tcp, _ := newRelay(t, pool, upperCaseServer(t, "127.0.0.1"))
@@ -223,7 +223,7 @@ func TestRelayWithoutSockets(t *testing.T) {
 	}
 }
 
-// Connections outlive their port; datagrams do not. The end of the Relay resets them.
+// Connections outlive their port; flows of datagrams do not. The end of the Relay resets them.
 func TestRelayPortCloses(t *testing.T) {
 	server, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -266,7 +266,7 @@ func TestRelayPortCloses(t *testing.T) {
 	}
 }
 
-// Flows that have been silent end, those that were answered later.
+// Idle flows end; those that were answered end later.
 func TestRelayFlowsEnd(t *testing.T) {
 	l, _, udp := newRelay(t, nil, upperCaseServer(t, "127.0.0.1"))
 	if _, err := shout("udp", udp.String(), "x"); err != nil {

@@ -41,7 +41,7 @@ func TestSpliceRequestsAreBounded(t *testing.T) {
 	}
 }
 
-// Where the splice path has its share, requests are left to the stack path, and clients of published ports are passed on.
+// Where the splice path has used up its share, requests are left to the stack path, and clients of published ports are passed on.
 func TestSpliceBudgetShareIsUsedUp(t *testing.T) {
 	w := newWorld(t)
 	if w == nil {
@@ -68,17 +68,17 @@ func TestSpliceBudgetShareIsUsedUp(t *testing.T) {
 	w.pair()
 }
 
-// Where nothing is left, clients wait in the backlog. Clients that the Path cannot serve are passed on.
+// Where no descriptor is left, clients wait in the backlog. Clients that the Path cannot serve are passed on.
 func TestSpliceBudgetIsUsedUp(t *testing.T) {
 	w := newLimitedWorld(t, 16)
 	if w == nil {
 		return
 	}
-	const total, room = 8, 2
+	const total, spare = 8, 2
 	inside := forwardlab.Listen(t, netip.AddrPortFrom(forwardlab.Here4, 0).String())
 	next := newFallback()
 	p := w.publish(inside.Addr().(*net.TCPAddr).AddrPort().Port(), next)
-	for range (total - room) / descriptors {
+	for range (total - spare) / descriptors {
 		forwardlab.Call(t, netip.AddrPort{}, p.Addr())
 		forwardlab.Accept(t, inside)
 	}
@@ -92,12 +92,12 @@ func TestSpliceBudgetIsUsedUp(t *testing.T) {
 	}
 	w.budget.Give(fdbudget.Stack, 1)
 	_, _ = forwardlab.Accept(t, inside).Close(), h.Close()
-	w.waitFor("it has ended", func(s stats) bool { return s.Active == (total-room)/descriptors })
+	w.waitFor("it has ended", func(s stats) bool { return s.Active == (total-spare)/descriptors })
 	// A pool without sockets.
 	w.pool.empty.Store(true)
 	forwardlab.Call(t, netip.AddrPort{}, p.Addr())
 	forwardlab.Receive(t, next.clients, "client that is passed on")
-	if n := forwardlab.Taken(w.budget); n != total-room {
+	if n := forwardlab.Taken(w.budget); n != total-spare {
 		t.Errorf("%d descriptors taken", n)
 	}
 }

@@ -3,9 +3,9 @@
 //
 // # Outbound
 //
-//  1. The guest's SYN leaves by its link as ever, and the stack shows it to HandleSYN before netstack does anything.
+//  1. The guest's SYN leaves by its link, and the stack shows it to HandleSYN before netstack does anything.
 //  2. The flow is decided and the host's side is dialled. Refusals are answered on the link.
-//  3. When the host's connection stands, the guest's own SYN is re-injected: written to a packet socket that delivers it on the
+//  3. When the host's connection is established, the guest's own SYN is re-injected: written to a packet socket that delivers it on the
 //     guest's loopback interface. A rule (TPROXY) redirects it there to a listener of ours that accepts for every address, and
 //     the guest's kernel completes the handshake with itself.
 //  4. The accepted socket is matched with its request by its addresses, and joined with the host's.
@@ -13,9 +13,10 @@
 // Nearly always all of it happens in one call of HandleSYN.
 //
 // States of a request: dialling (the host's connect is under way, at most forwarder.DialTimeout; a SYN sent again replaces the
-// one that is kept) -> reinjected (at most forwarder.GuestTimeout) -> joined, or dropped. A SYN that is sent again after it was
-// re-injected means that the answer did not come through: rules inside are in the way. The request is dropped, and the stack
-// path takes the connection.
+// one that is kept) -> reinjecting, within one call -> joined, or reinjected (at most forwarder.GuestTimeout) -> joined, or
+// dropped. A SYN that is sent again after it was re-injected means that the guest's kernel did not get the SYN-ACK, because
+// packet-filter rules inside drop it. The request is dropped, and the stack path takes the connection. A SYN that arrives while
+// the first one is being re-injected is dropped: it does not mean that the handshake has failed.
 //
 // # Inbound
 //

@@ -17,14 +17,14 @@ func TestWasForwarded(t *testing.T) {
 	}
 }
 
-// waitForReady makes w's namespace one that is ready when the channel says so.
-func (w *world) waitForReady() (asked chan struct{}, ready chan error) {
-	asked, ready = make(chan struct{}, 10), make(chan error)
+// waitForReady makes Inside.Forward return what the test sends to ready; calls receives a value for each call.
+func (w *world) waitForReady() (calls chan struct{}, ready chan error) {
+	calls, ready = make(chan struct{}, 10), make(chan error)
 	w.in.Forward = func() error {
-		asked <- struct{}{}
+		calls <- struct{}{}
 		return <-ready
 	}
-	return asked, ready
+	return calls, ready
 }
 
 // TestSpliceForwarded: the first request waits until the namespace is ready, and is not lost.
@@ -33,9 +33,9 @@ func TestSpliceForwarded(t *testing.T) {
 	if w == nil {
 		return
 	}
-	asked, ready := w.waitForReady()
-	if !w.syn(w.freePort(), guestTTL) || len(asked) != 0 {
-		t.Error("a request of the guest's own is not taken, or asks")
+	calls, ready := w.waitForReady()
+	if !w.syn(w.freePort(), guestTTL) || len(calls) != 0 {
+		t.Error("a request of the guest's own is not taken, or starts the preparation")
 	}
 	port := w.freePort()
 	for range 3 { // sent again, while it waits
@@ -56,13 +56,13 @@ func TestSpliceForwarded(t *testing.T) {
 		t.Errorf("before the namespace is ready: %+v", s)
 	}
 	ready <- nil
-	// The test's connection stands for the re-injected SYN and must not come before it: it would belong to no request.
+	// The test's connection replaces the re-injected SYN and must not come before it: it would belong to no request.
 	w.waitReinjected(port)
 	c := w.connect(port)
 	defer c.Close()
 	w.waitFor("joined", func(s stats) bool { return s.Active == 1 })
-	if len(asked) != 1 {
-		t.Errorf("it was asked %d times", len(asked))
+	if len(calls) != 1 {
+		t.Errorf("Forward was called %d times", len(calls))
 	}
 	port = w.freePort()
 	if !w.syn(port, 127) {
@@ -73,13 +73,13 @@ func TestSpliceForwarded(t *testing.T) {
 	w.waitFor("joined", func(s stats) bool { return s.Active == 2 })
 }
 
-// TestSpliceForwardRefused: it is asked once, and the stack path has the rest.
+// TestSpliceForwardRefused: Forward is called once, and the stack path takes all further requests.
 func TestSpliceForwardRefused(t *testing.T) {
 	w := newWorld(t)
 	if w == nil {
 		return
 	}
-	asked, ready := w.waitForReady()
+	calls, ready := w.waitForReady()
 	w.syn(w.freePort(), guestTTL-1)
 	ready <- errors.New("no such expression")
 	forwardlab.Eventually(t, "refused", func() bool {
@@ -92,15 +92,15 @@ func TestSpliceForwardRefused(t *testing.T) {
 			t.Error("a request was taken")
 		}
 	}
-	if len(asked) != 1 || len(w.waiting) != 0 {
-		t.Errorf("asked %d times; %d wait", len(asked), len(w.waiting))
+	if len(calls) != 1 || len(w.waiting) != 0 {
+		t.Errorf("called %d times; %d wait", len(calls), len(w.waiting))
 	}
 	if !w.syn(w.freePort(), guestTTL) {
 		t.Error("a request of the guest's own was left to the stack path")
 	}
 }
 
-// TestSpliceForwardedCircuitBreaker: rules that are in the way of what is forwarded say nothing of the guest's own connections.
+// TestSpliceForwardedCircuitBreaker: failures of forwarded connections do not open the breaker of the guest's own connections.
 func TestSpliceForwardedCircuitBreaker(t *testing.T) {
 	w := newWorld(t)
 	if w == nil {
@@ -113,14 +113,14 @@ func TestSpliceForwardedCircuitBreaker(t *testing.T) {
 		}
 	}
 	if w.syn(21000, guestTTL-1) {
-		t.Error("the next is tried all the same")
+		t.Error("the next is tried nevertheless")
 	}
 	if !w.syn(21001, guestTTL) {
 		t.Error("a request of the guest's own was left to the stack path")
 	}
 }
 
-// TestSpliceForwardClosed: the answer may come when the Path has been closed.
+// TestSpliceForwardClosed: Forward may return after the Path has been closed.
 func TestSpliceForwardClosed(t *testing.T) {
 	w := newWorld(t)
 	if w == nil {

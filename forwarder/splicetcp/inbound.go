@@ -14,13 +14,14 @@ import (
 	"rootlessnet/stack"
 )
 
-// stackAfter is how long a connect to the guest may take before the client is handed to the stack path: a little more than
-// a kernel waits before it sends its SYN again.
+// stackAfter is how long a connect to the guest may take before the client is passed to the stack path: a little more than
+// the time after which a kernel sends its SYN again.
 const stackAfter = 1200 * time.Millisecond
 
 // Serve connects a client of a published port to the port inside by a pooled socket that has the client's address. The
 // Path declines what the stack path does better: a port that is closed, or that is open only to what comes by the uplink;
-// a server of the other family; an empty pool. It passes on later a client that the guest does not answer.
+// a server of the other family; an empty pool. A client that the guest does not answer is passed
+// to the stack path later.
 func (p *Path) Serve(c *forwarder.Client) (spin.Result, bool) {
 	to := c.Port.Target()
 	e := p.f.Endpoint(to.Endpoint)
@@ -41,8 +42,8 @@ func (p *Path) Serve(c *forwarder.Client) (spin.Result, bool) {
 	f := stack.Flow{Endpoint: to.Endpoint, Src: e.ClientSource(c.Addr, server), Dst: netip.AddrPortFrom(server, to.Addr.Port())}
 	fd, done, err := p.connect(f, behind)
 	if err == unix.EADDRNOTAVAIL && p.isJoined(f) {
-		// A client may use one port for two ports that are published, and two addresses of the host's loopback the same one.
-		// The stack path does not know of the connection that has the address, and must not take the address as well.
+		// A client may connect to two published ports from one port, and clients at two addresses of the host's loopback may
+		// use the same port. The address is then in use by a spliced connection; the stack path would not detect that.
 		f.Src = netip.AddrPortFrom(f.Src.Addr(), 0)
 		if fd, done, err = p.connect(f, behind); err == nil {
 			f.Src = rawsock.LocalAddr(fd)
@@ -59,7 +60,7 @@ func (p *Path) Serve(c *forwarder.Client) (spin.Result, bool) {
 	return spin.Progress, p.wait(c, fd, f)
 }
 
-// connect starts a connection to the guest, or to a server behind it, from f.Src. Nearly always it ends at once.
+// connect starts a connection to the guest, or to a server behind it, from f.Src. Nearly always the connect completes at once.
 func (p *Path) connect(f stack.Flow, behind bool) (fd int, done bool, err error) {
 	if fd, err = p.in.Pool.Get(f.Dst.Addr().Is6(), behind); err != nil {
 		return -1, false, err
@@ -79,8 +80,8 @@ func (p *Path) joinClient(c *forwarder.Client, fd int, f stack.Flow) {
 	p.joinLocked(c.FD, fd, nil, flow.Entry{Key: f.Key(flow.TCP), Direction: flow.Inbound, Datapath: flow.Splice, Peer: c.Addr})
 }
 
-// wait is for a connect that takes longer: the server's backlog is full, or a rule inside drops what comes by lo. The stack
-// path is the better one for both: it is as patient, and what it sends comes by the uplink. false: the client is declined.
+// wait waits for a connect that did not complete at once: the server's backlog is full, or a rule inside drops what comes by lo. After
+// stackAfter the client is passed to the stack path, which waits longer and sends by the uplink. false: the client is declined.
 func (p *Path) wait(c *forwarder.Client, fd int, f stack.Flow) bool {
 	w := &inbound.Client{Socket: c.FD}
 	w.Connected = func(fd int, _ netip.AddrPort) { p.joinClient(c, fd, f) }

@@ -27,7 +27,7 @@ func (j *joint) Counters() flow.Counters {
 // Kill implements flow.Carrier.
 func (j *joint) Kill() { j.pair.Kill() }
 
-// joinLocked hands both sockets, whose descriptors are taken, to the loop. d is the decision of an outbound connection. mu
+// joinLocked passes both sockets to the loop; their descriptors have been taken from the budget. d is the decision of an outbound connection. mu
 // is held, because the pair may end at once.
 func (p *Path) joinLocked(host, guest int, d *forwarder.Decision, e flow.Entry) {
 	j := &joint{Entry: e}
@@ -40,7 +40,7 @@ func (p *Path) joinLocked(host, guest int, d *forwarder.Decision, e flow.Entry) 
 	}
 	p.joined[j] = struct{}{}
 	p.f.Flows.Add(&j.Entry, j)
-	if d != nil && !p.f.StillAllowed(d, j.Key) {
+	if d != nil && !p.f.StillAllowed(d, &j.Entry) {
 		j.Kill()
 	}
 	if e.Direction == flow.Inbound {
@@ -62,7 +62,7 @@ func (p *Path) ended(j *joint) {
 	p.give()
 }
 
-// isJoined says whether there is a connection with these ends inside.
+// isJoined reports whether a joined connection has these addresses inside.
 func (p *Path) isJoined(f stack.Flow) bool {
 	k := f.Key(flow.TCP)
 	p.mu.Lock()

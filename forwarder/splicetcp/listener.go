@@ -13,7 +13,7 @@ import (
 	"rootlessnet/stack"
 )
 
-// acceptMost bounds the connections accepted in one go: they may all be attempts to come around the policy.
+// acceptMost bounds the connections accepted in one handler run: all of them may be attempts to bypass the policy.
 const acceptMost = 64
 
 // listener accepts, inside, the connections whose SYN was re-injected.
@@ -24,7 +24,7 @@ type listener struct {
 	token int32
 }
 
-// Ready is called by the loop when a connection has come that accept did not find at once.
+// Ready is called by the loop when a connection has been established that dialled did not find at once.
 func (l *listener) Ready(uint32) {
 	l.p.mu.Lock()
 	closed := l.p.closed
@@ -38,9 +38,9 @@ func (l *listener) Ready(uint32) {
 	l.p.awaitLocked()
 }
 
-// accept takes what there is, up to the connection that answers r if that is not nil; found says whether it came. A
-// connection that belongs to no request is an attempt from inside to come around the policy. Several goroutines may accept
-// at once: each connection is matched with its request under the lock.
+// accept accepts connections until the backlog is empty, or, if r is not nil, until the connection of r was accepted; found
+// reports whether it was. A connection that belongs to no request is an attempt from inside to bypass the policy. Several
+// goroutines may accept at once: each connection is matched with its request under the lock.
 func (l *listener) accept(r *request) (found bool) {
 	p := l.p
 	for range acceptMost {
@@ -64,7 +64,7 @@ func (p *Path) match(fd int, f stack.Flow) *request {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	r := p.requests[f]
-	if p.closed || r == nil || r.state != reinjected {
+	if p.closed || r == nil || r.state == dialling {
 		p.unmatched++
 		rawsock.Reset(fd)
 		return nil
@@ -78,7 +78,7 @@ func (p *Path) match(fd int, f stack.Flow) *request {
 
 // awaitLocked has the loop call Ready for the next connection.
 func (p *Path) awaitLocked() {
-	if p.closed || p.reinjected == 0 || p.pausing { // others are not awaited
+	if p.closed || p.reinjected == 0 || p.pausing { // without a request no connection is expected
 		return
 	}
 	for i := range p.listen {

@@ -18,18 +18,21 @@ import (
 // handshakePatience ends before a kernel sends its SYN or SYN-ACK again (RFC 6298 2.1: one second).
 const handshakePatience = 900 * time.Millisecond
 
-// requestState is how far a request is.
+// requestState is the state of a request.
 type requestState uint8
 
 const (
-	// dialling: the host's connect has begun, or waits for a free descriptor. An attempt is counted.
+	// dialling: the host's connect has begun, or waits for a free descriptor. The request counts as an attempt (Attempts).
 	dialling requestState = iota
-	// reinjected: the host's end stands, and the guest's SYN was sent to lo inside.
+	// reinjecting: the host's connection is established, and the goroutine that has detected it sends the guest's SYN to lo
+	// inside and calls accept. A SYN that the guest sends again now does not mean that the handshake has failed.
+	reinjecting
+	// reinjected: accept has not returned the connection at once. A SYN that is sent again means that the handshake has failed.
 	reinjected
 )
 
-// request is a connection that the guest wants to open. Its dial is one sequence of steps, on whatever goroutine each
-// step runs; what others may touch meanwhile is guarded by Path.mu.
+// request is a connection that the guest wants to open. The steps of its dial run one after the other, possibly on different
+// goroutines; fields that other goroutines may use meanwhile are guarded by Path.mu.
 type request struct {
 	p        *Path
 	flow     stack.Flow
@@ -46,9 +49,9 @@ type request struct {
 	since    time.Time    // of the dial, and then of the re-injection; guarded by p.mu
 }
 
-// HandleSYN implements stack.SYNHandler: it decides and dials, and lets the guest's kernel shake hands with a socket of
-// ours when the host's end stands. Usually all of it happens in this call: the host's kernel answers a connect to a
-// neighbour before it returns.
+// HandleSYN implements stack.SYNHandler: it decides and dials, and has the guest's kernel complete the handshake with a
+// socket of ours when the host's connection is established. Usually all of it happens in this call: a connect to a server on
+// the same machine completes before it returns.
 func (p *Path) HandleSYN(q *stack.SYN) (taken bool) {
 	if q.TTL != guestTTL && !wasForwarded(q.TTL) || q.Endpoint != p.in.Endpoint {
 		return false
@@ -56,7 +59,7 @@ func (p *Path) HandleSYN(q *stack.SYN) (taken bool) {
 	d := p.f.Decide(q.Key(flow.TCP), 1)
 	switch d.Action {
 	case forwarder.Resolve:
-		return false // the resolver is behind the stack
+		return false // the stack path serves the resolver
 	case forwarder.Refuse:
 		p.forget(q.Flow)
 		d.Refusal.Answer(q)
@@ -71,7 +74,7 @@ func (p *Path) HandleSYN(q *stack.SYN) (taken bool) {
 	return taken
 }
 
-// forget drops the request that an earlier SYN of the same flow has begun: the rules have changed since.
+// forget drops the request of an earlier SYN of the same flow: the rules have changed since, and refuse the flow.
 func (p *Path) forget(f stack.Flow) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -80,8 +83,8 @@ func (p *Path) forget(f stack.Flow) {
 	}
 }
 
-// admit enters the request into the table. Without a request there is nothing left to do for q: it was taken, or it is for
-// the stack path.
+// admit enters the request into the table. If r is nil the SYN needs nothing more from this path: it was handled, or, if taken
+// is false, it is for the stack path.
 func (p *Path) admit(q *stack.SYN, d forwarder.Decision) (r *request, taken bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -92,12 +95,15 @@ func (p *Path) admit(q *stack.SYN, d forwarder.Decision) (r *request, taken bool
 		return nil, p.waitForwardLocked(q)
 	}
 	if old := p.requests[q.Flow]; old != nil { // sent again
-		if old.state == dialling {
+		switch old.state {
+		case dialling:
 			old.syn = q.Clone() // it may be another connection, from the same port
 			return nil, true
+		case reinjecting:
+			return nil, true
 		}
-		// The SYN-ACK has not reached the guest's socket, because of a packet-filter rule inside. What arrives by the link
-		// will.
+		// The SYN-ACK has not reached the guest's socket, because of a packet-filter rule inside. The stack path's SYN-ACK
+		// arrives by the link instead.
 		p.reinjectFailedLocked(old)
 		return nil, false
 	}
@@ -106,7 +112,7 @@ func (p *Path) admit(q *stack.SYN, d forwarder.Decision) (r *request, taken bool
 	}
 	if !p.f.Attempts.Begin(d.Dst.Addr()) {
 		p.give()
-		p.f.TCP.OverShare.Add(1)
+		p.f.TCP.DialLimit.Add(1)
 		return nil, true // the guest sends its SYN again
 	}
 	r = &request{p: p, flow: q.Flow, tos: q.TOS, syn: q, decision: d, fd: -1, since: time.Now()}
@@ -133,7 +139,7 @@ func (p *Path) dial(r *request, dst netip.AddrPort) {
 	}
 	r.fd, r.dst = fd, dst
 	if !done {
-		r.syn = r.syn.Clone() // it may be lent still
+		r.syn = r.syn.Clone() // the stack may use the buffer again after HandleSYN
 		if r.token, err = p.loop.Watch(fd, unix.EPOLLOUT|unix.EPOLLONESHOT, r); err == nil {
 			r.watched = true
 			p.sweepLater()
@@ -192,6 +198,7 @@ func (p *Path) dialled(r *request) {
 		return // it was dropped meanwhile, and its socket closed
 	}
 	if forwarder.ConnectedToItself(r.fd, r.dst) {
+		rawsock.ResetOnClose(r.fd) // or it would occupy the port for a minute (TIME-WAIT)
 		dst := r.dst
 		p.mu.Unlock()
 		p.dialFailed(r, dst, &forwarder.DialError{Errno: unix.ECONNREFUSED})
@@ -199,29 +206,30 @@ func (p *Path) dialled(r *request) {
 	}
 	rawsock.NoDelay(r.fd) // the loop does the rest of forwarder.TuneHost, when it is needed
 	p.f.Attempts.End(r.decision.Dst.Addr())
-	r.state, r.since = reinjected, time.Now()
+	r.state, r.since = reinjecting, time.Now()
 	p.reinjected++
 	frame := r.syn.Frame
 	p.mu.Unlock()
 	p.reinject(frame)
-	if l := p.listenerOf(r.flow.Dst.Addr()); l == nil || l.accept(r) {
+	if l := p.listenerOf(r.flow.Dst.Addr()); l != nil && l.accept(r) {
 		return
 	}
-	// The guest's ACK has not arrived yet, or is lost.
+	// The guest's ACK has not arrived yet, or was lost.
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.requests[r.flow] == r {
+		r.state = reinjected
 		r.syn = r.syn.Clone()
 		p.sweepLater()
 		p.awaitLocked()
 	}
 }
 
-// dialFailed tries the alternative destination, waits for a descriptor, or answers the guest with what the host's socket
-// has got. Of two destinations that fail the answer is the alternative's refusal, or else what became of the first: there
-// may be only one family.
+// dialFailed tries the alternative destination, waits for a descriptor, or answers the guest with the error that the
+// host's socket got. If both destinations fail and the alternative refused, the answer is that refusal; otherwise it is the
+// error of the first, because the host may have only one family.
 func (p *Path) dialFailed(r *request, dst netip.AddrPort, err error) {
-	starved := forwarder.OutOfResources(err)
+	outOfResources := forwarder.OutOfResources(err)
 	p.mu.Lock()
 	if p.requests[r.flow] != r {
 		p.mu.Unlock()
@@ -234,17 +242,17 @@ func (p *Path) dialFailed(r *request, dst netip.AddrPort, err error) {
 	}
 	alt := r.decision.Alt
 	switch {
-	case alt.IsValid() && dst != alt && !starved:
+	case alt.IsValid() && dst != alt && !outOfResources:
 		r.first = err
 		p.mu.Unlock()
 		p.dial(r, alt)
 		return
-	case starved && r.tries < forwarder.StarvedTries:
-		p.f.TCP.Starved.Add(1)
+	case outOfResources && r.tries < forwarder.MaxDialRetries:
+		p.f.TCP.DialRetries.Add(1)
 		if r.tries++; r.tries == 1 {
 			r.syn = r.syn.Clone()
 		}
-		time.AfterFunc(forwarder.StarvedPause, func() { p.dialAgain(r) })
+		time.AfterFunc(forwarder.DialRetryPause, func() { p.dialAgain(r) })
 		p.mu.Unlock()
 		return
 	}
@@ -263,19 +271,19 @@ func (p *Path) dialAgain(r *request) {
 	p.using.RLock()
 	defer p.using.RUnlock()
 	p.mu.Lock()
-	there := p.requests[r.flow] == r
+	current := p.requests[r.flow] == r
 	p.mu.Unlock()
-	if there {
+	if current {
 		p.dial(r, r.decision.Dst)
 	}
 }
 
-// dropLocked takes a request out of the table, with its socket and its descriptors.
+// dropLocked removes a request from the table, resets its socket and returns its descriptors to the budget.
 func (p *Path) dropLocked(r *request) {
-	if r.state == reinjected {
-		p.reinjected--
-	} else {
+	if r.state == dialling {
 		p.f.Attempts.End(r.decision.Dst.Addr())
+	} else {
+		p.reinjected--
 	}
 	p.unwatchLocked(r)
 	if r.fd >= 0 {
@@ -293,14 +301,14 @@ func (p *Path) reinjectFailedLocked(r *request) {
 	p.dropLocked(r)
 }
 
-// reinject sends the guest's own SYN to lo inside, where TPROXY redirects it to a listener. When it is lost the guest sends
-// it again, as on any wire.
+// reinject sends the guest's own SYN to lo inside, where TPROXY redirects it to a listener. If it is lost the guest sends it
+// again, as on any link.
 func (p *Path) reinject(frame []byte) {
 	_, _, _ = unix.RawSyscall6(unix.SYS_SENDTO, uintptr(p.packets), uintptr(unsafe.Pointer(&frame[0])), uintptr(len(frame)), unix.MSG_DONTWAIT,
 		uintptr(unsafe.Pointer(&p.to)), unsafe.Sizeof(p.to))
 }
 
-// failed notes a handshake inside that has failed or was late.
+// failed records with the circuit breaker that a handshake inside has failed or was late.
 func (p *Path) failed(b *breaker.Breaker) {
 	if b.Fail() {
 		p.f.Log.Info("handshakes on the sandbox's loopback interface fail or are late, perhaps because of packet-filter rules inside: new connections of this kind take the userspace stack for a while",
@@ -308,8 +316,8 @@ func (p *Path) failed(b *breaker.Breaker) {
 	}
 }
 
-// settle notes that the handshake of the accepted socket fd was completed, of a request that was re-injected at since. It
-// was late if the guest had to send something again, and not when this process was slow.
+// settle records with the circuit breaker the handshake of the accepted socket fd, of a request that was re-injected at since.
+// It was late if the guest had to retransmit; that this process was slow does not count.
 func (p *Path) settle(b *breaker.Breaker, fd int, since time.Time) {
 	if time.Since(since) > handshakePatience {
 		if info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO); err == nil && info.Total_retrans > 0 {

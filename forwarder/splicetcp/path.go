@@ -18,7 +18,7 @@ import (
 	"rootlessnet/stack"
 )
 
-// Inside is what the splice path needs of the guest's namespace. The Path takes all of it over.
+// Inside is what the splice path needs of the guest's namespace. The Path owns all of it.
 type Inside struct {
 	// Endpoint is the endpoint whose guest has the namespace.
 	Endpoint flow.Endpoint
@@ -31,23 +31,23 @@ type Inside struct {
 	Listeners []*os.File
 	// Pool has sockets that may have any address, and connect to the guest with it.
 	Pool Pool
-	// Forward makes the namespace ready for TCP that it forwards for others, such as containers on a bridge in it. It is
-	// called once, when it is needed, and may block. nil means that forwarded TCP is for the stack path.
+	// Forward prepares the namespace for TCP that it forwards, such as that of containers on a bridge in it. It is
+	// called once, when it is needed, and may block. nil means that forwarded TCP takes the stack path.
 	Forward func() error
 }
 
 // Pool is a pool of transparent TCP sockets of the guest's namespace.
 type Pool interface {
-	// Get never waits; an error means that the pool is empty at the moment. behind is for a peer that the namespace
-	// routes to, rather than the namespace itself.
+	// Get never waits; an error means that the pool is empty at the moment. behind is set for a peer that the namespace
+	// routes to; otherwise the peer is the namespace itself.
 	Get(ipv6, behind bool) (fd int, err error)
 	Close()
 }
 
 // Path is the splice path: it joins the guest's connections with the host's by splice(2). Both ends are sockets of the
-// kernel, and the userspace stack has no part in it. Whatever the Path declines, the stack path takes.
+// kernel, and do not pass the userspace stack. The stack path takes every connection that the Path declines.
 //
-//	out: SYN from the link -> decide -> dial -> the SYN again, on the guest's lo -> accept -> join
+//	out: SYN from the link -> decide -> dial -> re-inject the SYN on the guest's lo -> accept -> join
 //	in:  accept -> pooled socket with the client's address -> connect -> join
 //
 // doc.go has the states and the lock order.
@@ -71,7 +71,7 @@ type Path struct {
 	mu         lockrank.Mutex
 	closed     bool                    // guarded by mu
 	requests   map[stack.Flow]*request // guarded by mu
-	reinjected int                     // of the requests; guarded by mu
+	reinjected int                     // requests that are not dialling any more; guarded by mu
 	pausing    bool                    // accept found no descriptor, and will be tried again; guarded by mu
 	joined     map[*joint]struct{}     // guarded by mu
 	sweeping   *time.Timer             // not nil while there is something to sweep; guarded by mu
@@ -91,8 +91,8 @@ var (
 // descriptors of a connection: the host's socket and the guest's.
 const descriptors = 2
 
-// sweepPace is how often requests are looked at that the guest does not answer.
-const sweepPace = 5 * time.Second
+// sweepInterval is how often requests are checked for a timeout.
+const sweepInterval = 5 * time.Second
 
 // New opens the splice path. On an error nothing of in is left open.
 func New(f *forwarder.Forwarder, in Inside) (p *Path, err error) {
@@ -125,7 +125,8 @@ func New(f *forwarder.Forwarder, in Inside) (p *Path, err error) {
 	}
 	for i := range p.listen {
 		l := &p.listen[i]
-		// One event at most, each time it is asked for: nearly always the connection is there when accept is called.
+		// EPOLLONESHOT: the loop reports a connection only after awaitLocked, because nearly always the connection is in the
+		// backlog already when HandleSYN calls accept.
 		if l.token, err = p.loop.Watch(l.fd, unix.EPOLLONESHOT, l); err != nil {
 			return nil, err
 		}
@@ -133,7 +134,7 @@ func New(f *forwarder.Forwarder, in Inside) (p *Path, err error) {
 	return p, nil
 }
 
-// Close ends everything. Serve must not be running any more; HandleSYN may, and takes nothing then.
+// Close ends everything. Serve must not be running any more; HandleSYN may, and then drops every SYN.
 func (p *Path) Close() {
 	p.mu.Lock()
 	p.closed = true
@@ -194,11 +195,11 @@ func (p *Path) give()      { p.f.Budget.Give(fdbudget.Splice, descriptors) }
 // sweepLater makes sure that sweep runs. mu is held.
 func (p *Path) sweepLater() {
 	if p.sweeping == nil && !p.closed {
-		p.sweeping = time.AfterFunc(sweepPace, p.sweep)
+		p.sweeping = time.AfterFunc(sweepInterval, p.sweep)
 	}
 }
 
-// sweep gives up the requests that were not answered in time.
+// sweep drops the requests that were not answered in time.
 func (p *Path) sweep() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -209,7 +210,7 @@ func (p *Path) sweep() {
 	now := time.Now()
 	for _, q := range p.requests {
 		switch age := now.Sub(q.since); {
-		case q.state == reinjected && age > forwarder.GuestTimeout:
+		case q.state != dialling && age > forwarder.GuestTimeout:
 			p.reinjectFailedLocked(q)
 		case q.state == dialling && age > forwarder.DialTimeout:
 			p.dropLocked(q)

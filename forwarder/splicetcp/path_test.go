@@ -26,7 +26,7 @@ func TestSpliceOutbound(t *testing.T) {
 		t.Fatal("the request was left to the stack path")
 	}
 	if other, err := net.Dial("tcp", w.listener.String()); err == nil { // or the reset was there first
-		forwardlab.HearReset(t, other)
+		forwardlab.ExpectReset(t, other)
 		other.Close()
 	}
 	c := w.connect(port)
@@ -36,10 +36,10 @@ func TestSpliceOutbound(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer h.Close()
-	forwardlab.Say(t, c, "request")
-	forwardlab.Hear(t, h, "request")
-	forwardlab.Say(t, h, "answer")
-	forwardlab.Hear(t, c, "answer")
+	forwardlab.SendString(t, c, "request")
+	forwardlab.Expect(t, h, "request")
+	forwardlab.SendString(t, h, "answer")
+	forwardlab.Expect(t, c, "answer")
 	w.waitFor("counted", func(s stats) bool {
 		return s.Active == 1 && s.Outbound == 1 && s.Unmatched == 1 && s.Dialling == 0
 	})
@@ -49,8 +49,8 @@ func TestSpliceOutbound(t *testing.T) {
 	}
 }
 
-// TestSpliceDeclinesForwarded: what comes through the guest, from further inside, has one hop less to live. It is left to the
-// stack path where the namespace cannot be made ready for it.
+// TestSpliceDeclinesForwarded: a SYN that the guest has forwarded has a lower TTL. It is left to the stack path where the
+// namespace cannot be prepared for forwarded TCP.
 func TestSpliceDeclinesForwarded(t *testing.T) {
 	w := newWorld(t)
 	if w == nil {
@@ -66,7 +66,7 @@ func TestSpliceDeclinesForwarded(t *testing.T) {
 	}
 }
 
-// TestSpliceCircuitBreaker: a guest with packet-filter rules in the way pays for three connections, not for each.
+// TestSpliceCircuitBreaker: where packet-filter rules inside prevent the handshake, three connections are delayed, not each.
 func TestSpliceCircuitBreaker(t *testing.T) {
 	w := newWorld(t)
 	if w == nil {
@@ -81,7 +81,7 @@ func TestSpliceCircuitBreaker(t *testing.T) {
 		}
 	}
 	if w.syn(21000, guestTTL) {
-		t.Error("the next is tried all the same")
+		t.Error("the next is tried nevertheless")
 	}
 	w.own.EndPause()
 	port := w.freePort()
@@ -96,7 +96,7 @@ func TestSpliceCircuitBreaker(t *testing.T) {
 	}
 }
 
-// TestSpliceCloseWithARequestUnderWay: what is on its way when the Path is closed leaves no descriptor and no timer that does harm.
+// TestSpliceCloseWithARequestUnderWay: a request in progress when the Path is closed leaves no descriptor and no running timer.
 func TestSpliceCloseWithARequestUnderWay(t *testing.T) {
 	w := newWorld(t)
 	if w == nil {
@@ -110,7 +110,7 @@ func TestSpliceCloseWithARequestUnderWay(t *testing.T) {
 	defer h.Close()
 	w.pause()
 	w.stop()
-	forwardlab.HearReset(t, h)
+	forwardlab.ExpectReset(t, h)
 	if !w.syn(20001, guestTTL) {
 		t.Error("a request after Close goes on to the stack path")
 	}
@@ -136,8 +136,8 @@ func TestSpliceSameClientPort(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer in.Close()
-		forwardlab.Say(t, c, client)
-		forwardlab.Hear(t, in, client)
+		forwardlab.SendString(t, c, client)
+		forwardlab.Expect(t, in, client)
 		seen[in.RemoteAddr().String()] = true
 	}
 	if !seen[netip.AddrPortFrom(forwardlab.Other4, port).String()] || len(seen) != 3 {
@@ -151,7 +151,7 @@ func TestSpliceSameClientPort(t *testing.T) {
 	w.waitFor("joined", func(s stats) bool { return s.Active == 3 && s.Inbound == 3 })
 }
 
-// TestSpliceOutOfDescriptors: a connection that cannot be accepted waits; the listener does not report it without end.
+// TestSpliceOutOfDescriptors: a connection that cannot be accepted waits; the listener does not report it in a busy loop.
 func TestSpliceOutOfDescriptors(t *testing.T) {
 	w := newWorld(t)
 	if w == nil {
@@ -192,7 +192,7 @@ func TestSpliceOutOfDescriptors(t *testing.T) {
 	w.waitFor("joined", func(s stats) bool { return s.Active == 1 })
 }
 
-// TestSpliceAlternative: what the guest is answered where both destinations of a decision fail. The SYNs are those of a
+// TestSpliceAlternative: the answer to the guest where both destinations of a decision fail. The SYNs are those of a
 // second netstack.
 func TestSpliceAlternative(t *testing.T) {
 	w := newWorld(t)

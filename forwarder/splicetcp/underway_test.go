@@ -14,7 +14,7 @@ import (
 	"rootlessnet/policy"
 )
 
-// setRules has the Other4 of the guest mean what change says, from the next request on.
+// setRules changes the special address Other4 by change; the new rules apply from the next request on.
 func (w *world) setRules(change func(*policy.Special)) {
 	s := policy.Special{Addr: forwardlab.Other4, To: policy.ToHost, Host: hostAddr}
 	change(&s)
@@ -50,13 +50,13 @@ func (w *world) connectReset(port uint16) {
 	c, err := net.DialTCP("tcp", net.TCPAddrFromAddrPort(w.flow(port).Src), net.TCPAddrFromAddrPort(w.listener))
 	if err == nil { // or the reset was there first
 		defer c.Close()
-		forwardlab.HearReset(w.TB, c)
+		forwardlab.ExpectReset(w.TB, c)
 	} else if !forwardlab.IsReset(err) {
 		w.Error(err)
 	}
 }
 
-// fullServer takes the place of w.remote, with a full backlog: connects to it stay under way until drain.
+// fullServer replaces w.remote by a server with a full backlog: connects to it stay under way until drain.
 type fullServer struct {
 	fd      int
 	fillers []*net.TCPConn
@@ -75,13 +75,13 @@ func (w *world) fullServer() *fullServer {
 	if err := rawsock.Bind(fd, at); err != nil {
 		w.Fatal(err)
 	}
-	if err := unix.Listen(fd, 0); err != nil { // room for one
+	if err := unix.Listen(fd, 0); err != nil { // the backlog holds one
 		w.Fatal(err)
 	}
 	return &fullServer{fd, []*net.TCPConn{forwardlab.Call(w.TB, netip.AddrPort{}, at)}}
 }
 
-// drain makes room.
+// drain accepts a connection, so that the backlog has space.
 func (s *fullServer) drain(t testing.TB) {
 	t.Helper()
 	fd, _, err := rawsock.Accept(s.fd)
@@ -91,7 +91,7 @@ func (s *fullServer) drain(t testing.TB) {
 	unix.Close(fd)
 }
 
-// SYNs that the guest sends again while the host's connect is under way, on several processors, begin nothing new.
+// SYNs that the guest sends again while the host's connect is under way, on several processors, start no second dial.
 func TestSpliceSYNSentAgainWhileDialling(t *testing.T) {
 	w := newWorld(t)
 	if w == nil {
@@ -123,7 +123,7 @@ func TestSpliceSYNSentAgainWhileDialling(t *testing.T) {
 		return err == nil
 	})
 	defer unix.Close(h)
-	forwardlab.Say(t, c, "x")
+	forwardlab.SendString(t, c, "x")
 	b := make([]byte, 1)
 	forwardlab.Eventually(t, "the data", func() bool { n, _ := unix.Read(h, b); return n == 1 })
 	if s := w.Stats(); s.Active != 1 || s.Dialling != 0 {
@@ -131,7 +131,7 @@ func TestSpliceSYNSentAgainWhileDialling(t *testing.T) {
 	}
 }
 
-// Close ends what is under way: connects to a black hole, re-injected SYNs, and dials that wait for a descriptor.
+// Close ends what is under way: connects to a destination that does not answer, re-injected SYNs, and dials that wait for a descriptor.
 func TestSpliceCloseWhileDialling(t *testing.T) {
 	n := forwardlab.EnterNetns(t)
 	if n == nil {
@@ -139,7 +139,7 @@ func TestSpliceCloseWhileDialling(t *testing.T) {
 	}
 	n.SettleND(t)
 	n.InRouter(t, func() error { return forwardlab.Route("198.18.3.0/24", "", unix.RTN_BLACKHOLE) })
-	t.Run("black hole", func(t *testing.T) {
+	t.Run("no answer", func(t *testing.T) {
 		w := newWorldInside(t, forwardlab.Limit, 0)
 		w.syn(20100, guestTTL) // is re-injected
 		w.setRules(func(s *policy.Special) { s.Host = netip.MustParseAddr("198.18.3.1") })
@@ -171,7 +171,7 @@ func TestSpliceCloseWhileDialling(t *testing.T) {
 				}
 			}
 		})
-		if s := w.Stats(); s.Dialling != 5 || s.Starved == 0 {
+		if s := w.Stats(); s.Dialling != 5 || s.DialRetries == 0 {
 			t.Errorf("%+v", s)
 		}
 		w.stop() // the dials would be tried again in a moment
@@ -211,14 +211,14 @@ func TestSpliceDialWaitsForADescriptor(t *testing.T) {
 	}
 	port := w.freePort()
 	withoutDescriptors(t, func() { w.syn(port, guestTTL) })
-	if s := w.Stats(); s.Starved != 1 || s.Dialling != 1 {
+	if s := w.Stats(); s.DialRetries != 1 || s.Dialling != 1 {
 		t.Errorf("%+v", s)
 	}
 	w.waitReinjected(port)
 	c := w.connect(port)
 	h := forwardlab.Accept(t, w.remote)
-	forwardlab.Say(t, c, "x")
-	forwardlab.Hear(t, h, "x")
+	forwardlab.SendString(t, c, "x")
+	forwardlab.Expect(t, h, "x")
 }
 
 // Rules that change while a request is under way.
@@ -240,7 +240,7 @@ func TestSpliceRulesChangeWhileUnderWay(t *testing.T) {
 			t.Errorf("the request is still there: %+v", w.Stats())
 		}
 	})
-	t.Run("dialling, and no further SYN", func(t *testing.T) { // the connection is reset when it stands
+	t.Run("dialling, and no further SYN", func(t *testing.T) { // the connection is reset when it is established
 		w := newWorldInside(t, forwardlab.Limit, 0)
 		server := w.fullServer()
 		port := w.freePort()
@@ -262,7 +262,7 @@ func TestSpliceRulesChangeWhileUnderWay(t *testing.T) {
 			t.Errorf("%d flows were ended before there was one", n)
 		}
 		w.connectReset(port)
-		forwardlab.HearReset(t, h)
+		forwardlab.ExpectReset(t, h)
 		w.waitFor("ended", func(s stats) bool { return s.Active == 0 && s.Outbound == 1 && w.f.Flows.Len() == 0 })
 	})
 	t.Run("re-injected, and allowed as before", func(t *testing.T) {
@@ -274,8 +274,8 @@ func TestSpliceRulesChangeWhileUnderWay(t *testing.T) {
 		w.policy.Set(w.rules)
 		w.f.Rejudge(0)
 		c := w.connect(port)
-		forwardlab.Say(t, c, "x")
-		forwardlab.Hear(t, h, "x")
+		forwardlab.SendString(t, c, "x")
+		forwardlab.Expect(t, h, "x")
 	})
 }
 
@@ -334,7 +334,7 @@ func TestSpliceConcurrentUse(t *testing.T) {
 					w.own.Succeed() // a handshake that the rules have ended
 					continue
 				}
-				if i%4 == 3 { // sent again: the request is given up by that
+				if i%4 == 3 { // sent again: the request is dropped
 					w.syn(port, guestTTL)
 				}
 				c, err := net.DialTCP("tcp", net.TCPAddrFromAddrPort(w.flow(port).Src), net.TCPAddrFromAddrPort(w.listener))

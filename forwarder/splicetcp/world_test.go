@@ -21,8 +21,8 @@ import (
 )
 
 // world is a splice path in the namespace that it serves, see forwardlab.EnterNetns. The packet socket sends nothing: the
-// test itself is the guest's kernel. The guest has the address Here4 and connects to the listener, on Other4, which stands
-// for every remote address; the policy has the host connect to hostAddr, with the same port, instead.
+// test itself is the guest's kernel. The guest has the address Here4 and connects to the listener, on Other4, which is
+// used for every remote address; the policy has the host connect to hostAddr, with the same port, instead.
 type world struct {
 	testing.TB
 	*Path
@@ -148,7 +148,7 @@ func (w *world) pair() (guest, host *net.TCPConn) {
 	return guest, host
 }
 
-// find says whether the table of flows has the key.
+// find reports whether the table of flows has the key.
 func (w *world) find(k flow.Key) bool {
 	for _, i := range w.f.Flows.List() {
 		if i.Key == k {
@@ -173,7 +173,7 @@ func (w *world) freePort() uint16 {
 	return l.Addr().(*net.TCPAddr).AddrPort().Port()
 }
 
-// publish publishes a port of the guest. What the Path declines, fallback takes.
+// publish publishes a port of the guest. fallback takes the clients that the Path declines.
 func (w *world) publish(port uint16, fallback forwarder.ClientServer) *forwarder.PublishedTCP {
 	w.Helper()
 	p, err := w.f.PublishTCP(forwardlab.Listen(w.TB, "127.0.0.1:0"), forwarder.Target{Addr: netip.AddrPortFrom(netip.Addr{}, port)}, w.Path, fallback)

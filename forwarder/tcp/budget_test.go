@@ -13,7 +13,7 @@ import (
 // smallLimit is a limit of descriptors of which smallTotal may be taken.
 const smallLimit, smallTotal = 16, 8
 
-// A connection for which there is no descriptor in the budget is dialled when there is one, and so is a client of a
+// A connection for which there is no descriptor in the budget is dialled when one is free, and so is a client of a
 // published port, which waits in the backlog meanwhile.
 func TestTCPBudgetIsUsedUp(t *testing.T) {
 	w := newWorld(t, func(c *worldConfig) { c.limit = smallLimit })
@@ -34,7 +34,7 @@ func TestTCPBudgetIsUsedUp(t *testing.T) {
 		dialled <- err
 	}()
 	h := forwardlab.Call(t, netip.AddrPort{}, p.Addr())
-	forwardlab.Eventually(t, "the dial waits for a descriptor", func() bool { return w.Stats().Starved > 0 })
+	forwardlab.Eventually(t, "the dial waits for a descriptor", func() bool { return w.Stats().DialRetries > 0 })
 	time.Sleep(forwardlab.QuietFor)
 	if s := w.Stats(); s.Outbound != smallTotal || s.Inbound != 0 || w.f.TCP.Waiting.Load() != 0 || forwardlab.Taken(w.budget) != smallTotal {
 		t.Errorf("without descriptors: %+v, %d taken", s, forwardlab.Taken(w.budget))
@@ -47,19 +47,19 @@ func TestTCPBudgetIsUsedUp(t *testing.T) {
 		t.Errorf("the guest's connection: %v", err)
 	}
 	g, _ := forwardlab.Answer(t, inside)
-	forwardlab.Say(t, h, "x")
-	forwardlab.Hear(t, g, "x")
+	forwardlab.SendString(t, h, "x")
+	forwardlab.Expect(t, g, "x")
 }
 
-// A burst of clients takes no more than there is.
+// A burst of clients takes no more descriptors than the budget has.
 func TestTCPClientsStayInTheBudget(t *testing.T) {
 	w := newWorld(t, func(c *worldConfig) { c.limit = smallLimit })
-	const room = 3
-	if !w.budget.Take(fdbudget.UDP, 4) || !w.budget.Take(fdbudget.Splice, smallTotal-4-room) {
+	const spare = 3
+	if !w.budget.Take(fdbudget.UDP, 4) || !w.budget.Take(fdbudget.Splice, smallTotal-4-spare) {
 		t.Fatal("the budget is too small")
 	}
 	defer w.budget.Give(fdbudget.UDP, 4)
-	defer w.budget.Give(fdbudget.Splice, smallTotal-4-room)
+	defer w.budget.Give(fdbudget.Splice, smallTotal-4-spare)
 	inside := w.guest.Listen(served(forwardlab.Guest4))
 	hl := forwardlab.Listen(t, "127.0.0.1:0")
 	const clients = 20
@@ -77,7 +77,7 @@ func TestTCPClientsStayInTheBudget(t *testing.T) {
 			accepted <- c
 		}
 	}()
-	for range room - 1 { // a client may need two descriptors, so the last one remains
+	for range spare - 1 { // a client may need two descriptors, so the last one remains
 		forwardlab.Receive(t, accepted, "client")
 	}
 	time.Sleep(forwardlab.QuietFor)
@@ -86,7 +86,7 @@ func TestTCPClientsStayInTheBudget(t *testing.T) {
 	}
 }
 
-// Failures of every kind, and what is under way at the end, take nothing for good: newWorld checks that.
+// Failures of every kind, and what is under way at the end, leave no descriptor taken: newWorld checks that.
 func TestTCPBudgetAfterFailures(t *testing.T) {
 	w := newWorld(t, nil)
 	closed := forwardlab.NewServer(t, "127.0.0.1:0")
@@ -101,10 +101,10 @@ func TestTCPBudgetAfterFailures(t *testing.T) {
 	}
 	p := w.publish("127.0.0.1:0")
 	if h, err := net.Dial("tcp", p.Addr().String()); err == nil { // nothing listens inside
-		forwardlab.HearReset(t, h)
+		forwardlab.ExpectReset(t, h)
 		_ = h.Close()
 	}
-	forwardlab.Eventually(t, "everything is given back", func() bool { return forwardlab.Taken(w.budget) == 0 })
+	forwardlab.Eventually(t, "every descriptor is returned", func() bool { return forwardlab.Taken(w.budget) == 0 })
 	w.pair()
 	w.guest.Listen(served(forwardlab.Guest4))
 	l := forwardlab.NewServer(t, "127.0.0.1:0")
@@ -114,5 +114,5 @@ func TestTCPBudgetAfterFailures(t *testing.T) {
 	l.Accept(t)
 	forwardlab.Eventually(t, "three are under way or joined", func() bool { return w.budget.Taken(fdbudget.Stack) == 3 })
 	w.stop()
-	forwardlab.Eventually(t, "everything is given back", func() bool { return forwardlab.Taken(w.budget) == 0 })
+	forwardlab.Eventually(t, "every descriptor is returned", func() bool { return forwardlab.Taken(w.budget) == 0 })
 }

@@ -14,7 +14,7 @@ import (
 
 // Serve connects a client of a published port over the link, on a goroutine of its own. It takes every client.
 func (p *Path) Serve(c *forwarder.Client) (spin.Result, bool) {
-	p.f.Budget.TakeAnyway(fdbudget.Stack, 1) // here, because the port's listener asks what is free before its next accept
+	p.f.Budget.TakeAnyway(fdbudget.Stack, 1) // here, because the port's listener checks what is free before its next accept
 	go p.serve(c.FD, c.Addr, c.Port.Target())
 	return spin.Yield, true
 }
@@ -39,7 +39,7 @@ func (p *Path) serve(fd int, client netip.AddrPort, to forwarder.Target) {
 	}()
 	c, err := p.dialGuest(client, to)
 	if err != nil {
-		h.reset() // a closed port inside gives the client a reset
+		h.reset() // the client of a closed port inside is reset
 		return
 	}
 	p.run(c, h, nil)
@@ -81,7 +81,7 @@ func (p *Path) dialGuest(client netip.AddrPort, to forwarder.Target) (*stack.Con
 	return nil, err
 }
 
-// dialGuestFrom keeps the client's port unless that 4-tuple is taken: two loopback addresses may use the same one.
+// dialGuestFrom keeps the client's port unless that 4-tuple is in use: clients at two loopback addresses may use the same port.
 func (p *Path) dialGuestFrom(ctx context.Context, src, dst netip.AddrPort) (*stack.Conn, error) {
 	c, err := p.guest.DialTCP(ctx, src, dst)
 	if errors.Is(err, syscall.EADDRINUSE) {

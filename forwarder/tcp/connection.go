@@ -71,7 +71,7 @@ func (p *Path) run(c *stack.Conn, h *hostConn, d *forwarder.Decision) {
 	p.keepOnLink(c)
 	// The guest's reset must be seen even while both directions wait for the host.
 	c.OnFailure(h.wake)
-	if d != nil && !p.f.StillAllowed(d, f.Key) {
+	if d != nil && !p.f.StillAllowed(d, &f.Entry) {
 		f.Kill()
 	}
 	p.wg.Add(1)
@@ -104,14 +104,14 @@ func (f *connection) endGuestToHost() {
 // abort resets both sides. Both directions then end by themselves.
 func (f *connection) abort() {
 	f.once.Do(func() {
-		// What the guest sent before its reset has arrived here and would have arrived there.
+		// What the guest sent before its reset is passed on, as it would have arrived at the remote host.
 		_ = f.h.rc.Control(func(fd uintptr) { _, _ = f.c.ReadTo(&sockWriter{fd: fd}) })
 		f.c.Abort()
 		f.h.reset()
 	})
 }
 
-// guard makes a panic cost one connection.
+// guard recovers a panic and resets the connection.
 func (f *connection) guard() {
 	if e := recover(); e != nil {
 		f.p.panicked(e)

@@ -6,7 +6,7 @@
 // a published port is connected to the guest from the client's own address. Then two goroutines move bytes, one for each
 // direction (pump.go):
 //
-//   - guest to host: netstack's buffers are written to the socket where they lie, under the endpoint's lock, which is why
+//   - guest to host: netstack's buffers are written to the socket without a copy, under the endpoint's lock, which is why
 //     that write never waits;
 //   - host to guest: small exchanges by one read into a pooled buffer, bulk from the socket straight into netstack's memory,
 //     one frame at a time. An idle connection holds no buffer.
@@ -20,10 +20,10 @@
 //
 // # Goroutines
 //
-// HandleTCP runs on the goroutine that netstack made for the SYN, and stays until the connection has ended; the other
-// direction has one of its own. Path.Close ends and awaits all of them.
+// HandleTCP runs on the goroutine that netstack made for the SYN, and ends with the connection; the other direction has a
+// goroutine of its own. Path.Close ends all of them and waits for them.
 //
 // # Limits
 //
-// Urgent data arrives in the stream: netstack has none. A panic in a connection ends that connection only.
+// Urgent data arrives in the stream: netstack does not implement it. A panic in a connection ends that connection only.
 package tcp

@@ -50,7 +50,7 @@ func dialHost(ctx context.Context, from forwarder.Egress, dst netip.AddrPort, to
 	stop := context.AfterFunc(ctx, func() { _ = h.f.SetDeadline(time.Unix(1, 0)) })
 	var failure error
 	werr := h.rc.Write(func(fd uintptr) bool {
-		// The first call comes before any wait, and an event before it is lost: only the socket's state counts.
+		// Go calls this function before it waits, and events before that are lost: it must read the socket's state.
 		if done {
 			return true
 		}
@@ -78,14 +78,14 @@ func dialHost(ctx context.Context, from forwarder.Egress, dst netip.AddrPort, to
 	return h, nil
 }
 
-// close closes the socket; what was not read makes it a reset, as for any program.
+// close closes the socket; with unread data the kernel sends RST, as for any program.
 func (h *hostConn) close() {
-	if h.f.Close() == nil && h.budget != nil { // an error says that it was closed before
+	if h.f.Close() == nil && h.budget != nil { // an error means that it was closed before
 		h.budget.Give(fdbudget.Stack, 1)
 	}
 }
 
-// reset closes the socket with RST. Without it TIME_WAIT sockets pile up on the host and slow every connect.
+// reset closes the socket with RST. Sockets in TIME_WAIT would accumulate on the host and slow every connect.
 func (h *hostConn) reset() {
 	_ = h.rc.Control(func(fd uintptr) { rawsock.ResetOnClose(int(fd)) })
 	h.close()
@@ -94,11 +94,11 @@ func (h *hostConn) reset() {
 // wake makes both directions return from a wait.
 func (h *hostConn) wake() { _ = h.f.SetDeadline(time.Unix(1, 0)) }
 
-// wakeReader makes a waiting reader return; settleReader ends that.
+// wakeReader makes a waiting reader return; settleReader allows waits again.
 func (h *hostConn) wakeReader()   { _ = h.f.SetReadDeadline(time.Unix(1, 0)) }
 func (h *hostConn) settleReader() { _ = h.f.SetReadDeadline(time.Time{}) }
 
-// shortenKeepAlive is for a connection one side of which has closed, and may have vanished with it.
+// shortenKeepAlive is for a half-closed connection: the peer that closed its side may have vanished.
 func (h *hostConn) shortenKeepAlive() {
 	_ = h.rc.Control(func(fd uintptr) {
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, halfClosedIdle)

@@ -17,16 +17,16 @@ import (
 	"rootlessnet/internal/race"
 )
 
-// Each way of standing still must cost nothing: these are the waits in which a pump may spin.
-func TestTCPStandingStillIsFree(t *testing.T) {
+// A pump that waits must use no processor time, whatever it waits for.
+func TestTCPWaitsUseNoProcessorTime(t *testing.T) {
 	w := newWorld(t, nil)
 	w.pair() // idle
 	g1, h1 := w.pair()
 	_ = g1.CloseWrite() // half closed by the guest
-	forwardlab.HearEOF(t, h1)
+	forwardlab.ExpectEOF(t, h1)
 	g2, h2 := w.pair()
 	_ = h2.CloseWrite() // half closed by the host
-	forwardlab.HearEOF(t, g2)
+	forwardlab.ExpectEOF(t, g2)
 	g3, h3 := w.pair()
 	n3 := forwardlab.Fill(t, g3) // the host's end does not read
 	g4, h4 := w.pair()
@@ -34,11 +34,11 @@ func TestTCPStandingStillIsFree(t *testing.T) {
 	g5, h5 := w.pair()
 	n5g, n5h := forwardlab.Fill(t, g5), forwardlab.Fill(t, h5)
 	forwardlab.Quietly(t, "standing connections")
-	// And every one of them goes on.
-	forwardlab.Say(t, h1, "x")
-	forwardlab.Hear(t, g1, "x")
-	forwardlab.Say(t, g2, "x")
-	forwardlab.Hear(t, h2, "x")
+	// Every connection then goes on.
+	forwardlab.SendString(t, h1, "x")
+	forwardlab.Expect(t, g1, "x")
+	forwardlab.SendString(t, g2, "x")
+	forwardlab.Expect(t, h2, "x")
 	for _, c := range []struct {
 		net.Conn
 		sent int
@@ -50,7 +50,7 @@ func TestTCPStandingStillIsFree(t *testing.T) {
 	}
 }
 
-// A sender whose receiver does not read is stopped before it fills our memory.
+// A sender is blocked before it fills our memory if its receiver does not read.
 func TestTCPMemoryIsBounded(t *testing.T) {
 	const (
 		conns = 2
@@ -112,7 +112,7 @@ func TestTCPThousandIdle(t *testing.T) {
 	if took := time.Since(begin); took > 2*time.Second {
 		t.Errorf("Close took %v", took)
 	}
-	// What is left behind is for CheckLeaks to tell.
+	// CheckLeaks reports what is left behind.
 }
 
 // Close ends what is under way in every state.
@@ -153,10 +153,10 @@ func TestTCPDNS(t *testing.T) {
 	})
 	for _, gw := range []netip.Addr{forwardlab.Gateway4, forwardlab.Gateway6} {
 		g := w.guest.MustDial(netip.AddrPortFrom(gw, 53))
-		forwardlab.Say(t, g, "question")
-		forwardlab.Hear(t, g, "question")
+		forwardlab.SendString(t, g, "question")
+		forwardlab.Expect(t, g, "question")
 		_ = g.CloseWrite()
-		forwardlab.HearEOF(t, g)
+		forwardlab.ExpectEOF(t, g)
 	}
 }
 
@@ -191,7 +191,7 @@ func TestTCPVerdicts(t *testing.T) {
 
 const lowFiles = "FORWARDER_TEST_LOW_FILES"
 
-// Without descriptors nothing burns, nothing that exists suffers, and service goes on when there are some again.
+// Without descriptors no loop spins, existing connections go on, and new ones are served when descriptors are free again.
 func TestTCPOutOfDescriptors(t *testing.T) {
 	if os.Getenv(lowFiles) == "" { // a limit is the whole process's
 		cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$")
@@ -233,10 +233,10 @@ func TestTCPOutOfDescriptors(t *testing.T) {
 	if err := unix.Connect(client, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}, Port: int(p.Addr().Port())}); err != nil {
 		t.Fatal(err)
 	}
-	forwardlab.Eventually(t, "both starve", func() bool { s := w.Stats(); return s.Starved > 0 && s.AcceptErrors > 0 })
+	forwardlab.Eventually(t, "both wait for a descriptor", func() bool { s := w.Stats(); return s.DialRetries > 0 && s.AcceptErrors > 0 })
 	forwardlab.Quietly(t, "starving")
-	forwardlab.Say(t, g, "x")
-	forwardlab.Hear(t, h, "x")
+	forwardlab.SendString(t, g, "x")
+	forwardlab.Expect(t, h, "x")
 	for _, fd := range taken {
 		_ = unix.Close(fd)
 	}

@@ -14,9 +14,9 @@ import (
 	"rootlessnet/internal/nettest/forwardlab"
 )
 
-// The tests of this file run in namespaces, see enterNetns: policy opens real addresses, not the loopback's.
+// The tests of this file run in namespaces, see enterNetns: the policy opens real addresses, not the loopback.
 
-// What the host's connect came to is what the guest's comes to, with the very ICMP code.
+// The guest's connect fails as the host's does, with the same ICMP type and code.
 func TestTCPDialErrors(t *testing.T) {
 	n := forwardlab.EnterNetns(t)
 	if n == nil {
@@ -55,7 +55,7 @@ func TestTCPDialErrors(t *testing.T) {
 	forwardlab.Eventually(t, "nothing under way", func() bool { s := w.Stats(); return s.Outbound == 0 && s.Dialling == 0 })
 }
 
-// Two hundred attempts at a black hole do not delay connections to other destinations, and Close does not wait for them.
+// Two hundred attempts at a destination that does not answer do not delay connections to other destinations, and Close does not wait for them.
 func TestTCPBlackHole(t *testing.T) {
 	n := forwardlab.EnterNetns(t)
 	if n == nil {
@@ -71,7 +71,7 @@ func TestTCPBlackHole(t *testing.T) {
 		wg.Go(func() {
 			_, err := w.guest.Dial(netip.AddrPortFrom(netip.MustParseAddr("198.18.3.1"), uint16(1000+i)), time.Second)
 			if !errors.Is(err, syscall.ETIMEDOUT) {
-				t.Errorf("black hole: %v", err)
+				t.Errorf("a destination that does not answer: %v", err)
 			}
 		})
 	}
@@ -86,8 +86,8 @@ func TestTCPBlackHole(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer h.Close()
-	forwardlab.Say(t, g, "x")
-	forwardlab.Hear(t, h, "x")
+	forwardlab.SendString(t, g, "x")
+	forwardlab.Expect(t, h, "x")
 	forwardlab.Quietly(t, "dialling")
 	wg.Wait()
 	begin = time.Now()
@@ -116,18 +116,18 @@ func TestTCPPublishedRealClients(t *testing.T) {
 		if seen != forwardlab.LocalAddr(h) || seen.Addr() != c.client {
 			t.Errorf("the guest sees %v, want %v", seen, forwardlab.LocalAddr(h))
 		}
-		forwardlab.Say(t, h, "x")
-		forwardlab.Hear(t, g, "x")
+		forwardlab.SendString(t, h, "x")
+		forwardlab.Expect(t, g, "x")
 		inside := w.guest.MustDial(p.Addr())
 		g, seen = forwardlab.Answer(t, l)
 		if seen.Addr() != c.listen {
 			t.Errorf("hairpin: the guest sees %v, want %v", seen, c.listen)
 		}
-		forwardlab.Say(t, inside, "y")
-		forwardlab.Hear(t, g, "y")
+		forwardlab.SendString(t, inside, "y")
+		forwardlab.Expect(t, g, "y")
 		forwardlab.Reset(t, h)
 	}
-	// A link-local client has an address that means something else on the guest's link.
+	// A link-local client has an address that names another host on the guest's link.
 	var theirs netip.Addr
 	n.InRouter(t, func() error { theirs = forwardlab.LinkLocal(t, "lan0"); return nil })
 	l := w.guest.Listen(netip.AddrPortFrom(forwardlab.Guest6.Addr(), 81))
@@ -142,7 +142,7 @@ func TestTCPPublishedRealClients(t *testing.T) {
 	}
 }
 
-// What the guest is answered where both destinations of a decision fail.
+// The answer to the guest where both destinations of a decision fail.
 func TestTCPAlternative(t *testing.T) {
 	n := forwardlab.EnterNetns(t)
 	if n == nil {

@@ -51,9 +51,9 @@ func New(f *forwarder.Forwarder, guest guestDialer) *Path {
 	return p
 }
 
-// SetKeepAlive has every connection that begins from now on send something to the guest at least at this pace; 0 leaves
-// an idle connection silent. It keeps rules inside that have noted the connection from forgetting it.
-func (p *Path) SetKeepAlive(pace time.Duration) { p.keepAlive.Store(int64(pace)) }
+// SetKeepAlive has every connection that begins from now on send a segment to the guest at least once per interval; 0 leaves
+// an idle connection silent. It keeps the entries of the nftables sets inside from expiring.
+func (p *Path) SetKeepAlive(interval time.Duration) { p.keepAlive.Store(int64(interval)) }
 
 // Close resets every connection and waits for every goroutine. Nothing may be handed to the Path any more.
 func (p *Path) Close() {
@@ -113,7 +113,7 @@ func (p *Path) HandleTCP(req *stack.TCPRequest) {
 	}
 	dest := d.Dst.Addr()
 	if !p.f.Attempts.Begin(dest) {
-		p.f.TCP.OverShare.Add(1)
+		p.f.TCP.DialLimit.Add(1)
 		req.Ignore() // the guest sends its SYN again
 		return
 	}
@@ -154,12 +154,12 @@ func (p *Path) dial(req *stack.TCPRequest, d *forwarder.Decision) (*hostConn, er
 				h, err = alt, aerr
 			}
 		}
-		if !forwarder.OutOfResources(err) || try == forwarder.StarvedTries {
+		if !forwarder.OutOfResources(err) || try == forwarder.MaxDialRetries {
 			return h, err
 		}
-		p.f.TCP.Starved.Add(1)
+		p.f.TCP.DialRetries.Add(1)
 		select {
-		case <-time.After(forwarder.StarvedPause):
+		case <-time.After(forwarder.DialRetryPause):
 		case <-ctx.Done():
 			return nil, err
 		}
@@ -200,8 +200,8 @@ func (p *Path) serveDNS(req *stack.TCPRequest, r forwarder.Resolver) {
 
 // keepOnLink applies SetKeepAlive to a connection.
 func (p *Path) keepOnLink(c *stack.Conn) {
-	if pace := time.Duration(p.keepAlive.Load()); pace > 0 {
-		c.EnableKeepAlive(pace)
+	if interval := time.Duration(p.keepAlive.Load()); interval > 0 {
+		c.EnableKeepAlive(interval)
 	}
 }
 

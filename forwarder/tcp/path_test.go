@@ -25,10 +25,10 @@ func TestTCPBothDirections(t *testing.T) {
 		l := forwardlab.NewServer(t, addr)
 		g := w.guest.MustDial(l.At)
 		h := l.Accept(t)
-		forwardlab.Say(t, g, "hello")
-		forwardlab.Hear(t, h, "hello")
-		forwardlab.Say(t, h, "welcome")
-		forwardlab.Hear(t, g, "welcome")
+		forwardlab.SendString(t, g, "hello")
+		forwardlab.Expect(t, h, "hello")
+		forwardlab.SendString(t, h, "welcome")
+		forwardlab.Expect(t, g, "welcome")
 		if s := w.Stats(); s.Active != 1 || s.Outbound != 1 || s.Dialling != 0 {
 			t.Errorf("stats %+v", s)
 		}
@@ -43,7 +43,7 @@ func TestTCPBothDirections(t *testing.T) {
 	}
 }
 
-// A service that listens on one family of the loopback answers on both addresses of the gateway.
+// A service that listens on the loopback of one family can be reached by both addresses of the gateway.
 func TestTCPLoopbackOfTheOtherFamily(t *testing.T) {
 	w := newWorld(t, nil)
 	for _, c := range []struct {
@@ -53,8 +53,8 @@ func TestTCPLoopbackOfTheOtherFamily(t *testing.T) {
 		l := forwardlab.NewServer(t, c.addr)
 		g := w.guest.MustDial(netip.AddrPortFrom(c.gw, l.At.Port()))
 		h := l.Accept(t)
-		forwardlab.Say(t, g, "x")
-		forwardlab.Hear(t, h, "x")
+		forwardlab.SendString(t, g, "x")
+		forwardlab.Expect(t, h, "x")
 	}
 }
 
@@ -108,8 +108,8 @@ func TestTCPHalfClose(t *testing.T) {
 		if err := forwardlab.Transfer(g, h, size, 1); err != nil {
 			t.Fatal(err)
 		}
-		forwardlab.Say(t, h, "still here")
-		forwardlab.Hear(t, g, "still here")
+		forwardlab.SendString(t, h, "still here")
+		forwardlab.Expect(t, g, "still here")
 		if err := forwardlab.Transfer(h, g, size, 2); err != nil {
 			t.Fatal(err)
 		}
@@ -121,8 +121,8 @@ func TestTCPHalfClose(t *testing.T) {
 		if err := forwardlab.Transfer(h, g, size, 3); err != nil {
 			t.Fatal(err)
 		}
-		forwardlab.Say(t, g, "still here")
-		forwardlab.Hear(t, h, "still here")
+		forwardlab.SendString(t, g, "still here")
+		forwardlab.Expect(t, h, "still here")
 		if err := forwardlab.Transfer(g, h, size, 4); err != nil {
 			t.Fatal(err)
 		}
@@ -173,16 +173,16 @@ func TestTCPHostResets(t *testing.T) {
 		w := newWorld(t, nil)
 		g, h := w.pair()
 		forwardlab.Reset(t, h)
-		forwardlab.HearReset(t, g)
+		forwardlab.ExpectReset(t, g)
 	})
 	t.Run("guest does not read", func(t *testing.T) {
 		w := newWorld(t, nil)
 		g, h := w.pair()
-		forwardlab.Say(t, h, "unread")
+		forwardlab.SendString(t, h, "unread")
 		forwardlab.Reset(t, h)
 		w.ends(forwardlab.ResetSoon)
-		forwardlab.Hear(t, g, "unread") // what came before the reset can be read, as on Linux
-		forwardlab.HearReset(t, g)
+		forwardlab.Expect(t, g, "unread") // what came before the reset can be read, as on Linux
+		forwardlab.ExpectReset(t, g)
 	})
 	t.Run("guest's window is closed", func(t *testing.T) {
 		w := newWorld(t, nil)
@@ -190,14 +190,14 @@ func TestTCPHostResets(t *testing.T) {
 		forwardlab.Fill(t, h)
 		forwardlab.Reset(t, h)
 		w.ends(forwardlab.ResetSoon)
-		forwardlab.HearReset(t, g)
+		forwardlab.ExpectReset(t, g)
 	})
 	t.Run("host's window is closed", func(t *testing.T) {
 		w := newWorld(t, nil)
 		g, h := w.pair()
 		forwardlab.Fill(t, g)
 		forwardlab.Reset(t, h)
-		forwardlab.HearReset(t, g)
+		forwardlab.ExpectReset(t, g)
 	})
 	t.Run("after its FIN", func(t *testing.T) {
 		w := newWorld(t, nil)
@@ -205,7 +205,7 @@ func TestTCPHostResets(t *testing.T) {
 		if err := h.CloseWrite(); err != nil {
 			t.Fatal(err)
 		}
-		forwardlab.HearEOF(t, g)
+		forwardlab.ExpectEOF(t, g)
 		forwardlab.Reset(t, h)
 		w.ends(forwardlab.ResetSoon)
 		forwardlab.Eventually(t, "the guest's writes fail", func() bool { _, err := g.Write([]byte("x")); return err != nil })
@@ -216,22 +216,22 @@ func TestTCPHostResets(t *testing.T) {
 		if err := g.CloseWrite(); err != nil {
 			t.Fatal(err)
 		}
-		forwardlab.HearEOF(t, h)
+		forwardlab.ExpectEOF(t, h)
 		forwardlab.Reset(t, h)
-		forwardlab.HearReset(t, g)
+		forwardlab.ExpectReset(t, g)
 	})
 	t.Run("with data unread", func(t *testing.T) {
 		w := newWorld(t, nil)
 		g, h := w.pair()
-		forwardlab.Say(t, g, "unread")
+		forwardlab.SendString(t, g, "unread")
 		forwardlab.Eventually(t, "the data arrives", func() bool { return w.Stats().BytesToHost == 6 })
 		time.Sleep(10 * time.Millisecond)
 		_ = h.Close() // no linger: Linux makes it a reset
-		forwardlab.HearReset(t, g)
+		forwardlab.ExpectReset(t, g)
 	})
 }
 
-// A socket tells its error once: where the write was told, the read says "end", which must not pass for a FIN.
+// A socket reports its error once: if the write got it, the read returns end of file, which must not be taken for a FIN.
 func TestTCPResetIsNoFIN(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -280,25 +280,25 @@ func TestTCPGuestResets(t *testing.T) {
 		w := newWorld(t, nil)
 		g, h := w.pair()
 		g.Reset()
-		forwardlab.HearReset(t, h)
+		forwardlab.ExpectReset(t, h)
 	})
 	t.Run("after data", func(t *testing.T) {
 		w := newWorld(t, nil)
 		for range 20 {
 			g, h := w.pair()
-			forwardlab.Say(t, g, "last words")
+			forwardlab.SendString(t, g, "last words")
 			g.Reset()
-			forwardlab.Hear(t, h, "last words")
-			forwardlab.HearReset(t, h)
+			forwardlab.Expect(t, h, "last words")
+			forwardlab.ExpectReset(t, h)
 		}
 	})
 	t.Run("host does not read", func(t *testing.T) {
 		w := newWorld(t, nil)
 		g, h := w.pair()
-		forwardlab.Say(t, g, "unread")
+		forwardlab.SendString(t, g, "unread")
 		g.Reset()
 		w.ends(forwardlab.ResetSoon)
-		forwardlab.HearReset(t, h)
+		forwardlab.ExpectReset(t, h)
 	})
 	t.Run("host's window is closed", func(t *testing.T) {
 		w := newWorld(t, nil)
@@ -306,14 +306,14 @@ func TestTCPGuestResets(t *testing.T) {
 		forwardlab.Fill(t, g)
 		g.Reset()
 		w.ends(forwardlab.ResetSoon)
-		forwardlab.HearReset(t, h)
+		forwardlab.ExpectReset(t, h)
 	})
 	t.Run("guest's window is closed", func(t *testing.T) {
 		w := newWorld(t, nil)
 		g, h := w.pair()
 		forwardlab.Fill(t, h)
 		g.Reset()
-		forwardlab.HearReset(t, h)
+		forwardlab.ExpectReset(t, h)
 	})
 	t.Run("after its FIN", func(t *testing.T) {
 		w := newWorld(t, nil)
@@ -321,7 +321,7 @@ func TestTCPGuestResets(t *testing.T) {
 		if err := g.CloseWrite(); err != nil {
 			t.Fatal(err)
 		}
-		forwardlab.HearEOF(t, h)
+		forwardlab.ExpectEOF(t, h)
 		g.Reset()
 		w.ends(forwardlab.ResetSoon)
 		forwardlab.Eventually(t, "the host's writes fail", func() bool { _, err := h.Write([]byte("x")); return err != nil })
@@ -332,18 +332,18 @@ func TestTCPGuestResets(t *testing.T) {
 		if err := h.CloseWrite(); err != nil {
 			t.Fatal(err)
 		}
-		forwardlab.HearEOF(t, g)
+		forwardlab.ExpectEOF(t, g)
 		g.Reset()
-		forwardlab.HearReset(t, h)
+		forwardlab.ExpectReset(t, h)
 	})
 	t.Run("with data unread", func(t *testing.T) {
 		w := newWorld(t, nil)
 		g, h := w.pair()
-		forwardlab.Say(t, h, "unread")
+		forwardlab.SendString(t, h, "unread")
 		forwardlab.Eventually(t, "the data arrives", func() bool { return w.Stats().BytesToGuest == 6 })
 		time.Sleep(10 * time.Millisecond)
 		_ = g.Close()
-		forwardlab.HearReset(t, h)
+		forwardlab.ExpectReset(t, h)
 	})
 }
 
@@ -382,4 +382,42 @@ func TestTCPBulk(t *testing.T) {
 		})
 		wg.Wait()
 	})
+}
+
+// A guest that reads slowly gets every byte of a connection that both sides have closed. The host's socket is in the state
+// CLOSED by then, with data that was not read yet: that is no reset.
+func TestTCPSlowReaderAfterBothFINs(t *testing.T) {
+	w := newWorld(t, nil)
+	g, h := w.pair()
+	_ = g.CloseWrite()
+	forwardlab.ExpectEOF(t, h)
+	sent := int64(forwardlab.Fill(t, h))
+	if err := h.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	rc, err := h.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The guest makes room until the rest, with the FIN, is in the receive queue of the gateway's socket.
+	var read int64
+	for closed := false; !closed && read < sent; {
+		_ = g.SetReadDeadline(time.Now().Add(forwardlab.Patience))
+		n, err := io.CopyN(io.Discard, g, 64<<10)
+		read += n
+		if err != nil {
+			t.Fatalf("after %d bytes of %d: %v", read, sent, err)
+		}
+		time.Sleep(5 * time.Millisecond)
+		_ = rc.Control(func(fd uintptr) { closed = rawsock.Closed(fd) })
+	}
+	if read == sent {
+		t.Fatal("the connection was never closed with data in the queue")
+	}
+	time.Sleep(10 * stallWatch)
+	_ = g.SetReadDeadline(time.Now().Add(forwardlab.Patience))
+	n, err := io.Copy(io.Discard, g)
+	if read += n; err != nil || read != sent {
+		t.Errorf("%d bytes of %d, %v", read, sent, err)
+	}
 }

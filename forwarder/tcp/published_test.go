@@ -48,14 +48,14 @@ func TestTCPPublishedLoopback(t *testing.T) {
 		if want := netip.AddrPortFrom(c.gw, forwardlab.LocalAddr(h).Port()); client != want {
 			t.Errorf("the guest sees %v, want %v", client, want)
 		}
-		forwardlab.Say(t, h, "question")
+		forwardlab.SendString(t, h, "question")
 		_ = h.CloseWrite()
-		forwardlab.Hear(t, g, "question")
-		forwardlab.HearEOF(t, g)
-		forwardlab.Say(t, g, "answer")
+		forwardlab.Expect(t, g, "question")
+		forwardlab.ExpectEOF(t, g)
+		forwardlab.SendString(t, g, "answer")
 		_ = g.Close()
-		forwardlab.Hear(t, h, "answer")
-		forwardlab.HearEOF(t, h)
+		forwardlab.Expect(t, h, "answer")
+		forwardlab.ExpectEOF(t, h)
 		forwardlab.Eventually(t, "the connection ends", func() bool { return w.Stats().Active == 0 })
 		if s := w.Stats(); s.Inbound != 1 || s.BytesToGuest != 8 || s.BytesToHost != 6 {
 			t.Errorf("stats %+v", s)
@@ -76,18 +76,18 @@ func TestTCPPublishedSameClientPort(t *testing.T) {
 	if c1 != netip.AddrPortFrom(forwardlab.Gateway4, forwardlab.LocalAddr(h1).Port()) || c2.Addr() != forwardlab.Gateway4 || c2 == c1 {
 		t.Errorf("clients %v and %v", c1, c2)
 	}
-	forwardlab.Say(t, h1, "one")
-	forwardlab.Say(t, h2, "two")
-	forwardlab.Hear(t, g1, "one")
-	forwardlab.Hear(t, g2, "two")
+	forwardlab.SendString(t, h1, "one")
+	forwardlab.SendString(t, h2, "two")
+	forwardlab.Expect(t, g1, "one")
+	forwardlab.Expect(t, g2, "two")
 }
 
-// One client port that calls two published ports keeps its number on both.
+// A client that connects to two published ports from one port keeps its port number on both.
 func TestTCPPublishedTwoPortsOneClient(t *testing.T) {
 	w := newWorld(t, nil)
 	l := w.guest.Listen(served(forwardlab.Guest4))
 	p := w.publish("127.0.0.1:0")
-	// Only a port that was asked for may be shared, so the first call finds a free one for both.
+	// Only a port that is given may be shared, so the first call chooses a free one for both.
 	fl := forwardlab.NewServer(t, "127.0.0.1:0")
 	_ = fl.Close()
 	h := forwardlab.Call(t, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.2"), fl.At.Port()), p.Addr())
@@ -106,7 +106,7 @@ func TestTCPPublishedClosedPort(t *testing.T) {
 	h, err := net.Dial("tcp", p.Addr().String())
 	if err == nil { // or the reset came before connect returned
 		defer h.Close()
-		forwardlab.HearReset(t, h)
+		forwardlab.ExpectReset(t, h)
 	} else if !forwardlab.IsReset(err) {
 		t.Error(err)
 	}
@@ -130,8 +130,8 @@ func TestTCPPublishedOtherFamily(t *testing.T) {
 		if want := netip.AddrPortFrom(forwardlab.Gateway4, forwardlab.LocalAddr(h).Port()); client != want {
 			t.Errorf("guest without IPv6 %v: client %v, want %v", off, client, want)
 		}
-		forwardlab.Say(t, h, "x")
-		forwardlab.Hear(t, g, "x")
+		forwardlab.SendString(t, h, "x")
+		forwardlab.Expect(t, g, "x")
 	}
 }
 
@@ -142,11 +142,11 @@ func TestTCPPublishedReset(t *testing.T) {
 	h := forwardlab.Call(t, netip.AddrPort{}, p.Addr())
 	g, _ := forwardlab.Answer(t, l)
 	forwardlab.Reset(t, h)
-	forwardlab.HearReset(t, g)
+	forwardlab.ExpectReset(t, g)
 	w.ends(forwardlab.ResetSoon)
 }
 
-// Closing a port lets its connections go on, and frees the port at once.
+// The connections of a closed port go on, and the port is free at once.
 func TestTCPPublishedClose(t *testing.T) {
 	w := newWorld(t, nil)
 	l := w.guest.Listen(served(forwardlab.Guest4))
@@ -158,13 +158,13 @@ func TestTCPPublishedClose(t *testing.T) {
 	if c, err := net.Dial("tcp", p.Addr().String()); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("closed port: %v %v", c, err)
 	}
-	forwardlab.Say(t, h, "x")
-	forwardlab.Hear(t, g, "x")
+	forwardlab.SendString(t, h, "x")
+	forwardlab.Expect(t, g, "x")
 	again := w.publish(p.Addr().String())
 	h2 := forwardlab.Call(t, netip.AddrPort{}, again.Addr())
 	g2, _ := forwardlab.Answer(t, l)
-	forwardlab.Say(t, h2, "y")
-	forwardlab.Hear(t, g2, "y")
+	forwardlab.SendString(t, h2, "y")
+	forwardlab.Expect(t, g2, "y")
 	w.stop()
 	for _, c := range []net.Conn{h, h2} {
 		_ = c.SetReadDeadline(time.Now().Add(forwardlab.Patience))
@@ -182,13 +182,13 @@ func TestTCPPublishedAfterClose(t *testing.T) {
 	h, err := net.Dial("tcp", p.Addr().String())
 	if err == nil { // or the reset came before connect returned
 		defer h.Close()
-		forwardlab.HearReset(t, h)
+		forwardlab.ExpectReset(t, h)
 	} else if !forwardlab.IsReset(err) {
 		t.Error(err)
 	}
 }
 
-// A guest that does not answer costs its client nothing but a wait, and Close does not wait for it.
+// The client of a guest that does not answer waits, and Close does not wait for the guest.
 func TestTCPPublishedUnresponsiveGuest(t *testing.T) {
 	w := newWorld(t, nil)
 	w.guest.Listen(served(forwardlab.Guest4))
@@ -201,5 +201,5 @@ func TestTCPPublishedUnresponsiveGuest(t *testing.T) {
 	if took := time.Since(begin); took > time.Second {
 		t.Errorf("Close took %v", took)
 	}
-	forwardlab.HearReset(t, h)
+	forwardlab.ExpectReset(t, h)
 }

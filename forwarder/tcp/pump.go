@@ -49,7 +49,7 @@ func (f *connection) guestToHost() {
 			return
 		}
 		switch {
-		case w.err != nil: // the host's side is gone
+		case w.err != nil: // the host's side has failed
 			f.abort()
 			return
 		case rerr == nil:
@@ -99,7 +99,7 @@ func (w *sockWriter) Write(b []byte) (int, error) {
 	return done, nil
 }
 
-// sockReader reads a non-blocking socket of which the caller knows that enough is there.
+// sockReader reads a non-blocking socket that has, as the caller has checked, enough data queued.
 type sockReader struct {
 	fd   uintptr
 	read int // bytes so far
@@ -146,8 +146,8 @@ func (f *connection) hostToGuest() {
 		}
 		return true
 	}
-	// large reads what is queued straight into netstack, as much as there is room for. The queue is asked about again
-	// only when what is known of it does not make a frame.
+	// large reads what is queued straight into netstack, as much as its send buffer takes. The queue's length is read
+	// again (TIOCINQ) only when the known rest of it does not fill a frame.
 	large := func(fd uintptr) bool {
 		if queued < bulkMax {
 			var e error
@@ -159,7 +159,7 @@ func (f *connection) hostToGuest() {
 		r.fd, r.read = fd, 0
 		n, err = f.c.WriteFrom(&r, min(queued, bulkMax))
 		queued -= n
-		if n != r.read { // never a gap: what netstack did not take is lost
+		if n != r.read { // bytes that were read and not written are lost; the connection must not go on with a gap
 			err = io.ErrShortWrite
 		}
 		return true
@@ -232,7 +232,7 @@ func (r *byteReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// waitGuest waits until the guest has room. Nothing reads the host's socket meanwhile, so after stallWatch a goroutine watches
+// waitGuest waits until netstack's send buffer has space. Nothing reads the host's socket meanwhile, so after stallWatch a goroutine watches
 // it for a reset; false means that one came.
 func (f *connection) waitGuest() bool {
 	if f.stall == nil {
@@ -246,35 +246,49 @@ func (f *connection) waitGuest() bool {
 		return true
 	case <-f.stall.C:
 	}
-	dead := make(chan struct{})
-	gone := make(chan struct{})
+	closed := make(chan struct{})
+	ended := make(chan struct{}) // of the watching goroutine
 	f.p.wg.Add(1)
 	go func() {
 		defer f.p.wg.Done()
-		defer close(gone)
-		if f.hostClosed() {
-			close(dead)
+		defer close(ended)
+		if f.hostClosed() && f.hostFailed() {
+			close(closed)
 		}
 	}()
 	ok := true
 	select {
 	case <-f.c.Writable():
-	case <-dead:
+	case <-closed:
 		ok = false
 	}
-	// The deadline is removed only then: a waiter that has not run yet would otherwise wait on.
+	// settleReader removes the deadline only after the goroutine has ended: one that had not begun to wait would miss wakeReader.
 	f.h.wakeReader()
-	<-gone
+	<-ended
 	f.h.settleReader()
 	return ok && !f.c.Failed()
 }
 
-// hostReset says whether the end of stream that a read has returned is in fact a reset: the socket reports its error once, and
+// hostReset reports whether the end of stream that a read has returned is in fact a reset: the socket reports its error once, and
 // the other direction's write may have got it. After our FIN there are no more writes.
 func (f *connection) hostReset() bool {
 	reset := false
 	_ = f.h.rc.Control(func(fd uintptr) { reset = rawsock.Closed(fd) && !f.guestEOF.Load() })
 	return reset
+}
+
+// hostFailed reports whether the host's socket, which is closed, was reset or timed out. After both FINs a socket is closed as
+// well, perhaps with data that was not read yet.
+func (f *connection) hostFailed() bool {
+	if !f.guestEOF.Load() {
+		return true
+	}
+	failed := true
+	_ = f.h.rc.Control(func(fd uintptr) {
+		errno, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		failed = err != nil || errno != 0
+	})
+	return failed
 }
 
 // hostClosed waits until the host's socket is closed; false means that wakeReader ended the wait.
@@ -292,7 +306,7 @@ func (f *connection) watchHost() {
 		return
 	default:
 	}
-	// After both FINs the socket dies in good order.
+	// After both FINs the socket closes without a failure.
 	if f.hostClosed() && !f.guestEOF.Load() || f.c.Failed() {
 		f.abort()
 	}

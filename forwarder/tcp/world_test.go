@@ -34,7 +34,7 @@ type worldConfig struct {
 	limit int64 // of descriptors
 }
 
-// handler gives the stack's TCP to the Path. There is no other protocol.
+// handler passes the stack's TCP to the Path. There is no other protocol.
 type handler struct {
 	stack.Handler
 	p *Path

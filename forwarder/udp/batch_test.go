@@ -14,7 +14,7 @@ import (
 	"rootlessnet/stack"
 )
 
-// What waits in the host's socket is handed to the guest in trains, and every datagram stays what it was.
+// Datagrams that wait in the host's socket are sent to the guest in GSO batches, and every datagram keeps its boundaries.
 func TestUDPBatchesToTheGuest(t *testing.T) {
 	one, two := forwardlab.ListenUDP(t, "127.0.0.1:0"), forwardlab.ListenUDP(t, "127.0.0.1:0")
 	w := newWorld(t, nil)
@@ -22,11 +22,11 @@ func TestUDPBatchesToTheGuest(t *testing.T) {
 	_, from := one.Receive(t)
 	w.send(forwardlab.Guest4, two.At, "x")
 	two.Receive(t)
-	trains := 0
+	batches := 0
 	for round := range 4 {
 		want, got := map[netip.AddrPort][]string{}, map[netip.AddrPort][]string{}
 		total := 0
-		w.mu.Lock() // the reader waits: what is sent now is there at once
+		w.mu.Lock() // the reader waits for mu, so that what is sent now is read together
 		for i, size := range []int{100, 100, 100, 40, 100, 0, 0, 7, 7, 9, 9000, 9000, 9000, 9000, 9000, 9000, 9000, 9000, 1, 60, 60, 60, 60} {
 			h := one
 			if round > 1 && i%3 == 0 {
@@ -49,8 +49,8 @@ func TestUDPBatchesToTheGuest(t *testing.T) {
 				n++
 				continue
 			}
-			if trains++; len(p) > maxBatchBytes || len(p) <= int(d.GSOSize) {
-				t.Errorf("a train of %d bytes, %d each", len(p), d.GSOSize)
+			if batches++; len(p) > maxBatchBytes || len(p) <= int(d.GSOSize) {
+				t.Errorf("a batch of %d bytes, %d each", len(p), d.GSOSize)
 			}
 			for len(p) > 0 {
 				k := min(len(p), int(d.GSOSize))
@@ -63,8 +63,8 @@ func TestUDPBatchesToTheGuest(t *testing.T) {
 			t.Errorf("round %d: got %.300v, want %.300v", round, got, want)
 		}
 	}
-	if trains == 0 {
-		t.Error("no two datagrams came as a train")
+	if batches == 0 {
+		t.Error("no two datagrams came in one batch")
 	}
 	// Counted after it was written.
 	forwardlab.Eventually(t, "all are counted", func() bool { return w.Stats().InPackets >= 4*23 })
@@ -73,7 +73,7 @@ func TestUDPBatchesToTheGuest(t *testing.T) {
 	}
 }
 
-// Datagrams that came with another TTL or TOS are not of one train.
+// Datagrams with different TTL or TOS are not put into one batch.
 func TestUDPBatchesKeepTOS(t *testing.T) {
 	h := forwardlab.ListenUDP(t, "127.0.0.1:0")
 	w := newWorld(t, nil)
@@ -107,8 +107,8 @@ func TestUDPBatchesKeepTOS(t *testing.T) {
 	}
 }
 
-// Where no train can be sent, its datagrams are, by few calls, and none is lost or counted twice.
-func TestUDPTrainsWithoutSegmentation(t *testing.T) {
+// Where a batch cannot be sent with UDP_SEGMENT, its datagrams are sent separately, by few calls, and none is lost or counted twice.
+func TestUDPBatchWithoutSegmentation(t *testing.T) {
 	h := forwardlab.ListenUDP(t, "127.0.0.1:0")
 	w := newWorld(t, nil)
 	w.send(forwardlab.Guest4, h.At, "x")
@@ -120,8 +120,8 @@ func TestUDPTrainsWithoutSegmentation(t *testing.T) {
 	w.mu.Unlock()
 	calls := s.sends
 	for _, c := range []struct{ size, count, tail, calls int }{{1000, 10, 1, 2}, {1000, 2, 0, 1}, {100, 150, 7, 4}, {1, 3, 0, 1}, {30000, 2, 0, 1}} {
-		train := strings.Repeat(strings.Repeat("a", c.size), c.count) + strings.Repeat("b", c.tail)
-		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: h.At}, Payload: []byte(train), TTL: 64, GSOSize: uint16(c.size)})
+		batch := strings.Repeat(strings.Repeat("a", c.size), c.count) + strings.Repeat("b", c.tail)
+		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: h.At}, Payload: []byte(batch), TTL: 64, GSOSize: uint16(c.size)})
 		for range c.count {
 			if got, _ := h.Receive(t); len(got) != c.size || strings.Contains(got, "b") {
 				t.Fatalf("%+v: %d bytes", c, len(got))
@@ -138,7 +138,7 @@ func TestUDPTrainsWithoutSegmentation(t *testing.T) {
 		calls = s.sends
 	}
 	h.ReceiveNothing(t)
-	// A train that can be sent is one call, and so is a lone datagram.
+	// A batch that can be sent with UDP_SEGMENT is one call, and so is a single datagram.
 	w.advance(linkLife)
 	for _, gso := range []uint16{1000, 0} {
 		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: h.At}, Payload: make([]byte, 20000), TTL: 64, GSOSize: gso})
@@ -152,8 +152,8 @@ func TestUDPTrainsWithoutSegmentation(t *testing.T) {
 	}
 }
 
-// Each datagram of a train that is lost counts.
-func TestUDPTrainLossIsCounted(t *testing.T) {
+// If a batch is lost, each of its datagrams is counted.
+func TestUDPBatchLossIsCounted(t *testing.T) {
 	h := forwardlab.ListenUDP(t, "127.0.0.1:0")
 	w := newWorld(t, nil)
 	w.send(forwardlab.Guest4, h.At, "x")
@@ -170,7 +170,7 @@ func TestUDPTrainLossIsCounted(t *testing.T) {
 	}
 }
 
-// nullGuest takes everything and keeps nothing.
+// nullGuest discards every datagram.
 type nullGuest struct{ guest }
 
 func (nullGuest) WriteUDP(*stack.Datagram) error { return nil }

@@ -39,7 +39,7 @@ func init() {
 }
 
 // echoServer starts a process that answers every datagram, and ends with the benchmark. It is a process of its own
-// because goroutines of one process hand over to each other without the wake-up that every real peer costs.
+// because goroutines of one process wake each other without the cost of waking a thread, which every real peer has.
 func echoServer(b *testing.B) netip.AddrPort {
 	b.Helper()
 	cmd := exec.Command("/proc/self/exe")

@@ -23,7 +23,7 @@ func source(i int) netip.AddrPort {
 	return netip.AddrPortFrom(forwardlab.Guest4.Addr(), uint16(5000+i))
 }
 
-// The socket idle for longest goes when UDP has its share, and when there is nothing left because of others.
+// The socket idle for longest is closed when UDP has used up its share, and when other uses have taken all descriptors.
 func TestUDPBudgetEvictsTheOldest(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -76,7 +76,7 @@ func TestUDPBudgetIsUsedUpByOthers(t *testing.T) {
 	}
 }
 
-// Sockets that cannot be made or are refused take nothing for good; newWorld checks it again at the end.
+// Sockets that cannot be made or are refused leave no descriptor taken; newWorld checks it again at the end.
 func TestUDPBudgetAfterFailures(t *testing.T) {
 	h := forwardlab.ListenUDP(t, "127.0.0.1:0")
 	w := newWorld(t, func(c *worldConfig) {

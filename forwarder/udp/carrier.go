@@ -37,7 +37,7 @@ func (f *conversation) Counters() flow.Counters {
 	return f.counters()
 }
 
-// Kill implements flow.Carrier: the flow is forgotten, and its socket closed when it was the last.
+// Kill implements flow.Carrier: it removes the flow, and closes its socket if that was its last flow.
 func (f *conversation) Kill() {
 	f.x.mu.Lock()
 	defer f.x.unlock()

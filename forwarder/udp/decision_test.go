@@ -15,10 +15,10 @@ import (
 
 func TestUDPVerdicts(t *testing.T) {
 	h := forwardlab.ListenUDP(t, "127.0.0.1:0")
-	asked := 0
+	judged := 0
 	next := policy.Verdict{}
 	w := newWorld(t, func(c *worldConfig) {
-		c.Policy = forwardlab.JudgeFunc(func(policy.Proto, netip.AddrPort, netip.AddrPort) policy.Verdict { asked++; return next })
+		c.Policy = forwardlab.JudgeFunc(func(policy.Proto, netip.AddrPort, netip.AddrPort) policy.Verdict { judged++; return next })
 	})
 	for _, c := range []struct {
 		a        policy.Action
@@ -39,13 +39,38 @@ func TestUDPVerdicts(t *testing.T) {
 	if refused["loopback"] != 3 || refused["multicast"] != 1 || st.Flows != 0 {
 		t.Errorf("refused %v, stats %+v", refused, st)
 	}
-	asked, next = 0, policy.Verdict{Action: policy.Allow, Dst: h.At}
+	judged, next = 0, policy.Verdict{Action: policy.Allow, Dst: h.At}
 	for range 5 {
 		w.send(forwardlab.Guest4, h.At, "x")
 		h.Receive(t)
 	}
-	if asked != 1 {
-		t.Errorf("policy was asked %d times for one flow", asked)
+	if judged != 1 {
+		t.Errorf("the policy has judged one flow %d times", judged)
+	}
+}
+
+// Rules that change while a flow is opened, so that its address is translated to another host: the datagram goes where the new rules send it,
+// as it would had they changed a moment later.
+func TestUDPDestinationChangesWhileOpening(t *testing.T) {
+	before, after := forwardlab.ListenUDP(t, "127.0.0.1:0"), forwardlab.ListenUDP(t, "127.0.0.2:0")
+	var w *world
+	judged := 0
+	w = newWorld(t, func(c *worldConfig) {
+		c.Policy = forwardlab.JudgeFunc(func(policy.Proto, netip.AddrPort, netip.AddrPort) policy.Verdict {
+			if judged++; judged > 1 {
+				return policy.Verdict{Action: policy.Allow, Dst: after.At}
+			}
+			w.f.Rejudge(0)
+			return policy.Verdict{Action: policy.Allow, Dst: before.At}
+		})
+	})
+	w.send(forwardlab.Guest4, forwardlab.AP("192.0.2.1:7"), "x")
+	if s, _ := after.Receive(t); s != "x" {
+		t.Errorf("received %q", s)
+	}
+	before.ReceiveNothing(t)
+	if n := w.f.Flows.Len(); n != 1 {
+		t.Errorf("%d flows", n)
 	}
 }
 

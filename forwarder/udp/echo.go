@@ -11,7 +11,7 @@ import (
 	"rootlessnet/stack"
 )
 
-// pingHint is the remedy for what pingDenied recognises.
+// pingHint is logged as the remedy if pingDenied returns true.
 const pingHint = `sysctl -w net.ipv4.ping_group_range="0 2147483647"`
 
 // HandleEcho sends an echo request of the guest by an unprivileged ping socket (icmp(7)). It does not block and does
@@ -75,13 +75,13 @@ func echoKey(e *stack.Echo) flowKey {
 	return flowKey{e.Endpoint, protoEcho, netip.AddrPortFrom(e.Src, e.ID), netip.AddrPortFrom(e.Dst, 0)}
 }
 
-// pingDenied says whether a ping socket was refused for want of permission, or because the kernel has none.
+// pingDenied reports whether a ping socket was refused for lack of permission, or because the kernel has none.
 func pingDenied(err error) bool {
 	return err == unix.EACCES || err == unix.EPERM || err == unix.EPROTONOSUPPORT || err == unix.EAFNOSUPPORT
 }
 
-// refuseEcho answers a request that may have no ping socket. A reply is never forged: the guest would take a dead
-// remote for a living one.
+// refuseEcho answers a request for which no ping socket is permitted. A reply is never forged: the remote may not answer pings,
+// and the guest must see that.
 func (x *Path) refuseEcho(e *stack.Echo) {
 	x.pingOnce.Do(func() {
 		x.log.Warn("ping does not work: no permission for ping sockets", "remedy", pingHint)
@@ -100,7 +100,7 @@ func (x *Path) sendEchoError(req *stack.Echo, e stack.ICMPError) {
 	}
 }
 
-// echoIn carries what a ping socket received to the guest, under the guest's own identifier.
+// echoIn sends the reply that a ping socket received to the guest, with the guest's own identifier.
 func (x *Path) echoIn(s *socket, r *receiver, from netip.AddrPort, data []byte, c control) {
 	want := uint8(icmp6EchoReply)
 	if !s.v6 {

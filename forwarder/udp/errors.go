@@ -12,10 +12,10 @@ import (
 )
 
 const (
-	// errorQuote is how much of the packet an ICMP error is about we take: what a whole ICMPv6 error may hold (RFC
+	// errorQuote is how many bytes of the packet that caused an ICMP error are read: what a whole ICMPv6 error may hold (RFC
 	// 4443 2.4(c)); an ICMP one quotes less (RFC 1812 4.3.2.3).
 	errorQuote = 1280
-	// errorBatch bounds the errors read at once, so that a flood of them starves no datagrams.
+	// errorBatch bounds the errors read at once, so that a flood of them does not delay datagrams.
 	errorBatch = 64
 )
 
@@ -73,8 +73,8 @@ func (x *Path) hostError(s *socket, peer netip.AddrPort, sent []byte, q forwarde
 	x.sendUDPError(stack.Flow{Endpoint: key.endpoint, Src: key.guest, Dst: key.remote}, sent, e)
 }
 
-// offender returns the source address of an ICMP error as the guest gets it: for the remote the address under which the guest
-// knows it, for the host itself the gateway's (the zero value).
+// offender returns the source address of an ICMP error as the guest gets it: for the remote the address to which the guest
+// sent, for the host itself the gateway's (the zero value).
 func offender(sender, peer, remote netip.Addr, gateway bool) netip.Addr {
 	switch {
 	case gateway || !sender.IsValid() || sender.IsLoopback() || sender.IsUnspecified() || sender.Is4() != remote.Is4():
@@ -85,8 +85,8 @@ func offender(sender, peer, remote netip.Addr, gateway bool) netip.Addr {
 	return sender
 }
 
-// tryAlt moves a flow whose first address refused to the other one: a service of the host may listen on one family
-// only. sent goes out again, unless the error quoted only a part of it. mu is held, and released.
+// tryAlt moves a flow to its alternative destination after the first has refused: a service of the host may listen on one
+// family only. sent is sent again, unless the error quoted only a part of it. mu is held, and released.
 func (x *Path) tryAlt(f *conversation, sent []byte) {
 	key, alt := f.key, f.alt
 	whole := len(sent) <= minQuote
@@ -100,7 +100,7 @@ func (x *Path) tryAlt(f *conversation, sent []byte) {
 	if err != nil || !whole {
 		return
 	}
-	_ = t.s.send(&t, nil, sent, 0, options(0, 0, false)) // as lost as the first, if it fails
+	_ = t.s.send(&t, nil, sent, 0, options(0, 0, false)) // if it fails, this datagram is lost, as the first was
 }
 
 // minQuote is a payload that every ICMP error of Linux quotes whole: 576 bytes less the headers (RFC 1812 4.3.2.3).

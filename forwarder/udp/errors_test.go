@@ -13,7 +13,7 @@ import (
 	"rootlessnet/stack"
 )
 
-// What the network and the host's kernel answer reaches the guest with type, code, MTU and sender.
+// ICMP errors of the network and errors of the host's kernel reach the guest with type, code, MTU and sender.
 func TestUDPErrorsOfTheNetwork(t *testing.T) {
 	n := forwardlab.EnterNetns(t)
 	if n == nil {
@@ -38,9 +38,9 @@ func TestUDPErrorsOfTheNetwork(t *testing.T) {
 		{"prohibited", forwardlab.AP("198.18.2.1:7"), 64, 5, stack.ICMPError{From: forwardlab.Router4, Type: 3, Code: 13}},
 		{"prohibited6", forwardlab.AP("[2001:db8:f0::1]:7"), 64, 5, stack.ICMPError{From: forwardlab.Router6, Type: 1, Code: 1}},
 		{"mtu", forwardlab.AP("203.0.113.9:7"), 64, 1400, stack.ICMPError{From: forwardlab.Router4, Type: 3, Code: 4, MTU: forwardlab.NarrowMTU}},
-		{"mtu known", forwardlab.AP("203.0.113.9:8"), 64, 1400, stack.ICMPError{From: none4, Type: 3, Code: 4, MTU: forwardlab.NarrowMTU}},
+		{"mtu recorded", forwardlab.AP("203.0.113.9:8"), 64, 1400, stack.ICMPError{From: none4, Type: 3, Code: 4, MTU: forwardlab.NarrowMTU}},
 		{"mtu6", forwardlab.AP("[2001:db8:203::9]:7"), 64, 1400, stack.ICMPError{From: forwardlab.Router6, Type: 2, MTU: forwardlab.NarrowMTU}},
-		{"mtu6 known", forwardlab.AP("[2001:db8:203::9]:8"), 64, 1400, stack.ICMPError{From: none6, Type: 2, MTU: forwardlab.NarrowMTU}},
+		{"mtu6 recorded", forwardlab.AP("[2001:db8:203::9]:8"), 64, 1400, stack.ICMPError{From: none6, Type: 2, MTU: forwardlab.NarrowMTU}},
 		{"no route", forwardlab.AP("100.64.0.1:7"), 64, 5, stack.ICMPError{Type: 3, Code: 0}},
 		{"no route6", forwardlab.AP("[2001:db9::1]:7"), 64, 5, stack.ICMPError{Type: 1, Code: 0}},
 		{"denied here", forwardlab.AP("192.0.2.1:7"), 64, 5, stack.ICMPError{Type: 3, Code: 13}},
@@ -63,10 +63,10 @@ func TestUDPErrorsOfTheNetwork(t *testing.T) {
 	if s, _ := h.Receive(t); len(s) != 4000 {
 		t.Errorf("host got %d bytes", len(s))
 	}
-	// A train of datagrams too large for the path is one error, and one without DF arrives where it may be fragmented.
+	// A GSO batch of datagrams too large for the path gives one error, and one without DF arrives where it may be fragmented.
 	w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: forwardlab.AP("203.0.113.9:9")}, Payload: []byte(forwardlab.Repeat(4200)), TTL: 64, GSOSize: 1400, DF: true})
 	if e := forwardlab.Receive(t, w.g.UDPErr, "error"); e.E != (stack.ICMPError{Type: 3, Code: 4, MTU: forwardlab.NarrowMTU}) || len(e.Payload) != 1400 {
-		t.Errorf("train: %+v, %d bytes", e.E, len(e.Payload))
+		t.Errorf("batch: %+v, %d bytes", e.E, len(e.Payload))
 	}
 	w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: h.At}, Payload: []byte(forwardlab.Repeat(6000)), TTL: 64, GSOSize: 2000})
 	for range 3 {
@@ -77,7 +77,7 @@ func TestUDPErrorsOfTheNetwork(t *testing.T) {
 	forwardlab.ReceiveNothing(t, w.g.UDPErr, "error")
 }
 
-// A client elsewhere is seen with its own address, and answered from the address it used.
+// A client on another machine is seen with its own address, and answered from the address it used.
 func TestPublishedRemoteClients(t *testing.T) {
 	n := forwardlab.EnterNetns(t)
 	if n == nil {
@@ -88,7 +88,7 @@ func TestPublishedRemoteClients(t *testing.T) {
 	w := newWorld(t, nil)
 	p4 := publish(t, w, UDPListen{Addr: forwardlab.AP("0.0.0.0:0"), Guest4: server4, Guest6: server6})
 	p6 := publish(t, w, UDPListen{Addr: forwardlab.AP("[::]:0"), Guest4: server4, Guest6: server6})
-	// The server has been in touch with the client before: answers must leave by the published port all the same.
+	// The server has an outbound flow to the client: its answers must leave by the published port nevertheless.
 	w.send(server4, a4.At, "early")
 	a4.Receive(t)
 	for _, c := range []struct {
@@ -109,7 +109,7 @@ func TestPublishedRemoteClients(t *testing.T) {
 			t.Errorf("client got %q from %v, want it from %v", s, from, c.to)
 		}
 	}
-	// A client that went away: the server is told, as by its own kernel.
+	// A client that has closed its socket: the server gets the ICMP error, as from its own kernel.
 	d := stack.Datagram{Flow: stack.Flow{Src: a4.At, Dst: server4}}
 	_ = a4.Close()
 	w.answer(d, "too late")
@@ -118,7 +118,7 @@ func TestPublishedRemoteClients(t *testing.T) {
 	}
 }
 
-// A link-local client means nothing on the guest's link: it appears as the gateway and is answered on its link.
+// A link-local address of a client is not valid on the guest's link: the client appears as the gateway and is answered on its link.
 func TestPublishedLinkLocalClient(t *testing.T) {
 	n := forwardlab.EnterNetns(t)
 	if n == nil {
@@ -209,7 +209,7 @@ func TestEcho(t *testing.T) {
 	}
 }
 
-// Without permission nothing is forged, the guest is told why, and the log has the remedy, once.
+// Without permission no reply is forged, the guest gets an ICMP error that says prohibited, and the log has the remedy, once.
 func TestEchoWithoutPermission(t *testing.T) {
 	n := forwardlab.EnterNetns(t)
 	if n == nil {

@@ -18,7 +18,7 @@ import (
 	"rootlessnet/stack"
 )
 
-// world is a Path on a fake guest, with a clock that stands still.
+// world is a Path on a fake guest, with a clock that the test advances.
 type world struct {
 	*Path
 	g      *forwardlab.FakeGuest
@@ -126,7 +126,7 @@ func (w *world) refusal(t testing.TB, k probe) forwardlab.UDPError {
 		t.Logf("the kernel has sent no ICMP error: %+v", w.Stats())
 		k = w.probe(t, k.src, k.dst)
 	}
-	t.Fatal("no ICMP error, ever")
+	t.Fatal("no ICMP error after all probes")
 	panic("unreachable")
 }
 

@@ -11,10 +11,10 @@ import (
 	"rootlessnet/internal/rawsock"
 )
 
-// The MTU of the guest's link is ours to choose and much larger than that of most links of the host, and a Linux guest
+// The MTU of the guest's link is much larger than that of most links of the host, and a Linux guest
 // marks every datagram DF that fits its own link (ip(7) IP_PMTUDISC_WANT). So DF on a datagram larger than the host's
-// link says nothing of what the program wants: on the host the kernel would have fragmented it, and does so here. DF
-// on one that fits the link is kept, so that the guest learns the path's MTU from the network, and the host.
+// link does not mean that the program asked for it: on the host the kernel would have fragmented it, and it does so here. DF
+// on one that fits the link is kept, so that the guest learns the path's MTU from routers and from the host.
 
 const (
 	// linkLife is for how long the MTU of the host's link is remembered in a flow: routes change.
@@ -24,7 +24,7 @@ const (
 	udp6Headers = 40 + 8
 )
 
-// aboveLink says whether a datagram of size bytes of payload is known to be larger than the MTU of the host's link.
+// aboveLink reports whether a datagram of size bytes of payload is known to be larger than the MTU of the host's link.
 func (t *target) aboveLink(size int) bool {
 	size += udp4Headers
 	if t.peer.Addr().Is6() {
@@ -33,7 +33,7 @@ func (t *target) aboveLink(size int) bool {
 	return t.link > 0 && size > t.link
 }
 
-// findLink sets t.link where it can be had.
+// findLink sets t.link if the MTU of the link can be read.
 func (t *target) findLink() {
 	index := int(t.scope)
 	if index == 0 {
@@ -69,7 +69,7 @@ func interfaceMTU(index int) int {
 	return int(r.Uint32())
 }
 
-// rememberLink keeps in the flow what sending found out about the host's link.
+// rememberLink stores in the flow what sending has detected about the host's link.
 func (x *Path) rememberLink(key flowKey, t *target) {
 	now := x.now()
 	x.mu.Lock()
@@ -79,7 +79,7 @@ func (x *Path) rememberLink(key flowKey, t *target) {
 	}
 }
 
-// pathMTU returns the MTU the host knows of the path to dst, 0 when it cannot be had. No packet is sent.
+// pathMTU returns the path MTU to dst that the host's kernel has recorded, 0 if it cannot be read. No packet is sent.
 func pathMTU(dst netip.AddrPort) uint32 {
 	family, level, opt := unix.AF_INET, unix.IPPROTO_IP, unix.IP_MTU
 	if dst.Addr().Is6() {

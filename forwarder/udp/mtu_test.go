@@ -12,8 +12,8 @@ import (
 	"rootlessnet/stack"
 )
 
-// A guest whose link has a larger MTU than the host's marks its datagrams DF nevertheless; they arrive, the first one
-// as well. The path's MTU is told all the same.
+// A guest on a link with a larger MTU than the host's marks its datagrams DF nevertheless; they arrive, the first one
+// as well. An MTU of the path that is smaller is reported to the guest nevertheless.
 func TestUDPLargerThanTheLink(t *testing.T) {
 	n := forwardlab.EnterNetns(t)
 	if n == nil {
@@ -49,7 +49,7 @@ func TestUDPLargerThanTheLink(t *testing.T) {
 			send(h.At, size, 0)
 			arrive(size)
 		}
-		send(h.At, 6500, 2000) // a train, of the flow that knows the link
+		send(h.At, 6500, 2000) // a GSO batch, of the flow that has the MTU of the link
 		arrive(2000, 2000, 2000, 500)
 		w.advance(linkLife)
 		send(h.At, 6500, 2000) // and of one that does not
@@ -60,7 +60,7 @@ func TestUDPLargerThanTheLink(t *testing.T) {
 		}
 
 		// What fits the link and not the path is answered, also when the link is known, by the router first and then
-		// by what the host has learnt from it.
+		// from the host's record of that answer.
 		for i := range 3 {
 			send(c.narrow, 1400, 0)
 			e := forwardlab.Receive(t, w.g.UDPErr, "error")
@@ -79,7 +79,7 @@ func TestUDPLargerThanTheLink(t *testing.T) {
 			t.Errorf("%v: %v allocations a large datagram", h.At, n)
 		}
 
-		// The link is asked for again after a while.
+		// The MTU of the link is read again after linkLife.
 		setMTU(t, forwardlab.WideMTU-shrink)
 		w.advance(linkLife)
 		send(h.At, fits, 0)

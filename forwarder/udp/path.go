@@ -34,10 +34,10 @@ const (
 	maxSockets = 16384
 	// maxFlows caps the table (about 800 bytes each): the default of nf_conntrack_max on a small machine.
 	maxFlows = 65536
-	// maxFlowsPerSocket keeps one program that sends to very many remotes, or one published port, from taking all of it.
+	// maxFlowsPerSocket keeps one program that sends to very many remotes, or one published port, from filling the table.
 	maxFlowsPerSocket = 8192
 
-	// ICMP errors sent to the guest, a second and at once: net.ipv4.icmp_msgs_per_sec, and a burst that lets a port scan be answered.
+	// ICMP errors sent to the guest, per second and in a burst: net.ipv4.icmp_msgs_per_sec, and a burst that lets a port scan be answered.
 	errorRate  = 1000
 	errorBurst = 200
 )
@@ -124,7 +124,7 @@ func (x *Path) Close() error {
 	return err
 }
 
-// HandleUDP carries one datagram, or a GSO batch, of the guest. It does not block and does not keep d.
+// HandleUDP sends one datagram, or a GSO batch, of the guest. It does not block and does not keep d.
 func (x *Path) HandleUDP(d *stack.Datagram) {
 	key := flowKey{d.Endpoint, protoUDP, d.Src, d.Dst}
 	t, ok := x.touch(key, segments(d), len(d.Payload))
@@ -145,7 +145,7 @@ func (x *Path) HandleUDP(d *stack.Datagram) {
 			x.HandleUDP(d)
 			return
 		} else if err != nil {
-			return // counted; the guest may try again
+			return // counted by open
 		}
 	}
 	ttl := d.TTL
@@ -199,7 +199,7 @@ func (x *Path) sendError(peer netip.AddrPort, v4 bool, err error, n int) (stack.
 		return stack.TooBig(v4, mtu), mtu > 0
 	}
 	x.count.drops[DropUnreachable].Add(uint64(n))
-	if err == unix.ECONNREFUSED { // of other packets: nothing refuses one before it has left
+	if err == unix.ECONNREFUSED { // caused by an earlier packet: no remote can refuse this one before it was sent
 		return stack.ICMPError{}, false
 	}
 	return forwarder.RefusalOf(err, flow.UDP, peer.Addr().Is4(), v4).ICMP()
@@ -225,7 +225,7 @@ func (x *Path) sendUDPError(f stack.Flow, payload []byte, e stack.ICMPError) {
 	}
 }
 
-// handleDNS gives each query in d to the resolver.
+// handleDNS passes each query in d to the resolver.
 func (x *Path) handleDNS(d *stack.Datagram, r forwarder.Resolver) {
 	back := stack.Flow{Endpoint: d.Endpoint, Src: d.Dst, Dst: d.Src}
 	size := int(d.GSOSize)
@@ -245,8 +245,8 @@ func (x *Path) handleDNS(d *stack.Datagram, r forwarder.Resolver) {
 }
 
 // HandleUDPError is called when the guest has answered a datagram of WriteUDP with an ICMP error. It cannot be passed on to the
-// remote: an ordinary user sends no ICMP. A client of a published port whose server is not there in the client's family is moved
-// to the other one, see UDPListen.
+// remote: an ordinary user sends no ICMP. If the server of a published port does not listen in the client's family, the
+// client is moved to the other family, see UDPListen.
 func (x *Path) HandleUDPError(f stack.Flow, e stack.ICMPError) {
 	x.count.drop(DropGuestError)
 	if stack.PortUnreachable(f.Src.Addr().Is4()) == (stack.ICMPError{Type: e.Type, Code: e.Code}) {

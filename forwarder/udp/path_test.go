@@ -173,7 +173,7 @@ func TestUDPEvictsOldestFlows(t *testing.T) {
 	}
 }
 
-// A guest that talks from ever new ports must not take all descriptors, and goes on when there are none.
+// A guest that sends from more and more ports must not take all descriptors, and can still send when none is left.
 func TestUDPOutOfDescriptors(t *testing.T) {
 	h := forwardlab.ListenUDP(t, "127.0.0.1:0")
 	w := newWorld(t, nil)
@@ -196,7 +196,7 @@ func TestUDPOutOfDescriptors(t *testing.T) {
 		}
 	}
 	if w.Stats().Evicted == 0 {
-		t.Error("nothing was evicted: the limit did not bite")
+		t.Error("nothing was evicted: the limit was not reached")
 	}
 }
 
@@ -214,7 +214,7 @@ func TestUDPRefused(t *testing.T) {
 		if e.Flow != (stack.Flow{Src: guest, Dst: closed.At}) || string(e.Payload) != "probe" || e.E != stack.PortUnreachable(guest.Addr().Is4()) {
 			t.Errorf("got %+v", e)
 		}
-		// The error of one remote must not cost a datagram to another.
+		// An error of one remote must not lose a datagram to another.
 		for i := range 50 {
 			k := w.probe(t, guest, closed.At)
 			w.send(guest, open.At, fmt.Sprint(i))
@@ -278,13 +278,13 @@ func TestUDPTOSAndTTL(t *testing.T) {
 	}
 }
 
-func TestUDPTrains(t *testing.T) {
+func TestUDPBatches(t *testing.T) {
 	h := forwardlab.ListenUDP(t, "127.0.0.1:0")
 	peer := forwardlab.ListenUDP(t, "127.0.0.1:0")
 	w := newWorld(t, nil)
 	for _, c := range []struct{ size, count, tail int }{{1000, 10, 1}, {1000, 2, 0}, {100, 150, 7}, {1, 3, 0}, {30000, 2, 0}} {
-		train := strings.Repeat(strings.Repeat("a", c.size), c.count) + strings.Repeat("b", c.tail)
-		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: h.At}, Payload: []byte(train), TTL: 64, GSOSize: uint16(c.size)})
+		batch := strings.Repeat(strings.Repeat("a", c.size), c.count) + strings.Repeat("b", c.tail)
+		w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: forwardlab.Guest4, Dst: h.At}, Payload: []byte(batch), TTL: 64, GSOSize: uint16(c.size)})
 		for i := range c.count {
 			if s, _ := h.Receive(t); len(s) != c.size {
 				t.Fatalf("%+v: datagram %d has %d bytes", c, i, len(s))
@@ -298,7 +298,7 @@ func TestUDPTrains(t *testing.T) {
 	}
 	h.ReceiveNothing(t)
 
-	// And back: what the sender gave the kernel as a train comes as one.
+	// And in the other direction: a batch that the sender passes to the kernel (UDP_SEGMENT) arrives as one.
 	w.send(forwardlab.Guest4, peer.At, "x")
 	_, from := peer.Receive(t)
 	var oob controlBuffer
@@ -307,10 +307,10 @@ func TestUDPTrains(t *testing.T) {
 		t.Skipf("this kernel has no UDP_SEGMENT: %v", err)
 	}
 	for got := 0; got < 1050; {
-		d := forwardlab.Receive(t, w.g.UDP, "train")
+		d := forwardlab.Receive(t, w.g.UDP, "batch")
 		got += len(d.Payload)
 		if len(d.Payload) > 200 && d.GSOSize != 200 {
-			t.Errorf("a train of %d with GSOSize %d", len(d.Payload), d.GSOSize)
+			t.Errorf("a batch of %d bytes with GSOSize %d", len(d.Payload), d.GSOSize)
 		}
 	}
 }

@@ -15,17 +15,17 @@ import (
 )
 
 const (
-	// A client that appears as the gateway gets another port when its own is taken there: one of these, those of RFC
-	// 6335 6 that are not assigned to any service.
+	// A client that appears as the gateway gets another port if its own is in use there: one of the dynamic ports, which
+	// are assigned to no service (RFC 6335 6).
 	aliasFirst, aliasLast = 49152, 65535
 	// aliasTries bounds the search, which runs for a flow's first datagram only.
 	aliasTries = 128
 	// maxFirst is the largest first datagram kept for moveClient: what fits a packet on an Ethernet. Larger ones are
-	// left to the client's own retry.
+	// not sent again: the client must retry.
 	maxFirst = 1472
 )
 
-// UDPListen says which host address is forwarded to which port of the guest.
+// UDPListen describes a published port: the host address, and the port of the guest that it is forwarded to.
 type UDPListen struct {
 	// Endpoint is the endpoint of the guest.
 	Endpoint flow.Endpoint
@@ -36,7 +36,8 @@ type UDPListen struct {
 	File *os.File
 	// Guest4 and Guest6 are where clients are forwarded to, at least one of them. A client is forwarded to the one of its own
 	// family and appears there under its own address; where that is missing, or nothing listens there, it is forwarded to
-	// the other one and appears as the gateway. So does a client that cannot be shown as itself (package clientaddr).
+	// the address of the other family and appears as the gateway. A client that cannot be shown as itself (package clientaddr)
+	// appears as the gateway, too.
 	Guest4, Guest6 netip.AddrPort
 }
 
@@ -52,7 +53,7 @@ type UDPPort struct {
 // Addr returns the host address with the port that was bound.
 func (p *UDPPort) Addr() netip.AddrPort { return p.addr }
 
-// Close ends the port and its flows; nothing else is touched. It may be called more than once.
+// Close closes the port and ends its flows. It may be called more than once.
 func (p *UDPPort) Close() error {
 	p.x.mu.Lock()
 	p.x.removeSocket(p.s)
@@ -61,7 +62,7 @@ func (p *UDPPort) Close() error {
 }
 
 // SetGuests forwards the port to other addresses of the guest, of the families that the port has. The flows to
-// an address that is gone end.
+// a removed address end.
 func (p *UDPPort) SetGuests(guest4, guest6 netip.Addr) {
 	p.x.mu.Lock()
 	defer p.x.unlock()
@@ -168,7 +169,7 @@ func (s *socket) bind(addr netip.AddrPort) error {
 
 // adopt makes s a duplicate of the UDP socket f.
 func (s *socket) adopt(f *os.File) error {
-	rc, err := f.SyscallConn() // unlike Fd, it leaves the file as it is
+	rc, err := f.SyscallConn() // unlike Fd, it leaves the file non-blocking
 	if err != nil {
 		return err
 	}
@@ -225,12 +226,12 @@ func (s *socket) preparePublished() error {
 func interfaceIndex(zone string) uint32 {
 	ifi, err := net.InterfaceByName(zone)
 	if err != nil {
-		return 0 // bind says ENODEV or EINVAL
+		return 0 // bind then returns ENODEV or EINVAL
 	}
 	return uint32(ifi.Index)
 }
 
-// publishedIn carries a client's datagram, or a GSO batch, to the guest.
+// publishedIn sends a client's datagram, or a GSO batch, to the guest.
 func (x *Path) publishedIn(s *socket, r *receiver, from netip.AddrPort, scope uint32, data []byte, c control) {
 	now := x.now()
 	x.mu.Lock()

@@ -39,13 +39,13 @@ func (w *world) answer(d stack.Datagram, s string) {
 	w.HandleUDP(&stack.Datagram{Flow: stack.Flow{Src: d.Dst, Dst: d.Src}, Payload: []byte(s), TTL: 64})
 }
 
-// Loopback clients appear as the gateway, each told from the others, and are answered from the address they used.
+// Loopback clients appear as the gateway, each with a port of its own, and are answered from the address to which they sent.
 func TestPublishedLoopbackClients(t *testing.T) {
 	a, b := forwardlab.ListenUDP(t, "127.0.0.1:0"), forwardlab.ListenUDP(t, "127.0.0.2:0")
 	same := forwardlab.ListenUDP(t, fmt.Sprintf("127.0.0.3:%d", a.At.Port()))
 	w := newWorld(t, func(c *worldConfig) {
 		c.Policy = forwardlab.JudgeFunc(func(policy.Proto, netip.AddrPort, netip.AddrPort) policy.Verdict {
-			return policy.Verdict{Reason: policy.Loopback} // which must not be asked about an answer
+			return policy.Verdict{Reason: policy.Loopback} // the policy must not judge an answer
 		})
 	})
 	p := publish(t, w, UDPListen{Addr: forwardlab.AP("0.0.0.0:0"), Guest4: server4, Guest6: server6})
@@ -96,7 +96,7 @@ func TestPublishedIPv6(t *testing.T) {
 	}
 }
 
-// A v6 client reaches a server on IPv4 only: there is no IPv6 inside, or the guest says that nothing listens there.
+// A v6 client reaches a server on IPv4 only: there is no IPv6 inside, or the guest answers that nothing listens there.
 func TestPublishedOtherFamily(t *testing.T) {
 	c := forwardlab.ListenUDP(t, "[::1]:0")
 	w := newWorld(t, nil)
@@ -134,7 +134,7 @@ func TestPublishedOtherFamily(t *testing.T) {
 	}
 }
 
-// Without a gateway address of the family there is no name for a loopback client: it must not appear as 127.0.0.1.
+// Without a gateway address of the family there is no address for a loopback client: it must not appear as 127.0.0.1.
 func TestPublishedNoAlias(t *testing.T) {
 	c := forwardlab.ListenUDP(t, "127.0.0.1:0")
 	w := newWorld(t, func(c *worldConfig) { c.Addresses.Gateway4 = netip.Addr{} })
@@ -154,7 +154,7 @@ func TestPublishedOwnAddress(t *testing.T) {
 		defer w.mu.Unlock()
 		key, ok := w.clientKey(p, server4, netip.AddrPortFrom(own, 5))
 		if !ok {
-			t.Error("the client has no name")
+			t.Error("the client has no address inside")
 		}
 		return key.remote
 	}
@@ -167,7 +167,7 @@ func TestPublishedOwnAddress(t *testing.T) {
 	}
 }
 
-// An outbound flow of the server to the gateway under the very port keeps its answers.
+// An outbound flow of the server to the gateway with the same port still gets its answers.
 func TestPublishedAvoidsOutboundFlow(t *testing.T) {
 	c := forwardlab.ListenUDP(t, "127.0.0.1:0")
 	w := newWorld(t, func(cfg *worldConfig) {
@@ -181,7 +181,7 @@ func TestPublishedAvoidsOutboundFlow(t *testing.T) {
 	_, mapped := c.Receive(t)
 	c.Send(t, p.Addr(), "in")
 	if d := forwardlab.Receive(t, w.g.UDP, "datagram"); d.Src == same || d.Src.Addr() != forwardlab.Gateway4 {
-		t.Errorf("the client took the name %v of an outbound flow", d.Src)
+		t.Errorf("the client has the address %v of an outbound flow", d.Src)
 	}
 	c.Send(t, mapped, "answer")
 	if d := forwardlab.Receive(t, w.g.UDP, "answer"); d.Src != same || string(d.Payload) != "answer" {

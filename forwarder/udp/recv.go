@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	// recvBatch messages are read by one recvmmsg at most: those of one sender make a batch of 64 KiB where a datagram
-	// fills an Ethernet frame. Each buffer holds the largest datagram or GSO batch; pages that were never needed take no
+	// recvBatch messages are read by one recvmmsg at most: from one sender, that many datagrams of the size of an
+	// Ethernet frame make a batch of 64 KiB. Each buffer holds the largest datagram or GSO batch; pages that were never needed take no
 	// memory.
 	recvBatch  = 48
 	recvBuffer = 65536
@@ -26,7 +26,7 @@ const (
 	maxBatchBytes = 65535 - udp4Headers
 	// pollEvents sockets are served for each wait.
 	pollEvents = 64
-	// controlSpace holds every control message asked for: TOS, TTL, GRO, packet info, each in both families.
+	// controlSpace holds every control message that is requested: TOS, TTL, GRO, packet info, each in both families.
 	controlSpace = 256
 )
 
@@ -44,11 +44,11 @@ type receiver struct {
 	control [recvBatch][controlSpace]byte
 	bufs    [recvBatch][]byte
 	errBuf  [errorQuote]byte
-	more    [][]byte // of the datagram in hand, see readBatch
+	more    [][]byte // of the batch that is being delivered, see readBatch
 	dgram   stack.Datagram
 	echo    stack.Echo
 
-	want  int // messages to ask for: near what came last, so that a lone one is cheap
+	want  int // messages to request: a little more than came last, so that a single one is cheap
 	dirty int // messages whose lengths the kernel has overwritten
 }
 
@@ -79,9 +79,9 @@ func (x *Path) openPoll() error {
 	if err != nil {
 		return &Error{Op: "epoll_create", Err: err}
 	}
-	_ = unix.SetNonblock(fd, true) // epoll_wait does not care, but os.NewFile hands it to the poller by this
+	_ = unix.SetNonblock(fd, true) // os.NewFile registers only non-blocking descriptors in Go's poller
 	x.epfd, x.epoll = fd, os.NewFile(uintptr(fd), "epoll")
-	err = x.epoll.SetReadDeadline(time.Time{}) // where the poller did not take it
+	err = x.epoll.SetReadDeadline(time.Time{}) // fails if Go's poller did not register the file
 	if err == nil {
 		x.receiver = newReceiver()
 		x.member, err = x.f.Spin.NewMember(x.epoll, x.handleReady)
@@ -121,7 +121,7 @@ func (x *Path) handleReady() spin.Result {
 	for i := range n {
 		e := &x.events[i]
 		x.mu.Lock()
-		s := x.byFD[e.Fd] // a descriptor used again since is as good: it is not blocking
+		s := x.byFD[e.Fd] // the number may belong to a new socket by now: reading that is harmless, as it does not block
 		x.mu.Unlock()
 		if s == nil {
 			continue
@@ -136,7 +136,7 @@ func (x *Path) handleReady() spin.Result {
 	return did
 }
 
-// pollNow takes what is ready, without waiting. RawSyscall: it cannot block.
+// pollNow fetches the events that are ready, without waiting. RawSyscall: it cannot block.
 func pollNow(ep uintptr, events []unix.EpollEvent) int {
 	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, ep, uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)), 0, 0, 0)
 	if errno != 0 {
@@ -145,7 +145,7 @@ func pollNow(ep uintptr, events []unix.EpollEvent) int {
 	return int(n)
 }
 
-// readBatch reads what is there, at most a batch, and carries it to the guest. It returns how many messages it was.
+// readBatch reads at most a batch of messages and sends them to the guest. It returns the number of messages.
 func (x *Path) readBatch(s *socket, r *receiver) int {
 	for i := range r.dirty {
 		r.arm(i)
@@ -156,7 +156,7 @@ func (x *Path) readBatch(s *socket, r *receiver) int {
 		s.recvMu.Unlock()
 		return 0
 	}
-	// Raw: it cannot block, and a copy that outlasts the scheduler's patience must not cost a change of threads.
+	// Raw: it cannot block, and a long copy must not cause Go's scheduler to move the P to another thread (see sendmsg).
 	k, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&r.msgs[0])), uintptr(r.want), unix.MSG_DONTWAIT, 0, 0)
 	s.recvMu.Unlock()
 	if errno != 0 {
@@ -172,7 +172,7 @@ func (x *Path) readBatch(s *socket, r *receiver) int {
 			x.echoIn(s, r, from, data, c)
 			continue
 		}
-		// What came together from one sender goes on together. Nothing waits for it.
+		// Datagrams of one sender that were read together are sent as one batch. No datagram waits for a later one.
 		r.more = r.more[:0]
 		if c.gso == 0 {
 			total, last := len(data), len(data)
@@ -200,7 +200,7 @@ func (r *receiver) controlOf(i int) []byte {
 	return r.control[i][:min(uint64(r.msgs[i].hdr.Controllen), controlSpace)]
 }
 
-// follows says whether message i continues the batch that began with message first, whose datagrams are of size bytes
+// follows reports whether message i continues the batch that began with message first, whose datagrams are of size bytes
 // and whose last one so far is of last bytes: same sender, address, TTL and TOS. Only the last may be shorter.
 func (r *receiver) follows(i, first, last, size int) bool {
 	n := int(r.msgs[i].len)
@@ -212,16 +212,16 @@ func (r *receiver) follows(i, first, last, size int) bool {
 	return a == b && as == bs
 }
 
-// control is what the kernel says about a received packet.
+// control holds the control messages of a received packet.
 type control struct {
 	ttl, tos uint8
 	gso      uint16     // size of the datagrams of a GSO batch; 0: one datagram
-	local    netip.Addr // our address it came to; zero unless asked for
+	local    netip.Addr // our address to which it was sent; zero unless requested
 	ifindex  uint32
 	err      forwarder.QueuedError // of a message from the error queue
 }
 
-// parseControl reads the control messages in b (cmsg(3)); what it does not know or cannot be, it leaves out.
+// parseControl reads the control messages in b (cmsg(3)); unknown and malformed ones are ignored.
 func parseControl(b []byte) (c control) {
 	for len(b) >= unix.SizeofCmsghdr {
 		h, data, rest, err := unix.ParseOneSocketControlMessage(b)
@@ -265,7 +265,7 @@ func (c *control) ipv6(typ int32, data []byte) {
 		c.ttl = uint8(binary.NativeEndian.Uint32(data))
 	case typ == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
 		if c.local.Is4() {
-			return // an IPv4 packet on a socket for both: IP_PKTINFO has said it
+			return // an IPv4 packet on a socket for both families: IP_PKTINFO has the address
 		}
 		c.local = netip.AddrFrom16([16]byte(data[:16])).Unmap()
 		c.ifindex = binary.NativeEndian.Uint32(data[16:])
@@ -282,7 +282,7 @@ func hop(ttl uint8, gateway bool) uint8 {
 	return ttl - 1
 }
 
-// udpIn carries a datagram, or a GSO batch, of an outbound socket to the guest.
+// udpIn sends a datagram, or a GSO batch, that an outbound socket received to the guest.
 func (x *Path) udpIn(s *socket, r *receiver, from netip.AddrPort, data []byte, c control) {
 	now := x.now()
 	x.mu.Lock()
@@ -293,7 +293,7 @@ func (x *Path) udpIn(s *socket, r *receiver, from netip.AddrPort, data []byte, c
 		return
 	}
 	x.received(f, now, data, r.more, c)
-	f.alt = netip.AddrPort{} // the first address answers
+	f.alt = netip.AddrPort{} // the first address has answered: the alternative is not needed
 	key, gateway := f.key, f.gateway
 	x.mu.Unlock()
 	x.deliver(r, key, gateway, data, c)

@@ -11,8 +11,8 @@ import (
 )
 
 // sendUDP sends d: a GSO batch whole where the kernel takes it, else its datagrams, with one call for all of them where it
-// can be. It may set t.link and t.single. It returns how many datagrams did not leave, their bytes, and why the first
-// of them did not.
+// can be. It may set t.link and t.single. It returns how many datagrams were not sent, their bytes, and the error of the first
+// of them.
 func (s *socket) sendUDP(t *target, d *stack.Datagram, ttl uint8) (lost, bytes int, err error) {
 	o := options(ttl, d.TOS, d.DF)
 	size := int(d.GSOSize)
@@ -31,7 +31,7 @@ func (s *socket) sendUDP(t *target, d *stack.Datagram, ttl uint8) (lost, bytes i
 				rest = rest[len(batch):]
 				continue
 			case unix.EIO:
-				// No checksum offload, or IPsec, on the way: it is the same for the next batch.
+				// The route has no checksum offload, or uses IPsec: the next batch would fail as well.
 				t.single = true
 			case unix.EINVAL, unix.EMSGSIZE:
 				// Not on this kernel or with this size, or a datagram is larger than the MTU, which for each alone
@@ -65,7 +65,7 @@ func (s *socket) sendEach(t *target, batch []byte, size int, o sendOptions) (los
 				continue
 			}
 		}
-		// The last one, or one that was refused: alone it is tried again, and finds out what it needs.
+		// The last one, or one that was refused: it is sent again alone, which sets the options that it needs.
 		one := batch[:min(size, len(batch))]
 		if e := s.sendOne(t, one, o); e != nil {
 			if err == nil {
@@ -81,7 +81,7 @@ func (s *socket) sendEach(t *target, batch []byte, size int, o sendOptions) (los
 	return lost, bytes, err
 }
 
-// sendOne sends one datagram, and lets the kernel fragment one that is larger than the host's link, see udp_mtu.go.
+// sendOne sends one datagram, and lets the kernel fragment one that is larger than the host's link, see mtu.go.
 func (s *socket) sendOne(t *target, b []byte, o sendOptions) error {
 	if o.pmtu != unix.IP_PMTUDISC_DO {
 		return s.send(t, nil, b, 0, o)

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	// socketBuffer is asked for in both directions (the kernel grants at most net.core.[rw]mem_max): sixteen GSO batches
+	// socketBuffer is requested in both directions (the kernel grants at most net.core.[rw]mem_max): sixteen GSO batches
 	// of 64 KiB. It is a bound, not memory set aside.
 	socketBuffer = 1 << 20
 	// sendTries: another error may become pending between two of them.
@@ -30,7 +30,7 @@ const (
 
 var (
 	errSocketClosed = errors.New("forwarder: socket closed")
-	// errRulesChanged says that a flow which was allowed is not allowed any more, now that it is in the table.
+	// errRulesChanged means that a flow was allowed when it was decided and is not allowed any more when it is in the table.
 	errRulesChanged = errors.New("forwarder: the rules have changed")
 )
 
@@ -107,8 +107,8 @@ func (x *Path) openSocket(k socketKey) (*socket, error) {
 	return s, nil
 }
 
-// prepare sets the options every socket of ours has. Only the error queue is necessary: without it a failure could
-// not be distinguished from silence.
+// prepare sets the options that every socket of ours has. Only the error queue is mandatory: without it a refused datagram could
+// not be distinguished from an unanswered one.
 func (s *socket) prepare() error {
 	var err error
 	if s.v6 {
@@ -122,7 +122,7 @@ func (s *socket) prepare() error {
 		_ = unix.SetsockoptInt(s.fd, unix.IPPROTO_IP, unix.IP_RECVTTL, 1)
 	}
 	if s.key.proto != protoEcho {
-		_ = unix.SetsockoptInt(s.fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) // since Linux 5.0; without it they come singly
+		_ = unix.SetsockoptInt(s.fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1) // since Linux 5.0; without it they are received separately
 		_ = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, socketBuffer)
 		_ = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, socketBuffer)
 	}
@@ -145,7 +145,7 @@ func (s *socket) close() {
 func options(ttl, tos uint8, df bool) sendOptions {
 	o := sendOptions{ttl: int(ttl), tos: int(tos), pmtu: unix.IP_PMTUDISC_DONT} // IPv6's have the same values
 	if ttl == 0 {
-		o.ttl = 64 // what stack.Datagram means by 0
+		o.ttl = 64 // the meaning of 0 in stack.Datagram
 	}
 	if df {
 		o.pmtu = unix.IP_PMTUDISC_DO
@@ -196,14 +196,14 @@ func (s *socket) send(t *target, head, body []byte, gso uint16, o sendOptions) e
 		case unix.EAGAIN, unix.ENOBUFS, unix.ENOMEM, unix.EINVAL, unix.EBADF:
 			return err
 		}
-		// It may be the pending error of an earlier packet, to anybody; that one is in the error queue, and the error
-		// is cleared now. One that is about this packet comes again.
+		// It may be the pending error of an earlier packet to any peer; that error is in the error queue, and was cleared by
+		// this call. An error of this packet is returned again by the next try.
 	}
 	return err
 }
 
-// sendmsg is a raw system call: it cannot block, and one that outlasts the 20 µs after which the Go scheduler takes the processor away, as fragments do,
-// must not cost a change of threads. sendMu is held.
+// sendmsg is a raw system call: it cannot block, and after 20 µs in an announced call, which sending fragments takes, Go's
+// scheduler would give the P to another thread. sendMu is held.
 func (s *socket) sendmsg(m *unix.Msghdr) unix.Errno {
 	for {
 		s.sends++
@@ -214,7 +214,7 @@ func (s *socket) sendmsg(m *unix.Msghdr) unix.Errno {
 	}
 }
 
-// setOptions makes the socket's options those of o where they differ. sendMu is held.
+// setOptions sets those of the options o that differ from the socket's. sendMu is held.
 func (s *socket) setOptions(o sendOptions, v6 bool) {
 	level, ttl, tos, pmtu, have := unix.IPPROTO_IP, unix.IP_TTL, unix.IP_TOS, unix.IP_MTU_DISCOVER, &s.opts[0]
 	if v6 {
@@ -237,7 +237,7 @@ func (s *socket) setOptions(o sendOptions, v6 bool) {
 
 // controlBuffer collects control messages: UDP_SEGMENT and one of the two packet infos.
 type controlBuffer struct {
-	// Cmsghdr gives the alignment that the kernel asks for.
+	// Cmsghdr gives the alignment that the kernel requires.
 	_   [0]unix.Cmsghdr
 	buf [96]byte
 	n   int

@@ -2,7 +2,7 @@ package udp
 
 import "sync/atomic"
 
-// DropReason says why a datagram or echo was not carried on. Verdicts of the policy are counted apart, by its reasons.
+// DropReason is why a datagram or echo was dropped. Verdicts of the policy are counted separately, by their reasons.
 type DropReason uint8
 
 // The reasons; the names returned by String are those shown in statistics.
@@ -14,12 +14,12 @@ const (
 	DropUnreachable                    // the host's kernel refused it at once: no route, filtered, wrong
 	DropNoSocket                       // no descriptor or memory for a socket
 	DropPingDenied                     // no permission for a ping socket
-	DropNoPort                         // no port of the gateway is free to stand for the client
-	DropFlowEvicted                    // not a datagram but a flow that had to go at a cap
+	DropNoPort                         // no port of the gateway is free for the client
+	DropFlowEvicted                    // a flow, not a datagram, that was removed because a cap was reached
 	DropGuestWrite                     // the stack did not take it
 	DropGuestError                     // the guest's ICMP error, which cannot be passed on
 	DropErrorRate                      // an ICMP error for the guest, above the rate limit
-	DropUnknownError                   // an ICMP error about a flow that is gone
+	DropUnknownError                   // an ICMP error about a flow that has ended
 	DropMalformed                      // a message of the host's kernel that is not an echo reply
 	DropClosed                         // after Close
 	numDropReasons
@@ -44,22 +44,22 @@ type counters struct {
 
 func (c *counters) drop(r DropReason) { c.drops[r].Add(1) }
 
-// Stats is a snapshot of the counters of a Datagrams.
+// Stats is a snapshot of the counters of a Path.
 type Stats struct {
 	Drops   map[string]uint64 `json:"drops"`   // by DropReason, zero counts left out
 	Sockets int               `json:"sockets"` // outbound and ping sockets open now
 	Flows   int               `json:"flows"`   // flows now, those of published ports included
-	Evicted uint64            `json:"evicted"` // sockets closed because of a cap or for want of descriptors
+	Evicted uint64            `json:"evicted"` // sockets closed because of a cap or a lack of descriptors
 
 	OutPackets uint64 `json:"out_packets"` // from the guest to the host; each datagram of a GSO batch counts
 	OutBytes   uint64 `json:"out_bytes"`   // payload
 	InPackets  uint64 `json:"in_packets"`  // from the host to the guest
 	InBytes    uint64 `json:"in_bytes"`    // payload
 	Errors     uint64 `json:"errors"`      // ICMP errors sent to the guest
-	DNS        uint64 `json:"dns"`         // queries given to the resolver
+	DNS        uint64 `json:"dns"`         // queries passed to the resolver
 }
 
-// Stats returns the counters since NewDatagrams. It may be called from any goroutine.
+// Stats returns the counters since New. It may be called from any goroutine.
 func (x *Path) Stats() Stats {
 	c := &x.count
 	st := Stats{

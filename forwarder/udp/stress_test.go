@@ -14,7 +14,7 @@ import (
 	"rootlessnet/stack"
 )
 
-// Senders, the reader, evictions, the sweep, snapshots and published ports at once, and Close in the middle of it.
+// Senders, the reader, evictions, the sweep, snapshots and published ports at once, and Close while they run.
 func TestUDPConcurrent(t *testing.T) {
 	h := forwardlab.ListenUDP(t, "127.0.0.1:0")
 	w := newWorld(t, func(c *worldConfig) { c.maxSockets = 8; c.guest = discardGuest{} })

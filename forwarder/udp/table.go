@@ -13,7 +13,7 @@ import (
 	"rootlessnet/internal/lockrank"
 )
 
-// protoUDP and protoEcho are the kinds of flows; protoEcho stands for ICMP and ICMPv6, the addresses say which.
+// protoUDP and protoEcho are the kinds of flows; protoEcho is ICMP or ICMPv6, depending on the addresses.
 const (
 	protoUDP  = unix.IPPROTO_UDP
 	protoEcho = unix.IPPROTO_ICMP
@@ -46,7 +46,7 @@ type target struct {
 	peer    netip.AddrPort
 	local   netip.Addr // the address to send from; zero: the kernel chooses
 	scope   uint32     // interface of a link-local peer, or by which packets shall leave; 0: any
-	gateway bool       // the destination is ours: no hop lies between
+	gateway bool       // the destination is on the host: no hop lies between
 	link    int        // MTU of the host's link towards peer; 0: not known
 	single  bool       // the host's link takes no GSO batches
 }
@@ -90,7 +90,7 @@ type table struct {
 	sockets map[socketKey]*socket // outbound
 	byFD    map[int32]*socket     // all
 	lru     list.List             // outbound sockets, the last used first
-	dead    []*socket             // taken out, to be closed by unlock
+	dead    []*socket             // removed from the table, to be closed by unlock
 }
 
 func (t *table) init() {
@@ -101,7 +101,7 @@ func (t *table) init() {
 	t.byFD = map[int32]*socket{}
 }
 
-// unlock releases mu and closes the sockets that were taken out meanwhile.
+// unlock releases mu and closes the sockets that were removed meanwhile.
 func (t *table) unlock() {
 	dead := t.dead
 	t.dead = nil
@@ -140,7 +140,7 @@ func (x *Path) touch(key flowKey, pkts, bytes int) (target, bool) {
 }
 
 // open makes the flow of the guest's first packet to an allowed destination, and its socket where there is none.
-// When it fails, that has been counted; errRulesChanged asks the caller to decide again.
+// A failure has been counted when it returns; after errRulesChanged the caller must decide again.
 func (x *Path) open(key flowKey, v *forwarder.Decision, pkts, bytes int) (target, error) {
 	now := x.now()
 	x.mu.Lock()
@@ -160,7 +160,7 @@ func (x *Path) open(key flowKey, v *forwarder.Decision, pkts, bytes int) (target
 	f := &conversation{key: key, decision: *v, alt: v.Alt, target: target{s: s, peer: v.Dst, local: by.Addr, scope: uint32(by.Index), gateway: v.Gateway}, outPkts: uint64(pkts), outBytes: uint64(bytes)}
 	f.Egress = by
 	x.insert(f, now)
-	if !x.f.StillAllowed(v, f.Entry.Key) {
+	if !x.f.StillAllowed(v, &f.Entry) {
 		x.removeFlow(f)
 		return target{}, errRulesChanged
 	}
@@ -232,7 +232,7 @@ func (x *Path) addSocket(k socketKey) (s *socket, added bool, err error) {
 	return s, true, nil
 }
 
-// insert puts f in the table, making room where a cap is reached. mu is held.
+// insert puts f in the table, and first removes another flow where a cap is reached. mu is held.
 func (x *Path) insert(f *conversation, now time.Duration) {
 	f.elem = f.s.flows.PushFront(f)
 	x.use(f, now)
@@ -269,7 +269,7 @@ func (x *Path) evictFlow(keep *conversation) {
 	}
 }
 
-// removeFlow takes f out, and its outbound socket when it was the last. mu is held.
+// removeFlow removes f, and its outbound socket if f was the socket's last flow. mu is held.
 func (x *Path) removeFlow(f *conversation) {
 	if x.flows[f.key] == f {
 		delete(x.flows, f.key)
@@ -287,14 +287,14 @@ func (x *Path) removeFlow(f *conversation) {
 	}
 }
 
-// removeSocket takes s and its flows out; unlock closes it. mu is held.
+// removeSocket removes s and its flows; unlock closes it. mu is held.
 func (x *Path) removeSocket(s *socket) {
 	if x.byFD[int32(s.fd)] != s {
 		return
 	}
 	delete(x.byFD, int32(s.fd))
 	if s.pub != nil {
-		// Closing would not do: the caller that passed the socket in may still have it open, and epoll watches the open file.
+		// Closing the descriptor would not remove it from epoll: the caller that passed the socket in may have a duplicate open.
 		_ = unix.EpollCtl(x.epfd, unix.EPOLL_CTL_DEL, s.fd, nil)
 	}
 	if s.elem != nil {
@@ -311,7 +311,7 @@ func (x *Path) removeSocket(s *socket) {
 	x.dead = append(x.dead, s)
 }
 
-// evictSocket takes out the outbound socket idle for longest. mu is held.
+// evictSocket removes the outbound socket idle for longest. mu is held.
 func (x *Path) evictSocket() {
 	if e := x.lru.Back(); e != nil {
 		x.count.evicted.Add(1)
@@ -333,8 +333,8 @@ func (x *Path) sweepLoop() {
 	}
 }
 
-// sweep removes what has been idle for too long. The lock is released between sockets: a full table must not hold up
-// the packets.
+// sweep removes what has been idle for too long. The lock is released between sockets: the sweep of a full table must not
+// delay packets.
 func (x *Path) sweep() {
 	x.mu.Lock()
 	all := make([]*socket, 0, len(x.byFD))

@@ -16,7 +16,7 @@ import (
 
 const module = "rootlessnet"
 
-// maxLines is how long a file may get before it surely holds more than one subject.
+// maxLines is the length of a file above which it almost certainly has more than one subject.
 const maxLines = 600
 
 // file is one Go source file; dir is relative to the module's root, "." for the root itself.
@@ -119,7 +119,7 @@ func TestEveryPackageHasDoc(t *testing.T) {
 		documented[f.dir] = documented[f.dir] || path.Base(f.name) == "doc.go" && f.syntax.Name != nil
 	}
 	for dir, ok := range documented {
-		// An example is one file that explains itself.
+		// An example is one file without doc.go.
 		if !ok && top(dir) != "examples" {
 			t.Errorf("%s has no doc.go", dir)
 		}

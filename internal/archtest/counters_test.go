@@ -12,9 +12,9 @@ import (
 	"testing"
 )
 
-// Counters have two kinds of names. Most stand in the code as they are printed ("tcp.out"). Those that count by reason
-// are a prefix ("drop.udp.") and a name from a table of strings (dropNames, reasonNames) of the package that counts; where
-// the two are put together is of no interest here.
+// Counters have two kinds of names. Most are in the code as they are printed ("tcp.out"). Those that count by reason
+// are a prefix ("drop.udp.") and a name from a table of strings (dropNames, reasonNames) of the package that counts; the test does not
+// check where the two are joined.
 var (
 	counterName   = regexp.MustCompile(`^(now\.|drop\.)?(link|tcp|udp|loopback|dns|policy|flow|frame)\.[a-z0-9_-]+$`)
 	counterPrefix = regexp.MustCompile(`^(drop\.(udp|frame)|policy)\.$`)
@@ -23,7 +23,7 @@ var (
 	documented = regexp.MustCompile("`([a-z0-9_.-]+)`")
 )
 
-// reasonPrefix says which prefix the reasons of a package are counted under.
+// reasonPrefix has the prefix of the counters of a package's reasons.
 var reasonPrefix = map[string]string{
 	"forwarder":     "drop.udp.",
 	"forwarder/udp": "drop.udp.",

@@ -1,10 +1,9 @@
-// Package archtest holds the architecture as tests: who may import whom, what no product code does, and how long a
+// Package archtest holds the architecture as tests: which package may import which, what no product code does, and how long a
 // file may be. It reads the source tree and runs nothing.
 //
-//	cmd -> rootlessnet -> sandbox -> {api, gateway -> {dns, forwarder -> stack -> tap}}
+//	cmd -> rootlessnet -> sandbox -> {plan, api, gateway, userns}
+//	gateway -> {dns, netns, forwarder and its datapaths -> {policy, flow, splice, stack -> tap}}
+//	userns -> netns
 //
-//	       sandbox -> userns -> netns, gateway -> netns
-//
-// plan, netns, policy and internal/* are leaves: they import nothing of ours but other internal packages. tap, userns and netns
-// import no gVisor; stack never imports forwarder; nothing imports cmd.
+// imports_test.go has the complete list. Only stack imports gVisor, stack never imports forwarder, and nothing imports cmd.
 package archtest

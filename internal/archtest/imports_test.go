@@ -8,13 +8,13 @@ import (
 )
 
 // mayImport is the picture of the architecture: every package, from the top down, with every package of ours that it imports.
-// Each package stands below all packages that import it. An import that is not listed fails, and so does a line that no
-// import needs any more. Tests are not held to it: they may build what they need from above.
+// An import that is not listed fails, and so does a listed import that the code no longer has. Files of tests are exempt: they
+// may import packages of a higher level.
 var mayImport = []struct {
 	dir     string
 	imports []string
 }{
-	// Programs: arguments in, words out.
+	// Programs: arguments in, text and exit status out.
 	{"cmd/rootless-run", []string{".", "internal/flagvalue", "internal/helper", "internal/signals", "internal/systemd", "internal/textlog"}},
 	{"cmd/rootless-net", []string{".", "api", "userns", // userns: exec joins a sandbox from the caller's own terminal
 		"internal/doctor", "internal/flagvalue", "internal/helper", "internal/procstat", "internal/signals", "internal/state", "internal/systemd", "internal/textlog", "internal/watch"}},
@@ -26,7 +26,7 @@ var mayImport = []struct {
 	{"examples/demo", []string{"internal/nettest/topo"}},
 	{"internal/flagvalue", []string{"."}}, // the flags that several programs have
 
-	// The library, and the life of a sandbox.
+	// The library, and the lifecycle of a sandbox.
 	{".", []string{"plan", "sandbox"}},
 	{"sandbox", []string{"api", "dns", "gateway", "plan", "userns", "internal/bindaddr", "internal/hostnet", "internal/race", "internal/signals", "internal/state", "internal/watch"}},
 
@@ -70,7 +70,7 @@ var mayImport = []struct {
 	{"internal/testuser", nil},
 	{"internal/archtest", nil},
 
-	// Leaves: each has one small subject and imports nothing of ours.
+	// Small packages with one subject each; few of them import anything of ours.
 	{"internal/lockrank", nil},
 	{"internal/pasta", []string{"internal/getopt"}},
 	{"internal/slirp", []string{"internal/getopt"}},
@@ -156,9 +156,8 @@ func TestImportsAreThoseOfThePicture(t *testing.T) {
 	}
 }
 
-// What handles frames below the stack, or helps from beside it, is not built on gVisor: the port helper and the process inside
-// a namespace stay small.
-func TestGVisorIsTheStacks(t *testing.T) {
+// Only the stack imports gVisor: the packages below it, the port helper and the process inside a namespace stay small.
+func TestOnlyTheStackImportsGVisor(t *testing.T) {
 	allowed := []string{"stack", "internal/nettest/forwardlab"}
 	for _, f := range sources(t) {
 		if f.test || slices.Contains(allowed, f.dir) {

@@ -40,14 +40,14 @@ func ListenTCP(addr netip.AddrPort) (*net.TCPListener, error) {
 	return l.(*net.TCPListener), nil
 }
 
-// NoIPv6 says whether binding an IPv6 address failed because the host has no IPv6: the family is not compiled in or
+// NoIPv6 reports whether binding an IPv6 address failed because the host has no IPv6: the family is not compiled in or
 // disabled (EAFNOSUPPORT), or disabled by net.ipv6.conf.all.disable_ipv6 (EADDRNOTAVAIL).
 func NoIPv6(err error) bool {
 	return errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL)
 }
 
 // UnprivilegedStart reads the first port that a process without CAP_NET_BIND_SERVICE may bind in the caller's network
-// namespace. ok is false if the kernel does not say; start is then the kernel's default, 1024.
+// namespace. ok is false if it cannot be read; start is then the kernel's default, 1024.
 func UnprivilegedStart() (start int, ok bool) { return readStart(lowPortFile) }
 
 func readStart(file string) (start int, ok bool) {

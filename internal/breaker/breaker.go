@@ -24,7 +24,7 @@ func New(failures int, pause time.Duration) *Breaker {
 	return b
 }
 
-// Open says that an attempt would most likely fail.
+// Open reports whether attempts should be skipped, because they would most likely fail.
 func (b *Breaker) Open() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -33,7 +33,7 @@ func (b *Breaker) Open() bool {
 
 func (b *Breaker) openLocked() bool { return b.row >= b.failures && time.Now().Before(b.until) }
 
-// Fail notes a failure. It is true when this one has opened the breaker.
+// Fail records a failure. It returns true if this one has opened the breaker.
 func (b *Breaker) Fail() (opened bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -44,14 +44,14 @@ func (b *Breaker) Fail() (opened bool) {
 	return true
 }
 
-// Succeed notes a success, which ends the row of failures.
+// Succeed records a success, which ends the row of failures.
 func (b *Breaker) Succeed() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.row = 0
 }
 
-// EndPause has the next attempt made at once, as after the pause.
+// EndPause ends the pause: the next attempt is made at once.
 func (b *Breaker) EndPause() {
 	b.mu.Lock()
 	defer b.mu.Unlock()

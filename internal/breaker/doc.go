@@ -1,3 +1,3 @@
-// Package breaker is a circuit breaker: after several failures in a row it says for a while that something need not be
-// tried, and then has it tried once more.
+// Package breaker is a circuit breaker: after several failures in a row it is open for a pause, during which its user makes no
+// attempts. After the pause one attempt decides whether it closes or opens again.
 package breaker

@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// Network is what is known of the namespace in which the server is. The zero value has no gateway.
+// Network describes the namespace in which the server is. The zero value has no gateway.
 type Network struct {
 	// Gateway4 and Gateway6 are the addresses under which clients appear that cannot appear as themselves; invalid where
 	// there is none.
@@ -24,7 +24,7 @@ func (n *Network) Gateway(a netip.Addr) netip.Addr {
 	return n.Gateway6
 }
 
-// Visible says whether a server at the address server may see a client at the address client as it is.
+// Visible reports whether a server at the address server may see a client at the address client as it is.
 func (n *Network) Visible(client, server netip.Addr) bool {
 	if client.Is4() != server.Is4() || client.IsLoopback() || client.IsUnspecified() || client.IsLinkLocalUnicast() ||
 		client == server || client == n.Gateway(client) || slices.Contains(n.Own, client) {

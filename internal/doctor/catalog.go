@@ -20,7 +20,7 @@ const writableSys = "sudo mount -o remount,rw /proc/sys # it is read-only in a c
 const fixFilter = "docker run --security-opt seccomp=unconfined … # a seccomp filter of the surrounding container forbids it"
 
 // catalog lists all checks in the order of the report. A fix is for the usual cause; a probe that finds another cause replaces it.
-// A fix that begins with "no command:" says what is required instead.
+// A fix that begins with "no command:" describes what is required instead.
 func catalog() []Check {
 	return []Check{
 		{Name: "user-namespace", Group: groupNamespaces, Level: Required,

@@ -95,8 +95,8 @@ func command(ctx context.Context, role string, flags uintptr, maps bool) *exec.C
 	return cmd
 }
 
-// ask runs a child to its end and returns its findings. An error means that the child could not be started or gave no answer.
-func ask(ctx context.Context, role string, flags uintptr) (map[string]finding, error) {
+// runChild runs a child to its end and returns its findings. An error means that the child could not be started or gave no answer.
+func runChild(ctx context.Context, role string, flags uintptr) (map[string]finding, error) {
 	// The kernel sends the parent-death signal when the thread that forked ends (prctl(2), PR_SET_PDEATHSIG).
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -124,16 +124,16 @@ func ask(ctx context.Context, role string, flags uintptr) (map[string]finding, e
 // childProbe runs the child of a role. If its namespaces cannot be created it finds out which of them cannot.
 func childProbe(ctx context.Context, role string) map[string]finding {
 	if role == rolePID {
-		found, err := ask(ctx, role, syscall.CLONE_NEWUSER|syscall.CLONE_NEWPID|syscall.CLONE_NEWNS)
+		found, err := runChild(ctx, role, syscall.CLONE_NEWUSER|syscall.CLONE_NEWPID|syscall.CLONE_NEWNS)
 		if err != nil {
 			return map[string]finding{"pid-namespace": failed("clone", err)}
 		}
 		return found
 	}
-	found, err := ask(ctx, role, insideFlags)
+	found, err := runChild(ctx, role, insideFlags)
 	if err != nil {
 		return blame(err, func(flags uintptr) error {
-			_, err := ask(ctx, roleNothing, flags)
+			_, err := runChild(ctx, roleNothing, flags)
 			return err
 		})
 	}

@@ -18,7 +18,7 @@ const (
 	Untried Status = "untried" // something that it depends on failed, or it did not answer in time
 )
 
-// Level says whether sandboxes require a check.
+// Level reports whether sandboxes require a check.
 type Level string
 
 const (
@@ -157,7 +157,7 @@ func runAll(ctx context.Context, probes []probe, before func() error) map[string
 		i int
 		m map[string]finding
 	}
-	answers := make(chan answer, len(probes)) // with room for all answers, so that a late probe does not block for ever
+	answers := make(chan answer, len(probes)) // with capacity for all answers, so that a late probe does not block for ever
 	for i, p := range probes {
 		go func() {
 			if before != nil {

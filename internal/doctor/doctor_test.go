@@ -214,10 +214,10 @@ func TestTimeout(t *testing.T) {
 	if err := func() error {
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
-		_, err := ask(ctx, roleInside, insideFlags)
+		_, err := runChild(ctx, roleInside, insideFlags)
 		return err
 	}(); err == nil {
-		t.Error("ask returned no error after the end of the context")
+		t.Error("runChild returned no error after the end of the context")
 	}
 }
 
@@ -251,7 +251,7 @@ func TestBlame(t *testing.T) {
 	}
 }
 
-// TestWithoutCapabilities: the report says so if a user namespace gives no capabilities, as where AppArmor restricts them.
+// TestWithoutCapabilities: the report shows that a user namespace gives no capabilities, as where AppArmor restricts them.
 func TestWithoutCapabilities(t *testing.T) {
 	if os.Geteuid() == 0 {
 		t.Skip("needs a process without capabilities; it runs as an ordinary user")
@@ -305,7 +305,7 @@ func TestLink(t *testing.T) {
 	for _, c := range []struct {
 		ok     string
 		status Status
-		says   string
+		detail string
 	}{
 		{"tap-vnet-header", OK, "--link tap)"},
 		{"packet-link", OK, "--link packet"},
@@ -314,7 +314,7 @@ func TestLink(t *testing.T) {
 	} {
 		found := map[string]finding{"tun-device": {Status: Denied}, "packet-link": {Status: Missing}}
 		found[c.ok] = finding{Status: OK}
-		if f := linkFinding(found); f.Status != c.status || !strings.Contains(f.Detail, c.says) {
+		if f := linkFinding(found); f.Status != c.status || !strings.Contains(f.Detail, c.detail) {
 			t.Errorf("with %q: %+v", c.ok, f)
 		}
 	}

@@ -262,7 +262,7 @@ func probePeerPIDFD() finding {
 
 // probeSeccomp runs a child that loads a filter, because a filter cannot be removed again.
 func probeSeccomp(ctx context.Context) finding {
-	found, err := ask(ctx, roleSeccomp, 0)
+	found, err := runChild(ctx, roleSeccomp, 0)
 	if err != nil {
 		return failed("start a child", err)
 	}

@@ -82,7 +82,7 @@ func (e *startError) Unwrap() error { return e.err }
 
 // mapInChild maps id 0 to the caller, and the ids from 1 on to the ranges, in a new user namespace.
 func mapInChild(ctx context.Context, uid, gid int, uids, gids subid.Range) error {
-	runtime.LockOSThread() // as in ask
+	runtime.LockOSThread() // as in runChild
 	defer runtime.UnlockOSThread()
 	cmd := command(ctx, roleHold, syscall.CLONE_NEWUSER, false)
 	in, err := cmd.StdinPipe()

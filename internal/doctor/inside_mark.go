@@ -16,7 +16,7 @@ const (
 	testTable = 100
 )
 
-// testClient is the address of a transparent socket that stands for a client of the outside (TEST-NET-3, RFC 5737); testServer is an
+// testClient is the address of a transparent socket that represents a client outside (TEST-NET-3, RFC 5737); testServer is an
 // address of the sandbox.
 var (
 	testClient = [4]byte{203, 0, 113, 7}
@@ -93,7 +93,7 @@ func probeTransparent() finding {
 	return okf("a socket can be bound to a foreign address")
 }
 
-// transparentSocket opens a TCP socket that may be bound to any address and whose packets have the mark.
+// transparentSocket opens a TCP socket that may be bound to any address and sends packets with the mark.
 func transparentSocket() (fd int, err error) {
 	fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {

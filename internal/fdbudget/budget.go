@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Use is what descriptors are taken for.
+// Use is a purpose of descriptors.
 type Use uint8
 
 const (
@@ -31,22 +31,22 @@ const (
 )
 
 const (
-	// parts is what the limit is divided into; shares are in these.
+	// parts is the number of parts of the limit in which shares are given.
 	parts = 16
-	// reservedParts of the limit are never given out, and not fewer descriptors than minReserve: the control socket's
-	// connections, the resolver's upstreams and published ports live on them.
+	// reservedParts of the limit cannot be taken, and not fewer descriptors than minReserve: the control socket's
+	// connections, the resolver's upstreams and published ports need them.
 	reservedParts = 2
 	minReserve    = 32
 )
 
 // shares are the most that each use may hold, in parts of the limit.
 var shares = [numUses]int64{
-	Stack:     14, // the fallback of everything else: whatever is free
+	Stack:     14, // the stack path is the fallback of the splice path: whatever is free
 	Splice:    8,
-	UDP:       4, // many sockets that say nothing must leave the most for TCP
+	UDP:       4, // many idle sockets must leave the larger part to TCP
 	Relay:     8,
 	Pipes:     2, // only connections in bulk need one, and without it they are copied
-	Pool:      1, // they save time and are of no other use
+	Pool:      3, // every kind of socket that a pool may have; see netns.Pool
 	Listeners: 8, // "all ports" of a namespace is 65,535: connections need descriptors too
 }
 
@@ -78,7 +78,7 @@ var Process = sync.OnceValue(func() *Budget {
 	return New(int64(lim.Cur))
 })
 
-// Take takes n descriptors for u, all or none. false means that u has its share, or that all have together what there is.
+// Take takes n descriptors for u, all or none. It returns false if u has its share already, or if the total is in use.
 func (b *Budget) Take(u Use, n int) bool {
 	if b.taken[u].Add(int64(n)) > b.most[u] {
 		b.taken[u].Add(-int64(n))
@@ -91,7 +91,7 @@ func (b *Budget) Take(u Use, n int) bool {
 	return true
 }
 
-// TakeAnyway takes n descriptors that are open already, whatever the shares say.
+// TakeAnyway takes n descriptors that are open already, even if that exceeds a share.
 func (b *Budget) TakeAnyway(u Use, n int) {
 	b.taken[u].Add(int64(n))
 	b.sum.Add(int64(n))
@@ -102,7 +102,7 @@ func (b *Budget) Free(u Use) int {
 	return int(min(b.most[u]-b.taken[u].Load(), b.total-b.sum.Load()))
 }
 
-// Give gives n descriptors of u back.
+// Give returns n descriptors of u to the budget.
 func (b *Budget) Give(u Use, n int) {
 	b.sum.Add(-int64(n))
 	b.taken[u].Add(-int64(n))

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// However the uses ask, they never hold more than the limit less the reserve.
+// Whatever the uses request, they never hold more than the limit less the reserve.
 func TestTheSumStaysBelowTheLimit(t *testing.T) {
 	for _, limit := range []int64{16, 64, 256, 1024, 524288} {
 		b := New(limit)

@@ -5,7 +5,7 @@
 //
 //	--name value   --name=value   --nam value (any unambiguous prefix)   -n value   -nvalue   -abc (a cluster)
 //
-// "--" ends the options. With Permute, operands may stand between options, as with GNU getopt without POSIXLY_CORRECT. With
+// "--" ends the options. With Permute, operands may be between options, as with GNU getopt without POSIXLY_CORRECT. With
 // Strict, the first operand ends the options, as needed by a program that runs another one.
 //
 // # Errors

@@ -37,7 +37,7 @@ type Mode int
 
 // The two modes.
 const (
-	Permute Mode = iota // operands may stand between options
+	Permute Mode = iota // operands may be between options
 	Strict              // the first operand ends the options
 )
 

@@ -24,13 +24,13 @@ type Dialler struct {
 
 // Client is an accepted connection that waits for a connect. The owner fills in the exported fields before Wait.
 type Client struct {
-	// Socket is the client's own; it stays the owner's.
+	// Socket is the accepted socket of the client; the Dialler does not use it, except to reset it in Close.
 	Socket int
 	// Connected takes over fd, which is connected to the server at dst. It is called in the loop's handler run.
 	Connected func(fd int, dst netip.AddrPort)
-	// Failed is called when a connect to dst has failed; every other one was ended with it.
+	// Failed is called when a connect to dst has failed; all other connects of the client have been ended by then.
 	Failed func(dst netip.AddrPort, err error)
-	// Late is called when the patience given to Wait or Add has passed; nil where there is none. The client waits on.
+	// Late is called when the patience given to Wait or Add has passed; it may be nil. The client continues to wait.
 	Late func()
 
 	timer    *time.Timer // guarded by Dialler.mu
@@ -56,7 +56,7 @@ func NewDialler(loop *splice.Loop) *Dialler {
 // Len is the number of clients that wait.
 func (d *Dialler) Len() int { return int(d.n.Load()) }
 
-// Wait waits for the connect of fd to dst on behalf of c, which waits for nothing yet. After patience, unless it is 0,
+// Wait waits for the connect of fd to dst on behalf of c, which has no connect yet. After patience, unless it is 0,
 // c.Late is called once. The Dialler owns fd until it calls Connected; on an error it has closed fd.
 func (d *Dialler) Wait(c *Client, fd int, dst netip.AddrPort, patience time.Duration) error {
 	d.mu.Lock()
@@ -65,16 +65,17 @@ func (d *Dialler) Wait(c *Client, fd int, dst netip.AddrPort, patience time.Dura
 		unix.Close(fd)
 		return net.ErrClosed
 	}
-	if err := d.watch(c, fd, dst, patience); err != nil {
+	if err := d.watch(c, fd, dst); err != nil {
 		return err
 	}
+	d.setPatience(c, patience)
 	d.waiting[c] = struct{}{}
 	d.n.Add(1)
 	return nil
 }
 
 // Add has c wait for one more connect, with its own patience. It closes fd and returns false where c does not wait any
-// more, or where fd cannot be watched.
+// more, or where fd cannot be watched; the patience begins even then, as c waits on for its other connects.
 func (d *Dialler) Add(c *Client, fd int, dst netip.AddrPort, patience time.Duration) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -82,24 +83,30 @@ func (d *Dialler) Add(c *Client, fd int, dst netip.AddrPort, patience time.Durat
 		rawsock.Reset(fd)
 		return false
 	}
-	return d.watch(c, fd, dst, patience) == nil
+	d.setPatience(c, patience)
+	return d.watch(c, fd, dst) == nil
 }
 
 // watch begins an attempt, or closes fd. mu is held.
-func (d *Dialler) watch(c *Client, fd int, dst netip.AddrPort, patience time.Duration) (err error) {
+func (d *Dialler) watch(c *Client, fd int, dst netip.AddrPort) (err error) {
 	a := &attempt{d: d, c: c, fd: fd, dst: dst}
 	if a.token, err = d.loop.Watch(fd, unix.EPOLLOUT|unix.EPOLLONESHOT, a); err != nil {
 		rawsock.Reset(fd)
 		return err
 	}
 	c.attempts = append(c.attempts, a)
-	if patience > 0 {
-		if c.timer != nil {
-			c.timer.Stop()
-		}
-		c.timer = time.AfterFunc(patience, func() { d.late(c) })
-	}
 	return nil
+}
+
+// setPatience has c.Late called after patience, in place of any earlier time. mu is held.
+func (d *Dialler) setPatience(c *Client, patience time.Duration) {
+	if patience <= 0 {
+		return
+	}
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	c.timer = time.AfterFunc(patience, func() { d.late(c) })
 }
 
 func (d *Dialler) late(c *Client) {
@@ -111,15 +118,15 @@ func (d *Dialler) late(c *Client) {
 	}
 }
 
-// Take ends every connect of c and forgets c. It is false when c was decided already, or the Dialler closed: then the
-// client's socket is not the caller's to use.
+// Take ends every connect of c and removes c from the Dialler. It returns false if a connect of c has ended already or the Dialler is closed: the
+// caller must then not use the client's socket.
 func (d *Dialler) Take(c *Client) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.endLocked(c, nil)
 }
 
-// endLocked forgets c and closes the socket of each of its attempts but one.
+// endLocked removes c and closes the socket of each of its attempts but one.
 func (d *Dialler) endLocked(c *Client, but *attempt) bool {
 	if _, waits := d.waiting[c]; !waits {
 		return false
@@ -163,7 +170,7 @@ func (a *attempt) Ready(uint32) {
 	}
 }
 
-// Close resets every client that waits, and returns how many. Nothing can wait afterwards.
+// Close resets every client that waits, and returns how many. Wait fails afterwards.
 func (d *Dialler) Close() (reset int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -15,7 +15,7 @@ import (
 	"rootlessnet/internal/rawsock"
 )
 
-// outcome is what became of a client that has waited.
+// outcome is the result of a client that has waited.
 type outcome struct {
 	fd  int // of Connected
 	dst netip.AddrPort
@@ -66,7 +66,7 @@ func TestDiallerConnected(t *testing.T) {
 		t.Errorf("the socket is not connected: %v, %v", done, err)
 	}
 	if d.Take(&w.Client) || len(w.late) != 0 {
-		t.Error("a client that is connected was taken back, or late")
+		t.Error("a client that is connected was removed by Take, or late")
 	}
 }
 
@@ -80,7 +80,7 @@ func TestDiallerFailed(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !d.Add(&w.Client, pending(t, refusing.at), refusing.at, 0) {
-		t.Fatal("a client that waits was not given another connect")
+		t.Fatal("Add failed for a client that waits")
 	}
 	refusing.stop()
 	o := receive(t, w.outcomes, "outcome")
@@ -93,7 +93,7 @@ func TestDiallerFailed(t *testing.T) {
 	}
 }
 
-// Of several connects the first that succeeds is the client's, and the others are reset.
+// Of several connects the client gets the first that succeeds, and the others are reset.
 func TestDiallerFirstOfSeveral(t *testing.T) {
 	d := newDialler(t)
 	full := newFullServer(t).at
@@ -104,7 +104,7 @@ func TestDiallerFirstOfSeveral(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !d.Add(&w.Client, pending(t, at), at, 0) {
-		t.Fatal("a client that waits was not given another connect")
+		t.Fatal("Add failed for a client that waits")
 	}
 	server.drain()
 	o := receive(t, w.outcomes, "outcome")
@@ -112,9 +112,9 @@ func TestDiallerFirstOfSeveral(t *testing.T) {
 		t.Fatalf("%+v", o)
 	}
 	unix.Close(o.fd)
-	// It waits no more, so a third connect is not wanted.
+	// The client does not wait any more, so Add refuses a third connect.
 	if d.Add(&w.Client, pending(t, full), full, 0) {
-		t.Error("a client that is connected was given another connect")
+		t.Error("Add succeeded for a client that is connected")
 	}
 }
 
@@ -131,7 +131,7 @@ func TestDiallerLate(t *testing.T) {
 	if len(w.late) != 0 || d.Len() != 1 {
 		t.Errorf("late %d times more, %d wait", len(w.late), d.Len())
 	}
-	server.drain() // it waits on, and is connected after all
+	server.drain() // the client still waits, and is connected now
 	if o := receive(t, w.outcomes, "outcome"); o.err != nil {
 		t.Errorf("%+v", o)
 	} else {
@@ -139,7 +139,7 @@ func TestDiallerLate(t *testing.T) {
 	}
 }
 
-// A further connect has a patience of its own.
+// Add sets a new patience.
 func TestDiallerAddReplacesThePatience(t *testing.T) {
 	d := newDialler(t)
 	at := newFullServer(t).at
@@ -148,15 +148,36 @@ func TestDiallerAddReplacesThePatience(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !d.Add(&w.Client, pending(t, at), at, quiet) {
-		t.Fatal("a client that waits was not given another connect")
+		t.Fatal("Add failed for a client that waits")
 	}
 	receive(t, w.late, "call of Late")
 	if !d.Take(&w.Client) {
-		t.Error("a client that waits could not be taken back")
+		t.Error("Take did not remove a client that waits")
 	}
 }
 
-// A client that was taken back hears of nothing any more, and its own socket is as it was.
+// A client does not wait for ever after an Add that has failed because the connect cannot be watched (no memory).
+func TestDiallerAddThatFailsHasItsPatience(t *testing.T) {
+	d := newDialler(t)
+	at := newFullServer(t).at
+	w := newWaiting()
+	if err := d.Wait(&w.Client, pending(t, at), at, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0) // which epoll refuses
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.Add(&w.Client, null, at, quiet) {
+		t.Error("a descriptor that cannot be watched was added")
+	}
+	receive(t, w.late, "call of Late")
+	if !d.Take(&w.Client) {
+		t.Error("the client does not wait any more")
+	}
+}
+
+// After Take none of the client's callbacks is called, and its own socket is unchanged.
 func TestDiallerTake(t *testing.T) {
 	d := newDialler(t)
 	server := newFullServer(t)
@@ -168,7 +189,7 @@ func TestDiallerTake(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !d.Take(&w.Client) || d.Take(&w.Client) {
-		t.Error("it can be taken back once")
+		t.Error("Take must succeed exactly once")
 	}
 	server.drain()
 	time.Sleep(2 * quiet)
@@ -218,7 +239,7 @@ func TestDiallerClose(t *testing.T) {
 }
 
 // Wait, Add, Take, late calls, outcomes and Close at once, for the race detector. Each client has exactly one end: an
-// outcome, being taken back, or Close.
+// outcome, Take, or Close.
 func TestDiallerConcurrentUse(t *testing.T) {
 	d := newDialler(t)
 	server := newFullServer(t)

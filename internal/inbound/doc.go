@@ -1,16 +1,16 @@
-// Package inbound takes clients from listening sockets of the host and connects each to a server elsewhere: what published
+// Package inbound takes clients from listening sockets of the host and connects each to a server in another namespace: what published
 // ports, loopback forwards and the port helper of Podman have in common.
 //
-//	accept (Listener) -> connect (rawsock.ConnectFrom) -> wait, if need be (Dialler) -> join (splice.Loop)
+//	accept (Listener) -> connect (rawsock.ConnectFrom) -> wait, if needed (Dialler) -> join (splice.Loop)
 //
-// Nearly every connect ends within the first call, because the server is a neighbour on the same machine. Those that do
-// not are the Dialler's: a full backlog, a packet filter in the way, a server on its way up.
+// Nearly every connect completes within the first call, because the server is on the same machine. The Dialler waits for those
+// that do not: the server's backlog is full, a packet filter drops the SYN, or the server does not listen yet.
 //
 // # States of a client
 //
-// accepted -> connected, or waiting -> connected | failed | taken back. A client that waits may have several connects
-// under way, of which the first outcome decides: a refusal is the server's word as much as an acceptance. Whoever waits
-// long may be given another connect (Add) or be taken back (Take) for another datapath.
+// accepted -> connected, or waiting -> connected | failed | removed. A client that waits may have several connects in
+// progress; the first result, success or refusal, ends the others. While a client waits, its owner may start another
+// connect (Add), or remove it from the Dialler (Take) to pass it to another datapath.
 //
 // # Lock order
 //

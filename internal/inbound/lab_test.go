@@ -63,8 +63,8 @@ func start(t testing.TB, dst netip.AddrPort) (fd int, done bool, err error) {
 	return fd, done, nil
 }
 
-// fullServer is a server whose backlog is full: connects to it are under way until drain makes room, or stop has them
-// refused.
+// fullServer is a server with a full backlog: connects to it stay in progress until drain accepts a connection, or stop closes
+// the listener.
 type fullServer struct {
 	t    testing.TB
 	fd   int
@@ -83,7 +83,7 @@ func newFullServer(t testing.TB) *fullServer {
 	if err := rawsock.Bind(fd, netip.MustParseAddrPort("127.0.0.1:0")); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Listen(fd, 0); err != nil { // room for one
+	if err := unix.Listen(fd, 0); err != nil { // the backlog holds one
 		t.Fatal(err)
 	}
 	s.at = rawsock.LocalAddr(fd)
@@ -95,7 +95,7 @@ func newFullServer(t testing.TB) *fullServer {
 	return s
 }
 
-// drain makes room for one connect.
+// drain accepts one connection, so that the next connect completes.
 func (s *fullServer) drain() {
 	c, _, err := rawsock.Accept(s.fd)
 	if err != nil {

@@ -13,18 +13,18 @@ import (
 	"rootlessnet/internal/spin"
 )
 
-// Pause is how long a listener rests after an accept that failed (no descriptors, no memory), or while its handler has no
-// room: the backlog keeps the clients meanwhile. An accept loop that ends on its first error, or one that tries again at
-// once, are the two known ways to get this wrong.
+// Pause is how long a listener accepts nothing after an accept that failed (no descriptors, no memory), or after its handler
+// was not ready. The backlog keeps the clients meanwhile. An accept loop that ended on its first error would stop the port for
+// good, and one that tried again at once would use a whole processor.
 const Pause = 100 * time.Millisecond
 
 // Handler serves the clients of a Listener. Its methods are not called concurrently for one Listener.
 type Handler interface {
-	// Ready says whether one more client can be served now. false has the listener rest for Pause.
+	// Ready reports whether one more client can be served now. false: the listener pauses for Pause.
 	Ready() bool
-	// Serve takes over a client's socket, which is non-blocking, and says how the handler run went (package spin).
+	// Serve takes over a client's socket, which is non-blocking, and returns the result of the handler run (package spin).
 	Serve(fd int, client netip.AddrPort) spin.Result
-	// AcceptFailed is called after an accept that failed; the listener rests for Pause.
+	// AcceptFailed is called after an accept that failed; the listener pauses for Pause.
 	AcceptFailed(err error)
 }
 
@@ -33,16 +33,16 @@ type Listener struct {
 	f       *os.File
 	h       Handler
 	member  *spin.Member
-	resting atomic.Bool
+	pausing atomic.Bool
 	done    chan struct{}
 }
 
 // Listen serves the clients of l by h, and takes l over; it closes l on an error, too. The options that each accepted
 // socket shall have must be set on the listener by tune, if that is not nil: the kernel passes them on. group may be nil;
-// blocking says that h.Serve may wait for something, so that only the listener's own goroutine may call it.
+// blocking is set if h.Serve may block, so that only the listener's own goroutine may call it.
 func Listen(group *spin.Group, l *net.TCPListener, blocking bool, tune func(fd int), h Handler) (*Listener, error) {
 	defer l.Close()
-	// A listener of package net gives each connection a keep-alive pace of its own. The copy shares the socket.
+	// A listener of package net sets keep-alive times of its own on each connection. The copy shares the socket.
 	f, err := l.File()
 	if err != nil {
 		return nil, err
@@ -66,7 +66,7 @@ func Listen(group *spin.Group, l *net.TCPListener, blocking bool, tune func(fd i
 	return n, nil
 }
 
-// Close stops listening and waits for a handler that is running. Clients that were taken are the handler's.
+// Close stops listening and waits for a handler that is running. Clients that were passed to the handler stay open.
 func (n *Listener) Close() {
 	n.member.Leave()
 	_ = n.f.Close()
@@ -75,11 +75,11 @@ func (n *Listener) Close() {
 
 // takeOne accepts one client.
 func (n *Listener) takeOne() spin.Result {
-	if n.resting.Load() {
+	if n.pausing.Load() {
 		return spin.Idle
 	}
 	if !n.h.Ready() {
-		return n.rest()
+		return n.pause()
 	}
 	fd, client, err := rawsock.Accept(n.member.FD())
 	switch {
@@ -87,16 +87,16 @@ func (n *Listener) takeOne() spin.Result {
 		return spin.Idle
 	case err != nil:
 		n.h.AcceptFailed(err)
-		return n.rest()
+		return n.pause()
 	}
 	return n.h.Serve(fd, client)
 }
 
-// rest accepts no clients for Pause.
-func (n *Listener) rest() spin.Result {
-	n.resting.Store(true)
+// pause accepts no clients for Pause.
+func (n *Listener) pause() spin.Result {
+	n.pausing.Store(true)
 	time.AfterFunc(Pause, func() {
-		n.resting.Store(false)
+		n.pausing.Store(false)
 		n.member.Wake()
 	})
 	return spin.Idle

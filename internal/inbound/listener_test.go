@@ -18,12 +18,12 @@ import (
 
 // handler records what a Listener calls.
 type handler struct {
-	notReady atomic.Bool
-	asked    atomic.Int64
-	clients  chan int
-	from     chan netip.AddrPort
-	failed   chan error
-	serve    func() // called by Serve, if not nil
+	notReady   atomic.Bool
+	readyCalls atomic.Int64
+	clients    chan int
+	from       chan netip.AddrPort
+	failed     chan error
+	serve      func() // called by Serve, if not nil
 }
 
 func newHandler() *handler {
@@ -31,7 +31,7 @@ func newHandler() *handler {
 }
 
 func (h *handler) Ready() bool {
-	h.asked.Add(1)
+	h.readyCalls.Add(1)
 	return !h.notReady.Load()
 }
 
@@ -98,15 +98,15 @@ func TestListenerServesClients(t *testing.T) {
 	}
 }
 
-// While the handler has no room the clients stay in the backlog, and it is asked once in each Pause.
-func TestListenerRestsWhileNotReady(t *testing.T) {
+// While the handler is not ready the clients stay in the backlog, and Ready is called once in each Pause.
+func TestListenerPausesWhileNotReady(t *testing.T) {
 	h := newHandler()
 	h.notReady.Store(true)
 	_, at := newListener(t, false, nil, h)
 	call(t, at)
 	time.Sleep(4 * Pause)
-	if n := h.asked.Load(); n < 2 || n > 6 {
-		t.Errorf("the handler was asked %d times in %v", n, 4*Pause)
+	if n := h.readyCalls.Load(); n < 2 || n > 6 {
+		t.Errorf("Ready was called %d times in %v", n, 4*Pause)
 	}
 	if len(h.clients) != 0 {
 		t.Error("a client was accepted")
@@ -116,7 +116,7 @@ func TestListenerRestsWhileNotReady(t *testing.T) {
 }
 
 // An accept that fails is reported, and tried again after a Pause. Clients are served when it works again.
-func TestListenerRestsAfterAFailedAccept(t *testing.T) {
+func TestListenerPausesAfterAFailedAccept(t *testing.T) {
 	h := newHandler()
 	_, at := newListener(t, false, nil, h)
 	c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -176,13 +176,13 @@ func TestListenerCloseWaits(t *testing.T) {
 	n.Close() // again
 }
 
-// A Listener that rests is closed at once, and the end of its rest does no harm.
-func TestListenerCloseWhileResting(t *testing.T) {
+// A Listener that pauses is closed at once, and the end of its pause has no effect.
+func TestListenerCloseWhilePausing(t *testing.T) {
 	h := newHandler()
 	h.notReady.Store(true)
 	n, at := newListener(t, false, nil, h)
 	c := call(t, at)
-	eventually(t, "it rests", func() bool { return h.asked.Load() > 0 })
+	eventually(t, "it pauses", func() bool { return h.readyCalls.Load() > 0 })
 	begin := time.Now()
 	n.Close()
 	if took := time.Since(begin); took > Pause/2 {

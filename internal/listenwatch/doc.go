@@ -3,7 +3,7 @@
 // there is.
 //
 // A port of the set is in one of three states: open, failed (Open returned an error; it is tried again once the server has
-// gone and come back), or unknown. A port that Open answers with [ErrLater] stays unknown.
+// ended and listens again), or unknown. A port that Open answers with [ErrLater] stays unknown.
 //
 // The package imports none of our packages, holds no lock and starts no goroutine: a Watcher belongs to the goroutine that
 // calls Poll or Run.

@@ -41,11 +41,11 @@ func TestPoll(t *testing.T) {
 		{nil, []string{"close 1"}},
 		{[]int{1}, []string{"open 1"}},
 		{[]int{1, 2}, []string{"open 2"}},
-		{[]int{1, 2}, nil}, // a refusal is not asked for again
+		{[]int{1, 2}, nil}, // a port that was refused is not tried again
 		{[]int{1}, nil},
-		{[]int{1, 2}, []string{"open 2"}}, // but it is when the server has come back
+		{[]int{1, 2}, []string{"open 2"}}, // but it is tried again after the server has listened again
 		{[]int{1, 3}, []string{"open 3"}},
-		{[]int{1, 3}, []string{"open 3"}}, // ErrLater is asked for again
+		{[]int{1, 3}, []string{"open 3"}}, // a port with ErrLater is tried again
 	} {
 		now, events = step.now, nil
 		w.Poll()

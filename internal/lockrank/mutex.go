@@ -4,7 +4,7 @@ package lockrank
 
 import "sync"
 
-// Checked says whether this build checks the order.
+// Checked reports whether this build checks the order.
 const Checked = false
 
 // Mutex is a sync.Mutex. Its zero value is unlocked, and has no rank.

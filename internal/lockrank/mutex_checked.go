@@ -12,7 +12,7 @@ import (
 	"sync"
 )
 
-// Checked says whether this build checks the order.
+// Checked reports whether this build checks the order.
 const Checked = true
 
 // unranked locks are not checked.

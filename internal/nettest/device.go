@@ -36,7 +36,7 @@ func NewFakeDevice(info tap.Info) *FakeDevice {
 	return d
 }
 
-// Inject queues frames as if the guest had sent them. It copies.
+// Inject queues copies of frames as if the guest had sent them.
 func (d *FakeDevice) Inject(frames ...tap.Frame) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// leakPatience is how long goroutines and descriptors may take to go away after the test: closing is often finished by
+// leakPatience is how long goroutines and descriptors may take to end after the test: closing is often finished by
 // another goroutine.
 const leakPatience = 3 * time.Second
 
@@ -90,7 +90,7 @@ func openFDs() map[string]string {
 	for _, e := range dir {
 		to, err := os.Readlink("/proc/self/fd/" + e.Name())
 		if err != nil || to == "anon_inode:[eventpoll]" || to == "anon_inode:[eventfd]" {
-			continue // the directory itself, gone by now; the poller
+			continue // the directory itself, closed by now; the poller
 		}
 		fds["fd "+e.Name()] = fmt.Sprintf("-> %s", to)
 	}

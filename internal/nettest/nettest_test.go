@@ -70,14 +70,14 @@ func TestFakeDeviceCloseUnblocks(t *testing.T) {
 // failures records what a test would have reported.
 type failures struct {
 	testing.TB
-	said     string
+	output   string
 	cleanups []func()
 }
 
 func (f *failures) Helper()                   {}
 func (f *failures) Failed() bool              { return false }
 func (f *failures) Cleanup(fn func())         { f.cleanups = append(f.cleanups, fn) }
-func (f *failures) Errorf(s string, a ...any) { f.said += fmt.Sprintf(s, a...) }
+func (f *failures) Errorf(s string, a ...any) { f.output += fmt.Sprintf(s, a...) }
 
 func TestCheckLeaksFindsGoroutinesAndFiles(t *testing.T) {
 	f := &failures{TB: t}
@@ -91,7 +91,7 @@ func TestCheckLeaksFindsGoroutinesAndFiles(t *testing.T) {
 	f.cleanups[0]()
 	close(stop)
 	file.Close()
-	if !strings.Contains(f.said, "TestCheckLeaksFindsGoroutinesAndFiles") || !strings.Contains(f.said, os.DevNull) {
-		t.Errorf("not found: %q", f.said)
+	if !strings.Contains(f.output, "TestCheckLeaksFindsGoroutinesAndFiles") || !strings.Contains(f.output, os.DevNull) {
+		t.Errorf("not found: %q", f.output)
 	}
 }

@@ -36,7 +36,7 @@ func Listeners(dir, proto string) (list []netip.AddrPort) {
 	return list
 }
 
-// Unreachable says whether a listener on a can be reached only inside its namespace, because a is in a prefix that is never
+// Unreachable reports whether a listener on a can be reached only inside its namespace, because a is in a prefix that is never
 // routed. The listeners of the splice path have such addresses.
 func Unreachable(a netip.Addr) bool { return unrouted4.Contains(a) || unrouted6.Contains(a) }
 

@@ -9,7 +9,7 @@ import (
 // PortRange is an inclusive range of ports.
 type PortRange struct{ First, Last uint16 }
 
-// Contains says whether the range includes p.
+// Contains reports whether the range includes p.
 func (r PortRange) Contains(p uint16) bool { return p >= r.First && p <= r.Last }
 
 // defaultLocalPorts is what Linux begins with (net/ipv4/af_inet.c, inet_init_net).

@@ -1,4 +1,4 @@
-// Package race tells, at compile time, whether the program was built with the race detector (go build -race). The race
+// Package race reports, at compile time, whether the program was built with the race detector (go build -race). The race
 // detector slows a program several times, makes sync.Pool drop items at random and maps a large shadow memory, so some
 // tests allow more time or skip a bound, and one start-up step tolerates an error.
 package race

@@ -38,9 +38,9 @@ func ConnectState(fd int, dst netip.AddrPort) (done bool, err error) {
 	}
 }
 
-// ConnectFrom binds fd to src, unless src is invalid, and starts to connect it to dst: done, or ConnectState says how it
-// goes on. A server on this machine has answered before the first call of connect returns, which says nevertheless that
-// the connect is under way: the second call finds out.
+// ConnectFrom binds fd to src, unless src is invalid, and starts to connect it to dst: it is done, or ConnectState
+// returns its later state. A server on this machine has answered before the first call of connect returns; that call
+// returns EINPROGRESS nevertheless, and a second one returns the result.
 func ConnectFrom(fd int, src, dst netip.AddrPort) (done bool, err error) {
 	if src.IsValid() {
 		if err := Bind(fd, src); err != nil {
@@ -55,7 +55,7 @@ func ConnectFrom(fd int, src, dst netip.AddrPort) (done bool, err error) {
 	return done, err
 }
 
-// IsSelf says whether a socket that was connected to dst is connected to itself, which TCP allows: a port on which nothing
+// IsSelf reports whether a socket that was connected to dst is connected to itself, which TCP allows: a port on which nothing
 // listens may be the one that the kernel chose for the socket (RFC 9293 3.5, simultaneous open).
 func IsSelf(fd int, dst netip.AddrPort) bool { return LocalAddr(fd) == dst }
 

@@ -59,7 +59,7 @@ func newDirect(path string, child netip.Addr, log *slog.Logger) (*direct, error)
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("ask the network namespace %s for its routes: %w", path, err)
+		return nil, fmt.Errorf("open a netlink socket in the network namespace %s: %w", path, err)
 	}
 	pool, err := netns.OpenPoolAt(path, 0)
 	if err != nil {

@@ -80,7 +80,8 @@ func (d *direct) connect(src, dst netip.AddrPort, plain bool) (fd int, done bool
 		rawsock.NoDelay(fd)
 		src = netip.AddrPort{}
 	}
-	if done, err = rawsock.ConnectFrom(fd, src, dst); err == nil && done && rawsock.IsSelf(fd, dst) {
+	done, err = rawsock.ConnectFrom(fd, src, dst)
+	if err == nil && done && (!src.IsValid() || src.Addr() == dst.Addr()) && rawsock.IsSelf(fd, dst) {
 		err = unix.ECONNREFUSED // a TCP self-connect: no server listens
 	}
 	if err != nil {

@@ -40,7 +40,7 @@ func startDirectHere(t *testing.T, p Port) {
 	}
 }
 
-// fullServer returns the port of a listener whose backlog of one connection is full. accept accepts that connection and the next.
+// fullServer returns the port of a listener with a backlog of one connection, which is full. accept accepts that connection and the next.
 func fullServer(t *testing.T) (port uint16, accept func() (first, second net.Conn)) {
 	t.Helper()
 	fd, err := rawsock.Socket(true)
@@ -84,7 +84,7 @@ type rawConn struct {
 func (c *rawConn) Write(b []byte) (int, error) { return unix.Write(c.fd, b) }
 func (c *rawConn) Close() error                { return unix.Close(c.fd) }
 
-// TestDirectServerIsBusy: a client is connected when the server's backlog has room again.
+// TestDirectServerIsBusy: a client is connected when the server's backlog has space again.
 func TestDirectServerIsBusy(t *testing.T) {
 	nettest.CheckLeaks(t)
 	childPort, accept := fullServer(t)

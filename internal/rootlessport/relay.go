@@ -135,7 +135,7 @@ func (r *relay) serveTCP(l *net.TCPListener, p Port) {
 	}
 }
 
-// connect connects one client to the server and moves the data of the two.
+// connect connects one client to the server and copies the data in both directions.
 func (r *relay) connect(client *net.TCPConn, p Port) {
 	ctx, cancel := context.WithTimeout(r.ctx, dialTimeout)
 	conn, err := r.dialer.dial(ctx, "tcp", r.target(p.ChildPort))
@@ -159,11 +159,11 @@ func (r *relay) connect(client *net.TCPConn, p Port) {
 	pumps.Wait()
 }
 
-// pump copies the data of one direction, then passes the FIN on and sets passed. An error resets both connections. back is passed of
-// the other direction.
+// pump copies the data of one direction, then passes the FIN on and sets passed. An error resets both connections. back is the
+// flag of the other direction.
 func pump(to, from *net.TCPConn, passed, back *atomic.Bool) {
 	_, err := io.Copy(to, from) // by splice(2)
-	if err != nil || dead(from) && !back.Load() {
+	if err != nil || closed(from) && !back.Load() {
 		_ = to.SetLinger(0)
 		_ = from.SetLinger(0)
 		_ = to.Close()
@@ -176,8 +176,8 @@ func pump(to, from *net.TCPConn, passed, back *atomic.Bool) {
 	}
 }
 
-// dead reports whether the kernel has closed the connection, by a RST or after both FINs.
-func dead(c *net.TCPConn) (is bool) {
+// closed reports whether the kernel has closed the connection, by a RST or after both FINs.
+func closed(c *net.TCPConn) (is bool) {
 	rc, err := c.SyscallConn()
 	if err == nil {
 		err = rc.Control(func(fd uintptr) { is = rawsock.Closed(fd) })

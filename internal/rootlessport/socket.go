@@ -95,14 +95,14 @@ func (s *addressSocket) hold(c *net.UnixConn) bool {
 func (s *addressSocket) serve(c *net.UnixConn) {
 	_ = c.SetDeadline(time.Now().Add(addressTimeout))
 	answer := "OK"
-	if err := s.take(c); err != nil {
+	if err := s.receive(c); err != nil {
 		s.log.Warn("the container's address was not changed", "err", err)
 		answer = err.Error()
 	}
 	_, _ = c.Write([]byte(answer))
 }
 
-func (s *addressSocket) take(c *net.UnixConn) error {
+func (s *addressSocket) receive(c *net.UnixConn) error {
 	buf := make([]byte, maxMessage)
 	n, err := c.Read(buf)
 	if err != nil {

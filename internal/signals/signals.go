@@ -30,7 +30,7 @@ func Catch(ch chan<- os.Signal) {
 	}
 }
 
-// Terminates reports whether sig requests a program to end.
+// Terminates reports whether sig is a signal that requests a program to end.
 func Terminates(sig os.Signal) bool {
 	return slices.Contains([]os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM}, sig)
 }

@@ -49,8 +49,8 @@ func startAPI(t *testing.T) (path string, fwd *fakeForwarder) {
 	return path, fwd
 }
 
-// ask sends a request and returns the reply. With shut it ends its side of the stream after the request.
-func ask(t *testing.T, path, request string, shut bool) string {
+// exchange sends a request and returns the reply. With shut it ends its side of the stream after the request.
+func exchange(t *testing.T, path, request string, shut bool) string {
 	t.Helper()
 	c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
@@ -113,7 +113,7 @@ func TestAPIReplies(t *testing.T) {
 		{strings.Repeat(" ", 4095), bad("cannot parse JSON")},
 		{`{"execute":"list_hostfwd"}` + strings.Repeat(" ", 4096), bad("too large message")},
 	} {
-		if reply := ask(t, path, c.request, true); reply != c.reply {
+		if reply := exchange(t, path, c.request, true); reply != c.reply {
 			t.Errorf("%.100s\n got %s\nwant %s", c.request, reply, c.reply)
 		}
 	}
@@ -156,7 +156,7 @@ func TestAPIHangingCaller(t *testing.T) {
 		}
 		defer c.Close()
 	}
-	if reply := ask(t, path, `{"execute":"list_hostfwd"}`, true); !strings.HasPrefix(reply, `{"return"`) {
+	if reply := exchange(t, path, `{"execute":"list_hostfwd"}`, true); !strings.HasPrefix(reply, `{"return"`) {
 		t.Errorf("got %q", reply)
 	}
 }

@@ -43,7 +43,7 @@ func TestCallers(t *testing.T) {
 		}},
 		{"another subnet", "--cidr=10.128.0.0/9 1 tap0", func(o *Options) bool { return o.Guest() == netip.MustParseAddr("10.128.0.100") }},
 		{"the first address of a /25", "--cidr=192.168.4.128/25 1 tap0", func(o *Options) bool { return o.Guest() == netip.MustParseAddr("192.168.4.228") }},
-		{"deprecated words", "--no-host-loopback --create-sandbox 1 tap0",
+		{"deprecated options", "--no-host-loopback --create-sandbox 1 tap0",
 			func(o *Options) bool { return o.DisableHostLoopback && o.Sandbox && len(o.Warnings) == 2 }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -52,7 +52,7 @@ func TestCallers(t *testing.T) {
 				t.Fatal(err)
 			}
 			if !c.check(o) {
-				t.Errorf("%s\nwas read as %+v", c.line, *o)
+				t.Errorf("%s\nwas parsed as %+v", c.line, *o)
 			}
 		})
 	}

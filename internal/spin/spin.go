@@ -21,8 +21,8 @@ const (
 	exchangeGap = 100 * time.Microsecond
 
 	// maxPoll is the longest time a goroutine busy-polls in a row, handler runs included. After it the goroutine yields, so that
-	// runnable goroutines run and an idle processor asks Go's network poller, on which everything outside the Group depends.
-	// Without this limit Go's monitor thread would be the only one to ask it, every 10 ms.
+	// runnable goroutines run and an idle processor polls Go's network poller, on which everything outside the Group depends.
+	// Without this limit Go's monitor thread would be the only one to poll it, every 10 ms.
 	maxPoll = time.Millisecond
 )
 
@@ -67,7 +67,7 @@ func (g *Group) Close() {
 	}
 }
 
-// busyPoll is called after m's handler has run with the given result. recent says that the run came within exchangeGap of another
+// busyPoll is called after m's handler has run with the given result. recent is set if the run came within exchangeGap of another
 // one of the group. It polls the group's members and runs the handlers of those that are ready, until nothing happens for
 // pollTime, a handler reports bulk transfer, or maxPoll has passed.
 func (g *Group) busyPoll(m *Member, result Result, recent bool) {
@@ -86,7 +86,7 @@ func (g *Group) busyPoll(m *Member, result Result, recent bool) {
 			m, result = g.pollUntil(m, begin)
 		}
 		if result != Progress && result != Yield {
-			// Idle covers a member that another goroutine is serving, one in bulk transfer, and an event that was gone already. In
+			// Idle covers a member that another goroutine is serving, one in bulk transfer, and an event that was handled already. In
 			// all these cases, and for Bulk and Done, the member's own goroutine goes on.
 			return
 		}
@@ -95,7 +95,7 @@ func (g *Group) busyPoll(m *Member, result Result, recent bool) {
 }
 
 // pollUntil polls until pollTime after begin. It returns the member whose handler it ran, with the result. The next event is most
-// often for m again, and running m's handler costs no more than asking epoll, so each round tries that as well.
+// often for m again, and running m's handler costs no more than polling epoll, so each round tries that as well.
 func (g *Group) pollUntil(m *Member, begin int64) (*Member, Result) {
 	for {
 		if other := g.readyMember(); other != nil {

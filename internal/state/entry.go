@@ -219,7 +219,7 @@ func (d *Dir) read() (live, ended []Record, err error) {
 		return nil, nil, err
 	}
 	for _, entry := range entries {
-		// Files that this package has not made are left alone.
+		// Files that this package has not made are not removed.
 		if !isSandbox(entry) {
 			continue
 		}

@@ -58,7 +58,7 @@ func (l *Log) rotate() {
 	_ = l.open()
 }
 
-// Write appends p. It discards what it cannot write, for want of space or of a descriptor, and reports success all the same, so
+// Write appends p. It discards what it cannot write, for lack of space or of a descriptor, and reports success nevertheless, so
 // that the command continues.
 func (l *Log) Write(p []byte) (int, error) {
 	for rest := p; len(rest) > 0; {

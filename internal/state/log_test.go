@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// smallLog has room for 100 bytes in each of its files.
+// smallLog is limited to 100 bytes in each of its files.
 func smallLog(t *testing.T) *Log {
 	t.Helper()
 	l, err := create(t, open(t), "").OpenLog()

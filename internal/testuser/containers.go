@@ -81,8 +81,8 @@ func buildHost() error {
 	return nil
 }
 
-// adoptOrphans has this process take the place of init for what the tests leave behind, so that dead
-// processes are reaped and do not count as running. It returns when main has ended, which it leaves to be waited for.
+// adoptOrphans makes this process the parent of processes that the tests leave behind (subreaper), so that they
+// are reaped when they end and do not count as running. It returns when main has ended, which it leaves to be waited for.
 func adoptOrphans(main int) {
 	var info struct {
 		signo, errno, code int32
@@ -90,9 +90,9 @@ func adoptOrphans(main int) {
 		pid, uid           int32
 		_                  [104]byte // siginfo_t has 128 bytes
 	}
-	const everybody = 0 // P_ALL
+	const pAll = 0 // P_ALL
 	for {
-		_, _, errno := syscall.Syscall6(syscall.SYS_WAITID, everybody, 0, uintptr(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOWAIT, 0, 0)
+		_, _, errno := syscall.Syscall6(syscall.SYS_WAITID, pAll, 0, uintptr(unsafe.Pointer(&info)), unix.WEXITED|unix.WNOWAIT, 0, 0)
 		switch {
 		case errno == syscall.EINTR:
 			continue
@@ -104,7 +104,7 @@ func adoptOrphans(main int) {
 }
 
 // endOrphans kills the processes that are left when the tests have ended. Children of a killed process become children of
-// this one, and are killed in turn.
+// this one, and are killed as well.
 func endOrphans() {
 	for {
 		children, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/children", os.Getpid()))

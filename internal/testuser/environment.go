@@ -11,7 +11,7 @@ import (
 	"syscall"
 )
 
-// environment is what the program sees of the machine: its directories, mounts and variables.
+// environment holds the directories, mounts and variables that the program gets.
 type environment struct {
 	dir     string // 0755, root's
 	user    testUser
@@ -168,7 +168,7 @@ func (e *environment) environ() []string {
 	return env
 }
 
-// own makes a directory that only the user can enter.
+// own makes a directory that only the test user can enter.
 func (e *environment) own(path string) error {
 	if err := os.Mkdir(path, 0o700); err != nil {
 		return err

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// failure is the exit status of testuser's own errors; go test prints what was said on stderr.
+// failure is the exit status of testuser's own errors; go test prints the messages on stderr.
 const failure = 125
 
 func main() {
@@ -37,7 +37,7 @@ func main() {
 	os.Exit(code)
 }
 
-// runAsUser runs argv as the test user and returns its exit status, 128+n for a death by signal n.
+// runAsUser runs argv as the test user and returns its exit status, 128+n if signal n ended it.
 func runAsUser(argv []string) (code int, err error) {
 	u, err := findUser()
 	if err != nil {

@@ -3,7 +3,7 @@
 //
 // # Theory of operation
 //
-// A Watch has one or two goroutines and at most one descriptor of its own, which are gone when Close has returned. File adds
+// A Watch has one or two goroutines and at most one descriptor of its own, which have ended when Close has returned. File adds
 // the watched descriptor to an epoll instance and lets Go's poller wait for that instance. The watched descriptor itself is not
 // changed, because it may share its open file description, including the O_NONBLOCK flag, with another process. Path combines
 // inotify events of the directory with a check at intervals.

@@ -105,7 +105,7 @@ func (p *Process) Signal(s syscall.Signal) {
 	}
 }
 
-// Running says whether the command has not ended after a while.
+// Running reports whether the command has not ended after a while.
 func (p *Process) Running(while time.Duration) bool {
 	select {
 	case <-p.ended:

@@ -10,9 +10,9 @@ import (
 	"rootlessnet/policy"
 )
 
-// TestAlternative holds a datapath for TCP to what the guest is answered where both destinations of a decision fail: the
-// alternative's error counts where it is a refusal, and the first one's otherwise. It runs within EnterNetns; guest is joined
-// by wire with a stack that gives its SYNs to the datapath.
+// TestAlternative checks the answer that a datapath for TCP sends to the guest when both destinations of a decision fail: the
+// alternative's error if that is a refusal, and the first one's otherwise. It runs within EnterNetns; wire connects guest with a
+// stack that passes its SYNs to the datapath.
 func TestAlternative(t *testing.T, f *forwarder.Forwarder, guest *Guest, wire *Wire) {
 	closed := Listen(t, "127.0.0.1:0")
 	refuses := AP(closed.Addr().String())

@@ -4,8 +4,8 @@
 //     fast; the tests of the stack path use it.
 //   - FakeGuest: a recorder in the place of the gateway's stack, for the datapath of datagrams.
 //   - EnterNetns: the test runs again in a user and network namespace of its own, with a router in a second one.
-//   - Say, Hear, HearReset, Transfer, Call and others: a conversation over a connection, with time limits.
-//   - NewForwarder: a Forwarder with its own budget of descriptors, which must be all given back at the end.
+//   - SendString, Expect, ExpectReset, Transfer, Call and others: data over a connection, with time limits.
+//   - NewForwarder: a Forwarder with its own budget of descriptors, which must all be returned at the end.
 //   - TestFlows: one suite of tests of the table of flows, which every datapath runs.
 //
 // It is for tests only and imports forwarder, stack, policy and flow, but none of the datapaths.

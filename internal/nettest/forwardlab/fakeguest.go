@@ -21,7 +21,7 @@ type EchoError struct {
 	E   stack.ICMPError
 }
 
-// FakeGuest stands for the gateway's stack of the datapath of datagrams. It keeps a copy of all that is written to it, in the
+// FakeGuest replaces the gateway's stack for the datapath of datagrams. It sends a copy of everything that is written to it to its
 // channels.
 type FakeGuest struct {
 	UDP     chan stack.Datagram

@@ -10,7 +10,7 @@ import (
 	"rootlessnet/internal/fdbudget"
 )
 
-// What each side says in an exchange: the side that has opened the flow asks.
+// What each side sends in an exchange. The side that has opened the flow sends the Question.
 const (
 	Question = "ping"
 	Reply    = "pong!"
@@ -49,10 +49,10 @@ func NewTCPFlow(t testing.TB, key flow.Key, peer netip.AddrPort, opener, server 
 	f := &Flow{Key: key, Peer: peer, Ends: [2]net.Conn{opener, server}}
 	f.Exchange = func(t testing.TB) {
 		t.Helper()
-		Say(t, opener, Question)
-		Hear(t, server, Question)
-		Say(t, server, Reply)
-		Hear(t, opener, Reply)
+		SendString(t, opener, Question)
+		Expect(t, server, Question)
+		SendString(t, server, Reply)
+		Expect(t, opener, Reply)
 	}
 	f.Exchange(t)
 	return f
@@ -95,12 +95,12 @@ func (w *FlowWorld) counters(i flow.Info, exchanges uint64) flow.Counters {
 	return c
 }
 
-// ended checks that the flow is gone: a connection was reset at both ends, and the table has forgotten it.
+// ended checks that the flow has ended: a connection was reset at both ends, and the flow is not in the table.
 func (w *FlowWorld) ended(t testing.TB, f *Flow, id flow.ID) {
 	t.Helper()
 	if w.Proto == flow.TCP {
 		for _, c := range f.Ends {
-			HearReset(t, c)
+			ExpectReset(t, c)
 		}
 	}
 	Eventually(t, "the table has forgotten the flow", func() bool {
@@ -118,10 +118,10 @@ func (w *FlowWorld) lives(t testing.TB, f *Flow, id flow.ID) {
 	}
 }
 
-// judged says whether a policy judges the flows.
+// judged reports whether a policy judges the flows.
 func (w *FlowWorld) judged() bool { return w.Forbid != nil }
 
-// TestFlows holds a datapath to what the table of flows promises. newWorld makes a world for each of the tests.
+// TestFlows checks that a datapath keeps the contract of the table of flows. newWorld makes a world for each of the tests.
 func TestFlows(t *testing.T, newWorld func(t testing.TB) *FlowWorld) {
 	t.Run("list", func(t *testing.T) {
 		w := newWorld(t)
@@ -154,7 +154,7 @@ func TestFlows(t *testing.T, newWorld func(t testing.TB) *FlowWorld) {
 		w.ended(t, f, i.ID)
 		w.lives(t, other, o.ID)
 		if w.Forwarder.Flows.Kill(i.ID) {
-			t.Error("a flow that is gone was killed")
+			t.Error("a flow that has ended was killed")
 		}
 		if w.Proto != flow.TCP { // the next datagram opens a new one
 			f.Exchange(t)
@@ -172,7 +172,7 @@ func TestFlows(t *testing.T, newWorld func(t testing.TB) *FlowWorld) {
 		}
 		w.ended(t, f, i.ID)
 		w.ended(t, g, j.ID)
-		Eventually(t, "every descriptor is given back", func() bool { return Taken(w.Budget) == 0 })
+		Eventually(t, "every descriptor is returned", func() bool { return Taken(w.Budget) == 0 })
 	})
 	t.Run("rules that forbid the destination", func(t *testing.T) {
 		w := newWorld(t)
@@ -180,7 +180,7 @@ func TestFlows(t *testing.T, newWorld func(t testing.TB) *FlowWorld) {
 		other, o := w.open(t)
 		if !w.judged() {
 			if n := w.Forwarder.Rejudge(0); n != 0 {
-				t.Errorf("%d flows were ended that no rule is about", n)
+				t.Errorf("%d flows were ended that no rule forbids", n)
 			}
 			w.lives(t, f, i.ID)
 			w.lives(t, other, o.ID)
@@ -243,7 +243,7 @@ func TestFlows(t *testing.T, newWorld func(t testing.TB) *FlowWorld) {
 		if err := f.Ends[0].(Stream).CloseWrite(); err != nil {
 			t.Fatal(err)
 		}
-		HearEOF(t, f.Ends[1])
+		ExpectEOF(t, f.Ends[1])
 		Eventually(t, "it is half-closed", func() bool {
 			i, there := w.info(f.Key)
 			return there && i.State == flow.HalfClosed
@@ -251,11 +251,11 @@ func TestFlows(t *testing.T, newWorld func(t testing.TB) *FlowWorld) {
 		if err := f.Ends[1].(Stream).CloseWrite(); err != nil {
 			t.Fatal(err)
 		}
-		HearEOF(t, f.Ends[0])
+		ExpectEOF(t, f.Ends[0])
 		Eventually(t, "the table is empty", func() bool { return w.Forwarder.Flows.Len() == 0 })
-		Eventually(t, "every descriptor is given back", func() bool { return Taken(w.Budget) == 0 })
+		Eventually(t, "every descriptor is returned", func() bool { return Taken(w.Budget) == 0 })
 		if w.Forwarder.Flows.Kill(i.ID) {
-			t.Error("a flow that is gone was killed")
+			t.Error("a flow that has ended was killed")
 		}
 	})
 	t.Run("the datapath is closed", func(t *testing.T) {
@@ -264,6 +264,6 @@ func TestFlows(t *testing.T, newWorld func(t testing.TB) *FlowWorld) {
 		w.open(t)
 		w.Stop()
 		Eventually(t, "the table is empty", func() bool { return w.Forwarder.Flows.Len() == 0 })
-		Eventually(t, "every descriptor is given back", func() bool { return Taken(w.Budget) == 0 })
+		Eventually(t, "every descriptor is returned", func() bool { return Taken(w.Budget) == 0 })
 	})
 }

@@ -14,17 +14,17 @@ const Limit = 1 << 20
 var uses = map[fdbudget.Use]string{fdbudget.Stack: "stack path", fdbudget.Splice: "splice path", fdbudget.UDP: "UDP", fdbudget.Relay: "relay", fdbudget.Listeners: "listeners"}
 
 // Budget is a budget of the test's own. When the test has ended, and all of its later cleanups, everything must have been
-// given back.
+// returned.
 func Budget(t testing.TB, limit int64) *fdbudget.Budget {
 	t.Helper()
 	b := fdbudget.New(limit)
 	t.Cleanup(func() {
 		t.Helper()
 		if t.Failed() {
-			return // a test that ended early leaves things behind; its own failure is the news
+			return // a test that ended early leaves descriptors behind; its own failure is reported already
 		}
 		for u, name := range uses {
-			Eventually(t, "the descriptors of the "+name+" are given back", func() bool { return b.Taken(u) == 0 })
+			Eventually(t, "the descriptors of the "+name+" are returned", func() bool { return b.Taken(u) == 0 })
 		}
 	})
 	return b
@@ -47,16 +47,16 @@ func NewForwarder(t testing.TB, cfg forwarder.Config) *forwarder.Forwarder {
 	return forwarder.New(cfg)
 }
 
-// TCPStats are the values of forwarder.TCPCounters, and what stands beside them in a Forwarder, at one moment.
+// TCPStats are the values of forwarder.TCPCounters, and the other counters of a Forwarder, at one moment.
 type TCPStats struct {
-	Dialling                                                        int
-	Outbound, Inbound, DialErrors, OverShare, Starved, AcceptErrors uint64
-	Refused                                                         map[string]uint64
+	Dialling                                                            int
+	Outbound, Inbound, DialErrors, DialLimit, DialRetries, AcceptErrors uint64
+	Refused                                                             map[string]uint64
 }
 
 // ReadTCP reads the counters of f.
 func ReadTCP(f *forwarder.Forwarder) TCPStats {
 	c := &f.TCP
 	return TCPStats{Dialling: f.Attempts.Len(), Outbound: c.Outbound.Load(), Inbound: c.Inbound.Load(), DialErrors: c.DialErrors.Load(),
-		OverShare: c.OverShare.Load(), Starved: c.Starved.Load(), AcceptErrors: c.AcceptErrors.Load(), Refused: f.Refused()}
+		DialLimit: c.DialLimit.Load(), DialRetries: c.DialRetries.Load(), AcceptErrors: c.AcceptErrors.Load(), Refused: f.Refused()}
 }

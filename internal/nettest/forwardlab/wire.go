@@ -24,7 +24,7 @@ type Wire struct {
 	toGateway chan []byte
 	closed    chan struct{}
 	once      sync.Once
-	OnlySYNs  atomic.Bool   // while it is true the guest's TCP segments are lost, but for SYNs
+	OnlySYNs  atomic.Bool   // while it is true the guest's TCP segments are lost, except SYNs
 	ICMP      atomic.Uint32 // of the last "destination unreachable" sent to the guest: type<<8 | code; 0: none
 
 	mu       sync.RWMutex
@@ -89,7 +89,7 @@ func (w *Wire) WriteFrames(frames []tap.Frame) (int, error) {
 	return len(frames), nil
 }
 
-// note keeps type and code of the last ICMP error.
+// note records type and code of the last ICMP error.
 func (w *Wire) note(b []byte) {
 	switch {
 	case len(b) > 36 && b[12] == 8 && b[13] == 0 && b[23] == 1 && b[34] == 3:
@@ -99,7 +99,7 @@ func (w *Wire) note(b []byte) {
 	}
 }
 
-// deliverToGuest hands the frames to the guest until the wire is closed.
+// deliverToGuest passes the frames to the guest until the wire is closed.
 func (w *Wire) deliverToGuest() {
 	for {
 		select {

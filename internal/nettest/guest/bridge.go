@@ -16,7 +16,7 @@ import (
 // These operations make in a namespace what a container engine makes: a bridge, veth pairs to other namespaces, and rules
 // as netavark's.
 
-// AddBridge makes a bridge that has the addresses, and turns forwarding on.
+// AddBridge makes a bridge that has the addresses, and enables forwarding.
 type AddBridge struct {
 	Name     string
 	Prefixes []netip.Prefix
@@ -240,7 +240,7 @@ func tcpTo(port uint16) []expr.Any {
 	}
 }
 
-// ctState says whether the connection tracking state is one of bits.
+// ctState reports whether the connection tracking state is one of bits.
 func ctState(bits uint32) []expr.Any {
 	return []expr.Any{
 		&expr.Ct{Register: 1, Key: expr.CtKeySTATE},

@@ -1,5 +1,5 @@
 // Package guest holds what end-to-end tests do from inside a sandbox, a container or another network namespace. The test
-// binary is also the program that runs there: Main, called first in TestMain, takes over when the program was started as
+// binary is also the program that runs there: Main, called first in TestMain, does not return when the program was started as
 //
 //	PROGRAM guest OPERATION JSON   runs one operation, prints its reply and exits
 //	PROGRAM guest agent            runs the operations that are read from stdin, one a line, until the end of the input
@@ -8,9 +8,9 @@
 //
 // An operation is a Go type of this package with a method run, such as Connect: its exported fields are the arguments, and
 // the result of run is the result. Both cross the process boundary as JSON; protocol.go holds the encoding and the decoding
-// for both sides. Tests build a command line with Command and read the answer with Decode, or
-// speak to an agent with Do; either returns the result's type. A test that names an operation which does not exist does not compile; one that is
-// missing from the table in operations.go fails at its first use.
+// for both sides. Tests build a command line with Command and read the reply with Decode, or
+// send the request to an agent with Do; either returns the result's type. A test that uses an operation that does not exist does
+// not compile; an operation that is missing from the table in operations.go fails at its first use.
 //
 // The agent prints one reply for each request, and one before the first request when it runs. Servers go on in the
 // background of the agent; the result of such an operation is the address that the server listens on.

@@ -21,7 +21,7 @@ const (
 	bulkPath, bulkSize = "/bulk", 16 << 20
 )
 
-// ServeHTTP tells HTTP clients their address, and answers datagrams to the same port as EchoUDP. The result is the TCP
+// ServeHTTP answers HTTP requests with the client's address, and answers datagrams to the same port as EchoUDP. The result is the TCP
 // listener's address.
 type ServeHTTP struct {
 	Port   uint16 // 0 for a free one
@@ -41,12 +41,12 @@ func (op ServeHTTP) run() (netip.AddrPort, error) {
 		return netip.AddrPort{}, err
 	}
 	go EchoUDP(c)
-	go func() { _ = http.Serve(l, TellClient) }()
+	go func() { _ = http.Serve(l, ServeClientAddress) }()
 	return addr, nil
 }
 
-// TellClient is the handler of ServeHTTP.
-var TellClient = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+// ServeClientAddress is the handler of ServeHTTP.
+var ServeClientAddress = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path != bulkPath {
 		fmt.Fprint(w, greeting+r.RemoteAddr)
 		return
@@ -64,7 +64,7 @@ func httpClient(timeout time.Duration) *http.Client {
 	return &http.Client{Timeout: timeout, Transport: &http.Transport{DisableKeepAlives: true}}
 }
 
-// GetHTTP asks a ServeHTTP server.
+// GetHTTP sends a request to a ServeHTTP server.
 type GetHTTP struct{ URL string }
 
 // HTTPAnswer is what it answered.
@@ -75,7 +75,7 @@ type HTTPAnswer struct {
 
 func (op GetHTTP) run() (HTTPAnswer, error) { return op.Get(), nil }
 
-// Get asks from this process.
+// Get sends the request from this process.
 func (op GetHTTP) Get() HTTPAnswer {
 	resp, err := httpClient(patience).Get(op.URL)
 	if errors.Is(err, syscall.EPIPE) { // the client's other goroutine, which reads, got the reset
@@ -93,7 +93,7 @@ func (op GetHTTP) Get() HTTPAnswer {
 	return HTTPAnswer{OutcomeOf(err), client}
 }
 
-// MoveBulk sends and receives much data by two connections at once. OK says that all of it went through.
+// MoveBulk sends and receives much data by two connections at once. OK is set if all of it arrived.
 type MoveBulk struct{ Server Target }
 
 func (op MoveBulk) run() (Outcome, error) { return op.Move(), nil }

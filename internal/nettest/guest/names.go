@@ -11,7 +11,7 @@ import (
 	"github.com/miekg/dns"
 )
 
-// QueryDNS asks a DNS server.
+// QueryDNS sends a query to a DNS server.
 type QueryDNS struct {
 	Server  netip.Addr
 	Name    string
@@ -45,7 +45,7 @@ func (op QueryDNS) run() (DNSAnswer, error) {
 	return answer, nil
 }
 
-// RequestLease asks for a DHCP lease on an interface.
+// RequestLease requests a DHCP lease on an interface.
 type RequestLease struct{ Interface string }
 
 // Lease is what the DHCP server answered.

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// TestEveryOperationIsInTheTable: each type with a method run can be asked for.
+// TestEveryOperationIsInTheTable: each type with a method run can be requested.
 func TestEveryOperationIsInTheTable(t *testing.T) {
 	files, err := filepath.Glob("*.go")
 	if err != nil {

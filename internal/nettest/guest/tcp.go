@@ -58,7 +58,7 @@ type Exchange struct {
 	Socket Socket
 }
 
-// Echoed is what a server answered that tells a client's address and echoes.
+// Echoed is the answer of a server that sends the client's address and then echoes.
 type Echoed struct {
 	Outcome Outcome
 	Client  netip.AddrPort // the client as the server sees it

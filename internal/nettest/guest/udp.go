@@ -98,7 +98,7 @@ func reportErrors(c *net.UDPConn) error {
 	return failed
 }
 
-// AskUDPFromMany asks an EchoUDP from Flows sockets, one after the other. The result is how many were answered.
+// AskUDPFromMany sends a datagram to an EchoUDP from each of Flows sockets, one after the other. The result is how many were answered.
 type AskUDPFromMany struct {
 	To    Target
 	Flows int
@@ -119,7 +119,7 @@ func (op AskUDPFromMany) run() (answered int, err error) {
 	return answered, nil
 }
 
-// AskUDPInBatches sends datagrams to an EchoUDP, several at a time, so that they travel in GSO batches. OK says that every
+// AskUDPInBatches sends datagrams to an EchoUDP, several at a time, so that they travel in GSO batches. OK is set if every
 // answer came, in order, with the size and the content that were sent.
 type AskUDPInBatches struct{ To Target }
 

@@ -257,7 +257,7 @@ func classify(frame []byte, from, port uint16) RawAnswer {
 	return NoAnswer
 }
 
-// quotesPort says whether the packet that an ICMP error quotes, with an IP header of the given length, came from port
+// quotesPort reports whether the packet that an ICMP error quotes, with an IP header of the given length, came from port
 // from. Learning the gateway's address causes an error too.
 func quotesPort(quoted []byte, header int, from uint16) bool {
 	return len(quoted) >= header+2 && binary.BigEndian.Uint16(quoted[header:]) == from

@@ -12,7 +12,7 @@ import (
 )
 
 // Take calls get until it returns a socket. An error other than empty, or five seconds without a socket, fail the test: the first
-// batch of a pool may still be on its way.
+// batch of a pool may not have arrived yet.
 func Take(t *testing.T, get func() (int, error), empty error) int {
 	t.Helper()
 	end := time.Now().Add(5 * time.Second)

@@ -6,7 +6,7 @@
 //	without any capability
 //	     lan0 198.51.100.1/24 ---------------- lan0 198.51.100.2/24
 //	          2001:db8:1::1/64                      2001:db8:1::2/64
-//	default routes through .2             routes that answer in every way, see Blackhole and its siblings
+//	default routes through .2             routes that answer in every way, see Blackhole4 and those after it
 //
 // # Theory of operation
 //
@@ -15,7 +15,7 @@
 // NS.Command has none of them: ambient and bounding set are dropped on the thread that forks. So the product runs as it
 // does on a real machine: a plain uid in a network it did not make.
 //
-// New makes a fresh pair of namespaces; several Topos may live side by side with the same addresses. A socket stays
+// New makes a fresh pair of namespaces; several Topos with the same addresses may exist at the same time. A socket stays
 // in the namespace in which it was created, so NS.Listen and NS.Dial only make it on a thread that is inside;
 // the result is used from any goroutine.
 //

@@ -139,7 +139,7 @@ func dropCapabilities() error {
 
 // Cover binds a new file with the given content over the file at path, for everything that this program starts from
 // now on. The returned file can be written again to change what they read; the caller removes it at the end, not before,
-// as nothing can be mounted over a file that is gone. A symbolic link is followed.
+// as nothing can be mounted over a removed file. A symbolic link is followed.
 func Cover(path string, content []byte) (*os.File, error) {
 	f, err := os.CreateTemp("", "cover")
 	if err != nil {

@@ -148,7 +148,7 @@ func (c *Cmd) Run() error {
 // FD is the namespace's file descriptor, for netlink; valid until Close.
 func (n *NS) FD() int { return int(n.file.Fd()) }
 
-// Close ends the forking thread, which kills what it started, and lets the namespace go.
+// Close ends the forking thread, which kills what it started, and closes the namespace.
 func (n *NS) Close() {
 	close(n.jobs)
 	<-n.done

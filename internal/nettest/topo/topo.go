@@ -23,10 +23,10 @@ var (
 	There6b = netip.MustParseAddr("2001:db8:77::77")
 
 	// Destinations that "there" answers as a router would. Each network is /24 or /48.
-	Blackhole4   = netip.MustParseAddr("203.0.113.1")      // silence
+	Blackhole4   = netip.MustParseAddr("203.0.113.1")      // no answer
 	Unreachable4 = netip.MustParseAddr("198.18.1.1")       // ICMP host unreachable
 	Prohibited4  = netip.MustParseAddr("198.18.2.1")       // ICMP administratively prohibited
-	Blackhole6   = netip.MustParseAddr("2001:db8:dead::1") // silence
+	Blackhole6   = netip.MustParseAddr("2001:db8:dead::1") // no answer
 	Unreachable6 = netip.MustParseAddr("2001:db8:bad::1")  // ICMPv6 no route
 	Prohibited6  = netip.MustParseAddr("2001:db8:f0::1")   // ICMPv6 administratively prohibited
 )
@@ -68,7 +68,7 @@ func New(o Options) (*Topo, error) {
 	return t, nil
 }
 
-// Close kills what NS.Command started and lets both namespaces go.
+// Close kills what NS.Command started and closes both namespaces.
 func (t *Topo) Close() {
 	t.Here.Close()
 	t.There.Close()

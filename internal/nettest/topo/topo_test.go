@@ -75,7 +75,7 @@ func TestThereAnswersAsARouter(t *testing.T) {
 		if c.to.Is6() && !tp.IPv6 {
 			continue
 		}
-		// Long enough for a second SYN: on a wire without delay the answer to the first may come while connect still
+		// Long enough for a second SYN: on a link without delay the answer to the first may come while connect still
 		// holds the socket, and then the kernel ignores it (LockDroppedIcmps).
 		conn, err := tp.Here.Dial("tcp", netip.AddrPortFrom(c.to, 9).String(), 2500*time.Millisecond)
 		if err == nil {

@@ -14,7 +14,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 )
 
-// Stream is a connection either end of which can be closed for writing: *net.TCPConn and *GuestConn.
+// Stream is a connection that can be closed for writing alone: *net.TCPConn and *GuestConn.
 type Stream interface {
 	net.Conn
 	CloseWrite() error
@@ -25,8 +25,8 @@ var (
 	_ Stream = (*net.TCPConn)(nil)
 )
 
-// Say writes all of s.
-func Say(t testing.TB, c net.Conn, s string) {
+// SendString writes all of s.
+func SendString(t testing.TB, c net.Conn, s string) {
 	t.Helper()
 	_ = c.SetWriteDeadline(time.Now().Add(Patience))
 	if _, err := io.WriteString(c, s); err != nil {
@@ -34,8 +34,8 @@ func Say(t testing.TB, c net.Conn, s string) {
 	}
 }
 
-// Hear reads as much as want and compares.
-func Hear(t testing.TB, c net.Conn, want string) {
+// Expect reads as much as want and compares.
+func Expect(t testing.TB, c net.Conn, want string) {
 	t.Helper()
 	_ = c.SetReadDeadline(time.Now().Add(Patience))
 	b := make([]byte, len(want))
@@ -44,8 +44,8 @@ func Hear(t testing.TB, c net.Conn, want string) {
 	}
 }
 
-// HearEOF reads the end of the stream.
-func HearEOF(t testing.TB, c net.Conn) {
+// ExpectEOF reads the end of the stream.
+func ExpectEOF(t testing.TB, c net.Conn) {
 	t.Helper()
 	_ = c.SetReadDeadline(time.Now().Add(Patience))
 	if n, err := c.Read(make([]byte, 1)); n != 0 || err != io.EOF {
@@ -53,8 +53,8 @@ func HearEOF(t testing.TB, c net.Conn) {
 	}
 }
 
-// HearReset reads until the reset, which must come within ResetSoon.
-func HearReset(t testing.TB, c net.Conn) {
+// ExpectReset reads until the reset, which must come within ResetSoon.
+func ExpectReset(t testing.TB, c net.Conn) {
 	t.Helper()
 	begin := time.Now()
 	_ = c.SetReadDeadline(begin.Add(Patience))
@@ -67,7 +67,7 @@ func HearReset(t testing.TB, c net.Conn) {
 	}
 }
 
-// IsReset says whether err is what a reset gives: gonet wraps netstack's text, not an errno.
+// IsReset reports whether err is the error of a reset connection. gonet's error has netstack's text instead of an errno.
 func IsReset(err error) bool {
 	var op *net.OpError
 	return errors.Is(err, syscall.ECONNRESET) || errors.As(err, &op) && op.Err.Error() == (&tcpip.ErrConnectionReset{}).String()
@@ -82,14 +82,14 @@ func Reset(t testing.TB, c *net.TCPConn) {
 	_ = c.Close()
 }
 
-// Noise is a stream of n bytes that cannot be confused with a shifted or torn copy of itself.
+// Noise is a stream of n pseudo-random bytes, so that lost, repeated or reordered data changes its checksum.
 func Noise(n int64, seed byte) io.Reader {
 	return io.LimitReader(rand.NewChaCha8([32]byte{seed}), n)
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Transfer sends n bytes from one to other and closes that direction. It returns what was wrong.
+// Transfer sends n bytes from one end to the other and closes that direction. It returns an error if other bytes arrived.
 func Transfer(from, to Stream, n int64, seed byte) error {
 	sent := make(chan error, 1)
 	sum := crc32.New(castagnoli)
@@ -103,12 +103,12 @@ func Transfer(from, to Stream, n int64, seed byte) error {
 		return err
 	}
 	if m != n || got.Sum32() != sum.Sum32() {
-		return fmt.Errorf("%d bytes arrived of %d, or others", m, n)
+		return fmt.Errorf("%d bytes arrived of %d, or their checksum differs", m, n)
 	}
 	return nil
 }
 
-// Fill writes to c until it takes no more, and returns how much that was.
+// Fill writes to c until a write has blocked for 150 ms, and returns the number of bytes written.
 func Fill(t testing.TB, c net.Conn) (written int) {
 	t.Helper()
 	b := make([]byte, 64<<10)
@@ -124,7 +124,7 @@ func Fill(t testing.TB, c net.Conn) (written int) {
 			t.Fatal(err)
 		}
 		if written > 256<<20 {
-			t.Fatal("data that the peer does not read is taken without end")
+			t.Fatal("a connection with a peer that does not read accepts data without limit")
 		}
 	}
 }
