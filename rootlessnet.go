@@ -2,6 +2,7 @@ package rootlessnet
 
 import (
 	"context"
+	"syscall"
 
 	"rootlessnet/plan"
 	"rootlessnet/sandbox"
@@ -11,6 +12,8 @@ import (
 type (
 	// Config describes one sandbox: a command and its network.
 	Config = plan.Config
+	// User is the ids of a command inside.
+	User = plan.User
 	// HostLoopback names the services on the host's loopback that the sandbox may reach.
 	HostLoopback = plan.HostLoopback
 	// NetworkPlan is the guest's network in full, for a Config where Subnet, IP and the like cannot express it.
@@ -74,6 +77,15 @@ func CheckSysctl(spec string) error { return plan.CheckSysctl(spec) }
 
 // ParsePortSpecs reads several specs, and makes sure that no two of them want the same port of the host.
 func ParsePortSpecs(specs []string) ([]PortMapping, error) { return plan.ParsePortSpecs(specs) }
+
+// CheckName says what is wrong with the name of a sandbox, or returns nil.
+func CheckName(name string) error { return plan.CheckName(name) }
+
+// ParseSignal reads a signal's number or name, with or without SIG.
+func ParseSignal(s string) (syscall.Signal, error) { return plan.ParseSignal(s) }
+
+// ParseUser reads a user as docker run -u takes it, see Config.User.
+func ParseUser(spec string) (User, error) { return plan.ParseUser(spec) }
 
 // ParseHostLoopback reads "all", or ports separated by commas; the empty string names none.
 func ParseHostLoopback(s string) (HostLoopback, error) { return plan.ParseHostLoopback(s) }

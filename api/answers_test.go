@@ -109,6 +109,13 @@ func TestEveryStatusOfTheSchema(t *testing.T) {
 			101: {body: `{"kind":"exec"}`}, 400: {body: `{"kind":"other"}`}, 409: {body: `{"kind":"exec"}`}, 413: {body: large},
 			429: {body: `{"kind":"exec"}`}, 500: {body: `{"kind":"exec"}`},
 		},
+		"POST /v1/sandbox/kill": {
+			200: {body: `{"signal":15}`}, 400: {body: `{"signal":65}`}, 409: {body: `{"signal":15}`}, 413: {body: large}, 500: {body: `{"signal":15}`},
+		},
+		"POST /v1/sandbox/rename": {
+			200: {body: `{"name":"db"}`}, 400: {body: `{"name":"bad"}`}, 409: {body: `{"name":"taken"}`}, 413: {body: large},
+			500: {body: `{"name":"broken"}`},
+		},
 		"GET /v1/info":  {200: {}},
 		"GET /v1/ports": {200: {}},
 		"POST /v1/ports": {

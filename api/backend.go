@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"net/netip"
+	"syscall"
 )
 
 // Backend is the sandbox that a Server answers for. Its methods are called concurrently. The server answers an error that
@@ -23,6 +24,11 @@ type Backend interface {
 	AddMapping(ctx context.Context, m Mapping) ([]Port, error)
 	// RemoveMapping closes the sockets with an ID, and returns them. Status: 404 if there are none.
 	RemoveMapping(ctx context.Context, id int) ([]Port, error)
+	// Kill sends a signal to the sandbox's command. Status: 409 if there is no command that runs.
+	Kill(sig syscall.Signal) error
+	// Rename gives the sandbox another name. Statuses: 400 for a malformed name, 409 if a live sandbox has it, or this one has
+	// no state directory.
+	Rename(name string) error
 	// Lease keeps the sandbox until release is called, which happens once. Status: 409 when the sandbox is about to end.
 	Lease(kind LeaseKind) (release func(), err error)
 }

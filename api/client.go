@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"syscall"
 )
 
 // Client sends requests to the server on one control socket. Its methods may be called concurrently. A failure that the
@@ -62,6 +63,25 @@ func (c *Client) AddPorts(ctx context.Context, spec string) ([]Port, error) {
 // RemovePorts closes the published ports that match a spec, and returns them.
 func (c *Client) RemovePorts(ctx context.Context, spec string) ([]Port, error) {
 	return request[[]Port](ctx, c, http.MethodDelete, pathPorts, PortRequest{spec})
+}
+
+// Kill sends a signal to the command.
+func (c *Client) Kill(ctx context.Context, sig syscall.Signal) error {
+	return c.order(ctx, pathKill, KillRequest{int(sig)})
+}
+
+// Rename gives the sandbox another name.
+func (c *Client) Rename(ctx context.Context, name string) error {
+	return c.order(ctx, pathRename, RenameRequest{name})
+}
+
+// order sends a request whose success has no body.
+func (c *Client) order(ctx context.Context, path string, body any) error {
+	resp, err := c.send(ctx, http.MethodPost, path, body)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
 }
 
 // request sends a request and decodes the body of a success.

@@ -9,6 +9,8 @@
 //	POST   /v1/sandbox/ports   PortRequest -> 201 []Port: the sockets that were bound
 //	DELETE /v1/sandbox/ports   PortRequest -> 200 []Port: the sockets that were closed
 //	POST   /v1/sandbox/lease   LeaseRequest -> 101, then the connection is the lease
+//	POST   /v1/sandbox/kill    KillRequest -> 200 without a body
+//	POST   /v1/sandbox/rename  RenameRequest -> 200 without a body
 //
 //	GET    /v1/info            RootlessKitInfo
 //	GET    /v1/ports           []RootlessKitPortStatus

@@ -152,6 +152,14 @@ func (b *fakeBackend) RemovePorts(_ context.Context, spec string) ([]Port, error
 	return removed, nil
 }
 
+func (b *fakeBackend) Kill(syscall.Signal) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.refuse
+}
+
+func (b *fakeBackend) Rename(name string) error { return failure(name) }
+
 func (b *fakeBackend) Lease(kind LeaseKind) (func(), error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

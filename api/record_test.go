@@ -49,6 +49,7 @@ func TestSandboxFromRecord(t *testing.T) {
 func TestStatusesOfTheRecord(t *testing.T) {
 	for stored, sent := range map[state.Status]Status{
 		state.Created: StatusCreated, state.Running: StatusRunning, state.Lingering: StatusLingering,
+		state.Exited: StatusExited,
 	} {
 		if got := SandboxFromRecord(state.Record{Status: stored}).Status; got != sent {
 			t.Errorf("%q is sent as %q, want %q", stored, got, sent)

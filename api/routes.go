@@ -15,6 +15,8 @@ const (
 	pathStats   = "/v1/sandbox/stats"
 	pathPorts   = "/v1/sandbox/ports"
 	pathLease   = "/v1/sandbox/lease"
+	pathKill    = "/v1/sandbox/kill"
+	pathRename  = "/v1/sandbox/rename"
 )
 
 // Paths of RootlessKit's part. RootlessKit's REST client fixes them.
@@ -38,6 +40,8 @@ func (s *Server) routes() []route {
 		{http.MethodPost, pathPorts, changePorts(http.StatusCreated, s.backend.AddPorts)},
 		{http.MethodDelete, pathPorts, changePorts(http.StatusOK, s.backend.RemovePorts)},
 		{http.MethodPost, pathLease, s.lease},
+		{http.MethodPost, pathKill, s.kill},
+		{http.MethodPost, pathRename, s.rename},
 
 		{http.MethodGet, pathRootlessKitInfo, s.rootlessKitInfo},
 		{http.MethodGet, pathRootlessKitPorts, s.rootlessKitList},

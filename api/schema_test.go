@@ -50,6 +50,8 @@ var operations = map[string]struct {
 	"POST /v1/sandbox/ports":   {PortRequest{}, http.StatusCreated, []Port{}},
 	"DELETE /v1/sandbox/ports": {PortRequest{}, http.StatusOK, []Port{}},
 	"POST /v1/sandbox/lease":   {LeaseRequest{}, http.StatusSwitchingProtocols, nil},
+	"POST /v1/sandbox/kill":    {KillRequest{}, http.StatusOK, nil},
+	"POST /v1/sandbox/rename":  {RenameRequest{}, http.StatusOK, nil},
 	"GET /v1/info":             {nil, http.StatusOK, RootlessKitInfo{}},
 	"GET /v1/ports":            {nil, http.StatusOK, []RootlessKitPortStatus{}},
 	"POST /v1/ports":           {RootlessKitPortSpec{}, http.StatusCreated, RootlessKitPortStatus{}},
@@ -164,7 +166,7 @@ var named = map[reflect.Type]string{
 
 // enums are the values of the Go types that have constants.
 var enums = map[reflect.Type][]any{
-	reflect.TypeFor[Status]():    {string(StatusCreated), string(StatusRunning), string(StatusLingering)},
+	reflect.TypeFor[Status]():    {string(StatusCreated), string(StatusRunning), string(StatusLingering), string(StatusExited)},
 	reflect.TypeFor[LeaseKind](): {string(LeaseMember), string(LeaseExec)},
 }
 

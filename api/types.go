@@ -19,10 +19,14 @@ type Sandbox struct {
 
 	Supervisor Process  `json:"supervisor"`         // the process that answers on the control socket
 	InitPID    int      `json:"initPid,omitempty"`  // PID 1 of the sandbox, in the supervisor's pid namespace
-	ExitCode   *int     `json:"exitCode,omitempty"` // of the command, once the status is lingering
+	ExitCode   *int     `json:"exitCode,omitempty"` // of the command, once the status is lingering or exited
 	Command    []string `json:"command"`
 
-	Labels map[string]string `json:"labels,omitempty"` // the caller's own
+	Started  time.Time         `json:"started,omitzero"`  // when the command was started
+	Finished time.Time         `json:"finished,omitzero"` // when the sandbox ended, once the status is exited
+	Keep     bool              `json:"keep,omitempty"`    // the record and the output stay after the end
+	Error    string            `json:"error,omitempty"`   // why the sandbox ended, where it was not by the end of its command
+	Labels   map[string]string `json:"labels,omitempty"`  // the caller's own
 
 	// Network is the mode: "bridge", "host", "none", "container:ID", or "attach" for a namespace that another program
 	// made; Command then names that namespace.
@@ -56,6 +60,7 @@ const (
 	StatusCreated   Status = "created"   // the sandbox is being set up
 	StatusRunning   Status = "running"   // the command runs
 	StatusLingering Status = "lingering" // the command has exited; other sandboxes still use the network
+	StatusExited    Status = "exited"    // everything has ended; only a record of the state directory has this status
 )
 
 // Process identifies a process even after its pid was reused.
@@ -115,6 +120,16 @@ func (s *Stats) NetIO() (rx, tx uint64) {
 // PortRequest is the body of POST and DELETE /v1/sandbox/ports.
 type PortRequest struct {
 	Spec string `json:"spec"` // in the grammar of docker run -p
+}
+
+// KillRequest is the body of POST /v1/sandbox/kill.
+type KillRequest struct {
+	Signal int `json:"signal"`
+}
+
+// RenameRequest is the body of POST /v1/sandbox/rename.
+type RenameRequest struct {
+	Name string `json:"name"`
 }
 
 // LeaseRequest is the body of POST /v1/sandbox/lease.

@@ -24,9 +24,19 @@ const maxHostname = 64
 // maxName keeps a name within the limit of file names (NAME_MAX is 255), because the state directory has a file of that name.
 const maxName = 250
 
+// CheckName says in Docker's words what is wrong with the name of a sandbox, or returns nil.
+func CheckName(name string) error {
+	if !nameForm.MatchString(name) || len(name) > maxName {
+		return fmt.Errorf("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
+	}
+	return nil
+}
+
 func (p *Plan) checkNames(*Config) error {
-	if p.Name != "" && (!nameForm.MatchString(p.Name) || len(p.Name) > maxName) {
-		return usage("Name", "Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", p.Name)
+	if p.Name != "" {
+		if err := CheckName(p.Name); err != nil {
+			return &UsageError{"Name", err}
+		}
 	}
 	if p.Hostname != "" && (!hostnameForm.MatchString(p.Hostname) || len(p.Hostname) > maxHostname) {
 		return usage("Hostname", "invalid hostname: %s", p.Hostname)

@@ -85,6 +85,9 @@ type Config struct {
 	// LogOutput writes Stdout and Stderr, where they are nil, to the file output.log in the sandbox's state directory. The
 	// file keeps the last few megabytes.
 	LogOutput bool
+	// KeepEnded keeps the sandbox's state directory, with its exit code and its output, when a command that was started has ended
+	// (rootless-net ps -a, logs, rm). The number, age and size of what is kept are bounded.
+	KeepEnded bool
 	// TTY gives the command a pseudo terminal as its standard streams and its controlling terminal, in a session of its own. What
 	// is read from Stdin is typed into it, and what the command prints goes to Stdout, or to the log with LogOutput; Stderr is not
 	// used. A Stdin that is a terminal is in raw mode meanwhile, and its window size is the command's.

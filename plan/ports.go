@@ -36,14 +36,26 @@ func (m PortMapping) matches(bound Port) bool {
 		(m.Ephemeral() || m.HostPort <= bound.HostPort && bound.HostPort <= m.HostPortEnd)
 }
 
-// SelectPorts returns the bound ports that the mappings name, in the order of bound. It is an error if a mapping names none.
+// matchesHost says whether the mapping of a spec with one port only ("8080", "127.0.0.1::8080/udp") names a bound port by its port on
+// the host.
+func (m PortMapping) matchesHost(bound Port) bool {
+	return m.Ephemeral() && m.Proto == bound.Proto && m.GuestPort == bound.HostPort && (!m.HostIP.IsValid() || m.HostIP == bound.HostIP)
+}
+
+// SelectPorts returns the bound ports that the mappings name, in the order of bound. The only port of a spec is the guest's or, if
+// that is not published, the host's. It is an error if a mapping names none.
 func SelectPorts(mappings []PortMapping, bound []Port) ([]Port, error) {
 	picked := make([]bool, len(bound))
 	for _, m := range mappings {
 		found := false
-		for i, p := range bound {
-			if m.matches(p) {
-				picked[i], found = true, true
+		for _, matches := range []func(Port) bool{m.matches, m.matchesHost} {
+			for i, p := range bound {
+				if matches(p) {
+					picked[i], found = true, true
+				}
+			}
+			if found {
+				break
 			}
 		}
 		if !found {

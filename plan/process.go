@@ -62,6 +62,11 @@ func (p *Plan) setUser(c *Config) error {
 	return nil
 }
 
+// ParseUser reads name|uid[:group|gid], see Config.User.
+func ParseUser(spec string) (User, error) {
+	return parseUser(spec, User{uint32(os.Geteuid()), uint32(os.Getegid())})
+}
+
 // parseUser reads name|uid[:group|gid] with Docker's words for what it does not find. Without a group it is the primary one of
 // the user; 0 if that is not known.
 func parseUser(spec string, own User) (u User, err error) {

@@ -36,7 +36,7 @@ type Attached struct {
 func Attach(ctx context.Context, t plan.Target, c plan.Config) (*Attached, error) {
 	s := newSandbox(c)
 	if err := s.attach(ctx, t); err != nil {
-		s.close()
+		s.close(ExitFailure, err)
 		s.closeListenerFiles()
 		if ctx.Err() != nil {
 			err = ctx.Err()
@@ -88,7 +88,11 @@ func (a *Attached) supervise(ctx context.Context) {
 			a.err = fmt.Errorf("the link %s has ended: %w", name, err)
 		}
 	}
-	s.close()
+	exitCode := 0
+	if a.err != nil {
+		exitCode = 1
+	}
+	s.close(exitCode, a.err)
 	s.closeListenerFiles()
 	close(a.done)
 }

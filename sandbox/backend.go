@@ -2,8 +2,11 @@ package sandbox
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"rootlessnet/api"
@@ -99,6 +102,34 @@ func (b *backend) RemoveMapping(_ context.Context, id int) ([]api.Port, error) {
 
 // Lease is part of api.Backend.
 func (b *backend) Lease(kind api.LeaseKind) (release func(), err error) { return b.s.leases.take(kind) }
+
+var errNoCommand = errors.New("the sandbox has no command that runs")
+
+// Kill is part of api.Backend.
+func (b *backend) Kill(sig syscall.Signal) error {
+	if b.s.plan.Network == plan.NetworkAttach || b.s.ns == nil {
+		return api.Conflict(errNoCommand)
+	}
+	if err := b.s.ns.Signal(sig); err != nil {
+		return api.Conflict(fmt.Errorf("%w: %w", errNoCommand, err))
+	}
+	return nil
+}
+
+// Rename is part of api.Backend.
+func (b *backend) Rename(name string) error {
+	if err := plan.CheckName(name); err != nil {
+		return api.Invalid(err)
+	}
+	if b.s.record.entry == nil {
+		return api.Conflict(errors.New("the sandbox has no state directory"))
+	}
+	err := b.s.record.entry.Rename(name)
+	if errors.Is(err, state.ErrNameInUse) || errors.Is(err, state.ErrNotFound) {
+		return api.Conflict(err)
+	}
+	return err
+}
 
 // Stats is part of api.Backend.
 func (b *backend) Stats() api.Stats {

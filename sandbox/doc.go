@@ -21,7 +21,7 @@
 //	configured  namespaces and link exist, the gateway runs, the control socket listens
 //	running     the command runs; of Attach: the uplink is there
 //	lingering   the command has ended, sandboxes that joined the network have not
-//	closed      everything is undone
+//	closed      everything is undone; with Config.KeepEnded the state record and the log stay
 //
 // States are entered in this order only. A failure before running undoes what was made.
 //

@@ -18,7 +18,7 @@ type joinedNetwork struct {
 
 // joinNetwork finds a sandbox by name or id and takes a lease on its network. The errors have Docker's words.
 func joinNetwork(ctx context.Context, dir *state.Dir, name string, log *slog.Logger) (j joinedNetwork, err error) {
-	rec, err := dir.Lookup(name)
+	rec, err := dir.LookupAny(name)
 	if errors.Is(err, state.ErrNotFound) {
 		return j, fmt.Errorf("No such container: %s", name)
 	}

@@ -15,6 +15,8 @@ const (
 	// command that writes without end is limited to 64 KiB per pause, some 60 MB/s, so that logging takes only a small part of
 	// the time that the data plane needs.
 	outputPause = time.Millisecond
+	// outputDrain is far longer than it takes to copy what a pipe holds, also on a busy machine.
+	outputDrain = time.Second
 )
 
 // outputLog copies the command's output from a pipe to the log file in the state directory. The zero value has not started.
@@ -50,9 +52,11 @@ func (o *outputLog) start(entry *state.Entry) (*os.File, error) {
 	return w, nil
 }
 
-// close ends the copying even if processes still hold the writing end; wait waits until it has ended.
+// close ends the copying when what the command has written last, such as why it ends, is in the log: then no process of the sandbox
+// has the writing end, and the pipe ends. A process outside that was passed a copy is waited for until outputDrain has passed. wait
+// waits until the copying has ended.
 func (o *outputLog) close() {
-	if o.r != nil {
+	if o.r != nil && o.r.SetReadDeadline(time.Now().Add(outputDrain)) != nil {
 		_ = o.r.Close()
 	}
 }

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"log/slog"
 	"os"
+	"time"
 
 	"rootlessnet/internal/state"
 	"rootlessnet/plan"
@@ -65,18 +66,24 @@ func (r *stateRecord) shortID() string {
 	return state.ShortID(r.entry.ID())
 }
 
-// close removes the entry.
-func (r *stateRecord) close() error {
+// close ends the entry: it is removed, or kept with the exit code if Config.KeepEnded says so. cause is the reason of an end that
+// the command did not bring about.
+func (r *stateRecord) close(exitCode int, cause error) error {
 	if r.entry == nil {
 		return nil
 	}
-	return r.entry.Close()
+	return r.entry.End(exitCode, cause)
 }
 
 // describe fills in the record of a running sandbox.
 func (s *sandbox) describe(r *state.Record) {
 	p := s.current()
-	r.Status = state.Running
+	if r.Status != state.Lingering { // a port may be published or closed while other sandboxes use the network
+		r.Status = state.Running
+	}
+	if r.Started.IsZero() {
+		r.Started = time.Now().UTC()
+	}
 	r.Command, r.Network = s.cfg.Argv, p.Network
 	r.Labels = s.cfg.Labels
 	if s.ns != nil {

@@ -37,7 +37,7 @@ func Run(ctx context.Context, c plan.Config) (exitCode int, err error) {
 	}
 	s.signals.stop = s.plan.StopSignal
 	s.logWarnings()
-	defer s.close()
+	defer func() { s.close(exitCode, err) }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ready := s.signals.keep(cancel)
@@ -86,6 +86,11 @@ func (s *sandbox) run(ctx context.Context) (int, error) {
 	}
 	streams.close() // those that are the command's alone now
 	s.term.relay()
+	if s.cfg.KeepEnded { // not before: why a command cannot be started is reported to the caller
+		if err := s.record.update(func(r *state.Record) { r.Keep = true }); err != nil {
+			s.log.Warn("the exit code and the output will not be kept", "err", err)
+		}
+	}
 	if s.network != nil {
 		s.network.Follow()
 	}

@@ -172,8 +172,9 @@ func (s *sandbox) current() *plan.Plan {
 	return s.plan
 }
 
-// close undoes what was made, in the opposite order. It may be called in any state, once.
-func (s *sandbox) close() {
+// close undoes what was made, in the opposite order. It may be called in any state, once. exitCode and cause are what the record
+// says, if it is kept.
+func (s *sandbox) close(exitCode int, cause error) {
 	s.leases.close()
 	close(s.end)
 	s.sched.stop()
@@ -196,8 +197,8 @@ func (s *sandbox) close() {
 	}
 	s.target.close()
 	s.joined.close()
-	if err := s.record.close(); err != nil {
-		s.log.Warn("cannot remove the state directory of the sandbox", "err", err)
+	if err := s.record.close(exitCode, cause); err != nil {
+		s.log.Warn("cannot complete the state directory of the sandbox", "err", err)
 	}
 }
 

@@ -30,7 +30,8 @@ type program struct {
 	stdin          *os.File
 	stdout, stderr io.Writer
 	// enter runs a command in the sandbox whose PID 1 is the process target.
-	enter func(ctx context.Context, target int, c userns.Command) (exitCode int, err error)
+	// started is called when it runs.
+	enter func(ctx context.Context, target int, c userns.Command, started func()) (exitCode int, err error)
 	// stateDir is the directory of sandboxes; empty means the default (state.Open).
 	stateDir string
 	output   string // value of -o
@@ -100,7 +101,8 @@ func (p *program) newCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.SetVersionTemplate("rootless-net version {{.Version}}\n")
 	root.Flags().BoolP("version", "v", false, "show the version")
-	root.AddCommand(p.psCommand(), p.inspectCommand(), p.portCommand(), p.execCommand(), p.stopCommand(), p.statsCommand(), p.attachCommand(), p.dropInCommand(), newDoctorCommand())
+	root.AddCommand(p.psCommand(), p.inspectCommand(), p.portCommand(), p.execCommand(), p.logsCommand(), p.stopCommand(), p.killCommand(), p.waitCommand(),
+		p.rmCommand(), p.pruneCommand(), p.renameCommand(), p.topCommand(), p.statsCommand(), p.eventsCommand(), p.attachCommand(), p.dropInCommand(), newDoctorCommand())
 	return root
 }
 
@@ -151,17 +153,40 @@ func (p *program) writeJSON(v any) error {
 	return e.Encode(v)
 }
 
-// find returns a live sandbox and a client for it, which the caller must close.
-func (p *program) find(ref string) (state.Record, *api.Client, error) {
+// findAny returns a sandbox that runs or has ended, and the directory that it is in.
+func (p *program) findAny(ref string) (*state.Dir, state.Record, error) {
 	dir, err := state.Open(p.stateDir)
 	if err != nil {
-		return state.Record{}, nil, err
+		return nil, state.Record{}, err
 	}
-	r, err := dir.Lookup(ref)
+	r, err := dir.LookupAny(ref)
+	return dir, r, err
+}
+
+// find returns a live sandbox and a client for it, which the caller must close.
+func (p *program) find(ref string) (state.Record, *api.Client, error) {
+	dir, r, err := p.findAny(ref)
 	if err != nil {
 		return state.Record{}, nil, err
 	}
+	if r.Status == state.Exited {
+		return state.Record{}, nil, fmt.Errorf("sandbox %s is not running", r.Name)
+	}
 	return r, api.NewClient(dir.SocketPath(r)), nil
+}
+
+// each does something for every sandbox that the arguments name, prints those for which it succeeded, as docker does, and returns
+// all errors.
+func (p *program) each(refs []string, do func(ref string) error) error {
+	var errs []error
+	for _, ref := range refs {
+		if err := do(ref); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		fmt.Fprintln(p.stdout, ref)
+	}
+	return errors.Join(errs...)
 }
 
 // call finds a sandbox and sends it one request, which is a method of the client.
@@ -182,12 +207,22 @@ func (p *program) completeNames(_ *cobra.Command, args []string, _ string) ([]st
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveDefault
 	}
-	var names []string
+	return p.names(func(r state.Record) bool { return r.Status != state.Exited }), cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeAll completes every argument with the names of all sandboxes.
+func (p *program) completeAll(_ *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return p.names(func(state.Record) bool { return true }), cobra.ShellCompDirectiveNoFileComp
+}
+
+func (p *program) names(wanted func(state.Record) bool) (names []string) {
 	if dir, err := state.Open(p.stateDir); err == nil {
-		records, _ := dir.List()
+		records, _ := dir.ListAll()
 		for _, r := range records {
-			names = append(names, r.Name)
+			if wanted(r) {
+				names = append(names, r.Name)
+			}
 		}
 	}
-	return names, cobra.ShellCompDirectiveNoFileComp
+	return names
 }

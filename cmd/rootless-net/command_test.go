@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -27,6 +28,8 @@ type fakeSandbox struct {
 	mu    sync.Mutex
 	ports []api.Port
 	execs int
+
+	signals []syscall.Signal
 }
 
 func (f *fakeSandbox) Inspect() api.Sandbox {
@@ -83,6 +86,15 @@ func (f *fakeSandbox) RemovePorts(context.Context, string) ([]api.Port, error) {
 	return removed, nil
 }
 
+func (f *fakeSandbox) Kill(sig syscall.Signal) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.signals = append(f.signals, sig)
+	return nil
+}
+
+func (f *fakeSandbox) Rename(name string) error { return f.entry.Rename(name) }
+
 func (f *fakeSandbox) Lease(kind api.LeaseKind) (func(), error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -117,7 +129,7 @@ type result struct {
 	out, errOut string
 }
 
-func invoke(t *testing.T, dir string, enter func(context.Context, int, userns.Command) (int, error), args ...string) result {
+func invoke(t *testing.T, dir string, enter func(context.Context, int, userns.Command, func()) (int, error), args ...string) result {
 	t.Helper()
 	var out, errOut bytes.Buffer
 	p := program{stdin: os.Stdin, stdout: &out, stderr: &errOut, stateDir: dir, enter: enter}
@@ -142,11 +154,13 @@ func TestErrorsAndExitCodes(t *testing.T) {
 		{"exec nope true", 1, "rootless-net: No such sandbox: nope\n"},
 		{"exec web", 125, "rootless-net: \"rootless-net exec\" requires at least 2 arguments.\nSee 'rootless-net exec --help'.\n"},
 		{"inspect", 125, "rootless-net: \"rootless-net inspect\" requires at least 1 argument.\nSee 'rootless-net inspect --help'.\n"},
-		{"stats", 125, "rootless-net: \"rootless-net stats\" requires exactly 1 argument.\nSee 'rootless-net stats --help'.\n"},
+		{"logs", 125, "rootless-net: \"rootless-net logs\" requires exactly 1 argument.\nSee 'rootless-net logs --help'.\n"},
+		{"port web 81", 1, "rootless-net: no public port '81/tcp' published for web\n"},
+		{"port web 81/x", 125, "rootless-net: invalid port: \"81/x\"\nSee 'rootless-net port --help'.\n"},
 		{"ps -o yaml", 125, "rootless-net: unknown output format \"yaml\": table or json\nSee 'rootless-net ps --help'.\n"},
 		{"ps --nope", 125, "rootless-net: unknown flag: --nope\nSee 'rootless-net ps --help'.\n"},
 		{"nope", 125, "rootless-net: \"nope\" is not a rootless-net command\nSee 'rootless-net --help'.\n"},
-		{"port nope", 125, "rootless-net: \"nope\" is not a command of \"rootless-net port\"\nSee 'rootless-net port --help'.\n"},
+		{"port nope", 1, "rootless-net: No such sandbox: nope\n"},
 	} {
 		r := invoke(t, dir, nil, strings.Fields(c.args)...)
 		if r.code != c.code || r.errOut != c.want {
@@ -167,7 +181,7 @@ func TestPS(t *testing.T) {
 	r := invoke(t, dir, nil, "ps")
 	id := f.entry.ID()[:12]
 	want := "SANDBOX ID     COMMAND                  CREATED              STATUS    NETWORK   PORTS                             NAMES\n" +
-		id + "   \"python3 -m http.ser…\"   About a minute ago   running   bridge    0.0.0.0:8000-8002->80-82/tcp      web\n"
+		id + "   \"python3 -m http.ser…\"   About a minute ago   Up About a minute   bridge    0.0.0.0:8000-8002->80-82/tcp      web\n"
 	if strings.Join(strings.Fields(r.out), " ") != strings.Join(strings.Fields(want), " ") || r.code != 0 {
 		t.Errorf("got\n%swant\n%s", r.out, want)
 	}
@@ -195,7 +209,7 @@ func TestPSWithoutSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer e.Close()
-	if r := invoke(t, dir, nil, "ps"); r.code != 0 || !strings.Contains(r.out, "created") || !strings.Contains(r.out, "early") {
+	if r := invoke(t, dir, nil, "ps"); r.code != 0 || !strings.Contains(r.out, "Created") || !strings.Contains(r.out, "early") {
 		t.Errorf("%+v", r)
 	}
 }
@@ -308,7 +322,7 @@ func TestExec(t *testing.T) {
 		{1, errors.New("no namespaces"), 1, "rootless-net: no namespaces\n"},
 	} {
 		var got userns.Command
-		enter := func(_ context.Context, target int, cmd userns.Command) (int, error) {
+		enter := func(_ context.Context, target int, cmd userns.Command, _ func()) (int, error) {
 			if n := f.leases(1); target != 4711 || n != 1 {
 				t.Errorf("target %d, %d leases", target, n)
 			}
@@ -329,7 +343,7 @@ func TestExec(t *testing.T) {
 func TestExecEndsWithTheSandbox(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "s")
 	_, server := start(t, dir, "web")
-	enter := func(ctx context.Context, _ int, _ userns.Command) (int, error) {
+	enter := func(ctx context.Context, _ int, _ userns.Command, _ func()) (int, error) {
 		go server.Close()
 		select {
 		case <-ctx.Done():

@@ -1,12 +1,13 @@
-// Rootless-net manages running sandboxes: it lists and describes them, publishes and closes their ports, runs commands in
-// them, and stops them. It also connects network namespaces that other programs made (attach), installs the drop-in programs,
+// Rootless-net manages sandboxes: it lists and describes them, publishes and closes their ports, runs commands in them, prints their
+// output, waits for them, stops them, and removes what is kept of those that have ended. It also connects network namespaces that other programs made (attach), installs the drop-in programs,
 // and checks what a machine lacks (doctor).
 //
 // # Theory of operation
 //
 // It finds a sandbox by its state directory (internal/state) and sends requests to its control socket (package api). It has no
 // other access to a supervisor, with two exceptions: stop sends it signals, and exec enters the namespaces of its sandbox
-// (package userns). attach and doctor need no running sandbox: attach calls the root package, doctor internal/doctor. The output has the
+// (package userns). logs, wait, rm, prune and events read the state directory only, and top and stats /proc. attach and doctor need no
+// running sandbox: attach calls the root package, doctor internal/doctor. The output has the
 // form of docker's, or is JSON with -o json.
 //
 // # Limits and failures

@@ -11,7 +11,7 @@ import (
 )
 
 // enter runs a command in all namespaces of the sandbox whose PID 1 is the process target, and forwards signals to it.
-func enter(ctx context.Context, target int, c userns.Command) (int, error) {
+func enter(ctx context.Context, target int, c userns.Command, started func()) (int, error) {
 	caught := make(chan os.Signal, signals.Backlog)
 	signals.Catch(caught)
 	defer signal.Stop(caught)
@@ -25,6 +25,7 @@ func enter(ctx context.Context, target int, c userns.Command) (int, error) {
 	if err != nil {
 		return exitFailure, err
 	}
+	started()
 	type result struct {
 		code int
 		err  error

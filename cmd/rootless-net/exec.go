@@ -10,14 +10,16 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"rootlessnet"
 	"rootlessnet/api"
 	"rootlessnet/internal/state"
 	"rootlessnet/userns"
 )
 
 func (p *program) execCommand() *cobra.Command {
-	var env []string
-	var dir string
+	var env, envFiles []string
+	var dir, user string
+	var background bool
 	cmd := &cobra.Command{
 		Use:   "exec [flags] NAME COMMAND [ARG...]",
 		Short: "Run a command in a running sandbox",
@@ -27,14 +29,36 @@ The command ends with the sandbox. Exit status: that of the command; 126 if it c
 found, 128+n if signal n ended it, 1 if there is no such sandbox.`,
 		Args: atLeast(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c := userns.Command{Argv: args[1:], Env: append(os.Environ(), withValues(env)...), Dir: dir}
-			return p.exec(cmd.Context(), args[0], c)
+			report := detachedExec()
+			if background && report == nil {
+				return p.execInBackground(args[0])
+			}
+			c := userns.Command{Argv: args[1:], Env: os.Environ(), Dir: dir}
+			for _, path := range envFiles {
+				more, err := readEnvFile(path)
+				if err != nil {
+					return usageError{err}
+				}
+				c.Env = append(c.Env, withValues(more)...)
+			}
+			c.Env = append(c.Env, withValues(env)...)
+			if user != "" {
+				u, err := rootlessnet.ParseUser(user)
+				if err != nil {
+					return exitError{rootlessnet.ExitCannotExec, err}
+				}
+				c.User = &userns.Credential{UID: u.UID, GID: u.GID}
+			}
+			return report.pass(p.exec(cmd.Context(), args[0], c, report.started))
 		},
 		ValidArgsFunction: p.completeNames,
 	}
 	cmd.Flags().SetInterspersed(false)
 	cmd.Flags().StringArrayVarP(&env, "env", "e", nil, "set an environment variable: `NAME=value`, or NAME for the caller's (repeatable)")
 	cmd.Flags().StringVarP(&dir, "workdir", "w", "", "working `directory`")
+	cmd.Flags().StringArrayVar(&envFiles, "env-file", nil, "read environment variables from a `file` of lines as for -e (repeatable)")
+	cmd.Flags().StringVarP(&user, "user", "u", "", "`user` inside: name|uid[:group|gid]")
+	cmd.Flags().BoolVarP(&background, "detach", "d", false, "return when the command has started; its standard streams are /dev/null")
 	// docker exec needs these flags for standard input and a terminal. Here the command always has the caller's.
 	cmd.Flags().BoolP("interactive", "i", true, "no effect: standard input is always the caller's")
 	cmd.Flags().BoolP("tty", "t", true, "no effect: the terminal is always the caller's")
@@ -58,7 +82,8 @@ func withValues(env []string) []string {
 }
 
 // exec runs a command in a sandbox. It holds a lease meanwhile: the lease ends with the sandbox, and then the command is killed.
-func (p *program) exec(ctx context.Context, ref string, c userns.Command) error {
+// started is called when the command runs.
+func (p *program) exec(ctx context.Context, ref string, c userns.Command, started func()) error {
 	r, client, err := p.find(ref)
 	if err != nil {
 		return err
@@ -95,7 +120,7 @@ func (p *program) exec(ctx context.Context, ref string, c userns.Command) error 
 	defer func() { close(stop); <-watching }()
 
 	c.Stdin, c.Stdout, c.Stderr = p.stdin, file(p.stdout), file(p.stderr)
-	code, err := p.enter(ctx, box.InitPID, c)
+	code, err := p.enter(ctx, box.InitPID, c, started)
 	if err != nil && errors.Is(context.Cause(ctx), errSandboxEnded) {
 		return exitError{128 + int(syscall.SIGKILL), errSandboxEnded}
 	}

@@ -1,21 +1,26 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/netip"
 	"strconv"
+	"text/template"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"rootlessnet/api"
+	"rootlessnet/internal/state"
 )
 
 // network has the fields that docker network inspect prints (moby/api/types/network), followed by fields of our own. Name and
-// ID are those of the sandbox, whose private network it is.
+// ID are those of the sandbox, whose private network it is. The fields of docker container inspect (container) are there as well.
 type network struct {
 	Name       string
 	ID         string `json:"Id"`
@@ -37,6 +42,8 @@ type network struct {
 	Ports    map[string][]binding // as in docker inspect, NetworkSettings.Ports
 	Counters map[string]uint64
 	Sandbox  api.Sandbox
+
+	container
 }
 
 type ipam struct {
@@ -64,11 +71,20 @@ type binding struct {
 }
 
 func (p *program) inspectCommand() *cobra.Command {
+	var text string
 	cmd := &cobra.Command{
-		Use:   "inspect NAME [NAME...]",
-		Short: "Describe sandboxes in JSON, in the form of docker network inspect",
+		Use:   "inspect [flags] NAME [NAME...]",
+		Short: "Describe sandboxes in JSON, in the form of docker network inspect and docker inspect",
 		Args:  atLeast(1),
 		RunE: func(cmd *cobra.Command, refs []string) error {
+			show := func(found []network) error { return p.writeJSON(found) }
+			if text != "" && text != "json" {
+				t, err := parseTemplate(text)
+				if err != nil {
+					return err
+				}
+				show = func(found []network) error { return printInspected(p.stdout, t, found) }
+			}
 			found := []network{}
 			var errs []error
 			for _, ref := range refs {
@@ -79,14 +95,15 @@ func (p *program) inspectCommand() *cobra.Command {
 				}
 				found = append(found, n)
 			}
-			if err := p.writeJSON(found); err != nil {
+			if err := show(found); err != nil {
 				return err
 			}
 			return errors.Join(errs...)
 		},
-		ValidArgsFunction: p.completeNames,
+		ValidArgsFunction: p.completeAll,
 	}
 	p.addOutput(cmd, "json")
+	cmd.Flags().StringVarP(&text, "format", "f", "", "\"json\", or a Go `template` for one sandbox, with the names of the JSON output: {{.State.ExitCode}}")
 	check := cmd.PreRunE
 	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
@@ -100,11 +117,36 @@ func (p *program) inspectCommand() *cobra.Command {
 	return cmd
 }
 
+// printInspected prints each sandbox by a template. The names in the template are those of the JSON output, as docker accepts them.
+func printInspected(out io.Writer, t *template.Template, found []network) error {
+	t = t.Option("missingkey=error")
+	for _, n := range found {
+		text, err := json.Marshal(n)
+		if err != nil {
+			return err
+		}
+		d := json.NewDecoder(bytes.NewReader(text))
+		d.UseNumber() // a float64 would print large numbers with an exponent
+		var values any
+		if err := d.Decode(&values); err != nil {
+			return err
+		}
+		if err := printRow(out, t, values); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (p *program) inspect(ctx context.Context, ref string) (network, error) {
-	_, client, err := p.find(ref)
+	dir, r, err := p.findAny(ref)
 	if err != nil {
 		return network{}, err
 	}
+	if r.Status == state.Exited {
+		return describe(endedBox(dir, r), api.Stats{}), nil
+	}
+	client := api.NewClient(dir.SocketPath(r))
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -155,12 +197,13 @@ func describe(box api.Sandbox, stats api.Stats) network {
 			n.EnableIPv6, end.IPv6Address = true, addr
 		}
 	}
-	if box.Status != api.StatusLingering {
+	if box.Status != api.StatusLingering && box.Status != api.StatusExited {
 		n.Containers[box.ID] = end
 	}
 	for _, port := range box.Ports {
 		n.Ports[port.Guest()] = append(n.Ports[port.Guest()], binding{port.HostIP.String(), strconv.Itoa(int(port.HostPort))})
 	}
+	n.container = describeContainer(box, n.Ports)
 	return n
 }
 

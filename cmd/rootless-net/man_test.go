@@ -8,15 +8,20 @@ import (
 	"github.com/spf13/pflag"
 )
 
-func TestEveryFlagOfAttachIsInTheManual(t *testing.T) {
+func TestEveryCommandAndFlagIsInTheManual(t *testing.T) {
 	text, err := os.ReadFile("../../docs/rootless-net.1")
 	if err != nil {
 		t.Fatal(err)
 	}
 	manual := strings.ReplaceAll(string(text), `\-`, "-")
-	new(program).attachCommand().Flags().VisitAll(func(f *pflag.Flag) {
-		if !f.Hidden && !strings.Contains(manual, "--"+f.Name) {
-			t.Errorf("--%s is not in the manual", f.Name)
+	for _, cmd := range new(program).newCommand().Commands() {
+		if !strings.Contains(manual, ".B rootless-net "+cmd.Name()) || !strings.Contains(manual, "\n.TP\n.B "+cmd.Name()) {
+			t.Errorf("%s is not in the manual", cmd.Name())
 		}
-	})
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			if !f.Hidden && !strings.Contains(manual, "--"+f.Name) {
+				t.Errorf("%s --%s is not in the manual", cmd.Name(), f.Name)
+			}
+		})
+	}
 }

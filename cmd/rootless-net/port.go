@@ -11,35 +11,57 @@ import (
 )
 
 func (p *program) portCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "port",
-		Short: "List, publish and close ports of a running sandbox",
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usageError{fmt.Errorf("%q is not a command of %q", args[0], cmd.CommandPath())}
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	list := func(use, short string) *cobra.Command {
+		cmd := &cobra.Command{
+			Use:   use,
+			Short: short,
+			Args:  atLeast(1),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				if len(args) > 2 {
+					return usageError{fmt.Errorf("%q requires at least 1 and at most 2 arguments.", cmd.CommandPath())}
+				}
+				ports, err := call(cmd.Context(), p, args[0], (*api.Client).Ports)
+				if err != nil {
+					return err
+				}
+				if len(args) == 1 {
+					return p.writePorts(ports)
+				}
+				return p.writePort(args[0], ports, args[1])
+			},
+			ValidArgsFunction: p.completeNames,
+		}
+		p.addOutput(cmd, "table")
+		return cmd
 	}
-	list := &cobra.Command{
-		Use:   "ls NAME",
-		Short: "List published ports",
-		Args:  exactly(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			ports, err := call(cmd.Context(), p, args[0], (*api.Client).Ports)
-			if err != nil {
-				return err
-			}
-			return p.writePorts(ports)
-		},
-		ValidArgsFunction: p.completeNames,
-	}
-	cmd.AddCommand(list,
+	cmd := list("port NAME [PORT[/PROTO]]", "List, publish and close ports of a running sandbox")
+	cmd.Long = `List the published ports of a running sandbox, or where one of its ports is published.
+
+A sandbox with the name of a subcommand is listed by "port ls NAME".`
+	cmd.AddCommand(list("ls NAME [PORT[/PROTO]]", "List published ports"),
 		p.portChange("add", "Publish further ports, in the grammar of rootless-run -p", (*api.Client).AddPorts),
-		p.portChange("rm", "Close published ports; what a SPEC leaves out matches anything", (*api.Client).RemovePorts))
-	p.addOutput(list, "table")
+		p.portChange("rm", "Close published ports; what a SPEC leaves out matches anything, and a sole port is that inside or on the host", (*api.Client).RemovePorts))
 	return cmd
+}
+
+// writePort prints where one port inside is published, as docker port does.
+func (p *program) writePort(ref string, ports []api.Port, port string) error {
+	found, name, err := boundPort(ports, port)
+	if err != nil {
+		return err
+	}
+	if len(found) == 0 {
+		return fmt.Errorf("no public port '%s' published for %s", name, ref)
+	}
+	if p.output == "json" {
+		return p.writeJSON(found)
+	}
+	for _, addr := range found {
+		if _, err := fmt.Fprintln(p.stdout, addr); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // portChange returns a command that sends one request for each SPEC.

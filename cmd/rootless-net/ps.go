@@ -17,41 +17,137 @@ import (
 )
 
 func (p *program) psCommand() *cobra.Command {
-	var quiet, noTrunc bool
+	var o struct {
+		quiet, noTrunc, all, latest bool
+		last                        int
+		format                      string
+		filters                     []string
+	}
 	cmd := &cobra.Command{
 		Use:     "ps",
 		Aliases: []string{"ls", "list"},
-		Short:   "List running sandboxes",
+		Short:   "List running sandboxes, with -a those that have ended as well",
 		Args:    exactly(0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			boxes, err := p.list(cmd.Context())
-			switch {
-			case err != nil:
+			f, err := parseFormat(o.format)
+			if err != nil {
 				return err
+			}
+			filter, err := parseFilters(o.filters, psFilters)
+			if err != nil {
+				return err
+			}
+			boxes, err := p.list(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if boxes, err = filter.ps(boxes); err != nil {
+				return err
+			}
+			if o.latest {
+				o.last = 1
+			}
+			// As docker does, the filters that ask for ended sandboxes imply -a.
+			all := o.all || o.last > 0 || filter["status"] != nil || filter["exited"] != nil
+			if !all {
+				boxes = slices.DeleteFunc(boxes, func(b api.Sandbox) bool { return b.Status == api.StatusExited })
+			}
+			if o.last > 0 {
+				boxes = boxes[:min(o.last, len(boxes))]
+			}
+			switch {
 			case p.output == "json":
 				return p.writeJSON(boxes)
-			case quiet:
+			case o.quiet:
 				for _, b := range boxes {
-					fmt.Fprintln(p.stdout, shownID(b.ID, noTrunc))
+					fmt.Fprintln(p.stdout, shownID(b.ID, o.noTrunc))
 				}
 				return nil
+			case f.template == nil:
+				return p.writeTable(boxes, o.noTrunc)
 			}
-			return p.writeTable(boxes, noTrunc)
+			rows := make([]psRow, len(boxes))
+			for i, b := range boxes {
+				rows[i] = newPSRow(b, o.noTrunc)
+			}
+			return printRows(p, f, psHeader, rows)
 		},
 	}
 	p.addOutput(cmd, "table")
-	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print ids only")
-	cmd.Flags().BoolVar(&noTrunc, "no-trunc", false, "do not shorten anything")
+	flags := cmd.Flags()
+	flags.BoolVarP(&o.quiet, "quiet", "q", false, "print ids only")
+	flags.BoolVar(&o.noTrunc, "no-trunc", false, "do not shorten anything")
+	flags.BoolVarP(&o.all, "all", "a", false, "list sandboxes that have ended as well")
+	flags.BoolVarP(&o.latest, "latest", "l", false, "list the sandbox that was started last, running or not")
+	flags.IntVarP(&o.last, "last", "n", -1, "list the last `n` sandboxes, running or not")
+	addFormat(cmd, &o.format)
+	addFilter(cmd, &o.filters, psFilters...)
 	return cmd
 }
 
-// list describes all sandboxes. It sends the requests in parallel, and describes a sandbox that does not answer by its record.
+// psRow has the fields of docker ps --format. What a sandbox does not have, such as an image, is empty.
+type psRow struct {
+	Command      string
+	CreatedAt    string
+	ID           string
+	Image        string
+	Labels       string
+	LocalVolumes string
+	Mounts       string
+	Names        string
+	Networks     string
+	Ports        string
+	RunningFor   string
+	Size         string
+	State        string
+	Status       string
+
+	labels map[string]string
+}
+
+// Label is the value of one label.
+func (r psRow) Label(name string) string { return r.labels[name] }
+
+var psHeader = psRow{Command: "COMMAND", CreatedAt: "CREATED AT", ID: "SANDBOX ID", Image: "IMAGE", Labels: "LABELS", LocalVolumes: "LOCAL VOLUMES",
+	Mounts: "MOUNTS", Names: "NAMES", Networks: "NETWORKS", Ports: "PORTS", RunningFor: "CREATED", Size: "SIZE", State: "STATE", Status: "STATUS"}
+
+func newPSRow(b api.Sandbox, noTrunc bool) psRow {
+	return psRow{
+		ID: shownID(b.ID, noTrunc), Names: b.Name, Command: shownCommand(b.Command, noTrunc), CreatedAt: b.Created.Local().Format("2006-01-02 15:04:05 -0700 MST"),
+		RunningFor: humanDuration(time.Since(b.Created)) + " ago", Ports: shownPorts(b), State: string(b.Status), Status: statusText(b),
+		Networks: shownNetwork(b.Network), Labels: labelsText(b.Labels), Size: "0B", LocalVolumes: "0", labels: b.Labels,
+	}
+}
+
+// statusText is the status in docker's words: "Up 5 minutes", "Exited (1) 2 hours ago".
+func statusText(b api.Sandbox) string {
+	code := 0
+	if b.ExitCode != nil {
+		code = *b.ExitCode
+	}
+	switch b.Status {
+	case api.StatusRunning:
+		since := b.Started
+		if since.IsZero() { // a sandbox of a version that does not record it
+			since = b.Created
+		}
+		return "Up " + humanDuration(time.Since(since))
+	case api.StatusLingering: // docker has no such state: others use the network of a command that has ended
+		return fmt.Sprintf("Lingering (%d)", code)
+	case api.StatusExited:
+		return fmt.Sprintf("Exited (%d) %s ago", code, humanDuration(time.Since(b.Finished)))
+	}
+	return "Created"
+}
+
+// list describes all sandboxes, the newest first. It asks those that are live in parallel, and describes the others, and one that
+// does not answer, by their records.
 func (p *program) list(ctx context.Context) ([]api.Sandbox, error) {
 	dir, err := state.Open(p.stateDir)
 	if err != nil {
 		return nil, err
 	}
-	records, err := dir.List()
+	records, err := dir.ListAll()
 	if err != nil {
 		return nil, err
 	}
@@ -60,6 +156,10 @@ func (p *program) list(ctx context.Context) ([]api.Sandbox, error) {
 	boxes := make([]api.Sandbox, len(records))
 	var requests sync.WaitGroup
 	for i, r := range records {
+		if r.Status == state.Exited {
+			boxes[i] = endedBox(dir, r)
+			continue
+		}
 		requests.Go(func() {
 			client := api.NewClient(dir.SocketPath(r))
 			defer client.Close()
@@ -74,6 +174,13 @@ func (p *program) list(ctx context.Context) ([]api.Sandbox, error) {
 	return boxes, nil
 }
 
+// endedBox describes a sandbox that has ended.
+func endedBox(dir *state.Dir, r state.Record) api.Sandbox {
+	box := api.SandboxFromRecord(r)
+	box.StateDir = dir.PathOf(r)
+	return box
+}
+
 // table returns a writer that aligns columns as docker does. The caller must flush it.
 func (p *program) table() *tabwriter.Writer {
 	return tabwriter.NewWriter(p.stdout, 10, 1, 3, ' ', 0)
@@ -84,7 +191,7 @@ func (p *program) writeTable(boxes []api.Sandbox, noTrunc bool) error {
 	fmt.Fprintln(w, "SANDBOX ID\tCOMMAND\tCREATED\tSTATUS\tNETWORK\tPORTS\tNAMES")
 	for _, b := range boxes {
 		fmt.Fprintf(w, "%s\t%s\t%s ago\t%s\t%s\t%s\t%s\n", shownID(b.ID, noTrunc), shownCommand(b.Command, noTrunc),
-			humanDuration(time.Since(b.Created)), b.Status, shownNetwork(b.Network), shownPorts(b), b.Name)
+			humanDuration(time.Since(b.Created)), statusText(b), shownNetwork(b.Network), shownPorts(b), b.Name)
 	}
 	return w.Flush()
 }

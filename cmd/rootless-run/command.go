@@ -97,6 +97,7 @@ func (p program) foreground(c rootlessnet.Config, o *options, child *detached, m
 	if o.sigProxy {
 		c.Signals = relay.forward
 	}
+	c.KeepEnded = o.keep(child)
 	c.OnStart = func(rootlessnet.Started) {
 		if !c.TTY { // otherwise the terminal is in raw mode and sends no signals
 			relay.commandStarted()

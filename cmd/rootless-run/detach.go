@@ -53,6 +53,15 @@ func detachedChild() *detached {
 	return d
 }
 
+// keep says whether the sandbox stays listed after its end. As with docker run, --rm says that it does not, and that is the default
+// of a command in the foreground: its caller has seen the exit code and the output.
+func (o *options) keep(child *detached) bool {
+	if o.removeSet() {
+		return !o.remove
+	}
+	return child != nil
+}
+
 // started reports the sandbox's id to the foreground process, which then exits.
 func (d *detached) started(id string) {
 	d.once.Do(func() {

@@ -24,6 +24,8 @@ type options struct {
 	detach      bool
 	interactive bool
 	sigProxy    bool
+	remove      bool
+	removeSet   func() bool // whether --rm was given
 	logLevel    flagvalue.Level
 }
 
@@ -167,7 +169,8 @@ func outputFlags(f *pflag.FlagSet, o *options) {
 	f.BoolVarP(&o.interactive, "interactive", "i", true, "standard input; with --detach, one that stays open")
 	f.BoolVarP(&o.config.TTY, "tty", "t", false, "give the command a terminal of its own")
 	f.BoolVarP(&o.detach, "detach", "d", false, "run in the background and print the id")
-	f.Bool("rm", true, "remove what is left of the sandbox when it ends")
+	f.BoolVar(&o.remove, "rm", true, "keep neither exit code nor output when the sandbox ends; with --detach only if given")
+	o.removeSet = func() bool { return f.Changed("rm") }
 	f.Var(&o.logDriver, "log-driver", "with --detach: local keeps the command's output, none does not")
 	f.BoolVar(&o.sigProxy, "sig-proxy", true, "pass signals on to the command")
 	f.Var(&o.logLevel, "log-level", "debug, info, warn or error")

@@ -17,7 +17,7 @@ var mayImport = []struct {
 	// Programs: arguments in, text and exit status out.
 	{"cmd/rootless-run", []string{".", "internal/flagvalue", "internal/helper", "internal/signals", "internal/systemd", "internal/textlog"}},
 	{"cmd/rootless-net", []string{".", "api", "userns", // userns: exec joins a sandbox from the caller's own terminal
-		"internal/doctor", "internal/flagvalue", "internal/helper", "internal/signals", "internal/state", "internal/systemd", "internal/textlog", "internal/watch"}},
+		"internal/doctor", "internal/flagvalue", "internal/helper", "internal/procstat", "internal/signals", "internal/state", "internal/systemd", "internal/textlog", "internal/watch"}},
 	{"cmd/pasta", []string{".", "internal/helper", "internal/listenwatch", "internal/pasta", "internal/procnet", "internal/resolvconf", "internal/textlog"}},
 	{"cmd/slirp4netns", []string{".", "internal/helper", "internal/slirp", "internal/textlog", "internal/watch"}},
 	{"cmd/rootlessport", []string{"internal/helper", "internal/rootlessport", "internal/state", "internal/textlog", "internal/watch"}},

@@ -16,6 +16,10 @@ const userHZ = 100
 // Stat holds some fields of a process.
 type Stat struct {
 	Parent int
+	// TTY is the device number of the controlling terminal, 0 without one.
+	TTY int
+	// Threads is the number of threads.
+	Threads int
 	// Start is the start time in clock ticks since boot. It distinguishes the process from a later one with the same pid.
 	Start uint64
 	// CPU is the processor time that all threads of the process have used, in user mode and in the kernel.
@@ -42,11 +46,13 @@ func read(path string) (Stat, error) {
 
 // Numbers of fields, as in proc(5).
 const (
-	fieldState  = 3 // the first field after the name of the command
-	fieldParent = 4
-	fieldUTime  = 14
-	fieldSTime  = 15
-	fieldStart  = 22
+	fieldState   = 3 // the first field after the name of the command
+	fieldParent  = 4
+	fieldTTY     = 7
+	fieldUTime   = 14
+	fieldSTime   = 15
+	fieldThreads = 20
+	fieldStart   = 22
 )
 
 // Parse parses the content of /proc/PID/stat.
@@ -64,7 +70,7 @@ func Parse(text []byte) (Stat, error) {
 		errs = append(errs, err)
 		return v
 	}
-	s := Stat{Parent: int(number(fieldParent)), Start: number(fieldStart),
+	s := Stat{Parent: int(number(fieldParent)), Start: number(fieldStart), TTY: int(number(fieldTTY)), Threads: int(number(fieldThreads)),
 		CPU: time.Duration(number(fieldUTime)+number(fieldSTime)) * time.Second / userHZ}
 	return s, errors.Join(errs...)
 }

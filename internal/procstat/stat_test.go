@@ -30,7 +30,7 @@ func TestParse(t *testing.T) {
 			}
 			continue
 		}
-		if want := (Stat{Parent: parent, Start: 4711, CPU: 750 * time.Millisecond}); err != nil || s != want {
+		if want := (Stat{Parent: parent, Start: 4711, Threads: 1, CPU: 750 * time.Millisecond}); err != nil || s != want {
 			t.Errorf("%q: %+v, %v; want %+v", in, s, err, want)
 		}
 	}

@@ -1,5 +1,5 @@
-// Package state keeps the state directories of a user's running sandboxes: one directory for each, below
-// $XDG_RUNTIME_DIR/rootless-run. Other programs find a sandbox, its control socket and its processes through it.
+// Package state keeps the state directories of a user's sandboxes, of those that run and of some that have ended: one directory for
+// each, below $XDG_RUNTIME_DIR/rootless-run. Other programs find a sandbox, its control socket and its processes through it.
 //
 // # Theory of operation
 //
@@ -9,16 +9,26 @@
 //	    state.json           a Record, replaced by rename(2)
 //	    api.sock             the control socket (package api)
 //	    output.log           the latest output of a detached command; output.log.1 has what came before
+//	    output.times.INODE   when the parts of the log file with that inode were written
+//	    exit.CODE            empty; made when the sandbox has ended with that exit code
 //
 // A sandbox is live exactly as long as its own lock is held. The kernel releases the lock when the supervisor ends in any way,
 // so no decision depends on a pid, which may have been reused. The directories of supervisors that were killed are removed by
 // the next call of List, Lookup or Create. Those calls hold the outer lock, which makes it one step to compare a name with those
 // in use and to claim it.
 //
+// A sandbox whose record says Keep has ended if its lock is free; its directory stays until Remove, or until a bound is exceeded: a
+// number, an age and a size of all of them (ended.go), which every call that reads the directory enforces, and each End. The name of an
+// ended sandbox is free: who claims it has the ended one renamed. exit.CODE is made before the record is replaced. It needs no space on
+// the disk; and inotify reports its name to a Watcher even if the directory is removed at once, so that Wait knows the exit code of a
+// sandbox that is not kept.
+//
 // # States
 //
-// Create makes an Entry with a Record of status Created. The supervisor changes the Record by Update as the sandbox comes up,
-// and Close removes the directory.
+// Create makes an Entry with a Record of status Created. The supervisor changes the Record by Update as the sandbox comes up
+// (Running) and when its command has ended before the last user of its network (Lingering). Close removes the directory. End does the
+// same, or with Keep leaves it with status Exited. Where the supervisor was killed, or could not write the record, the next call that
+// reads the directory completes it (settle).
 //
 // # Stored format
 //
@@ -35,6 +45,11 @@
 //
 // The directory must be on a file system of this machine that supports flock(2) and unix sockets. A directory that is a
 // symbolic link, belongs to another user or cannot be written to is refused. A name is unique among the live sandboxes of one
-// directory, that is of one user. A record and the output of a command are bounded by named constants. Every failure is an
-// *Error, except ErrNameInUse, ErrNotFound and ErrAmbiguous, whose text Create and Lookup complete.
+// directory, that is of one user. A record, the output of a command and its index are bounded by named constants. On a full disk a
+// new sandbox removes those that are kept. Every failure is an *Error, except ErrNameInUse, ErrNotFound, ErrAmbiguous, ErrRunning and
+// ErrNoLog, whose text the functions complete. A Watcher needs inotify; it notices a killed supervisor within sweepInterval.
+//
+// # Locks
+//
+// The outer lock is taken before the lock of an Entry (Rename), never while that is held.
 package state

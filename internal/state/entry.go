@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -25,11 +24,12 @@ const (
 	oldLogFile = "output.log.1"
 )
 
-// Errors of Create and Lookup, by errors.Is. The text of the error that they return also contains the name.
+// Errors of Create, Lookup, Rename and Remove, by errors.Is. The text of the error that they return also contains the name.
 var (
 	ErrNameInUse = errors.New("name in use")
 	ErrNotFound  = errors.New("no such sandbox")
 	ErrAmbiguous = errors.New("ambiguous id")
+	ErrRunning   = errors.New("sandbox is running") // of Remove
 )
 
 // refError is one of the errors above with the text that docker prints.
@@ -46,16 +46,16 @@ type Entry struct {
 	dir  *Dir
 	path string
 	id   string
-	name string
 	lock *os.File
 
 	mu     sync.Mutex
+	name   string
 	closed bool
 }
 
 // Create makes the directory of a new sandbox, with a Record of status Created, and claims the name for it. An empty name
-// becomes the short id. The error is ErrNameInUse, by errors.Is, if a live sandbox has the name. The caller must Close the
-// Entry.
+// becomes the short id. The error is ErrNameInUse, by errors.Is, if a live sandbox has the name; an ended one gives it up, see
+// claim. The caller must Close or End the Entry.
 func (d *Dir) Create(name string) (*Entry, error) {
 	self, err := Self()
 	if err != nil {
@@ -66,13 +66,8 @@ func (d *Dir) Create(name string) (*Entry, error) {
 		return nil, &Error{"create", err}
 	}
 	defer unlock()
-	live, err := d.sweep()
-	if err != nil {
-		return nil, &Error{"create", err}
-	}
-	if i := slices.IndexFunc(live, func(r Record) bool { return r.Name == name }); i >= 0 {
-		return nil, &refError{fmt.Sprintf("Conflict. The name %q is already in use by sandbox %q. "+
-			"You have to stop that sandbox to be able to reuse that name.", "/"+name, live[i].ID), ErrNameInUse}
+	if err := d.claim(name, ""); err != nil {
+		return nil, err
 	}
 	e, err := d.makeEntry()
 	if err != nil {
@@ -82,7 +77,11 @@ func (d *Dir) Create(name string) (*Entry, error) {
 		e.name = ShortID(e.id)
 	}
 	record := Record{ID: e.id, Name: e.name, Created: time.Now().UTC(), Status: Created, Supervisor: self}
-	if err := writeRecord(e.path, &record); err != nil {
+	if err = writeRecord(e.path, &record); err != nil {
+		d.dropEnded() // they may be what fills the disk
+		err = writeRecord(e.path, &record)
+	}
+	if err != nil {
 		e.remove()
 		return nil, &Error{"create", err}
 	}
@@ -119,7 +118,11 @@ func (d *Dir) makeEntry() (*Entry, error) {
 func (e *Entry) ID() string { return e.id }
 
 // Name returns the sandbox's name, which is never empty.
-func (e *Entry) Name() string { return e.name }
+func (e *Entry) Name() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.name
+}
 
 // Path returns the path of the sandbox's directory.
 func (e *Entry) Path() string { return e.path }
@@ -135,6 +138,11 @@ func (e *Entry) Update(f func(*Record)) error {
 	if e.closed {
 		return nil
 	}
+	return e.update(f)
+}
+
+// update does the work of Update. The caller holds e.mu.
+func (e *Entry) update(f func(*Record)) error {
 	r, err := readRecord(e.path)
 	if err != nil {
 		return &Error{"write", err}
@@ -175,8 +183,14 @@ func (e *Entry) remove() error {
 }
 
 // List returns the records of the live sandboxes, the newest first. It removes the directories of sandboxes whose supervisor was
-// killed.
+// killed, except those that are kept.
 func (d *Dir) List() ([]Record, error) {
+	records, err := d.ListAll()
+	return slices.DeleteFunc(records, func(r Record) bool { return r.Status == Exited }), err
+}
+
+// ListAll is List with the ended sandboxes that are kept, whose status is Exited.
+func (d *Dir) ListAll() ([]Record, error) {
 	unlock, err := d.lock()
 	if err != nil {
 		return nil, &Error{"list", err}
@@ -190,29 +204,44 @@ func (d *Dir) List() ([]Record, error) {
 	return records, nil
 }
 
-// sweep reads the records of live sandboxes and removes the directories of others. The caller holds the outer lock, so no
-// process has made a directory that it has not locked yet.
+// sweep reads the records of all sandboxes. It removes the directories of those that have ended and are not kept, or no longer.
+// The caller holds the outer lock.
 func (d *Dir) sweep() ([]Record, error) {
+	live, ended, err := d.read()
+	return append(live, d.retain(ended)...), err
+}
+
+// read is sweep without the bounds of what is kept, which a start does not have to wait for. The caller holds the outer lock, so no
+// process has made a directory that it has not locked yet.
+func (d *Dir) read() (live, ended []Record, err error) {
 	entries, err := os.ReadDir(d.path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var live []Record
 	for _, entry := range entries {
 		// Files that this package has not made are not removed.
-		if !entry.IsDir() || len(entry.Name()) != ShortIDLen || !isHex(entry.Name()) {
+		if !isSandbox(entry) {
 			continue
 		}
 		path := filepath.Join(d.path, entry.Name())
 		if isDead(path) {
-			os.RemoveAll(path)
+			if r, ok := settle(path); ok {
+				ended = append(ended, r)
+			} else {
+				os.RemoveAll(path)
+			}
 			continue
 		}
 		if r, err := readRecord(path); err == nil {
 			live = append(live, r)
 		}
 	}
-	return live, nil
+	return live, ended, nil
+}
+
+// isSandbox reports whether an entry of the state directory is a sandbox's directory, by its name.
+func isSandbox(entry fs.DirEntry) bool {
+	return entry.IsDir() && len(entry.Name()) == ShortIDLen && isHex(entry.Name())
 }
 
 // isDead reports whether no supervisor holds the lock of the sandbox at path. It tries to take the lock in shared mode, so that
@@ -230,6 +259,15 @@ func isDead(path string) bool {
 // ErrAmbiguous, by errors.Is.
 func (d *Dir) Lookup(ref string) (Record, error) {
 	records, err := d.List()
+	if err != nil {
+		return Record{}, err
+	}
+	return find(records, ref)
+}
+
+// LookupAny is Lookup among the live sandboxes and the ended ones that are kept.
+func (d *Dir) LookupAny(ref string) (Record, error) {
+	records, err := d.ListAll()
 	if err != nil {
 		return Record{}, err
 	}
@@ -254,12 +292,15 @@ func find(records []Record, ref string) (Record, error) {
 	}
 	switch len(found) {
 	case 0:
-		return Record{}, &refError{"No such sandbox: " + ref, ErrNotFound}
+		return Record{}, notFound(ref)
 	case 1:
 		return found[0], nil
 	}
 	return Record{}, &refError{"multiple IDs found with provided prefix: " + ref, ErrAmbiguous}
 }
 
+// PathOf returns the path of a sandbox's directory.
+func (d *Dir) PathOf(r Record) string { return filepath.Join(d.path, r.ShortID()) }
+
 // SocketPath returns the path of the control socket of a sandbox.
-func (d *Dir) SocketPath(r Record) string { return filepath.Join(d.path, r.ShortID(), socketFile) }
+func (d *Dir) SocketPath(r Record) string { return filepath.Join(d.PathOf(r), socketFile) }

@@ -3,6 +3,7 @@ package state
 import (
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,12 +15,14 @@ const logLimit = 4 << 20
 
 // Log keeps the latest output of a detached command in output.log. When that file is full it becomes output.log.1, in place of
 // the previous one. The command writes to a pipe and not to the file: its size could not be limited otherwise, and a command that
-// opens /dev/stderr would truncate it. A line may be split between the two files. The methods must not be called concurrently.
+// opens /dev/stderr would truncate it. A line may be split between the two files. Beside each of the files is an index of times
+// (logIndex). The methods must not be called concurrently.
 type Log struct {
 	dir   string
 	limit int64
 	f     *os.File // nil after it could not be made again
 	size  int64    // of f
+	index *logIndex
 }
 
 // OpenLog makes the file for the output of a detached command. Entry.Close removes it; the caller must Close the Log before
@@ -36,21 +39,36 @@ func (l *Log) open() (err error) {
 	// The file exists if it was full and could not be renamed. It is then truncated.
 	l.f, err = os.OpenFile(filepath.Join(l.dir, logFile), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
 	l.size = 0
+	l.index.close()
+	l.index = nil
+	if err == nil {
+		l.index = newLogIndex(l.dir, l.f)
+	}
 	return err
 }
 
-// Write appends p. It discards what it cannot write for lack of space or of a descriptor, and reports success nevertheless, so
+// rotate makes a full output.log the older file.
+func (l *Log) rotate() {
+	l.f.Close()
+	older := filepath.Join(l.dir, oldLogFile)
+	if index, err := indexPath(l.dir, older); err == nil {
+		os.Remove(index)
+	}
+	_ = os.Rename(filepath.Join(l.dir, logFile), older)
+	_ = l.open()
+}
+
+// Write appends p. It discards what it cannot write, for lack of space or of a descriptor, and reports success nevertheless, so
 // that the command continues.
 func (l *Log) Write(p []byte) (int, error) {
 	for rest := p; len(rest) > 0; {
 		n := min(int64(len(rest)), l.limit-l.size)
 		if n == 0 {
-			l.f.Close()
-			_ = os.Rename(filepath.Join(l.dir, logFile), filepath.Join(l.dir, oldLogFile))
-			_ = l.open()
+			l.rotate()
 			continue
 		}
 		if l.f != nil || l.open() == nil {
+			l.index.add(l.size, time.Now()) // before the text, so that a reader finds the entry of what it reads
 			written, _ := l.f.Write(rest[:n])
 			l.size += int64(written)
 		}
@@ -59,5 +77,8 @@ func (l *Log) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Close closes the file.
-func (l *Log) Close() error { return l.f.Close() }
+// Close closes the files.
+func (l *Log) Close() error {
+	l.index.close()
+	return l.f.Close()
+}

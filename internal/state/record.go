@@ -25,9 +25,15 @@ type Record struct {
 
 	Supervisor Process  `json:"supervisor"`
 	InitPID    int      `json:"initPid,omitempty"`  // PID 1 of the sandbox, in the supervisor's pid namespace
-	ExitCode   *int     `json:"exitCode,omitempty"` // of the command, once the status is Lingering
+	ExitCode   *int     `json:"exitCode,omitempty"` // of the command, once the status is Lingering or Exited
 	Command    []string `json:"command"`
 
+	Started  time.Time `json:"started,omitzero"`  // when the command was started
+	Finished time.Time `json:"finished,omitzero"` // when the sandbox ended, once the status is Exited
+	// Keep says that the directory stays after the sandbox's end, with status Exited.
+	Keep bool `json:"keep,omitempty"`
+	// Error says why the sandbox ended, where it was not by the end of its command.
+	Error  string            `json:"error,omitempty"`
 	Labels map[string]string `json:"labels,omitempty"`
 
 	// Network is the mode: "bridge", "host", "none", "container:ID", or "attach" for a namespace that another program made;
@@ -56,6 +62,7 @@ const (
 	Created   Status = "created"   // the sandbox is being set up
 	Running   Status = "running"   // the command runs
 	Lingering Status = "lingering" // the command has exited; other sandboxes still use the network
+	Exited    Status = "exited"    // everything has ended; the record and the output are kept
 )
 
 // Process identifies a process even after its pid was reused.

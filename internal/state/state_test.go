@@ -17,8 +17,12 @@ import (
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("STATE_TEST_SUPERVISOR"); dir != "" {
 		d, err := Open(dir)
+		var e *Entry
 		if err == nil {
-			_, err = d.Create("victim")
+			e, err = d.Create("victim")
+		}
+		if keep := os.Getenv("STATE_TEST_KEEP") != ""; err == nil && (keep || os.Getenv("STATE_TEST_RUNNING") != "") {
+			err = e.Update(func(r *Record) { r.Status, r.Keep = Running, keep })
 		}
 		fmt.Println("ready", err)
 		var b [1]byte

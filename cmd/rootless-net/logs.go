@@ -1,0 +1,162 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"rootlessnet/internal/state"
+)
+
+// followInterval is how often logs -f looks for new output.
+const followInterval = 50 * time.Millisecond
+
+func (p *program) logsCommand() *cobra.Command {
+	var o struct {
+		follow, timestamps bool
+		tail, since, until string
+	}
+	cmd := &cobra.Command{
+		Use:   "logs [flags] NAME",
+		Short: "Print the output of a detached sandbox, while it runs or after its end",
+		Args:  exactly(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			w := logWriter{out: p, timestamps: o.timestamps}
+			now := time.Now()
+			var err error
+			if w.since, err = parseTime(o.since, now); err != nil {
+				return err
+			}
+			if w.until, err = parseTime(o.until, now); err != nil {
+				return err
+			}
+			lines := -1
+			if o.tail != "all" {
+				if lines, err = strconv.Atoi(o.tail); err != nil {
+					return usageError{fmt.Errorf("invalid value for \"--tail\": %q", o.tail)}
+				}
+			}
+			dir, r, err := p.findAny(args[0])
+			if err != nil {
+				return err
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+			defer stop()
+			return w.print(ctx, dir, r, lines, o.follow)
+		},
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return p.completeAll(cmd, args, word)
+		},
+	}
+	flags := cmd.Flags()
+	flags.BoolVarP(&o.follow, "follow", "f", false, "go on with what is written, until the sandbox ends")
+	flags.StringVarP(&o.tail, "tail", "n", "all", "only the last `n` lines, or all")
+	flags.StringVar(&o.since, "since", "", "only what was written since a `time` (2026-01-02T15:04:05Z) or for that long (10m)")
+	flags.StringVar(&o.until, "until", "", "only what was written before a `time` or that long ago")
+	flags.BoolVarP(&o.timestamps, "timestamps", "t", false, "begin each line with the time at which it was written")
+	return cmd
+}
+
+// logWriter prints the chunks of a log.
+type logWriter struct {
+	out          *program
+	since, until time.Time // zero: no bound
+	timestamps   bool
+	within       bool // the last chunk has ended within a line
+}
+
+// line is a line of the log, or its beginning or end, with its time.
+type line struct {
+	text []byte
+	at   time.Time
+}
+
+// print prints the log of a sandbox: its last lines, all if lines is negative, and with follow what is written from then on.
+func (w *logWriter) print(ctx context.Context, dir *state.Dir, r state.Record, lines int, follow bool) error {
+	log, err := dir.OpenLog(r)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	chunks, err := log.Read()
+	if err != nil {
+		return err
+	}
+	kept := w.split(chunks)
+	if lines >= 0 {
+		kept = lastLines(kept, lines)
+	}
+	if err := w.write(kept); err != nil || !follow {
+		return err
+	}
+	tick := time.NewTicker(followInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if !w.until.IsZero() && time.Now().After(w.until) {
+			return nil
+		}
+		ended := dir.Ended(r) // before the last look, so that nothing is missed
+		chunks, err := log.Read()
+		if err != nil {
+			return err
+		}
+		if err := w.write(w.split(chunks)); err != nil || ended {
+			return err
+		}
+	}
+}
+
+// split takes the chunks within the bounds of time apart into lines. A chunk whose time is not known exactly is printed if it may be
+// within them.
+func (w *logWriter) split(chunks []state.Chunk) (lines []line) {
+	for _, c := range chunks {
+		if !c.Last.IsZero() && c.Last.Before(w.since) || !w.until.IsZero() && c.First.After(w.until) {
+			continue
+		}
+		for text := range bytes.Lines(c.Text) {
+			if n := len(lines); n > 0 && !bytes.HasSuffix(lines[n-1].text, []byte("\n")) {
+				lines[n-1].text = append(bytes.Clone(lines[n-1].text), text...)
+				continue
+			}
+			lines = append(lines, line{text, c.First})
+		}
+	}
+	return lines
+}
+
+func lastLines(lines []line, n int) []line { return lines[max(0, len(lines)-n):] }
+
+func (w *logWriter) write(lines []line) error {
+	var b bytes.Buffer
+	for _, l := range lines {
+		if w.timestamps && !w.within {
+			at := l.at
+			if at.IsZero() {
+				b.WriteString("- ")
+			} else {
+				b.WriteString(at.UTC().Format(logTime) + " ")
+			}
+		}
+		b.Write(l.text)
+		w.within = !bytes.HasSuffix(l.text, []byte("\n"))
+	}
+	_, err := w.out.stdout.Write(b.Bytes())
+	return err
+}
+
+// logTime is docker's form of times in logs and events.
+const logTime = "2006-01-02T15:04:05.000000000Z07:00"
