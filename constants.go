@@ -16,9 +16,10 @@ const (
 
 // Names of the id mappings (Config.UserNS).
 const (
-	UserNSRoot   = plan.UserNSRoot
-	UserNSKeepID = plan.UserNSKeepID
-	UserNSAuto   = plan.UserNSAuto
+	UserNSKeepID  = plan.UserNSKeepID
+	UserNSRoot    = plan.UserNSRoot
+	UserNSAuto    = plan.UserNSAuto
+	DefaultUserNS = plan.DefaultUserNS
 )
 
 // Values of Config.Datapath.
@@ -39,9 +40,12 @@ const (
 // Limits and defaults of a sandbox's network, in bytes without the Ethernet header.
 const (
 	DefaultMTU = plan.DefaultMTU
-	MinMTU     = plan.MinMTU
-	MinMTU6    = plan.MinMTU6
-	MaxMTU     = plan.MaxMTU
+	// DefaultTCPBuffers and MinTCPBuffers are for Config.TCPBuffers.
+	DefaultTCPBuffers = plan.DefaultTCPBuffers
+	MinTCPBuffers     = plan.MinTCPBuffers
+	MinMTU            = plan.MinMTU
+	MinMTU6           = plan.MinMTU6
+	MaxMTU            = plan.MaxMTU
 )
 
 // HostGatewayName in Config.ExtraHosts is replaced by the gateway's address.

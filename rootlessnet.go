@@ -48,8 +48,8 @@ type (
 )
 
 // Run runs a command in a sandbox and returns its exit code when the command, everything it has started, and every sandbox
-// that has joined its network have ended. The error is nil if the command ran; the code is then the command's own or 128+n.
-// Otherwise nothing is left behind and the code is ExitFailure, ExitCannotExec or ExitNotFound. When ctx ends, the command is
+// that has joined its network have ended. The error is nil if the command ran; the code is then the command's own or 128+n. It is
+// nil, and the code 128+n, also if signal n came before the command had started (Config.Signals). Otherwise nothing is left behind and the code is ExitFailure, ExitCannotExec or ExitNotFound. When ctx ends, the command is
 // killed. Several may run at once.
 func Run(ctx context.Context, c Config) (exitCode int, err error) { return sandbox.Run(ctx, c) }
 
@@ -68,6 +68,9 @@ func Init() { sandbox.Init() }
 
 // ParsePortSpec reads one port spec as docker run -p takes it, see plan.ParsePortSpec.
 func ParsePortSpec(spec string) ([]PortMapping, error) { return plan.ParsePortSpec(spec) }
+
+// CheckSysctl says what is wrong with an entry of Config.Sysctls, or returns nil.
+func CheckSysctl(spec string) error { return plan.CheckSysctl(spec) }
 
 // ParsePortSpecs reads several specs, and makes sure that no two of them want the same port of the host.
 func ParsePortSpecs(specs []string) ([]PortMapping, error) { return plan.ParsePortSpecs(specs) }

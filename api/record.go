@@ -17,6 +17,7 @@ func SandboxFromRecord(r state.Record) Sandbox {
 		InitPID:    r.InitPID,
 		ExitCode:   r.ExitCode,
 		Command:    r.Command,
+		Labels:     r.Labels,
 		Network:    r.Network,
 		Hostname:   r.Hostname,
 		NetNS:      r.NetNS,

@@ -113,6 +113,12 @@ func fillIn(t *testing.T, where string, v reflect.Value) {
 	case reflect.Slice:
 		v.Set(reflect.MakeSlice(v.Type(), 1, 1))
 		fillIn(t, where, v.Index(0))
+	case reflect.Map:
+		key, value := reflect.New(v.Type().Key()).Elem(), reflect.New(v.Type().Elem()).Elem()
+		fillIn(t, where+" key", key)
+		fillIn(t, where, value)
+		v.Set(reflect.MakeMap(v.Type()))
+		v.SetMapIndex(key, value)
 	case reflect.Struct:
 		for i := range v.NumField() {
 			fillIn(t, where+"."+v.Type().Field(i).Name, v.Field(i))

@@ -22,6 +22,8 @@ type Sandbox struct {
 	ExitCode   *int     `json:"exitCode,omitempty"` // of the command, once the status is lingering
 	Command    []string `json:"command"`
 
+	Labels map[string]string `json:"labels,omitempty"` // the caller's own
+
 	// Network is the mode: "bridge", "host", "none", "container:ID", or "attach" for a namespace that another program
 	// made; Command then names that namespace.
 	Network  string `json:"network"`

@@ -2,6 +2,7 @@ package dns
 
 import (
 	"io"
+	"log/slog"
 	"os"
 	"syscall"
 	"time"
@@ -48,7 +49,11 @@ func readFile(path string) ([]byte, error) {
 func (r *Resolver) load() *hostConfig {
 	file, err := readFile(r.path)
 	if err != nil {
-		r.log.Warn("the host's resolv.conf cannot be read; it is treated as empty", "path", r.path, "err", err)
+		level := slog.LevelWarn
+		if len(r.cfg.Upstreams) > 0 {
+			level = slog.LevelInfo // only the search list and the options are missing
+		}
+		r.log.Log(r.ctx, level, "the host's resolv.conf cannot be read; it is treated as empty", "path", r.path, "err", err)
 	}
 	c := parseResolvConf(file)
 	if len(r.cfg.Upstreams) > 0 {

@@ -38,10 +38,11 @@ func TestDatapathIsNamed(t *testing.T) {
 	})
 }
 
-// TestOwnAddresses: a connection of the sandbox with itself does not leave it, and no server answers on the gateway's address.
+// TestOwnAddresses: a connection of the sandbox with itself does not leave it, and no server of the host's loopback answers on the
+// gateway's address.
 func TestOwnAddresses(t *testing.T) {
 	onEveryDatapath(t, func(t *testing.T, l *lab) {
-		_, reached := l.serve(l.Here, at(any4, 80), guest.Echo)
+		_, reached := l.serve(l.Here, at(loopback4, 80), guest.Echo)
 		s := l.start()
 		s.listenTCP(guest.Echo, 80)
 		own := []netip.Addr{guest4, loopback4}
@@ -111,25 +112,16 @@ func TestClientResets(t *testing.T) {
 	})
 }
 
-// urgentOn is what both ends of guest.ExchangeUrgent receive. The splice path keeps the urgent byte urgent; the userspace
-// stack has no urgent data, and delivers the byte in line.
-func urgentOn(datapath string) guest.UrgentExchange {
-	if datapath == "stack" {
-		return guest.WantUrgent(guest.UrgentInLine)
-	}
-	return guest.WantUrgent(guest.MarkedUrgent)
-}
-
 // TestUrgentData sends urgent data both ways at once.
 func TestUrgentData(t *testing.T) {
-	onEveryDatapath(t, func(t *testing.T, l *lab) {
+	onEveryLink(t, func(t *testing.T, l *lab) {
 		s := l.start("-p", "8080:80")
 		s.listenTCP(guest.Urgent, 80)
 		for _, f := range l.families() {
 			srv, _ := l.serve(l.There, at(f.there, 0), guest.Urgent)
-			want(s, urgentOn(l.datapath), guest.ExchangeUrgent{To: guest.To(srv)})
-			if got := (guest.ExchangeUrgent{}).On(l.connectTo(l.There, at(f.here, 8080))); got != urgentOn(l.datapath) {
-				t.Errorf("into the sandbox at %v: %+v; want %+v", f.here, got, urgentOn(l.datapath))
+			want(s, guest.WantUrgent(guest.MarkedUrgent), guest.ExchangeUrgent{To: guest.To(srv)})
+			if got := (guest.ExchangeUrgent{}).On(l.connectTo(l.There, at(f.here, 8080))); got != guest.WantUrgent(guest.MarkedUrgent) {
+				t.Errorf("into the sandbox at %v: %+v; want %+v", f.here, got, guest.WantUrgent(guest.MarkedUrgent))
 			}
 		}
 	})
@@ -138,7 +130,7 @@ func TestUrgentData(t *testing.T) {
 // TestSocketOptions: a mark, a device, data in the SYN and MPTCP, of clients and of servers.
 func TestSocketOptions(t *testing.T) {
 	onEveryDatapath(t, func(t *testing.T, l *lab) {
-		s := l.start("-p", "8080:80", "-p", "8081:81", "-p", "8082:82")
+		s := l.start(asRoot, "-p", "8080:80", "-p", "8081:81", "-p", "8082:82")
 		do(s, guest.ServeTCP{Server: guest.Echo, Port: 80, Socket: guest.Socket{Device: "eth0"}})
 		do(s, guest.ServeTCP{Server: guest.Echo, Port: 81, Socket: guest.Socket{Mark: 77}})
 		do(s, guest.ServeTCP{Server: guest.Echo, Port: 82, Socket: guest.Socket{Multipath: true}})
@@ -166,6 +158,20 @@ func TestSamePortAgain(t *testing.T) {
 		for range 20 {
 			for _, a := range []netip.AddrPort{srv, other} {
 				s.wantEchoWith(guest.Socket{From: at(guest4, 7777)}, a)
+			}
+		}
+	})
+}
+
+// TestSamePortAfterReset: a client resets a connection and connects from the same port at once.
+func TestSamePortAfterReset(t *testing.T) {
+	onEveryLink(t, func(t *testing.T, l *lab) {
+		const n = 200
+		s := l.start()
+		for _, f := range l.families() {
+			srv, _ := l.serve(l.There, at(f.there, 0), guest.Echo)
+			for port, exchange := range map[uint16]bool{7790: false, 7791: true} {
+				want(s, guest.Held{Count: n}, guest.ReconnectAfterReset{To: srv, From: at(l.guestOf(f.there), port), Count: n, Exchange: exchange})
 			}
 		}
 	})

@@ -9,14 +9,18 @@ import (
 type counter string
 
 const (
-	tcpConnections   counter = "now.tcp.connections"
-	tcpSpliced       counter = "now.tcp.spliced" // of those connections, by the splice path
-	tcpOut           counter = "tcp.out"
-	tcpBytesOut      counter = "tcp.bytes-out"
-	tcpBytesIn       counter = "tcp.bytes-in"
-	tcpSplicedOut    counter = "tcp.spliced-bytes-out"
-	tcpReinjectFails counter = "tcp.reinject-failed" // re-injected SYNs that the kernel inside did not answer
-	udpFlows         counter = "now.udp.flows"
+	tcpConnections    counter = "now.tcp.connections"
+	tcpSpliced        counter = "now.tcp.spliced" // of those connections, by the splice path
+	tcpOut            counter = "tcp.out"
+	tcpBytesOut       counter = "tcp.bytes-out"
+	tcpBytesIn        counter = "tcp.bytes-in"
+	tcpSplicedOut     counter = "tcp.spliced-bytes-out"
+	tcpReinjectFails  counter = "tcp.reinject-failed" // re-injected SYNs that the kernel inside did not answer
+	tcpSYNLimited     counter = "tcp.syn-limited"     // SYNs dropped after many that came to nothing
+	tcpGivenUp        counter = "tcp.given-up"        // connects that the guest gave up, after the host's connection stood
+	tcpBuffers        counter = "now.tcp.buffers"     // bytes granted to the buffers of the stack path
+	tcpBuffersRefused counter = "tcp.buffers-refused" // growths of them that were refused
+	udpFlows          counter = "now.udp.flows"
 )
 
 // counters are the counters of a sandbox at one time.

@@ -167,7 +167,7 @@ func TestForwardedOptions(t *testing.T) {
 				box.wantEchoWith(options, srv)
 			}
 			urgent, _ := l.serve(l.There, at(f.there, 0), guest.Urgent)
-			want(box, urgentOn(l.datapath), guest.ExchangeUrgent{To: guest.To(urgent)})
+			want(box, guest.WantUrgent(guest.MarkedUrgent), guest.ExchangeUrgent{To: guest.To(urgent)})
 			closing, _ := l.serveFunc(l.There, at(f.there, 0), func(c *net.TCPConn) {
 				if got := (guest.CloseTogether{}).On(c); got != guest.OK {
 					t.Errorf("the server's end: %v", got)

@@ -32,7 +32,7 @@ func sendDatagram(s *sandbox, dst string, port uint16, wait time.Duration) guest
 func TestScorecard01HostLoopbackTCP(t *testing.T) {
 	onEveryLink(t, func(t *testing.T, l *lab) {
 		srv, reached := l.serve(l.Here, at(loopback4, 0), guest.Echo)
-		s := l.start()
+		s := l.start(asRoot)
 		for _, host := range []string{gateway4.String(), "host.docker.internal", topo.Here4.String()} {
 			s.wantConnectTo(guest.Refused, guest.Target{Host: host, Port: srv.Port()}, 0)
 		}
@@ -45,7 +45,7 @@ func TestScorecard01HostLoopbackTCP(t *testing.T) {
 func TestScorecard02HostLoopbackUDP(t *testing.T) {
 	onEveryLink(t, func(t *testing.T, l *lab) {
 		srv, reached := l.serveUDP(l.Here, at(loopback4, 0))
-		s := l.start()
+		s := l.start(asRoot)
 		for _, host := range []netip.Addr{gateway4, topo.Here4} {
 			if got := s.askUDP(at(host, srv.Port()), "x", 500*time.Millisecond); got.Outcome != guest.Refused && got.Outcome != guest.TimedOut {
 				t.Errorf("a datagram to %v: %+v", host, got)
@@ -60,7 +60,7 @@ func TestScorecard02HostLoopbackUDP(t *testing.T) {
 func TestScorecard03LoopbackInsideIsItsOwn(t *testing.T) {
 	l := newLab(t)
 	srv, reached := l.serve(l.Here, at(loopback4, 0), guest.Echo)
-	s := l.start()
+	s := l.start(asRoot)
 	s.wantConnect(guest.Refused, srv)
 	do(s, guest.ServeTCP{Server: guest.Echo, Addr: srv.Addr(), Port: srv.Port()})
 	s.wantEchoFrom(loopback4, srv, "with the loopback inside")
@@ -73,7 +73,7 @@ func TestScorecard03LoopbackInsideIsItsOwn(t *testing.T) {
 func TestScorecard04RawTCPToLoopback(t *testing.T) {
 	onEveryLinkAtOnce(t, func(t *testing.T, l *lab) {
 		srv, reached := l.serve(l.Here, at(any4, 0), guest.Echo)
-		s := l.start()
+		s := l.start(asRoot)
 		for _, dst := range []string{"127.0.0.1", "127.1.2.3", "0.0.0.0", "0.1.2.3"} {
 			if got := sendSYN(s, dst, srv.Port(), 200*time.Millisecond); got == guest.AnsweredSYNACK || got == guest.AnsweredSegment {
 				t.Errorf("a SYN to %s got %s", dst, got)
@@ -90,7 +90,7 @@ func TestScorecard04RawTCPToLoopback(t *testing.T) {
 func TestScorecard05RawUDPToLoopback(t *testing.T) {
 	onEveryLinkAtOnce(t, func(t *testing.T, l *lab) {
 		srv, reached := l.serveUDP(l.Here, at(any4, 0))
-		s := l.start()
+		s := l.start(asRoot)
 		for _, dst := range []string{"127.0.0.1", "127.1.2.3", "0.0.0.0", "0.1.2.3"} {
 			if got := sendDatagram(s, dst, srv.Port(), 200*time.Millisecond); got == guest.AnsweredDatagram {
 				t.Errorf("a datagram to %s was answered", dst)
@@ -109,7 +109,7 @@ func TestScorecard06RawUDPToLoopbackOfIPv6(t *testing.T) {
 			t.Skip("THIS KERNEL HAS NO IPv6")
 		}
 		srv, reached := l.serveUDP(l.Here, at(any6, 0))
-		s := l.start()
+		s := l.start(asRoot)
 		for _, dst := range []string{"::", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1"} {
 			if got := sendDatagram(s, dst, srv.Port(), 200*time.Millisecond); got == guest.AnsweredDatagram {
 				t.Errorf("a datagram to %s was answered", dst)
@@ -124,9 +124,9 @@ func TestScorecard06RawUDPToLoopbackOfIPv6(t *testing.T) {
 
 func TestScorecard07MulticastAndReservedAreCounted(t *testing.T) {
 	l := newLab(t)
-	s := l.start()
+	s := l.start(asRoot)
 	before := s.counters().values
-	for _, dst := range []string{"255.255.255.255", "224.0.0.251", "239.1.2.3", "240.0.0.1"} {
+	for _, dst := range []string{"255.255.255.255", "224.0.0.1", "224.0.0.5", "240.0.0.1"} {
 		if got := sendDatagram(s, dst, 5353, 100*time.Millisecond); got == guest.AnsweredDatagram {
 			t.Errorf("a datagram to %s was answered", dst)
 		}
@@ -166,7 +166,7 @@ func TestScorecard08MetadataService(t *testing.T) {
 		}
 		return ""
 	})
-	s := l.start()
+	s := l.start(asRoot)
 	if got := do(s, guest.Connect{To: guest.To(at(metadata, 80)), Timeout: time.Second}); got.Outcome == guest.OK || reached.count() != 1 {
 		t.Errorf("connect: %v; the metadata service was reached %d times, want once by the host", got.Outcome, reached.count())
 	}
@@ -192,7 +192,7 @@ func TestScorecard09DescriptorsOfTheCommand(t *testing.T) {
 // TestScorecard12Confinement: every thread of the supervisor is confined, and the supervisor is not dumpable.
 func TestScorecard12Confinement(t *testing.T) {
 	l := newLab(t)
-	s := l.start()
+	s := l.start(asRoot)
 	s.listenTCP(guest.Echo, 80)
 	pid := s.cmd.Process.Pid
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
@@ -222,7 +222,7 @@ func TestScorecard12Confinement(t *testing.T) {
 
 func TestScorecard13SocketsOfTheSupervisor(t *testing.T) {
 	l := newLab(t)
-	s := l.start()
+	s := l.start(asRoot)
 	text, err := l.Here.Read("/proc/thread-self/net/unix")
 	if err != nil {
 		t.Fatal(err)
@@ -246,7 +246,7 @@ func TestScorecard13SocketsOfTheSupervisor(t *testing.T) {
 
 func TestScorecard14TrueClientAddress(t *testing.T) {
 	onEveryLink(t, func(t *testing.T, l *lab) {
-		s := l.start("-p", "8080:80", "-p", "8081:81/udp")
+		s := l.start(asRoot, "-p", "8080:80", "-p", "8081:81/udp")
 		s.listenTCP(guest.Echo, 80)
 		s.listenUDP(81)
 		for _, f := range l.families() {
@@ -272,7 +272,7 @@ func TestScorecard14TrueClientAddress(t *testing.T) {
 
 func TestScorecard15PublishedOnLoopbackOnly(t *testing.T) {
 	l := newLab(t)
-	s := l.start("-p", "127.0.0.1:8080:80")
+	s := l.start(asRoot, "-p", "127.0.0.1:8080:80")
 	s.listenTCP(guest.Echo, 80)
 	if _, err := l.dial(l.There, at(topo.Here4, 8080)); guest.OutcomeOf(err) != guest.Refused {
 		t.Errorf("from outside: %v, want refused", err)
@@ -291,7 +291,7 @@ func TestScorecard16Modes(t *testing.T) {
 	})
 	t.Run("container", func(t *testing.T) {
 		l.T = t
-		s := l.start()
+		s := l.start(asRoot)
 		want := do(s, guest.ReadNetNS{})
 		got, r := once(l, guest.ReadNetNS{}, "--network", "container:"+s.name)
 		if r.code != 0 || got != want {
@@ -307,7 +307,7 @@ func TestScorecard16Modes(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		got, r := once(l, guest.ReadNetNS{}, "--network", "host", "-p", "8080:80")
+		got, r := once(l, guest.ReadNetNS{}, asRoot, "--network", "host", "-p", "8080:80")
 		if r.code != 0 || got != want {
 			t.Errorf("exit %d, namespace %q, want %q", r.code, got, want)
 		}
@@ -323,7 +323,7 @@ func malformed(t *testing.T, frames guest.Operation[int]) {
 	const grown = 5 << 20
 	onEveryLink(t, func(t *testing.T, l *lab) {
 		srv, _ := l.serve(l.There, at(topo.There4, 0), guest.Echo)
-		s := l.start()
+		s := l.start(asRoot)
 		s.wantPong(gateway4)
 		do(s, frames)
 		before := s.rss()
@@ -362,14 +362,14 @@ func TestLinkForcedWithoutPermission(t *testing.T) {
 			t.Errorf("--link %s: exit %d, %q", kind, r.code, r.stderr)
 		}
 	}
-	s := l.start()
+	s := l.start(asRoot)
 	s.wantPong(topo.There4)
 }
 
 // TestLinkChosen: inspect names the link that was asked for.
 func TestLinkChosen(t *testing.T) {
 	onEveryLink(t, func(t *testing.T, l *lab) {
-		s := l.start()
+		s := l.start(asRoot)
 		var list []map[string]any
 		if err := json.Unmarshal([]byte(s.manage("inspect", s.name)), &list); err != nil || len(list) != 1 {
 			t.Fatalf("inspect: %v, %v", list, err)

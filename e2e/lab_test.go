@@ -118,6 +118,10 @@ func (l *lab) once(flags []string, argv ...string) result {
 	return l.finish(l.command("rootless-run", append(append(append(append([]string{}, l.flags...), flags...), "--"), argv...)...))
 }
 
+// asRoot is the flag for commands that administer the network inside, or that use raw sockets, packet sockets or marks. The tests of
+// isolation have it as well: it is the identity with the most rights.
+const asRoot = "--userns=root"
+
 // self is the path of the test binary, which is the guest program as well.
 func self() string {
 	path, err := os.Executable()

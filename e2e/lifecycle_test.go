@@ -7,8 +7,10 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -278,6 +280,7 @@ func containerOutlivesItsFirst(t *testing.T, l *lab) {
 	l.nothingLeft(time.Second)
 }
 
+// TestUserNamespaces: the command has its caller's ids and no capability unless it asks to be root.
 func TestUserNamespaces(t *testing.T) {
 	l := newLab(t)
 	const capNetAdmin = 1 << unix.CAP_NET_ADMIN
@@ -285,7 +288,108 @@ func TestUserNamespaces(t *testing.T) {
 		t.Errorf("root: exit %d, %+v; %s", r.code, got, r.stderr)
 	}
 	want := guest.Identity{UID: os.Getuid(), GID: os.Getgid()}
-	if got, r := once(l, guest.ReadIdentity{}, "--userns", "keep-id"); r.code != 0 || got != want {
-		t.Errorf("keep-id: exit %d, %+v, want %+v; %s", r.code, got, want, r.stderr)
+	for _, flags := range [][]string{nil, {"--userns", "keep-id"}, {"--pid"}, {"--network", "none"}, {"--network", "host"}} {
+		if got, r := once(l, guest.ReadIdentity{}, flags...); r.code != 0 || got != want {
+			t.Errorf("%v: exit %d, %+v, want %+v; %s", flags, r.code, got, want, r.stderr)
+		}
 	}
+	s := l.start()
+	if got, r := once(l, guest.ReadIdentity{}, "--network", "container:"+s.name); r.code != 0 || got != want {
+		t.Errorf("container: exit %d, %+v, want %+v; %s", r.code, got, want, r.stderr)
+	}
+	r := l.finish(l.command("rootless-net", append([]string{"exec", s.name}, program(guest.ReadIdentity{})...)...))
+	if got, r := decodeOnce(l, guest.ReadIdentity{}, r); r.code != 0 || got != want {
+		t.Errorf("exec: exit %d, %+v, want %+v; %s", r.code, got, want, r.stderr)
+	}
+	s.stop()
+}
+
+// TestOrdinaryUserInside: with the caller's own id a command has its home and its files, binds ports below 1024, can be published,
+// and pings; it cannot change the network, and cannot look into init.
+func TestOrdinaryUserInside(t *testing.T) {
+	onEveryLinkAtOnce(t, func(t *testing.T, l *lab) {
+		for _, flags := range [][]string{nil, {"--pid"}} {
+			s := l.start(append([]string{"-p", "8080:80", "-p", "8053:53/udp"}, flags...)...)
+			s.listenTCP(guest.Echo, 80)
+			s.listenUDP(53)
+			for _, f := range l.families() {
+				srv, _ := l.serve(l.There, at(f.there, 0), guest.Echo)
+				s.wantEcho(srv)
+				l.wantClientSeen(l.There, at(f.here, 8080))
+				s.wantPong(f.there)
+			}
+			s.wantPong(gateway4)
+			ran := do(s, guest.RunShell{Script: `test "$HOME" = "` + os.Getenv("HOME") + `" || exit 1
+test -O "` + l.runtime + `" || exit 2
+touch "` + l.runtime + `/mine" || exit 3
+ip link add dummy0 type dummy 2>/dev/null && exit 4
+init=$(sed -n 's/^PPid:[[:space:]]*//p' /proc/$PPID/status)
+grep -q rootless-init /proc/$init/comm || exit 5
+cat /proc/$init/environ >/dev/null 2>&1 && exit 6
+readlink /proc/$init/fd/0 /proc/$init/ns/mnt /proc/$init/root && exit 7
+cat /proc/$init/maps >/dev/null 2>&1 && exit 8
+for c in CapInh CapPrm CapEff CapAmb; do grep -q "^$c:[[:space:]]*0*$" /proc/self/status || exit 9; done`})
+			if ran.Code != 0 {
+				t.Errorf("%v: %+v", flags, ran)
+			}
+			if st, err := os.Stat(l.runtime + "/mine"); err != nil || int(st.Sys().(*syscall.Stat_t).Uid) != os.Getuid() {
+				t.Errorf("%v: the file of the command: %v, %v", flags, st, err)
+			}
+			s.stop()
+		}
+	})
+}
+
+// TestSignalDuringStart: a signal that comes at any moment of the start ends rootless-run with 128+n, or by the signal itself
+// before the program has caught it, and nothing is printed. A terminal sends its signals to init as well.
+func TestSignalDuringStart(t *testing.T) {
+	var wg sync.WaitGroup
+	for _, c := range []struct {
+		name  string
+		sig   syscall.Signal
+		group bool
+		flags []string
+	}{
+		{"SIGINT of the terminal", syscall.SIGINT, true, nil},
+		{"SIGINT of the terminal, subordinate ids", syscall.SIGINT, true, []string{"--userns", "auto"}},
+		{"SIGTERM", syscall.SIGTERM, false, nil},
+		{"SIGTERM to the group", syscall.SIGTERM, true, []string{"--network", "none"}},
+		{"SIGINT, detached", syscall.SIGINT, false, []string{"--detach"}},
+	} {
+		wg.Go(func() {
+			t.Run(c.name, func(t *testing.T) { signalDuringStart(t, c.sig, c.group, c.flags) })
+		})
+	}
+	wg.Wait()
+}
+
+// signalDuringStart sends the signal 0, 3, 6, … ms after the program was started, to it alone or to its process group.
+func signalDuringStart(t *testing.T, sig syscall.Signal, group bool, flags []string) {
+	const moments = 30
+	l := newLab(t)
+	l.once(nil, "true") // makes the directory of the records
+	for i := range moments {
+		cmd := l.command("rootless-run", append(append([]string{"--log-level", "error"}, flags...), "--", "sleep", "2")...)
+		cmd.SysProcAttr.Setpgid = true
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		l.launch(cmd)
+		after := time.Duration(i) * 3 * time.Millisecond
+		time.Sleep(after)
+		pid := cmd.Process.Pid
+		if group {
+			pid = -pid
+		}
+		_ = syscall.Kill(pid, sig)
+		_ = cmd.Wait()
+		status := cmd.ProcessState.Sys().(syscall.WaitStatus)
+		ended := status.Signaled() && status.Signal() == sig || status.ExitStatus() == 128+int(sig)
+		if slices.Contains(flags, "--detach") {
+			ended = ended || status.ExitStatus() == 0 // it has printed the id, and the command goes on
+		}
+		if !ended || stderr.Len() > 0 {
+			t.Errorf("after %v: exit %d, signal %v, %q", after, status.ExitStatus(), status.Signal(), &stderr)
+		}
+	}
+	l.nothingLeft(5 * time.Second)
 }

@@ -150,7 +150,7 @@ func TestScorecard30BlackHole(t *testing.T) {
 func TestScorecard31HalfOpens(t *testing.T) {
 	onEveryDatapath(t, func(t *testing.T, l *lab) {
 		srv, _ := l.serve(l.There, at(topo.There4, 0), guest.Echo)
-		s := l.start()
+		s := l.start(asRoot)
 		before := s.rss()
 		want(s, 10000, guest.SendSYNs{To: at(topo.Blackhole4, 80), Count: 10000})
 		s.wantEcho(srv, "beside 10,000 half-opens")

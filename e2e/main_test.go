@@ -24,6 +24,9 @@ const built = "ROOTLESSNET_E2E_BUILT"
 
 func TestMain(m *testing.M) {
 	guest.Main()
+	if len(os.Args) > 4 && os.Args[1] == onHostFiles {
+		os.Exit(fail(enterHostFiles(os.Args[2:])))
+	}
 	if os.Getenv("ROOTLESSNET_BIN") == "" {
 		// Before the network namespace is left, in which modules may still have to be fetched.
 		dir, err := build()

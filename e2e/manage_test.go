@@ -129,7 +129,7 @@ func (s *sandbox) wantLease(name string) {
 
 func TestDHCP(t *testing.T) {
 	onEveryLink(t, func(t *testing.T, l *lab) {
-		s := l.start()
+		s := l.start(asRoot)
 		s.wantLease("eth0")
 	})
 }

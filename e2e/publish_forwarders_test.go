@@ -47,9 +47,6 @@ type forwarder struct {
 	// seenTCP and seenUDP are the addresses that a server inside sees for an IPv4 and for an IPv6 client of "there"; the
 	// zero Addr means the client's own.
 	seenTCP, seenUDP [2]netip.Addr
-	// seenLate is the same for a UDP client that sent before a server was up. Where the inside has both families its flow
-	// was moved to the other family when the first was refused, and stays there: the client appears as the gateway.
-	seenLate [2]netip.Addr
 	// seenLoopback is the address that a server inside sees for a TCP client on the host's loopback.
 	seenLoopback netip.Addr
 	// onlyIPv4 is set if the forwarder listens on IPv4 addresses only.
@@ -84,31 +81,35 @@ var (
 // forwarders is the table of all forwarders: each datapath, each program, and each interface of a program.
 func forwarders(t *testing.T) (list []*forwarder) {
 	t.Helper()
-	lateByGateway := [2]netip.Addr{gateway6, gateway4}
 	for _, link := range kinds(t) {
 		for _, path := range datapaths {
-			list = append(list, &forwarder{name: "rootless-run/" + link + "/" + path, link: link, datapath: path, open: openRun, seenLoopback: gateway4, seenLate: lateByGateway})
+			list = append(list, &forwarder{name: "rootless-run/" + link + "/" + path, link: link, datapath: path, open: openRun, seenLoopback: gateway4})
 		}
 	}
-	list = append(list, &forwarder{name: "rootless-run", open: openRun, seenLoopback: gateway4, seenLate: lateByGateway})
+	list = append(list, &forwarder{name: "rootless-run", open: openRun, seenLoopback: gateway4})
 	for _, path := range datapaths {
-		list = append(list, &forwarder{name: "attach/" + path, link: "auto", datapath: path, open: openAttach, seenLoopback: gateway4, seenLate: lateByGateway})
+		list = append(list, &forwarder{name: "rootless-run with passed sockets/" + path, link: "auto", datapath: path, open: openPassed, seenLoopback: gateway4})
+	}
+	for _, path := range datapaths {
+		list = append(list, &forwarder{name: "attach/" + path, link: "auto", datapath: path, open: openAttach, seenLoopback: gateway4})
 	}
 	return append(list,
-		&forwarder{name: "attach", open: openAttach, seenLoopback: gateway4, seenLate: lateByGateway},
-		&forwarder{name: "RootlessKit's API", open: openREST, seenLoopback: gateway4, seenLate: lateByGateway},
+		&forwarder{name: "attach", open: openAttach, seenLoopback: gateway4},
+		&forwarder{name: "RootlessKit's API", open: openREST, seenLoopback: gateway4},
 		&forwarder{name: "slirp4netns", open: openSlirp, seenLoopback: slirpGateway,
 			onlyIPv4: true}, // host_addr of its API is an IPv4 address
-		&forwarder{name: "pasta", open: openPasta, seenLoopback: topo.There4, seenLate: [2]netip.Addr{topo.There6, topo.There4}},
+		&forwarder{name: "pasta", open: openPasta, seenLoopback: topo.There4},
 		&forwarder{name: "rootlessport beside slirp4netns", open: openRootlessportBeside, seenLoopback: slirpGateway,
 			// Podman names one address of the container, of IPv4: clients of IPv6 are shown as its gateway.
-			seenTCP: [2]netip.Addr{1: slirpGateway}, seenUDP: [2]netip.Addr{1: slirpGateway}, seenLate: [2]netip.Addr{1: slirpGateway}},
+			seenTCP: [2]netip.Addr{1: slirpGateway}, seenUDP: [2]netip.Addr{1: slirpGateway}},
+		&forwarder{name: "rootlessport behind slirp4netns", open: openRootlessportBehind, seenLoopback: bridge.v4.Addr(),
+			// As above. TCP goes directly into the container's namespace, UDP by slirp4netns.
+			seenTCP: [2]netip.Addr{1: bridge.v4.Addr()}, seenUDP: [2]netip.Addr{1: slirpGateway}},
 		&forwarder{name: "rootlessport alone", open: openRootlessportAlone, seenLoopback: aloneGateway[0],
 			// As above.
 			seenTCP: [2]netip.Addr{1: aloneGateway[0]},
 			// Datagrams are relayed by a socket inside.
-			seenUDP:  [2]netip.Addr{alone.v4.Addr(), alone.v4.Addr()},
-			seenLate: [2]netip.Addr{alone.v4.Addr(), alone.v4.Addr()}},
+			seenUDP: [2]netip.Addr{alone.v4.Addr(), alone.v4.Addr()}},
 	)
 }
 
@@ -131,6 +132,54 @@ func openRun(l *lab, ports []mapping) *publisher {
 	l.Helper()
 	s := l.start(publishFlags(ports)...)
 	return &publisher{sandbox: s, remove: func(m mapping) { l.manage("port", "rm", s.name, portFlag(m)) }, end: s.stop}
+}
+
+// openPassed passes the sockets as systemd does: one on [::] for both address families of each port, beside a unix socket. The
+// supervisor has them until it ends.
+func openPassed(l *lab, ports []mapping) *publisher {
+	l.Helper()
+	args := append(append(l.flags[:len(l.flags):len(l.flags)], publishFlags(ports)...), "--")
+	cmd := l.command("rootless-run", append(args, agentProgram()...)...)
+	unixSocket, err := net.Listen("unix", filepath.Join(l.runtime, "passed"))
+	if err != nil {
+		l.Fatal(err)
+	}
+	defer unixSocket.Close()
+	files := []*os.File{fileOf(l, unixSocket)}
+	for _, m := range ports {
+		for i := range m.following + 1 {
+			var s any
+			addr := at(netip.IPv6Unspecified(), m.host+i).String()
+			if m.proto == "tcp" {
+				s, err = l.Here.Listen("tcp", addr)
+			} else {
+				s, err = l.Here.ListenPacket("udp", addr)
+			}
+			if err != nil {
+				l.Fatal(err)
+			}
+			files = append(files, fileOf(l, s))
+			s.(io.Closer).Close()
+		}
+	}
+	env := append(cmd.Env, "LISTEN_FDS="+strconv.Itoa(len(files)))
+	cmd = l.Here.Command(append([]string{"sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`}, cmd.Args...)...)
+	cmd.Env, cmd.ExtraFiles = env, files
+	s := l.agent("passed", cmd)
+	for _, f := range files {
+		f.Close()
+	}
+	return &publisher{sandbox: s, end: s.stop}
+}
+
+// fileOf is a copy of a socket.
+func fileOf(l *lab, socket any) *os.File {
+	l.Helper()
+	f, err := socket.(interface{ File() (*os.File, error) }).File()
+	if err != nil {
+		l.Fatal(err)
+	}
+	return f
 }
 
 func openAttach(l *lab, ports []mapping) *publisher {
@@ -301,6 +350,20 @@ func openRootlessportBeside(l *lab, ports []mapping) *publisher {
 	l.startHelper(n.asRoot(l.command("slirp4netns", "-c", "-6", "-r", "3", "-e", "4", "--netns-type=path", n.file("net"), "tap0")))
 	a := n.rootlessport(slirpGuest, ports)
 	return &publisher{sandbox: n.sandbox, end: func() { a.exit.Close() }}
+}
+
+// openRootlessportBehind has a container on a bridge in the namespace that slirp4netns connects, as Podman's networks are made. The
+// paths of the namespaces are not those that Podman uses by default.
+func openRootlessportBehind(l *lab, ports []mapping) *publisher {
+	l.Helper()
+	e := &engine{namespace: l.holder()}
+	l.startHelper(e.asRoot(l.command("slirp4netns", "-c", "-6", "-r", "3", "-e", "4", "--netns-type=path", e.file("net"), "tap0")))
+	do(e, guest.AddBridge{Name: "br0", Prefixes: bridge.prefixes()})
+	e.loadRules(guest.LoadMasquerade{Open: true})
+	s := e.container("container", box1)
+	n := &namespace{s, s.cmd.Process.Pid}
+	a := n.rootlessport(box1.v4.Addr(), ports)
+	return &publisher{sandbox: s, end: func() { a.exit.Close() }}
 }
 
 func openRootlessportAlone(l *lab, ports []mapping) *publisher {

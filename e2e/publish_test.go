@@ -26,8 +26,11 @@ var (
 	tcpRange    = mapping{"tcp", 8090, 90, 3} // a server listens on the third
 	udpRange    = mapping{"udp", 8090, 90, 3} // and here
 	toRemove    = mapping{"tcp", 8094, 80, 0}
+	toSteady    = mapping{"udp", 8095, 95, 0} // its server starts while clients are sending, and starts again
+	toSteady4   = mapping{"udp", 8096, 96, 0} // the same, of a server that listens on IPv4 only
 
-	published = []mapping{toEcho, toUDPEcho, toNoServer, toLateUDP, toReset, toSum, toClosing, toReporting, toProduce, toIPv4Only, tcpRange, udpRange, toRemove}
+	published = []mapping{toEcho, toUDPEcho, toNoServer, toLateUDP, toReset, toSum, toClosing, toReporting, toProduce, toIPv4Only, tcpRange, udpRange, toRemove,
+		toSteady, toSteady4}
 )
 
 // publishCases run on each forwarder, in this order, while it runs.
@@ -40,6 +43,7 @@ var publishCases = []struct {
 	{"client on the host's loopback", (*publisher).loopbackClient},
 	{"no TCP server inside", (*publisher).noTCPServer},
 	{"UDP server that starts late", (*publisher).lateUDPServer},
+	{"UDP clients that go on sending", (*publisher).steadyUDPClients},
 	{"server resets", (*publisher).serverResets},
 	{"client resets", (*publisher).clientResets},
 	{"half-close", (*publisher).halfClose},
@@ -154,29 +158,6 @@ func (p *publisher) noTCPServer() {
 		if got := p.closedPort(at(f.here, toNoServer.host)); got != guest.Reset && got != guest.Refused {
 			p.Errorf("from %v: %v; want a reset", f.there, got)
 		}
-	}
-}
-
-// lateUDPServer: a client that sends before the server is up is answered as soon as the server is up, on the same socket.
-func (p *publisher) lateUDPServer() {
-	var conns []net.Conn
-	for _, f := range p.clients() {
-		c := p.dialUDP(p.There, at(f.here, toLateUDP.host))
-		conns = append(conns, c)
-		if got := (guest.AskUDP{Text: "hello", Timeout: 200 * time.Millisecond}).On(c); got.Outcome != guest.TimedOut && got.Outcome != guest.Refused {
-			p.Errorf("before the server is up: %+v", got)
-		}
-	}
-	p.listenUDP(toLateUDP.inside)
-	for _, c := range conns {
-		eventually(p.T, 3*time.Second, func() string {
-			got := guest.AskUDP{Text: "hello", Timeout: 300 * time.Millisecond}.On(c)
-			client := netip.MustParseAddrPort(c.LocalAddr().String()).Addr()
-			if want := seen(p.seenLate, client); !echoed(got) || got.Client.Addr() != want {
-				return fmt.Sprintf("from %v: %+v; want the echo, and the client %v", client, got, want)
-			}
-			return ""
-		})
 	}
 }
 

@@ -26,7 +26,7 @@ func (s *sandbox) wantBothWays(when string) {
 // startServer starts a sandbox with an Echo server on port 80, published as 8080.
 func (l *lab) startServer() *sandbox {
 	l.Helper()
-	s := l.start("-p", "8080:80")
+	s := l.start(asRoot, "-p", "8080:80")
 	s.listenTCP(guest.Echo, 80)
 	return s
 }
@@ -84,6 +84,7 @@ const (
 	markRedirect = 0x726e0001 // of packets that are routed to lo, and there to the listener
 	markUnused   = 0x726e0002
 	markRemote   = 0x726e0003 // of sockets inside with the address of a remote peer
+	markAccepted = 0x726e0011 // of sockets inside with the address of a remote server
 )
 
 // TestPolicyCannotBeBypassed: a program that opens connections directly to the listeners of the splice path reaches no server.
@@ -93,29 +94,37 @@ func TestPolicyCannotBeBypassed(t *testing.T) {
 			return // the stack path uses no marks
 		}
 		srv, reached := l.serve(l.Here, at(any4, 0), guest.Echo)
-		s := l.start()
+		onLoopback, reachedLoopback := l.serve(l.Here, at(loopback4, 0), guest.Echo)
+		s := l.start(asRoot)
+		allowed := 0
 		targets := []netip.Addr{loopback4, netip.MustParseAddr("169.254.169.254"), gateway4, netip.MustParseAddr("192.0.0.8")}
 		if l.IPv6 {
 			targets = append(targets, loopback6, netip.MustParseAddr("100::1"), gateway6)
 		}
 		for _, dst := range targets {
-			for _, mark := range []uint32{markRedirect, markUnused, markRemote} {
-				for _, port := range []uint16{srv.Port(), 1} {
+			for _, mark := range []uint32{markRedirect, markUnused, markRemote, markAccepted} {
+				for _, port := range []uint16{srv.Port(), onLoopback.Port(), 1} {
+					// With a mark that is not used the connection goes by the link, as any other does.
+					open := mark == markUnused && port == srv.Port() && (dst == gateway4 || dst == gateway6)
 					options := guest.Socket{Mark: mark, Timeout: 200 * time.Millisecond}
-					if got := do(s, guest.Exchange{To: guest.To(at(dst, port)), Text: "hello", Socket: options}); echoed(got) {
+					if open {
+						allowed++
+						options.Timeout = 0 // the usual one
+					}
+					if got := do(s, guest.Exchange{To: guest.To(at(dst, port)), Text: "hello", Socket: options}); echoed(got) != open {
 						t.Errorf("mark %#x to %v: %+v", mark, at(dst, port), got)
 					}
 					want(s, 50, guest.SendLoopbackSYNs{Mark: mark, To: at(dst, port), Count: 50})
 				}
 			}
 		}
-		if reached.count() != 0 {
-			t.Fatalf("the host was reached %d times", reached.count())
+		if reached.count() != allowed || reachedLoopback.count() != 0 {
+			t.Fatalf("the host was reached %d times, want %d, and its loopback %d times", reached.count(), allowed, reachedLoopback.count())
 		}
 		// An address that is open, but the connection does not come by the link.
 		open := at(topo.Here4, srv.Port())
 		got := do(s, guest.Exchange{To: guest.To(open), Text: "hello", Socket: guest.Socket{Mark: markRedirect}})
-		if echoed(got) || reached.count() != 0 {
+		if echoed(got) || reached.count() != allowed {
 			t.Errorf("with the mark, to an open address: %+v", got)
 		}
 		s.wantEcho(open, "afterwards, without a mark")

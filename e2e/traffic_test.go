@@ -96,7 +96,7 @@ func TestUDPBatches(t *testing.T) {
 
 func TestPing(t *testing.T) {
 	onEveryLinkAtOnce(t, func(t *testing.T, l *lab) {
-		s := l.start()
+		s := l.start(asRoot)
 		s.wantPong(gateway4)
 		for _, f := range l.families() {
 			s.wantPong(f.there)

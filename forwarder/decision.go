@@ -24,7 +24,7 @@ type Decision struct {
 	Action Action
 
 	// Of Dial: the destination, and the one to try when nothing listens there (invalid: none). Gateway is set if the
-	// guest addressed the gateway, so that no hop lies in between; both are then on the host's loopback.
+	// guest addressed the gateway, so that no hop lies in between; both are then addresses of the host.
 	Dst, Alt netip.AddrPort
 	Gateway  bool
 
@@ -51,6 +51,9 @@ func (f *Forwarder) Decide(k flow.Key, packets int) Decision {
 	return d
 }
 
+// Peek is Decide without effect on the counters.
+func (f *Forwarder) Peek(k flow.Key) Decision { return f.decide(k) }
+
 func (f *Forwarder) decide(k flow.Key) Decision {
 	e := f.Endpoint(k.Endpoint)
 	if e == nil {
@@ -66,7 +69,7 @@ func (f *Forwarder) decide(k flow.Key) Decision {
 	return Decision{Action: Dial, Dst: v.Dst, Alt: v.Alt, Gateway: v.Gateway}
 }
 
-// StillAllowed reports whether the flow e, for which Decide returned Dial with d, is still allowed. A datapath calls it after
+// StillAllowed reports whether the rules still allow the flow e, for which Decide returned Dial with d. A datapath calls it after
 // it has added the flow to the table: if the rules have changed between the two, Rejudge may have missed the flow.
 func (f *Forwarder) StillAllowed(d *Decision, e *flow.Entry) bool {
 	return d.rules == f.rules.Load() || f.allows(e.Key, e.Peer, e.Egress)

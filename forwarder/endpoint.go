@@ -45,6 +45,9 @@ type Addresses struct {
 	// Interface4 and Interface6 are the indexes of the interfaces by which packets of the family leave the host, except
 	// those to its loopback; 0 leaves the choice to the host's routes.
 	Interface4, Interface6 int
+	// Host4 and Host6 are the host's own addresses that the gateway stands for (policy.Config). What is sent there does not leave
+	// the host.
+	Host4, Host6 netip.Addr
 }
 
 // Egress is how packets leave the host. The zero value leaves that to the host's routes.
@@ -53,10 +56,10 @@ type Egress struct {
 	Index int        // of an interface
 }
 
-// EgressTo is how packets to dst leave the host. What is sent to the host's loopback stays there.
+// EgressTo is how packets to dst leave the host. What is sent to the host itself stays there.
 func (a *Addresses) EgressTo(dst netip.Addr) Egress {
 	switch {
-	case dst.IsLoopback():
+	case dst.IsLoopback() || dst == a.Host4 || dst == a.Host6:
 		return Egress{}
 	case dst.Is4():
 		return Egress{a.Source4, a.Interface4}
@@ -84,6 +87,10 @@ type EndpointConfig struct {
 	// Subnets are the prefixes of the guest's link. The guest looks for their addresses on the link, so a client of a
 	// published port that has one of them appears as the gateway.
 	Subnets []netip.Prefix
+	// FullCone lets datagrams of any remote in to a source of the guest that has sent any (endpoint-independent filtering, RFC
+	// 4787 5), as far as the guest might send there. Otherwise only addresses that it has sent to may (address-dependent
+	// filtering).
+	FullCone bool
 	// Addresses may be replaced by SetAddresses.
 	Addresses Addresses
 }
@@ -105,6 +112,9 @@ func newEndpoint(cfg EndpointConfig) *Endpoint {
 	e.SetAddresses(cfg.Addresses)
 	return e
 }
+
+// FullCone is that of the configuration.
+func (e *Endpoint) FullCone() bool { return e.cfg.FullCone }
 
 // Addresses are those in force. They must not be changed.
 func (e *Endpoint) Addresses() *Addresses { return &e.now.Load().Addresses }

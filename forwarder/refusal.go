@@ -124,10 +124,10 @@ func refusal(c cause, proto flow.Proto, v4 bool) Refusal {
 	return Refusal{}
 }
 
-// RefusalOf is the answer to a flow that the host's kernel, or the network behind it, has refused with err: the very ICMP
-// error where one came in the guest's family, else what a router with the host's routes and filters would have sent.
-// A connection is reset where nothing listens, also where a filter on the way has said so by "port unreachable": a kernel
-// may take an ICMP error for a hint, and try again after a second, where it takes a reset for an answer (tcp_v4_err,
+// RefusalOf is the answer to a flow that the host's kernel, or the network behind it, has refused with err: the received ICMP
+// error where it is of the guest's family, else what a router with the host's routes and filters would have sent.
+// A connection is reset where nothing listens, also where a filter on the path has answered "port unreachable": a kernel may
+// treat an ICMP error as temporary and retransmit after a second, while a reset ends the connect at once (tcp_v4_err,
 // net/ipv4/tcp_ipv4.c, while the socket is in use). hostV4 is the family of the host's socket, guestV4 that of the guest's flow.
 func RefusalOf(err error, proto flow.Proto, hostV4, guestV4 bool) Refusal {
 	var errno syscall.Errno

@@ -182,7 +182,7 @@ func TestRefusalOfAQueuedError(t *testing.T) {
 	}
 }
 
-// Filters that reject connections say "port unreachable" by default. A guest gets the reset that a closed port gives.
+// Filters that reject connections answer "port unreachable" by default. The guest gets a reset, as from a closed port.
 func TestRefusalOfAPortUnreachable(t *testing.T) {
 	for _, q := range []forwarder.QueuedError{{Errno: unix.ECONNREFUSED, Origin: unix.SO_EE_ORIGIN_ICMP, Type: 3, Code: 3},
 		{Errno: unix.ECONNREFUSED, Origin: unix.SO_EE_ORIGIN_ICMP6, Type: 1, Code: 4}} {

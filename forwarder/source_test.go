@@ -54,8 +54,10 @@ func TestDialFromAnAddress(t *testing.T) {
 
 func TestEgressOfAFlow(t *testing.T) {
 	a4, a6 := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
-	addrs := forwarder.Addresses{Source4: a4, Source6: a6, Interface4: 4, Interface6: 6}
-	for dst, want := range map[string]forwarder.Egress{"198.51.100.1": {Addr: a4, Index: 4}, "2001:db8::9": {Addr: a6, Index: 6}, "127.0.0.1": {}, "::1": {}} {
+	addrs := forwarder.Addresses{Source4: a4, Source6: a6, Interface4: 4, Interface6: 6, Host4: netip.MustParseAddr("203.0.113.5")}
+	for dst, want := range map[string]forwarder.Egress{"198.51.100.1": {Addr: a4, Index: 4}, "2001:db8::9": {Addr: a6, Index: 6}, "127.0.0.1": {}, "::1": {},
+		"203.0.113.5": {}} { // the host itself
+
 		if got := addrs.EgressTo(netip.MustParseAddr(dst)); got != want {
 			t.Errorf("a flow to %v leaves from %v, want %v", dst, got, want)
 		}

@@ -35,13 +35,15 @@ func (g *Gateway) assemble(redirect *pendingRedirect) (err error) {
 	if g.stack, err = stack.New(sc); err != nil {
 		return err
 	}
-	to, err := addresses(p)
+	g.host.hostAddrs = ownAddrs(p)
+	to, err := addresses(p, g.host.hostAddrs)
 	if err != nil {
 		return err
 	}
-	g.policy = policy.NewLive(policyConfig(p))
+	g.policy = policy.NewLive(policyConfig(p, g.host.hostAddrs))
 	g.endpoint = g.forwarder.AddEndpoint(forwarder.EndpointConfig{
 		ID: guestID, Policy: g.policy, Resolver: g.resolver, ResolverAddrs: p.DNSAddresses(), Subnets: onLink(p), Addresses: to,
+		FullCone: p.UDPFullCone,
 	})
 	if err := g.openLoopbackClients(); err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 	"rootlessnet/forwarder/splicetcp"
 	"rootlessnet/forwarder/tcp"
 	"rootlessnet/forwarder/udp"
+	"rootlessnet/internal/lockrank"
 	"rootlessnet/internal/spin"
 	"rootlessnet/plan"
 	"rootlessnet/policy"
@@ -45,6 +46,7 @@ type Gateway struct {
 	resolver  *dns.Resolver
 	ports     *ports
 	forwards  *loopbackForwards
+	host      host
 
 	// The following fields are set by Connect and not changed afterwards.
 	ns              Namespace // nil: the namespace is not entered
@@ -71,7 +73,8 @@ func New(cfg Config) (g *Gateway, err error) {
 	}
 	p := cfg.Plan
 	g.current.Store(p)
-	if g.ports, err = bindPorts(p.Ports, p.Listeners); err != nil {
+	g.host.mu.SetRank(lockrank.GatewayHost)
+	if g.ports, err = bindPorts(p.Ports, p.Listeners, g.log); err != nil {
 		g.spin.Close()
 		return nil, err
 	}

@@ -8,11 +8,14 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"rootlessnet/forwarder"
 	"rootlessnet/internal/fdbudget"
@@ -102,6 +105,75 @@ func TestInheritedListener(t *testing.T) {
 	}
 }
 
+// TestInheritedForBothFamilies: a socket on [::] without IPV6_V6ONLY serves a port that is published on every address, of both
+// families; removing either removes both. A socket with IPV6_V6ONLY and a unix socket do not.
+func TestInheritedForBothFamilies(t *testing.T) {
+	for _, v6only := range []bool{false, true} {
+		for _, proto := range []string{"tcp", "udp"} {
+			f, port := inheritable(t, proto, v6only)
+			u, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer u.Close()
+			uf, err := u.(*net.UnixListener).File()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer uf.Close()
+			g, err := unconnected(t, plan.Config{Listeners: []*os.File{uf, f}, Publish: []string{fmt.Sprintf("%d:80/%s", port, proto)}})
+			if err != nil {
+				t.Fatalf("%s, v6only %v: %v", proto, v6only, err)
+			}
+			if len(g.Ports()) != 2 || g.Ports()[0].HostIP != netip.IPv4Unspecified() || g.Ports()[1].HostIP != netip.IPv6Unspecified() {
+				t.Errorf("%s, v6only %v: ports %v", proto, v6only, g.Ports())
+			}
+			wantRemoved := 2
+			if v6only {
+				wantRemoved = 1
+			}
+			if removed := g.RemovePorts(func(p plan.Port) bool { return p.HostIP.Is6() }); len(removed) != wantRemoved {
+				t.Errorf("%s, v6only %v: removed %v", proto, v6only, removed)
+			}
+		}
+	}
+}
+
+// inheritable is a socket on [::] as a service manager passes it.
+func inheritable(t *testing.T, proto string, v6only bool) (f *os.File, port uint16) {
+	t.Helper()
+	kind := unix.SOCK_STREAM
+	if proto == "udp" {
+		kind = unix.SOCK_DGRAM
+	}
+	fd, err := unix.Socket(unix.AF_INET6, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f = os.NewFile(uintptr(fd), proto)
+	t.Cleanup(func() { f.Close() })
+	only := 0
+	if v6only {
+		only = 1
+	}
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, only); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrInet6{}); err != nil {
+		t.Fatal(err)
+	}
+	if proto == "tcp" {
+		if err := unix.Listen(fd, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f, uint16(sa.(*unix.SockaddrInet6).Port)
+}
+
 // TestPublishAll: a listener inside is published on the same port of the host, or on another one if that is taken, and once.
 func TestPublishAll(t *testing.T) {
 	g, err := unconnected(t, plan.Config{PublishAll: true})
@@ -127,14 +199,14 @@ func TestPublishAll(t *testing.T) {
 type fakeNamespace struct {
 	Namespace // other methods are not called
 	fail      map[uint16]error
-	bound     map[uint16]string // addresses by the port that was asked for
-	asked     func()            // called by Listen; may be nil
+	bound     map[uint16]string // addresses by the requested port
+	onListen  func()            // called by Listen; may be nil
 }
 
 func (n *fakeNamespace) Listen(_ context.Context, proto string, ports []uint16) (files []*os.File, errs []error, err error) {
 	files, errs = make([]*os.File, len(ports)), make([]error, len(ports))
-	if n.asked != nil {
-		n.asked()
+	if n.onListen != nil {
+		n.onListen()
 	}
 	for i, port := range ports {
 		if errs[i] = n.fail[port]; errs[i] != nil {
@@ -206,7 +278,7 @@ func TestLoopbackForwardsEndWhileAdding(t *testing.T) {
 	f := forwarder.New(forwarder.Config{Budget: fdbudget.New(1000)})
 	l := newLoopbackForwards(f)
 	ended := make(chan struct{})
-	ns := &fakeNamespace{bound: map[uint16]string{}, asked: sync.OnceFunc(func() {
+	ns := &fakeNamespace{bound: map[uint16]string{}, onListen: sync.OnceFunc(func() {
 		locked := make(chan struct{})
 		go func() {
 			defer close(ended)

@@ -20,7 +20,7 @@ func stackConfig(p *plan.Plan) stack.Config {
 	c := stack.Config{
 		Gateway4: a.Gateway, Gateway6: a.Gateway6, Subnet4: a.Subnet, Subnet6: a.Subnet6, Guest4: a.Guest, Guest6: a.Guest6,
 		DNS: p.DNSAddresses(), SearchDomains: p.DNSSearch, Hostname: p.Hostname, MAC: p.GatewayMAC, MTU: p.MTU,
-		HostAddresses: p.HostAddresses, NoDHCP: p.NoDHCP, NoRA: p.NoRA, NoNDP: p.NoNDP, DHCPv6: p.DHCPv6,
+		HostAddresses: p.HostAddresses, NoDHCP: p.NoDHCP, NoRA: p.NoRA, NoNDP: p.NoNDP, DHCPv6: p.DHCPv6, TCPBuffers: p.TCPBuffers,
 	}
 	if n := p.Announced; n != nil {
 		c.DNS, c.SearchDomains, c.FQDN = n.DNS, n.Search, n.FQDN
@@ -49,11 +49,11 @@ var targets = map[plan.SpecialTarget]policy.Target{
 	plan.ToNoRoute: policy.ToNoRoute, plan.ToDrop: policy.ToDrop,
 }
 
-func policyConfig(p *plan.Plan) policy.Config {
+func policyConfig(p *plan.Plan, own hostAddrs) policy.Config {
 	a := p.Addrs
 	c := policy.Config{
 		Gateway4: a.Gateway, Gateway6: a.Gateway6, Guest4: a.Guest, Guest6: a.Guest6,
-		HostLoopback: policy.HostLoopback(p.HostLoopback), AllowMetadata: p.AllowMetadata,
+		HostLoopback: policy.HostLoopback(p.HostLoopback), Host4: own.v4, Host6: own.v6, AllowMetadata: p.AllowMetadata,
 		IPv4Off: !a.Gateway.IsValid(), IPv6Off: !a.Gateway6.IsValid(),
 	}
 	for _, g := range p.GuestPrefixes {
@@ -98,7 +98,7 @@ func onLink(p *plan.Plan) (list []netip.Prefix) {
 // Uplink is the guest's interface as the agent process inside the namespace has to make it.
 func Uplink(p *plan.Plan) netns.Link {
 	l := netns.Link{Kind: p.Link, Name: p.IfName, MTU: p.MTU, MAC: p.MAC, GatewayMAC: p.GatewayMAC,
-		Addrs: p.GuestPrefixes, Gateways: p.Addrs.Gateways(), Bare: p.Unconfigured}
+		Addrs: p.GuestPrefixes, Deprecated: p.Deprecated, Gateways: p.Addrs.Gateways(), Bare: p.Unconfigured}
 	if p.Routes != nil {
 		l.Routes = []netns.Route{}
 	}
@@ -109,10 +109,10 @@ func Uplink(p *plan.Plan) netns.Link {
 }
 
 // addresses are the addresses and interfaces of the plan, as the forwarder needs them. It looks up the host's interfaces by name.
-func addresses(p *plan.Plan) (to forwarder.Addresses, err error) {
+func addresses(p *plan.Plan, own hostAddrs) (to forwarder.Addresses, err error) {
 	a := p.Addrs
 	to = forwarder.Addresses{Gateway4: a.Gateway, Gateway6: a.Gateway6, Guest4: a.Guest, Guest6: a.Guest6,
-		Guests: guestAddrs(p), Source4: p.Outbound.Addr, Source6: p.Outbound.Addr6}
+		Guests: guestAddrs(p), Source4: p.Outbound.Addr, Source6: p.Outbound.Addr6, Host4: own.v4, Host6: own.v6}
 	for _, out := range []struct {
 		name  string
 		index *int

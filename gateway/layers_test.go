@@ -34,7 +34,7 @@ func TestSpecialAddresses(t *testing.T) {
 		want[a] = target
 	}
 	p := planned(t, n)
-	for _, s := range policyConfig(p).Special {
+	for _, s := range policyConfig(p, hostAddrs{}).Special {
 		if want[s.Addr] != s.To {
 			t.Errorf("%s: target %v, want %v", s.Addr, s.To, want[s.Addr])
 		}
@@ -58,7 +58,7 @@ func TestHostAddresses(t *testing.T) {
 	for _, hostAddresses := range []bool{false, true} {
 		n.HostAddresses = hostAddresses
 		p := planned(t, n)
-		c := policyConfig(p)
+		c := policyConfig(p, hostAddrs{})
 		source, subnet := netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("192.0.2.0/24")
 		if hostAddresses {
 			source, subnet = netip.MustParsePrefix("192.0.2.9/32"), netip.Prefix{}
@@ -76,11 +76,11 @@ func TestHostAddresses(t *testing.T) {
 func TestOutbound(t *testing.T) {
 	p := planned(t, plan.NetworkPlan{Addrs: []netip.Prefix{netip.MustParsePrefix("10.9.0.100/24")}, Gateway: netip.MustParseAddr("10.9.0.2")})
 	p.Outbound.Interface = "lo"
-	if to, err := addresses(p); err != nil || to.Interface4 != 1 || to.Interface6 != 0 {
+	if to, err := addresses(p, hostAddrs{}); err != nil || to.Interface4 != 1 || to.Interface6 != 0 {
 		t.Errorf("%+v, %v", to, err)
 	}
 	p.Outbound.Interface6 = "no-such-if"
-	if _, err := addresses(p); err == nil {
+	if _, err := addresses(p, hostAddrs{}); err == nil {
 		t.Error("an interface that does not exist")
 	}
 }

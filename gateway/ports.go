@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -37,6 +38,15 @@ type bound struct {
 	udp     *os.File
 	stop    func()       // set when connected; closes the socket and what serves it
 	udpPort *udp.UDPPort // set when connected, for UDP that is forwarded to the guest's own addresses
+	// twin is set in two ports that one inherited socket serves, one for each address family. The second has no socket.
+	twin *bound
+}
+
+// secondFamily is the port at ip that the socket of b serves too.
+func (b *bound) secondFamily(ip netip.Addr) *bound {
+	second := &bound{Port: b.Port, twin: b}
+	second.HostIP, b.twin = ip, second
+	return second
 }
 
 func (b *bound) close() {
@@ -52,7 +62,7 @@ func (b *bound) close() {
 
 // ports are a sandbox's published ports. Safe for concurrent use.
 type ports struct {
-	inherited map[inheritedKey]*os.File // bound by the caller of New; not changed
+	inherited inherited
 
 	change lockrank.Mutex // held while ports are added or removed
 	lastID int            // of a mapping; guarded by change
@@ -63,23 +73,18 @@ type ports struct {
 	g      *Gateway // guarded by mu; nil until connected
 }
 
-type inheritedKey struct {
-	proto string
-	addr  netip.AddrPort
-}
-
 // bindPorts binds all mappings or none.
-func bindPorts(mappings []plan.PortMapping, listeners []*os.File) (*ports, error) {
-	p := &ports{inherited: map[inheritedKey]*os.File{}}
+func bindPorts(mappings []plan.PortMapping, listeners []*os.File, log *slog.Logger) (*ports, error) {
+	in, skipped, err := inheritedSockets(listeners)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range skipped {
+		log.Info("an inherited descriptor is not used: it is neither a TCP nor a UDP socket", "descriptor", f.Name())
+	}
+	p := &ports{inherited: in}
 	p.change.SetRank(lockrank.GatewayPortsChange)
 	p.mu.SetRank(lockrank.GatewayPorts)
-	for _, f := range listeners {
-		proto, addr, err := listenerAddr(f)
-		if err != nil {
-			return nil, err
-		}
-		p.inherited[inheritedKey{proto, addr}] = f
-	}
 	if _, err := p.add(mappings, false); err != nil {
 		return nil, err
 	}
@@ -138,7 +143,7 @@ func (p *ports) remove(want func(plan.Port) bool) (removed []plan.Port) {
 	p.mu.Lock()
 	var keep, drop []*bound
 	for _, b := range p.all {
-		if want(b.Port) {
+		if want(b.Port) || b.twin != nil && want(b.twin.Port) {
 			drop = append(drop, b)
 			removed = append(removed, b.Port)
 		} else {
@@ -188,12 +193,13 @@ func (p *ports) close() {
 }
 
 // readdress forwards datagrams to other addresses of the guest. For connections the forwarder does that when it makes them.
-func (p *ports) readdress(guest4, guest6 netip.Addr) {
+// all are all addresses of the guest.
+func (p *ports) readdress(guest4, guest6 netip.Addr, all []netip.Addr) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, b := range p.all {
 		if b.udpPort != nil {
-			b.udpPort.SetGuests(guest4, guest6)
+			b.udpPort.SetGuests(guest4, guest6, all)
 		}
 	}
 }

@@ -39,6 +39,10 @@ func (p *ports) bind(m plan.PortMapping) (list []*bound, err error) {
 func (p *ports) bindPort(m plan.PortMapping, port uint16) (list []*bound, err error) {
 	ips := m.ListenIPs()
 	for _, ip := range ips {
+		if len(list) > 0 && p.sameSocket(m.Proto, list[0].Host(), netip.AddrPortFrom(ip, port)) {
+			list = append(list, list[0].secondFamily(ip))
+			continue
+		}
 		b, err := p.listen(m, netip.AddrPortFrom(ip, port))
 		if err != nil {
 			if ip.Is6() && len(ips) > 1 && bindaddr.NoIPv6(err) {
@@ -53,6 +57,12 @@ func (p *ports) bindPort(m plan.PortMapping, port uint16) (list []*bound, err er
 		list = append(list, b)
 	}
 	return list, nil
+}
+
+// sameSocket reports whether one inherited socket is bound to both addresses.
+func (p *ports) sameSocket(proto string, a, b netip.AddrPort) bool {
+	f := p.inherited[inheritedKey{proto, a}]
+	return f != nil && f == p.inherited[inheritedKey{proto, b}]
 }
 
 // listen makes one socket, or takes the inherited one that is bound to the same address.
@@ -114,28 +124,4 @@ func listenUDP(addr netip.AddrPort, inherited *os.File) (*os.File, uint16, error
 		return nil, 0, bindaddr.DockerError("udp", addr, err)
 	}
 	return f, u.LocalAddr().(*net.UDPAddr).AddrPort().Port(), nil
-}
-
-// listenerAddr returns the protocol and address of f: a listening TCP socket or a bound UDP socket that another program made.
-func listenerAddr(f *os.File) (proto string, addr netip.AddrPort, err error) {
-	if l, err := net.FileListener(f); err == nil {
-		defer l.Close()
-		if t, ok := l.Addr().(*net.TCPAddr); ok {
-			return "tcp", unmapPort(t.AddrPort()), nil
-		}
-		return "", addr, fmt.Errorf("inherited socket %s: neither TCP nor UDP", f.Name())
-	}
-	c, err := net.FilePacketConn(f)
-	if err != nil {
-		return "", addr, fmt.Errorf("inherited socket %s: %w", f.Name(), err)
-	}
-	defer c.Close()
-	if u, ok := c.LocalAddr().(*net.UDPAddr); ok {
-		return "udp", unmapPort(u.AddrPort()), nil
-	}
-	return "", addr, fmt.Errorf("inherited socket %s: neither TCP nor UDP", f.Name())
-}
-
-func unmapPort(a netip.AddrPort) netip.AddrPort {
-	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }

@@ -10,6 +10,9 @@ import (
 
 // connect forwards what the socket receives to the guest.
 func (b *bound) connect(g *Gateway) error {
+	if b.tcp == nil && b.udp == nil {
+		return nil // its twin serves it
+	}
 	if b.tcp != nil {
 		p, err := g.forwarder.PublishTCP(b.tcp, forwarder.Target{Endpoint: guestID, Addr: netip.AddrPortFrom(b.GuestIP, b.GuestPort)}, g.clientServers()...)
 		if err != nil {
@@ -19,8 +22,11 @@ func (b *bound) connect(g *Gateway) error {
 		return nil
 	}
 	l := udp.UDPListen{Endpoint: guestID, File: b.udp}
-	now := g.Plan().Addrs
-	for _, a := range []netip.Addr{now.Guest, now.Guest6} {
+	now := g.Plan()
+	if !b.GuestIP.IsValid() {
+		l.Guests = guestAddrs(now)
+	}
+	for _, a := range []netip.Addr{now.Addrs.Guest, now.Addrs.Guest6} {
 		if b.GuestIP.IsValid() {
 			a = b.GuestIP
 		}

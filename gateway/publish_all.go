@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"rootlessnet/internal/listenwatch"
@@ -34,9 +35,15 @@ func (g *Gateway) publishAll(ctx context.Context) {
 	procNet := fmt.Sprintf("/proc/%d/net", g.ns.InitPID())
 	w := listenwatch.Watcher[guestPort]{
 		Wanted: func() map[guestPort]bool { return guestPorts(procNet) },
-		Open:   g.publish,
-		Close: func(p guestPort) {
-			g.ports.remove(func(b plan.Port) bool { return b.Auto && b.Proto == p.proto && b.GuestPort == p.port })
+		Open: func(list []guestPort) map[guestPort]error {
+			refused := map[guestPort]error{}
+			for _, p := range list {
+				refused[p] = g.publish(p)
+			}
+			return refused
+		},
+		Close: func(list []guestPort) {
+			g.ports.remove(func(b plan.Port) bool { return b.Auto && slices.Contains(list, guestPort{b.Proto, b.GuestPort}) })
 		},
 		Missed: publishAllMissed,
 	}

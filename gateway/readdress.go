@@ -11,7 +11,10 @@ import (
 // into force in the gateway; Relink does it inside the namespace. Calls must not overlap. An error of the stack means that
 // nothing has changed.
 func (g *Gateway) Readdress(now *plan.Plan) error {
-	to, err := addresses(now)
+	g.host.mu.Lock()
+	defer g.host.mu.Unlock()
+	own := ownAddrs(now)
+	to, err := addresses(now, own)
 	if err != nil {
 		return err
 	}
@@ -20,11 +23,12 @@ func (g *Gateway) Readdress(now *plan.Plan) error {
 	if err := g.stack.SetAddresses(stackConfig(now)); err != nil {
 		return err
 	}
-	g.policy.Set(policyConfig(now))
+	g.host.hostAddrs = own
+	g.policy.Set(policyConfig(now, own))
 	g.endpoint.SetAddresses(to)
 	g.forwarder.Rejudge(guestID)
 	g.current.Store(now)
-	g.ports.readdress(now.Addrs.Guest, now.Addrs.Guest6)
+	g.ports.readdress(now.Addrs.Guest, now.Addrs.Guest6, guestAddrs(now))
 	return g.resolver.SetNames(g.names())
 }
 

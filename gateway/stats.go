@@ -65,6 +65,7 @@ func (g *Gateway) tcpStats(c counters) {
 		"tcp.dial-retries":    t.DialRetries.Load(),
 		"tcp.accept-errors":   t.AcceptErrors.Load(),
 		"tcp.reinject-failed": spliced.ReinjectFailed,
+		"tcp.given-up":        spliced.GivenUp,
 		"tcp.unmatched":       spliced.Unmatched,
 	})
 	c.group("policy.", g.forwarder.Refused())
@@ -102,8 +103,12 @@ func (g *Gateway) datagramStats(c counters) {
 
 func (g *Gateway) stackStats(c counters) {
 	k := g.stack.Stats()
+	c["frame.group-reports"] = k.GroupReports
 	c["tcp.retransmits"] = k.TCPRetransmits
 	c["tcp.syn-dropped"] = k.TCPInFlightDrops
+	c["now.tcp.buffers"] = k.TCPBuffers
+	c["tcp.buffers-refused"] = k.TCPBufferRefused
+	c["tcp.syn-limited"] = k.SYNLimited
 	c.group("drop.frame.", k.Drops)
 }
 

@@ -3,8 +3,11 @@ package netns
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
+	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -57,12 +60,8 @@ func configureLink(nl *netlink.Handle, l *Link, kind string, warn Warn) error {
 		return err
 	}
 	no6 := false
-	for _, p := range l.Addrs {
-		addr := &netlink.Addr{IPNet: ipNet(p)}
-		if p.Addr().Is6() {
-			addr.Flags = unix.IFA_F_NODAD
-		}
-		if err := nl.AddrAdd(link, addr); err != nil && !errors.Is(err, unix.EEXIST) {
+	for _, p := range inAddOrder(l.Addrs) {
+		if err := nl.AddrAdd(link, l.address(p)); err != nil && !errors.Is(err, unix.EEXIST) {
 			if p.Addr().Is6() {
 				warn("no IPv6 inside: address %v: %v", p, err)
 				no6 = true
@@ -96,17 +95,87 @@ func configureLink(nl *netlink.Handle, l *Link, kind string, warn Warn) error {
 		}
 	}
 	if !no6 {
-		awaitReceived(nl, l.Addrs)
+		awaitLocal(nl, l.Addrs)
 	}
 	return nil
+}
+
+const (
+	// localWait bounds the wait for an address to be usable, which takes a fraction of a millisecond, or some on a busy machine.
+	localWait = time.Second
+	localPoll = 200 * time.Microsecond
+)
+
+// awaitLocal waits until the kernel delivers packets to the IPv6 addresses among addrs. It adds their local routes in a worker after
+// the address, also without duplicate address detection (net/ipv6/addrconf.c, addrconf_dad_work); until then a connection
+// to or from the address fails.
+func awaitLocal(nl *netlink.Handle, addrs []netip.Prefix) {
+	deadline := time.Now().Add(localWait)
+	for _, p := range addrs {
+		for p.Addr().Is6() && !isLocal(nl, p.Addr()) && time.Now().Before(deadline) {
+			time.Sleep(localPoll)
+		}
+	}
+}
+
+func isLocal(nl *netlink.Handle, a netip.Addr) bool {
+	routes, err := nl.RouteGet(a.AsSlice())
+	return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL
+}
+
+// address is p as an address of the interface.
+func (l *Link) address(p netip.Prefix) *netlink.Addr {
+	addr := &netlink.Addr{IPNet: ipNet(p), ValidLft: forever(), PreferedLft: forever()}
+	if slices.Contains(l.Deprecated, p.Addr()) {
+		addr.PreferedLft = 0
+	}
+	if p.Addr().Is6() {
+		addr.Flags = unix.IFA_F_NODAD
+	}
+	return addr
+}
+
+// forever is the lifetime of an address without an end (INFINITY_LIFE_TIME), or 68 years where an int has 32 bits.
+func forever() int {
+	infinite := int64(math.MaxUint32)
+	return int(min(infinite, int64(math.MaxInt)))
+}
+
+// inAddOrder is the order in which addresses are added so that the kernel prefers the first of each family as the source of what
+// it sends, where no rule decides (RFC 6724, 5). It takes the IPv4 address that was added first (net/ipv4/devinet.c,
+// __inet_insert_ifa, inet_select_addr) and the IPv6 address that was added last (net/ipv6/addrconf.c, ipv6_link_dev_addr).
+func inAddOrder(addrs []netip.Prefix) []netip.Prefix {
+	list := make([]netip.Prefix, 0, len(addrs))
+	for _, p := range addrs {
+		if p.Addr().Is4() {
+			list = append(list, p)
+		}
+	}
+	for _, p := range slices.Backward(addrs) {
+		if p.Addr().Is6() {
+			list = append(list, p)
+		}
+	}
+	return list
 }
 
 func addRoute(nl *netlink.Handle, link netlink.Link, l *Link, r Route) error {
 	return nl.RouteAdd(makeRoute(link, l, r))
 }
 
+// metric6 is the metric that the kernel gives an IPv6 route without one (IP6_RT_PRIO_USER, include/net/ip6_route.h).
+const metric6 = 1024
+
+// metric is the metric with which the kernel keeps the route.
+func (r Route) metric() int {
+	if r.Metric == 0 && r.Dst.Addr().Is6() {
+		return metric6
+	}
+	return r.Metric
+}
+
 func makeRoute(link netlink.Link, l *Link, r Route) *netlink.Route {
-	route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(r.Dst), Priority: r.Metric, MTU: r.MTU}
+	route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(r.Dst), Priority: r.metric(), MTU: r.MTU}
 	if r.Source.IsValid() {
 		route.Src = r.Source.AsSlice()
 	}

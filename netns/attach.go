@@ -110,7 +110,7 @@ func restoreTAP(l *Link, before netlink.Link, file *os.File) (func(), error) {
 		}
 		// Errors are ignored: the address, the route or the namespace no longer exists.
 		for _, r := range l.routes() {
-			_ = netlink.RouteDel(&netlink.Route{LinkIndex: attrs.Index, Dst: ipNet(r.Dst), Gw: r.Gateway.AsSlice(), Priority: r.Metric})
+			_ = netlink.RouteDel(&netlink.Route{LinkIndex: attrs.Index, Dst: ipNet(r.Dst), Gw: r.Gateway.AsSlice(), Priority: r.metric()})
 		}
 		for _, g := range l.Gateways {
 			_ = netlink.NeighDel(&netlink.Neigh{LinkIndex: attrs.Index, IP: g.AsSlice(), HardwareAddr: l.GatewayMAC})

@@ -30,16 +30,16 @@
 //	SYN of the command  --uplink-->  stack: judged, dialled; the destination answers
 //	supervisor re-injects the SYN (Packets, markRedirect)  --lo-->  rule tproxy  -->  listener 192.0.0.8:1 or [100::1]:1
 //	segments of the command  --rule out: markRedirect, routed again-->  lo  -->  rule tproxy  -->  the accepted socket
-//	segments of the accepted socket (markTransparent)  --policy rule, local route-->  lo  -->  the command's socket
+//	segments of the accepted socket (markAccepted)  --policy rule, local route-->  lo  -->  the command's socket
 //
 // A connection into the namespace takes a transparent socket from the pool, which is bound to the client's address: the server
 // sees that address, and its answers carry markTransparent, inherited from the SYN.
 //
 // # What it owns in a namespace
 //
-//	firewall marks      0x726e0001 redirect, …3 transparent, …5 forwarded, …9 deliver
+//	firewall marks      0x726e0001 redirect, …3 transparent, …5 forwarded, …9 deliver, 0x726e0011 accepted
 //	conntrack marks     0x726e0004 redirected, …6 no socket (forwarded traffic)
-//	policy rules        priority 1: the marks redirect and transparent -> table 0x726e
+//	policy rules        priority 1: the marks redirect, transparent and accepted -> table 0x726e
 //	                    priorities 2 and 3: the mark deliver (forwarded traffic)
 //	routing table       0x726e: every address is local
 //	nftables tables     inet rootlessnet; inet rootlessnet-forward (forwarded traffic)

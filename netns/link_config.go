@@ -21,7 +21,8 @@ type Link struct {
 	Name       string           // interface name; "" is "eth0"
 	MTU        int              // bytes, without the Ethernet header; 0 is 65520
 	MAC        net.HardwareAddr // nil: the kernel's choice
-	Addrs      []netip.Prefix   // addresses with their on-link prefix; may be empty
+	Addrs      []netip.Prefix   // addresses with their on-link prefix, the preferred one of each family first; may be empty
+	Deprecated []netip.Addr     // those of Addrs that get no preferred lifetime: they stay usable, and are not chosen as a source
 	Gateways   []netip.Addr     // next hops of default routes, at most one for each address family
 	GatewayMAC net.HardwareAddr // when set, the gateways get permanent neighbour entries
 	// Routes are set up instead of the default routes; nil means those. One that the kernel refuses is a warning.

@@ -117,6 +117,9 @@ func tcpFlagsAre(mask, flags byte) []expr.Any {
 	}
 }
 
+// isBareReset matches a reset without ACK flag: the answer to a segment that found no socket.
+var isBareReset = tcpFlagsAre(tcpRST|tcpACK, tcpRST)
+
 func setMark(mark uint32) []expr.Any {
 	return []expr.Any{
 		&expr.Immediate{Register: unix.NFT_REG_1, Data: number(mark)},
@@ -135,6 +138,13 @@ var (
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: unix.NFT_REG_1, Data: number(0)},
 	}
 )
+
+// isUnanswered matches a connection of which conntrack has not seen the whole handshake.
+var isUnanswered = []expr.Any{
+	&expr.Ct{Key: expr.CtKeySTATUS, Register: unix.NFT_REG_1},
+	&expr.Bitwise{SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, Len: 4, Mask: number(ipsAssured), Xor: number(0)},
+	&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: number(0)},
+}
 
 func ctIs(key expr.CtKey, value []byte) []expr.Any {
 	return []expr.Any{&expr.Ct{Key: key, Register: unix.NFT_REG_1}, &expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: value}}

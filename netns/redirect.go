@@ -28,11 +28,14 @@ type RedirectConfig struct {
 const (
 	// markRedirect is on re-injected SYNs and on the segments that the rules redirect. The policy rule routes it to lo.
 	markRedirect = 0x726e0001
-	// markTransparent is on transparent sockets that have the address of a remote host. What the command answers to them inherits it
+	// markTransparent is on transparent sockets that have the address of a client. What the command answers to them inherits it
 	// (net.ipv4.tcp_fwmark_accept), and the policy rule routes it to lo.
 	markTransparent = 0x726e0003
-	// redirectMask compares the bits in which the two marks are the same: one policy rule is for both.
-	redirectMask = ^uint32(markRedirect ^ markTransparent)
+	// markAccepted is on the redirect listeners and on what they accept, the sockets that stand for a remote server. The
+	// kernel's answers to them inherit it (net.ipv4.fwmark_reflect), and the policy rule routes them to lo, except for resets.
+	markAccepted = 0x726e0011
+	// redirectMask compares the bits in which the three marks are the same: one policy rule is for all.
+	redirectMask = ^uint32(markRedirect ^ markTransparent | markRedirect ^ markAccepted)
 	// redirectTable is a routing table in which every address is local.
 	redirectTable = 0x726e
 	// redirectPref is the priority of the policy rule: right after the rule of the local addresses, which has 0.

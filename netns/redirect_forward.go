@@ -34,6 +34,8 @@ const (
 	ownTTL = 64
 	// ipsSNAT is IPS_SRC_NAT (include/uapi/linux/netfilter/nf_conntrack_common.h).
 	ipsSNAT = 1 << 4
+	// ipsAssured is IPS_ASSURED, in the same file: for TCP, that the handshake is complete.
+	ipsAssured = 1 << 2
 	// dirOriginal and dirReply are IP_CT_DIR_ORIGINAL and IP_CT_DIR_REPLY (nf_conntrack_tuple_common.h).
 	dirOriginal, dirReply = 0, 1
 )
@@ -50,6 +52,7 @@ const (
 //	        iif lo return; iif uplink return; meta l4proto != tcp return
 //	        ct mark & MASK != REDIRECTED return
 //	        tcp flags & (syn|ack) == syn ct mark set 0 return   # the 4-tuple begins another connection
+//	        tcp flags & (rst|ack) == rst ct status & assured == 0 return # the container has given up its connect
 //	        meta mark set DELIVER                               # local, whatever its destination
 //	    }
 //	    chain bridged { type filter hook forward priority raw
@@ -63,7 +66,7 @@ const (
 //	    }
 //	    chain out { type filter hook output priority mangle
 //	        meta l4proto != tcp return
-//	        meta mark TRANSPARENT tcp flags & (syn|ack) == syn|ack ct direction reply ct status & snat != 0 ct mark set REDIRECTED
+//	        meta mark ACCEPTED tcp flags & (syn|ack) == syn|ack ct direction reply ct status & snat != 0 ct mark set REDIRECTED
 //	        meta mark FORWARDED tcp flags & (syn|ack) == syn ct direction original ct mark set REDIRECTED
 //	        ct mark & MASK == REDIRECTED meta mark set FORWARDED
 //	    }
@@ -82,6 +85,9 @@ const (
 // A segment with markDeliver in the hook forward is a frame that a bridge passes on with br_netfilter, addressed to a link
 // address that the bridge had until one of its ports was removed. Conntrack would see that the outgoing interface has changed
 // and delete the entry (nf_nat_oif_changed), so it is dropped; the container sends it again to the bridge's new address.
+//
+// The reset with which a container answers a SYN-ACK, when its program has given up the connect, is forwarded like the SYN, so
+// that it leaves by the link: see redirectRules. The supervisor re-injects it.
 //
 // The re-injected SYN alone is untracked: conntrack would see a second connection with a 4-tuple that is in use.
 //
@@ -118,6 +124,7 @@ func (b *tableBuilder) forward(uplink uint32, ipv6 bool) {
 	b.rule(in, notTCP, ruleReturn)
 	b.rule(in, ctMarkIs(expr.CmpOpNeq), ruleReturn)
 	b.rule(in, request, setCTMark(0), ruleReturn)
+	b.rule(in, isBareReset, isUnanswered, ruleReturn)
 	b.rule(in, setMark(markDeliver))
 
 	b.rule(bridged, metaIs(expr.MetaKeyMARK, expr.CmpOpEq, number(markDeliver)), ruleDrop)
@@ -130,7 +137,7 @@ func (b *tableBuilder) forward(uplink uint32, ipv6 bool) {
 	b.rule(deliver, setCTMark(ctNoSocket), ruleDrop)
 
 	b.rule(out, notTCP, ruleReturn)
-	b.rule(out, metaIs(expr.MetaKeyMARK, expr.CmpOpEq, number(markTransparent)), tcpFlagsAre(tcpSYN|tcpACK, tcpSYN|tcpACK),
+	b.rule(out, metaIs(expr.MetaKeyMARK, expr.CmpOpEq, number(markAccepted)), tcpFlagsAre(tcpSYN|tcpACK, tcpSYN|tcpACK),
 		ctIs(expr.CtKeyDIRECTION, []byte{dirReply}), isMasqueraded, setCTMark(ctRedirected))
 	b.rule(out, metaIs(expr.MetaKeyMARK, expr.CmpOpEq, number(markForwarded)), request, ctIs(expr.CtKeyDIRECTION, []byte{dirOriginal}), setCTMark(ctRedirected))
 	b.rule(out, redirected, setMark(markForwarded))

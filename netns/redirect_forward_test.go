@@ -19,7 +19,7 @@ func TestForwarding(t *testing.T) {
 	for _, ipv6 := range []bool{false, true} {
 		r, h := redirectBy(t, l.Name, ipv6)
 		if _, err := h.Pool.Get(false, true); !errors.Is(err, ErrPoolEmpty) {
-			t.Errorf("before it is asked for: %v", err)
+			t.Errorf("before AddForwarding: %v", err)
 		}
 		for range 2 {
 			if err := r.AddForwarding(); err != nil {

@@ -31,7 +31,7 @@ func families(ipv6 bool) []int {
 	return []int{netlink.FAMILY_V4}
 }
 
-// redirectRoutes routes what has one of the two marks of redirectMask to lo: a policy rule, and a table with a local route
+// redirectRoutes routes what has one of the three marks of redirectMask to lo: a policy rule, and a table with a local route
 // for every address. The kernel reaches a local address by lo, whichever interface its route names. The second route, which
 // names the uplink, is for sockets that are bound to the uplink (SO_BINDTODEVICE) and would match no other; without an uplink
 // (index 0) there is none. u gets the steps back, also when there is an error.

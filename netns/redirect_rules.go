@@ -16,6 +16,8 @@ import (
 //	    set stack4 { type ipv4_addr . ipv4_addr . inet_service . inet_service; flags dynamic,timeout }
 //	    set nosocket4 { the same }
 //	    chain out { type route hook output priority mangle
+//	        # IPv4 or IPv6
+//	        meta mark ACCEPTED meta l4proto tcp tcp flags & (rst|ack) == rst meta mark set 0 return
 //	        oif != uplink return
 //	        meta l4proto != tcp return
 //	        tcp flags & (syn|ack) == syn delete @stack4 {…} return     # leaves by the link, where the supervisor judges it
@@ -41,6 +43,11 @@ import (
 // link: a SYN or SYN/ACK that arrives by the link enters its connection there. So a connection stays on the path by which it
 // was answered first, the supervisor may choose the path for each connection, and a 4-tuple that is used again is decided
 // again.
+//
+// A reset without ACK flag is the kernel's answer to a segment for which it has no socket (RFC 9293 3.10.7.1), and with
+// markAccepted that segment was sent by a socket of ours. If the segment was the SYN-ACK, the program has given up its connect.
+// The request socket would take the reset without a trace (tcp_check_req, net/ipv4/tcp_minisocks.c), so these resets leave by
+// the link: the supervisor notes them, and re-injects them.
 //
 // A redirected segment without a socket gets a reset from the listener, but not when it is the first such segment of its
 // connection. While the kernel replaces a request socket by a full one, a lookup on another processor finds neither
@@ -71,6 +78,7 @@ func (b *tableBuilder) redirect(uplink uint32, ipv6 bool) error {
 			}
 		}
 	}
+	b.rule(out, metaIs(expr.MetaKeyMARK, expr.CmpOpEq, number(markAccepted)), isTCP, isBareReset, setMark(0), ruleReturn)
 	b.rule(out, metaIs(expr.MetaKeyOIF, expr.CmpOpNeq, number(uplink)), ruleReturn)
 	b.rule(out, notTCP, ruleReturn)
 	for _, f := range families {
@@ -117,5 +125,5 @@ const (
 	// unusedPort has no listener, at addresses that no other program can bind.
 	unusedPort = redirectPort + 1
 
-	tcpSYN, tcpACK = 2, 16 // flag bits (RFC 9293 3.1)
+	tcpSYN, tcpRST, tcpACK = 2, 4, 16 // flag bits (RFC 9293 3.1)
 )

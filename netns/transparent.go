@@ -50,7 +50,7 @@ func openSocket(ipv6 bool, kind int) (fd int, err error) {
 
 // redirectListener listens on an address that the namespace does not have. Accepted sockets inherit its options.
 func redirectListener(a netip.AddrPort) (f *os.File, err error) {
-	fd, err := transparentSocket(a.Addr().Is6(), markTransparent)
+	fd, err := transparentSocket(a.Addr().Is6(), markAccepted)
 	if err != nil {
 		return nil, err
 	}

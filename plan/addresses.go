@@ -71,6 +71,8 @@ func candidates6() []netip.Prefix {
 // setAddresses chooses the subnets and addresses of a sandbox without a NetworkPlan.
 func (p *Plan) setAddresses(c *Config, host Host) error {
 	taken, err := host.Prefixes()
+	_, unknown := host.(noHost)
+	known := !unknown
 	if err != nil {
 		// Not fatal: only the choice of a subnet depends on the routes.
 		p.warn("Cannot read the host's routes: %v", err)
@@ -82,7 +84,7 @@ func (p *Plan) setAddresses(c *Config, host Host) error {
 		return usage("Subnet", "invalid subnet %s: not an IPv4 network", c.Subnet)
 	}
 	a := &p.Addrs
-	if a.Subnet, err = p.chooseSubnet("Subnet", "IP", c.Subnet, c.IP, candidates(), taken); err != nil {
+	if a.Subnet, err = p.chooseSubnet("Subnet", "IP", c.Subnet, c.IP, candidates(), taken, known); err != nil {
 		return err
 	}
 	a.Gateway = nth(a.Subnet, gatewayNumber)
@@ -105,7 +107,7 @@ func (p *Plan) setAddresses(c *Config, host Host) error {
 	case p.MTU < MinMTU6:
 		p.warn("IPv6 is off: it needs an MTU of %d", MinMTU6)
 	default:
-		if a.Subnet6, err = p.chooseSubnet("Subnet6", "IP6", c.Subnet6, c.IP6, candidates6(), taken); err != nil {
+		if a.Subnet6, err = p.chooseSubnet("Subnet6", "IP6", c.Subnet6, c.IP6, candidates6(), taken, known); err != nil {
 			return err
 		}
 		a.Gateway6 = nth(a.Subnet6, gatewayNumber)
@@ -122,8 +124,9 @@ func (p *Plan) setAddresses(c *Config, host Host) error {
 	return nil
 }
 
-// chooseSubnet returns want, or the first of list that contains ip (when there is one) and collides with nothing.
-func (p *Plan) chooseSubnet(field, ipField string, want netip.Prefix, ip netip.Addr, list, taken []netip.Prefix) (netip.Prefix, error) {
+// chooseSubnet returns want, or the first of list that collides with nothing. An ip without want must be in that one: the gateway
+// and the default route are, and a caller that wants another network says so.
+func (p *Plan) chooseSubnet(field, ipField string, want netip.Prefix, ip netip.Addr, list, taken []netip.Prefix, known bool) (netip.Prefix, error) {
 	free := func(candidate netip.Prefix) bool {
 		return !slices.ContainsFunc(taken, func(t netip.Prefix) bool {
 			return t.Bits() >= wideRoute && t.Overlaps(candidate)
@@ -149,14 +152,19 @@ func (p *Plan) chooseSubnet(field, ipField string, want netip.Prefix, ip netip.A
 		}
 		return want, nil
 	}
+	chosen := slices.IndexFunc(list, free)
 	if ip.IsValid() {
-		list = slices.DeleteFunc(list, func(c netip.Prefix) bool { return !c.Contains(ip) })
-		if len(list) == 0 {
-			return want, usage(ipField, "no configured subnet contains IP address %s", ip)
+		// Without the host's routes the choice is not known yet, only that it will be one of the list.
+		contains := func(c netip.Prefix) bool { return c.Contains(ip) }
+		if !known && slices.ContainsFunc(list, contains) {
+			return list[slices.IndexFunc(list, contains)], nil
+		}
+		if subnet := list[max(chosen, 0)]; !subnet.Contains(ip) {
+			return want, usage(ipField, "no configured subnet contains IP address %s (the subnet is %s unless another is given)", ip, subnet)
 		}
 	}
-	if i := slices.IndexFunc(list, free); i >= 0 {
-		return list[i], nil
+	if chosen >= 0 {
+		return list[chosen], nil
 	}
 	// All private ranges are routed, as some VPNs do. It is better to hide a few addresses than to have no sandbox.
 	p.warn("Subnet %s hides addresses the host has a route to", list[0])

@@ -35,8 +35,8 @@ func (p *Plan) checkNames(*Config) error {
 }
 
 func (p *Plan) checkChoices(c *Config) error {
-	if !slices.Contains([]string{UserNSRoot, UserNSKeepID, UserNSAuto}, p.UserNS) {
-		return usage("UserNS", "invalid userns mode: %q (must be root, keep-id or auto)", p.UserNS)
+	if !slices.Contains([]string{UserNSKeepID, UserNSRoot, UserNSAuto}, p.UserNS) {
+		return usage("UserNS", "invalid userns mode: %q (must be keep-id, root or auto)", p.UserNS)
 	}
 	if slices.Contains(c.HostLoopback.Ports, 0) {
 		return usage("HostLoopback", "invalid port: 0")
@@ -131,6 +131,9 @@ func (p *Plan) checkLink(c *Config) error {
 	}
 	if !slices.Contains([]string{DatapathAuto, DatapathStack, DatapathSplice}, p.Datapath) {
 		return usage("Datapath", "invalid datapath: %q (must be auto, stack or splice)", p.Datapath)
+	}
+	if p.TCPBuffers < MinTCPBuffers {
+		return usage("TCPBuffers", "invalid size of the TCP buffers: %d bytes (must be at least %d)", p.TCPBuffers, MinTCPBuffers)
 	}
 	if p.MTU < MinMTU || p.MTU > MaxMTU {
 		return usage("MTU", "invalid MTU: %d (must be between %d and %d)", c.MTU, MinMTU, MaxMTU)

@@ -18,9 +18,13 @@ const (
 
 // Names of the id mappings (Config.UserNS).
 const (
-	UserNSRoot   = "root"    // the caller is uid 0 inside; no other id is mapped
 	UserNSKeepID = "keep-id" // the caller keeps its own uid and gid, without capabilities
+	UserNSRoot   = "root"    // the caller is uid 0 inside and may administer the network there; no other id is mapped
 	UserNSAuto   = "auto"    // as root, and the ranges of /etc/subuid and /etc/subgid become uid and gid 1 and up
+
+	// DefaultUserNS leaves everything but the network as it is for the command, which sees the host's files: as uid 0 of another
+	// user namespace, ssh, git, PostgreSQL, nginx and package managers look for other files or refuse to run.
+	DefaultUserNS = UserNSKeepID
 )
 
 // Values of Config.Datapath.
@@ -40,6 +44,10 @@ const (
 
 // Limits and defaults of a sandbox's network.
 const (
+	// DefaultTCPBuffers is enough for 32 connections at their fastest on the stack path; a thousand slow readers take about as
+	// much. MinTCPBuffers lets a few be fast.
+	DefaultTCPBuffers = 64 << 20
+	MinTCPBuffers     = 1 << 20
 	// DefaultMTU keeps an IP packet of the guest and its Ethernet header under 64 KiB. Images and scripts expect it, because
 	// other rootless helpers use the same value.
 	DefaultMTU = 65520
@@ -55,7 +63,8 @@ const (
 const HostGatewayName = "host-gateway"
 
 // HostLoopback names the services on the host's loopback (127.0.0.1 and ::1) that the sandbox may reach, on the
-// gateway's address. The zero value names none.
+// gateway's address. The zero value names none. The other ports of that address lead to the host's own address on its network, if it
+// has one; with All there are no others.
 type HostLoopback struct {
 	All   bool
 	Ports []uint16 // never 0; TCP and UDP alike
@@ -76,6 +85,38 @@ type Config struct {
 	// LogOutput writes Stdout and Stderr, where they are nil, to the file output.log in the sandbox's state directory. The
 	// file keeps the last few megabytes.
 	LogOutput bool
+	// TTY gives the command a pseudo terminal as its standard streams and its controlling terminal, in a session of its own. What
+	// is read from Stdin is typed into it, and what the command prints goes to Stdout, or to the log with LogOutput; Stderr is not
+	// used. A Stdin that is a terminal is in raw mode meanwhile, and its window size is the command's.
+	TTY bool
+	// OpenStdin is for a nil Stdin: the command's standard input is then a pipe that stays empty and open, instead of /dev/null.
+	OpenStdin bool
+
+	// User is the command's user inside as docker run -u takes it, name|uid[:group|gid]; names are those of /etc/passwd and
+	// /etc/group. Empty means the user that UserNS gives. If UserNS is empty, it is chosen by the user: UserNSRoot for uid 0,
+	// UserNSKeepID for the caller's own, and UserNSAuto for any other. An id that is not mapped inside is an error.
+	User string
+	// CapAdd are capabilities that the command has whatever its uid is, and that its programs inherit (ambient, capabilities(7)),
+	// over the sandbox's own namespaces: NET_ADMIN, NET_RAW and NET_BIND_SERVICE, with or without the prefix CAP_. Not in host mode.
+	CapAdd []string
+	// Sysctls are kernel parameters of the network namespace as "name=value"; the names begin with "net.". They are set after
+	// the uplink has been configured. Only in bridge and none mode.
+	Sysctls []string
+	// ReadOnly makes every file system read-only for the command, except /proc, /sys, /dev and what is mounted below them. It
+	// needs Linux 5.12. A command with uid 0 inside is root of its mount namespace and can undo it.
+	ReadOnly bool
+	// StopSignal is the signal, by name or number, that the command gets when Signals delivers SIGTERM, which is what rootless-net
+	// stop and service managers send; empty means SIGTERM itself.
+	StopSignal string
+	// Labels are for the caller's own use; they are in the sandbox's state record and in the answers of its control socket.
+	Labels map[string]string
+	// IDFile is the path of a file to create with the sandbox's id before the command starts; empty means none. It must not exist.
+	// It is removed again if the command cannot be started.
+	IDFile string
+	// JobControl is for a process that is a job of a shell on behalf of this command: when the command has a process group of its
+	// own, as an interactive shell has, and stops, the caller's process group is stopped too. When it is continued, so is the
+	// command, which gets the terminal back.
+	JobControl bool
 
 	// Network is NetworkBridge, NetworkHost, NetworkNone or ContainerPrefix+NAME; empty means NetworkBridge.
 	Network string
@@ -90,7 +131,8 @@ type Config struct {
 	// another one if that is taken.
 	PublishAll bool
 	// Listeners are bound sockets, such as a service manager passes; TCP sockets must be listening. A published port with
-	// the address and port of one of them uses that socket instead of a new one. Run takes them over and closes them.
+	// the address and port of one of them uses that socket instead of a new one. A socket on [::] without IPV6_V6ONLY is one on
+	// 0.0.0.0 as well. Descriptors that are neither TCP nor UDP sockets are not used. Run takes all over and closes them.
 	Listeners []*os.File
 
 	// DNS lists the upstream DNS servers, instead of those of the host's resolv.conf.
@@ -130,6 +172,10 @@ type Config struct {
 	// OutboundIf and OutboundIf6 are the host's interfaces for outbound connections and datagrams, except those to its
 	// loopback; empty leaves the choice to the host's routes.
 	OutboundIf, OutboundIf6 string
+	// UDPFullCone lets datagrams of every remote in to a port from which the sandbox has sent one, as far as the sandbox might
+	// send there (endpoint-independent filtering, RFC 4787 section 5). Otherwise only the addresses that it has sent to
+	// may answer, from any of their ports.
+	UDPFullCone bool
 	// AllowMetadata lets the sandbox reach the metadata services of clouds (169.254.169.254 and similar addresses), which
 	// give the host's credentials to every client.
 	AllowMetadata bool
@@ -137,7 +183,7 @@ type Config struct {
 	// replaced, and the path is removed at the end.
 	APISocket string
 
-	// UserNS is UserNSRoot, UserNSKeepID or UserNSAuto; empty means UserNSRoot.
+	// UserNS is UserNSKeepID, UserNSRoot or UserNSAuto; empty means DefaultUserNS. Attach ignores it.
 	UserNS string
 	// PIDNamespace gives the command a pid namespace of its own.
 	PIDNamespace bool
@@ -145,6 +191,9 @@ type Config struct {
 	Link string
 	// Datapath is the path of TCP connections: DatapathAuto, DatapathStack or DatapathSplice; empty means DatapathAuto.
 	Datapath string
+	// TCPBuffers bounds, in bytes, the memory for data of TCP connections on the stack path that one side does not read; 0 means
+	// DefaultTCPBuffers. It is shared by all connections: the more there are, the smaller is the buffer of each.
+	TCPBuffers int64
 	// PCAP is a file to which every frame is written in pcap format; empty means none. Bridge mode only.
 	PCAP string
 
@@ -160,10 +209,10 @@ type Config struct {
 	// the message and no attributes.
 	Logger *slog.Logger
 
-	// Signals, if set, are passed on to the command. Before the command has started, a signal that requests a program to end
-	// (SIGTERM and the like) ends Run instead, and the others are kept for the command. After the command has exited, while
-	// other sandboxes are still in its network, such a signal ends the sandbox. Signals that a terminal sends must not come
-	// here: a started command receives them itself, because it is in the caller's process group.
+	// Signals, if set, are passed on to the command. Before the command has started, a signal n that requests a program to end
+	// (SIGTERM and the like) ends Run instead, with the exit code 128+n, and the others are kept for the command. After the command
+	// has exited, while other sandboxes are still in its network, such a signal ends the sandbox. Signals that a terminal sends must
+	// not come here: a started command receives them itself, because it is in the caller's process group.
 	Signals <-chan os.Signal
 
 	// OnStart, if set, is called once, when the command has started.

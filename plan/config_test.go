@@ -28,7 +28,7 @@ func TestZeroConfigIsTheDefault(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.Network != NetworkBridge || p.MTU != 65520 || p.UserNS != UserNSRoot || p.Link != LinkAuto {
+	if p.Network != NetworkBridge || p.MTU != 65520 || p.UserNS != UserNSKeepID || p.Link != LinkAuto {
 		t.Errorf("network %q mtu %d userns %q link %q", p.Network, p.MTU, p.UserNS, p.Link)
 	}
 	for _, c := range []struct{ name, got, want string }{
@@ -68,7 +68,8 @@ func TestSubnetChoice(t *testing.T) {
 		{name: "everything taken", host: host("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"),
 			subnet: "10.0.2.0/24", guest: "10.0.2.100", warned: true},
 		{name: "routes unknown", host: fakeHost{err: errors.New("denied")}, subnet: "10.0.2.0/24", guest: "10.0.2.100", warned: true},
-		{name: "address picks the subnet", config: Config{IP: ip("10.0.7.9")}, subnet: "10.0.7.0/24", guest: "10.0.7.9"},
+		{name: "address in the subnet", config: Config{IP: ip("10.0.2.9")}, subnet: "10.0.2.0/24", guest: "10.0.2.9"},
+		{name: "address in the next subnet", host: host("10.0.2.0/24"), config: Config{IP: ip("10.0.3.9")}, subnet: "10.0.3.0/24", guest: "10.0.3.9"},
 		{name: "subnet given", config: Config{Subnet: netip.MustParsePrefix("100.64.0.0/10")}, subnet: "100.64.0.0/10", guest: "100.64.0.100"},
 		{name: "subnet given, in use", host: host("100.64.0.0/10"), config: Config{Subnet: netip.MustParsePrefix("100.64.0.0/10")},
 			subnet: "100.64.0.0/10", guest: "100.64.0.100", warned: true},
@@ -91,6 +92,31 @@ func TestSubnetChoice(t *testing.T) {
 				t.Errorf("warnings %q", p.Warnings)
 			}
 		})
+	}
+}
+
+// TestAddressOutsideTheSubnet: an address alone does not choose another network.
+func TestAddressOutsideTheSubnet(t *testing.T) {
+	for _, c := range []struct {
+		host   fakeHost
+		config Config
+		want   string
+	}{
+		{host(), Config{IP: netip.MustParseAddr("10.0.7.9")}, "no configured subnet contains IP address 10.0.7.9 (the subnet is 10.0.2.0/24 unless another is given)"},
+		{host("10.0.2.0/24"), Config{IP: netip.MustParseAddr("10.0.2.9")}, "no configured subnet contains IP address 10.0.2.9 (the subnet is 10.0.3.0/24 unless another is given)"},
+		{host(), Config{IP6: netip.MustParseAddr("fd52:6e65:7400:1::9")},
+			"no configured subnet contains IP address fd52:6e65:7400:1::9 (the subnet is fd52:6e65:7400::/64 unless another is given)"},
+		{host(), Config{IP: netip.MustParseAddr("10.0.7.9"), Subnet: netip.MustParsePrefix("10.0.8.0/24")}, "no configured subnet contains IP address 10.0.7.9"},
+	} {
+		c.config.Argv = []string{"true"}
+		var usage *UsageError
+		if _, err := Resolve(&c.config, c.host); !errors.As(err, &usage) || err.Error() != c.want {
+			t.Errorf("got %v\nwant %s", err, c.want)
+		}
+	}
+	// Which subnet is free is not known without the host's routes.
+	if err := (&Config{Argv: []string{"true"}, IP: netip.MustParseAddr("10.0.3.9")}).Validate(); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -135,6 +161,7 @@ func TestUsageErrors(t *testing.T) {
 			"conflicting options: port publishing and the container type network mode"},
 		{Config{Network: "container:x", PublishAll: true}, "Publish",
 			"conflicting options: port publishing and the container type network mode"},
+		{Config{Network: "container:x", UDPFullCone: true}, "UDPFullCone", "conflicting options: udp full cone and the container type network mode"},
 		{Config{Network: "container:x", Hostname: "h"}, "Hostname", "conflicting options: hostname and the network mode"},
 		{Config{Network: "container:x", DNS: []netip.Addr{ip}}, "DNS", "conflicting options: dns and the network mode"},
 		{Config{Network: "container:x", DNSSearch: []string{"a"}}, "DNS", "conflicting options: dns and the network mode"},
@@ -144,7 +171,7 @@ func TestUsageErrors(t *testing.T) {
 		{Config{Network: "container:x", MAC: mac}, "MAC", "conflicting options: mac-address and the network mode"},
 		{Config{Network: "container:x", IP: ip}, "IP", "conflicting options: ip address and the network mode"},
 		{Config{Network: "container:x", IP6: ip6}, "IP", "conflicting options: ip address and the network mode"},
-		{Config{Network: "container:x", UserNS: UserNSKeepID}, "UserNS", "conflicting options: userns and the container type network mode"},
+		{Config{Network: "container:x", UserNS: UserNSRoot}, "UserNS", "conflicting options: userns and the container type network mode"},
 		{Config{Network: "container:x", MTU: 1400}, "MTU", "conflicting options: mtu and the container type network mode"},
 		{Config{Network: "container:x", DisableIPv6: true}, "DisableIPv6", "conflicting options: ipv6 and the container type network mode"},
 		{Config{Network: "host", IP: ip}, "IP", "conflicting options: ip address and the network mode"},
@@ -166,8 +193,8 @@ func TestUsageErrors(t *testing.T) {
 		{Config{MTU: 67}, "MTU", "invalid MTU: 67 (must be between 68 and 65521)"},
 		{Config{MTU: 65522}, "MTU", "invalid MTU: 65522 (must be between 68 and 65521)"},
 		{Config{Link: "x"}, "Link", `invalid link: "x" (must be auto, tap, tap-plain or packet)`},
-		{Config{UserNS: "x"}, "UserNS", `invalid userns mode: "x" (must be root, keep-id or auto)`},
-		{Config{IP: netip.MustParseAddr("192.0.2.1")}, "IP", "no configured subnet contains IP address 192.0.2.1"},
+		{Config{UserNS: "x"}, "UserNS", `invalid userns mode: "x" (must be keep-id, root or auto)`},
+		{Config{IP: netip.MustParseAddr("192.0.2.1")}, "IP", "no configured subnet contains IP address 192.0.2.1 (the subnet is 10.0.2.0/24 unless another is given)"},
 		{Config{IP: netip.MustParseAddr("10.0.2.2")}, "IP", "Address already in use"},
 		{Config{IP: netip.MustParseAddr("10.0.2.255")}, "IP", "invalid IP address 10.0.2.255: network or broadcast address of 10.0.2.0/24"},
 		{Config{IP: ip6}, "IP", "invalid IPv4 address: fd52:6e65:7400::9"},

@@ -9,8 +9,8 @@
 //
 // # What it may touch
 //
-// The package imports none of our packages, opens no file and no socket, and starts no goroutine. The only property of the
-// host that it needs, the destinations of its routes, comes through the interface [Host]. Package gateway
+// The package imports none of our packages, opens no socket, and starts no goroutine. The only property of the host that it needs,
+// the destinations of its routes, comes through the interface [Host]; for Config.User it reads the files of users and groups. Package gateway
 // translates a Plan into the configurations of the stack, the policy and the forwarder.
 //
 // # Failure cases

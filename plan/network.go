@@ -9,9 +9,13 @@ import (
 // invalid: at least one address and a gateway of its family are needed. IPv4 is off without an IPv4 gateway, and IPv6 without
 // an IPv6 gateway.
 type NetworkPlan struct {
-	// Addrs are the guest's addresses, each with its on-link prefix length. Published ports are forwarded to the first of
-	// each family.
+	// Addrs are the guest's addresses, each with its on-link prefix length. The first of each family is the one that the kernel
+	// inside prefers as its source, where no rule of source address selection decides. Published ports are forwarded to
+	// it, but a datagram to an address of the host that is among Addrs is forwarded to that.
 	Addrs []netip.Prefix
+	// Deprecated are those of Addrs that the guest's kernel is not to choose as the source of new connections, because the host
+	// does not either. They have no preferred lifetime and work otherwise like the others.
+	Deprecated []netip.Addr
 	// Gateway and Gateway6 are the addresses of the gateway on the guest's link, its next hops. The gateway answers ARP and
 	// neighbour discovery for them and sends ICMP errors from them. They are also the source address of a client of a published
 	// port that the guest cannot see under its own address. They need not lie in the prefix of an address.
@@ -75,7 +79,8 @@ type SpecialTarget string
 const (
 	// ToRefuse answers as a host without listeners does: a TCP reset or an ICMP port unreachable.
 	ToRefuse SpecialTarget = ""
-	// ToLoopback forwards to the host's loopback, on the ports that Config.HostLoopback names.
+	// ToLoopback forwards to the host: to its loopback on the ports that Config.HostLoopback names, and to its own address on the
+	// others.
 	ToLoopback SpecialTarget = "loopback"
 	// ToHost forwards to SpecialAddr.Host, on every port, even if the policy would refuse that address for its kind.
 	ToHost SpecialTarget = "host"

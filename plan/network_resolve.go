@@ -60,7 +60,7 @@ func (p *Plan) setPlan(c *Config) error {
 	if err := p.setSpecial(n); err != nil {
 		return err
 	}
-	p.HostAddresses = n.HostAddresses
+	p.HostAddresses, p.Deprecated = n.HostAddresses, n.Deprecated
 	p.NoTCP, p.NoUDP, p.NoICMP, p.NoDHCP, p.NoRA = n.NoTCP, n.NoUDP, n.NoICMP, n.NoDHCP, n.NoRA
 	p.NoNDP, p.DHCPv6, p.Announced, p.LoopbackToLoopback = n.NoNDP, n.DHCPv6, n.Announced, n.LoopbackToLoopback
 	p.setMACs(c, n.GatewayMAC)
@@ -119,4 +119,12 @@ func (p *Plan) HostAddrs() (list []netip.Addr) {
 		}
 	}
 	return list
+}
+
+// ReachesHost reports whether an address inside leads to the host's own addresses, on the ports that are not those of its loopback.
+func (p *Plan) ReachesHost() bool {
+	if !p.HasGateway() || p.HostLoopback.All {
+		return false
+	}
+	return p.Special == nil || slices.ContainsFunc(p.Special, func(s SpecialAddr) bool { return s.To == ToLoopback })
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"syscall"
 )
 
 // NetworkAttach is the Plan.Network of a network namespace that another program made (ResolveAttach). It is also the
@@ -44,6 +45,7 @@ type Plan struct {
 	NoTCP, NoUDP, NoICMP, NoDHCP, NoRA, NoNDP bool
 	DHCPv6, LoopbackToLoopback                bool
 	Announced                                 *Announced
+	Deprecated                                []netip.Addr
 	dnsAddrs                                  []netip.Addr // nil: the gateways; otherwise from Special
 
 	Ports      []PortMapping
@@ -57,11 +59,17 @@ type Plan struct {
 
 	HostLoopback  HostLoopback
 	AllowMetadata bool
+	UDPFullCone   bool
 	Outbound      Outbound
 	PCAP          string // path of the capture file; empty: no capture
 	UserNS        string
+	User          *User // nil: the user that UserNS gives
+	Caps          []int // numbers of the capabilities of Config.CapAdd (capability.h)
+	Sysctls       []Sysctl
+	StopSignal    syscall.Signal
 	Link          string
 	Datapath      string
+	TCPBuffers    int64
 
 	// Warnings are for the user, with the texts of docker run.
 	Warnings []string
@@ -120,11 +128,13 @@ func base(c *Config) *Plan {
 		DNSOptions:    c.DNSOptions,
 		HostLoopback:  c.HostLoopback,
 		AllowMetadata: c.AllowMetadata,
+		UDPFullCone:   c.UDPFullCone,
 		Outbound:      c.outbound(),
 		PCAP:          c.PCAP,
-		UserNS:        cmp.Or(c.UserNS, UserNSRoot),
+		UserNS:        cmp.Or(c.UserNS, DefaultUserNS),
 		Link:          cmp.Or(c.Link, LinkAuto),
 		Datapath:      cmp.Or(c.Datapath, DatapathAuto),
+		TCPBuffers:    cmp.Or(c.TCPBuffers, DefaultTCPBuffers),
 		IfName:        cmp.Or(c.IfName, UplinkName),
 	}
 }
@@ -135,7 +145,7 @@ func (c *Config) outbound() Outbound {
 
 // complete checks and fills in everything that depends on the network mode.
 func (p *Plan) complete(c *Config, host Host) error {
-	steps := []func(*Config) error{p.checkNames, p.checkChoices, p.setPorts, p.setDNS, p.checkLink}
+	steps := []func(*Config) error{p.checkNames, p.setUser, p.checkChoices, p.setProcess, p.setPorts, p.setDNS, p.checkLink}
 	for _, step := range steps {
 		if err := step(c); err != nil {
 			return err
@@ -190,8 +200,10 @@ func conflicts(c *Config) error {
 			"port publishing and the container type network mode"},
 		{"HostLoopback", c.HostLoopback.All || len(c.HostLoopback.Ports) > 0,
 			"host loopback and the container type network mode"},
+		{"UDPFullCone", c.UDPFullCone, "udp full cone and the container type network mode"},
 		{"PCAP", c.PCAP != "", "pcap and the container type network mode"},
-		{"UserNS", cmp.Or(c.UserNS, UserNSRoot) != UserNSRoot, "userns and the container type network mode"},
+		{"UserNS", cmp.Or(c.UserNS, DefaultUserNS) != DefaultUserNS, "userns and the container type network mode"},
+		{"Sysctls", len(c.Sysctls) > 0, "sysctl and the network mode"},
 		{"MTU", cmp.Or(c.MTU, DefaultMTU) != DefaultMTU, "mtu and the container type network mode"},
 		{"DisableIPv6", c.DisableIPv6, "ipv6 and the container type network mode"},
 	} {

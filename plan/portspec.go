@@ -46,7 +46,7 @@ func (m PortMapping) String() string {
 // ParsePortSpec reads one port spec as docker run -p takes it:
 //
 //	[ip:][host[-end]]:ctr[-end][/tcp|udp]    with IPv6 addresses in brackets, or
-//	published=HOST,target=CTR[,protocol=tcp|udp][,host_ip=IP]
+//	published=HOST,target=CTR[,protocol=tcp|udp][,host_ip=IP][,mode=host]
 //
 // Docker's own parser reads it, and the errors have its words. A range of guest ports gives one mapping for each. SCTP is
 // refused, because the userspace stack does not have it.
@@ -102,6 +102,13 @@ func shortForm(spec string) (string, error) {
 		switch key {
 		case "published", "target", "protocol", "host_ip":
 			params[key] = value
+		case "mode":
+			// Docker's two modes are those of its swarm.
+			if value == "ingress" {
+				return "", errors.New("unsupported publish mode: ingress (it needs the routing mesh of a swarm; mode=host is what -p does)")
+			} else if value != "host" {
+				return "", fmt.Errorf("invalid publish mode: %s", value)
+			}
 		default:
 			return "", fmt.Errorf("invalid field key %s", key)
 		}

@@ -12,7 +12,9 @@
 // Judge checks in this order: the address pair is well-formed; the address family is on; the source is one of the guest's; the
 // protocol is on; the destination is special ([Config.Special]); it is a gateway; it is of a closed kind, in any notation; it is in
 // the guest's own subnet. Everything else is allowed, including the host's own addresses on its network interfaces: a service that
-// listens on them or on 0.0.0.0 is reachable, as it is from a Docker container.
+// listens on them or on 0.0.0.0 is reachable, as it is from a Docker container. A gateway's address stands for the host: it leads to
+// the host's loopback on the ports of [HostLoopback], and on all others to the host's address ([Config.Host4], [Config.Host6]),
+// which the caller hands over and replaces when it changes.
 //
 // # IPv4 addresses inside IPv6 addresses
 //
@@ -23,8 +25,8 @@
 //
 // # Answers to the guest
 //
-// Packets to destinations that a guest's kernel never sends to, and all multicast and broadcast, are dropped silently (RFC
-// 1122, 3.2.2 forbids an answer to the latter). For all other closed destinations the guest gets a reset or an ICMP error, so
+// Datagrams to multicast groups of applications are allowed; see judgeGroup. Packets to destinations that a guest's kernel never
+// sends to, and all other multicast and broadcast, are dropped silently (RFC 1122, 3.2.2 forbids an answer to the latter). For all other closed destinations the guest gets a reset or an ICMP error, so
 // that its program fails at once instead of waiting for a timeout.
 //
 // # Limits and non-goals

@@ -28,6 +28,9 @@ type Config struct {
 	Special []Special
 	// HostLoopback opens ports of the host's loopback on the gateway's addresses and on Special addresses with ToLoopback.
 	HostLoopback HostLoopback
+	// Host4 and Host6 are addresses of the host on its network. What the guest sends to any other port of those addresses goes
+	// there, so that it reaches what another machine would reach. An address of a closed kind counts as not set.
+	Host4, Host6 netip.Addr
 	// AllowMetadata opens the metadata services of clouds, which give the host's credentials to any client.
 	AllowMetadata bool
 	// IPv4Off and IPv6Off close an address family.
@@ -49,7 +52,7 @@ type Target uint8
 
 const (
 	ToRefuse   Target = iota // refused, as by a host on which nothing listens
-	ToLoopback               // the host's loopback, on the ports of HostLoopback, as for a gateway's address
+	ToLoopback               // the host itself, as for a gateway's address: its loopback on the ports of HostLoopback
 	ToHost                   // Special.Host, on every port, even if it is of a closed kind
 	ToNetwork                // the address itself, subject to the checks for ordinary destinations
 	ToNoRoute                // answered with "no route to network"
@@ -64,6 +67,7 @@ type Policy struct {
 	sources            []netip.Prefix
 	loopbackAll        bool
 	loopbackPorts      []uint16 // sorted
+	host4, host6       netip.Addr
 	allowMetadata      bool
 	off4, off6         bool
 	off                []Proto
@@ -103,10 +107,24 @@ func New(c Config) *Policy {
 			p.sources = append(p.sources, s.Masked())
 		}
 	}
+	p.host4, p.host6 = p.hostAddress(c.Host4, false), p.hostAddress(c.Host6, true)
 	if len(p.sources) == 0 {
 		p.sources = defaultSources(p.subnet4, p.subnet6, clean(c.Guest4), clean(c.Guest6))
 	}
 	return p
+}
+
+// hostAddress is an address of the host that may be dialled for the guest, or the zero value. The loopback stays closed even if the
+// caller takes one of its addresses for one of the network.
+func (p *Policy) hostAddress(a netip.Addr, v6 bool) netip.Addr {
+	a = a.WithZone("")
+	if !a.IsValid() || a.Is6() != v6 || isMetadata(a) {
+		return netip.Addr{}
+	}
+	if _, closed := p.closed(a); closed {
+		return netip.Addr{}
+	}
+	return a
 }
 
 func defaultSources(subnet4, subnet6 netip.Prefix, guest4, guest6 netip.Addr) (out []netip.Prefix) {
@@ -160,6 +178,9 @@ func (p *Policy) Judge(proto Proto, src, dst netip.AddrPort) Verdict {
 // judgeNetwork decides about a destination that is neither special nor a gateway.
 func (p *Policy) judgeNetwork(proto Proto, sport uint16, dst netip.AddrPort) Verdict {
 	da := dst.Addr()
+	if da.IsMulticast() {
+		return judgeGroup(proto, sport, dst)
+	}
 	if v, closed := p.closed(da); closed {
 		return v
 	}
@@ -191,8 +212,9 @@ func (p *Policy) judgeSpecial(s Special, proto Proto, sport, dport uint16) Verdi
 	return no(Refuse, SpecialClosed)
 }
 
-// judgeGateway decides about flows to the host's loopback. It is the only function that returns a loopback address as Dst, except
-// for a Special with a loopback address as Host.
+// judgeGateway decides about flows to the host itself: to its loopback on the ports that are named, and on the others to its address
+// on the network. It is the only function that returns a loopback address as Dst, except for a Special with a loopback address as
+// Host.
 func (p *Policy) judgeGateway(proto Proto, sport, dport uint16, is4 bool) Verdict {
 	if v, bad := checkProto(proto, sport, dport, is4); bad {
 		return v
@@ -200,17 +222,22 @@ func (p *Policy) judgeGateway(proto Proto, sport, dport uint16, is4 bool) Verdic
 	if proto != TCP && proto != UDP {
 		return no(Refuse, GatewayClosed)
 	}
+	at, other := loopback4, netip.IPv6Loopback()
 	if _, named := slices.BinarySearch(p.loopbackPorts, dport); !named && !p.loopbackAll {
-		return no(Refuse, HostLoopbackClosed)
-	}
-	v := Verdict{
-		Action:  Allow,
-		Gateway: true,
-		Dst:     netip.AddrPortFrom(loopback4, dport),
-		Alt:     netip.AddrPortFrom(netip.IPv6Loopback(), dport),
+		at, other = p.host4, p.host6
 	}
 	if !is4 {
-		v.Dst, v.Alt = v.Alt, v.Dst
+		at, other = other, at
+	}
+	if !at.IsValid() {
+		at, other = other, at
+	}
+	if !at.IsValid() {
+		return no(Refuse, HostLoopbackClosed)
+	}
+	v := Verdict{Action: Allow, Gateway: true, Dst: netip.AddrPortFrom(at, dport)}
+	if other.IsValid() {
+		v.Alt = netip.AddrPortFrom(other, dport)
 	}
 	return v
 }

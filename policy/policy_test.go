@@ -127,8 +127,6 @@ func TestDestinations(t *testing.T) {
 
 		// Multicast and broadcast.
 		{"224.0.0.1", Drop, Multicast},
-		{"239.255.255.250", Drop, Multicast},
-		{"ff02::fb", Drop, Multicast},
 		{"ff0e::1", Drop, Multicast},
 		{"255.255.255.255", Drop, Broadcast},
 		{"10.0.2.255", Drop, Broadcast},
@@ -379,6 +377,45 @@ func TestSpecialAddresses(t *testing.T) {
 		}
 		if v.Action != want.action || v.Reason != want.reason || dial != want.dial {
 			t.Errorf("%v to %v: %v (%v) %s, want %v (%v) %s", want.proto, want.dst, v.Action, v.Reason, dial, want.action, want.reason, want.dial)
+		}
+	}
+}
+
+// Groups of applications are open to UDP, those of hosts and routers are not, and nothing else is sent to any group.
+func TestGroups(t *testing.T) {
+	p := New(Config{Sources: []netip.Prefix{netip.MustParsePrefix("10.0.2.0/24"), netip.MustParsePrefix("fe80::/10")}})
+	judge := func(proto Proto, group string, port uint16) Verdict {
+		a := netip.MustParseAddr(group)
+		src := ap("10.0.2.100", 5)
+		if a.Is6() {
+			src = ap("fe80::5", 5)
+		}
+		return p.Judge(proto, src, netip.AddrPortFrom(a, port))
+	}
+	for _, group := range []string{
+		"224.0.0.251", "224.0.0.252", "224.0.1.187", "224.0.2.60", "232.1.1.1", "239.255.255.250",
+		"ff02::c", "ff02::f", "ff02::fb", "ff02::1:3", "ff05::c", "ff08::fb", "ff0e::1234:5678", "ff12::8384", "ff15::1", "ff35:40:2001:db8::1",
+	} {
+		a := netip.MustParseAddr(group)
+		if got, want := judge(UDP, group, 9), (Verdict{Action: Allow, Dst: netip.AddrPortFrom(a, 9)}); got != want {
+			t.Errorf("%s: %+v, want %+v", group, got, want)
+		}
+		if got := judge(UDP, group, 0); got != no(Drop, PortZero) {
+			t.Errorf("%s, port 0: %+v", group, got)
+		}
+		for _, proto := range []Proto{TCP, ICMP, ICMPv6, 2} {
+			if got := judge(proto, group, 9); got != no(Drop, Multicast) {
+				t.Errorf("%s, protocol %d: %+v", group, proto, got)
+			}
+		}
+	}
+	for _, group := range []string{
+		"224.0.0.0", "224.0.0.1", "224.0.0.2", "224.0.0.5", "224.0.0.9", "224.0.0.22", "224.0.0.253",
+		"ff00::fb", "ff01::1", "ff01::fb", "ff11::1", "ff0f::fb", "ff02::1", "ff02::2", "ff02::5", "ff02::9", "ff02::16", "ff02::1a", "ff05::2",
+		"ff02::1:2", "ff05::1:3", "ff02::1:ff00:1", "ff02::2:ff12:3456", "ff0e::1",
+	} {
+		if got := judge(UDP, group, 9); got != no(Drop, Multicast) {
+			t.Errorf("%s: %+v, want it dropped", group, got)
 		}
 	}
 }

@@ -65,13 +65,13 @@ const (
 	NAT64Loopback                    // NAT64 form of 127/8 or 0/8
 	TunnelLoopback                   // 6to4, Teredo or ISATAP form of 127/8 or 0/8
 	Embedded                         // any of these forms of another closed IPv4 address
-	Multicast                        // 224/4, ff00::/8
+	Multicast                        // 224/4, ff00::/8, but for UDP to groups of applications
 	Broadcast                        // 255.255.255.255, or the broadcast address of the guest's subnet
 	Reserved                         // 240/4, fec0::/10, unassigned parts of ::/8
 	LinkLocal                        // 169.254/16, fe80::/10
 	Metadata                         // a cloud's instance metadata service
 	GatewayClosed                    // the gateway, with a protocol other than TCP and UDP
-	HostLoopbackClosed               // the gateway, on a port that HostLoopback does not list
+	HostLoopbackClosed               // the gateway, on a port that HostLoopback does not list, and the host has no other address
 	OwnSubnet                        // an address of the guest's subnet other than the gateway's
 	SpecialClosed                    // a special address with a target that does not permit the flow
 	ProtocolOff                      // the protocol is switched off
@@ -117,11 +117,11 @@ func (r Reason) String() string {
 type Verdict struct {
 	Action Action
 	Reason Reason
-	// Gateway is true if the flow goes to the host's loopback by a gateway's address or a Special address with ToLoopback.
+	// Gateway is true if the flow goes to the host itself by a gateway's address or a Special address with ToLoopback.
 	Gateway bool
 	// Dst is the address to dial or send to, unmapped and without a zone.
 	Dst netip.AddrPort
-	// Alt is the loopback address of the other family, to be tried if nothing listens on Dst, because a service on "localhost"
-	// often listens in one family only. It is the zero value if there is none.
+	// Alt is the host's address of the other family, to be tried if nothing listens on Dst, because a service often listens in one
+	// family only. It is the zero value if there is none.
 	Alt netip.AddrPort
 }

@@ -36,7 +36,7 @@ func (s *sandbox) addMappings(mappings []plan.PortMapping) ([]plan.Port, error) 
 	}
 	added, err := s.network.AddPorts(mappings)
 	if err != nil {
-		return nil, api.Conflict(err)
+		return nil, api.Conflict(s.nameHolder(err))
 	}
 	s.updateRecord()
 	return added, nil

@@ -78,6 +78,7 @@ func (s *sandbox) describe(r *state.Record) {
 	p := s.current()
 	r.Status = state.Running
 	r.Command, r.Network = s.cfg.Argv, p.Network
+	r.Labels = s.cfg.Labels
 	if s.ns != nil {
 		r.InitPID, r.NetNS = s.ns.InitPID(), s.ns.NetNS()
 	}

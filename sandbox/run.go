@@ -26,8 +26,8 @@ func Init() { userns.Init() }
 func init() { Init() }
 
 // Run runs a command in a sandbox and returns its exit code when the command, everything it has started, and every sandbox
-// that has joined its network have ended. The error is nil if the command ran; the code is then the command's own or 128+n.
-// Otherwise nothing is left behind and the code is ExitFailure, ExitCannotExec or ExitNotFound. When ctx ends, the command is
+// that has joined its network have ended. The error is nil if the command ran; the code is then the command's own or 128+n. It is
+// nil, and the code 128+n, also if signal n came before the command had started (Config.Signals). Otherwise nothing is left behind and the code is ExitFailure, ExitCannotExec or ExitNotFound. When ctx ends, the command is
 // killed. Several may run at once.
 func Run(ctx context.Context, c plan.Config) (exitCode int, err error) {
 	s := newSandbox(c)
@@ -35,17 +35,22 @@ func Run(ctx context.Context, c plan.Config) (exitCode int, err error) {
 	if s.plan, err = plan.Resolve(&s.cfg, hostnet.Routes{}); err != nil {
 		return ExitFailure, err
 	}
+	s.signals.stop = s.plan.StopSignal
 	s.logWarnings()
 	defer s.close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ready := s.signals.keep(cancel)
 	defer ready()
-	if err := s.prepare(ctx); err != nil {
-		return ExitFailure, err
-	}
+	err = s.prepare(ctx)
 	ready()
-	if err := ctx.Err(); err != nil {
+	if code, yes := s.signals.interrupted(err); yes {
+		return code, nil
+	}
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
 		return ExitFailure, err
 	}
 	return s.run(ctx)
@@ -53,36 +58,41 @@ func Run(ctx context.Context, c plan.Config) (exitCode int, err error) {
 
 // run starts the command, and waits for it and for the leases.
 func (s *sandbox) run(ctx context.Context) (int, error) {
-	stdout, stderr := s.cfg.Stdout, s.cfg.Stderr
-	if s.cfg.LogOutput {
-		f, err := s.output.start(s.record.entry)
-		if err != nil {
-			return ExitFailure, err
-		}
-		defer f.Close()
-		if stdout == nil {
-			stdout = f
-		}
-		if stderr == nil {
-			stderr = f
-		}
+	streams, err := s.openStreams()
+	if err != nil {
+		return ExitFailure, err
 	}
+	defer streams.close()
 	// The record says "running" before the command starts: a program that reads the command's first output may rely on it.
 	if err := s.record.update(s.describe); err != nil {
 		return ExitFailure, err
 	}
-	pid, err := s.ns.Run(userns.Command{Argv: s.cfg.Argv, Env: s.cfg.Env, Dir: s.cfg.Dir, Stdin: s.cfg.Stdin, Stdout: stdout, Stderr: stderr})
+	if err := s.writeIDFile(); err != nil {
+		return ExitFailure, err
+	}
+	command := userns.Command{Argv: s.cfg.Argv, Env: s.cfg.Env, Dir: s.cfg.Dir, Caps: s.plan.Caps, Terminal: s.cfg.TTY,
+		Stdin: streams.in, Stdout: streams.out, Stderr: streams.err}
+	if u := s.plan.User; u != nil && (s.plan.UserNS == plan.UserNSAuto || s.plan.Network == plan.ContainerPrefix) {
+		command.User = &userns.Credential{UID: u.UID, GID: u.GID}
+	}
+	pid, err := s.ns.Run(command)
 	if err != nil {
+		s.removeIDFile()
 		var ee *userns.ExecError
 		if errors.As(err, &ee) {
 			return ee.Code, err
 		}
 		return ExitFailure, err
 	}
+	streams.close() // those that are the command's alone now
+	s.term.relay()
 	if s.network != nil {
 		s.network.Follow()
 	}
 	commandEnded := make(chan struct{})
+	if s.cfg.TTY || s.cfg.JobControl {
+		s.wg.Go(func() { s.followStops(pid, commandEnded) })
+	}
 	s.wg.Go(func() { s.signals.forward(s.ns, commandEnded) })
 	if s.joined.lease != nil {
 		s.wg.Go(s.endWithJoined)
@@ -97,6 +107,7 @@ func (s *sandbox) run(ctx context.Context) (int, error) {
 	}
 	code, err := s.ns.Wait()
 	close(commandEnded)
+	s.term.finish()
 	if err != nil {
 		if ctx.Err() != nil {
 			err = ctx.Err()

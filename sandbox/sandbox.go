@@ -29,6 +29,7 @@ type sandbox struct {
 	leases  leases
 	signals commandSignals
 	output  outputLog
+	term    terminal // of Config.TTY
 	sched   scheduler
 
 	changing sync.Mutex // held while SetNetwork changes the network
@@ -69,7 +70,7 @@ func (s *sandbox) prepare(ctx context.Context) (err error) {
 	}
 	if s.plan.HasGateway() {
 		if s.network, err = gateway.New(gateway.Config{Plan: s.plan, Logger: s.log, OnPublish: s.cfg.OnPublish, OnLinkEnd: s.linkEnded}); err != nil {
-			return err
+			return s.nameHolder(err)
 		}
 	}
 	if s.target.tap == nil {
@@ -78,7 +79,7 @@ func (s *sandbox) prepare(ctx context.Context) (err error) {
 		}
 	}
 	if err := s.connect(); err != nil {
-		return err
+		return s.nameHolder(err)
 	}
 	if err := s.listen(); err != nil {
 		return fmt.Errorf("control socket: %w", err)
@@ -96,6 +97,10 @@ func (s *sandbox) namespaces() userns.Config {
 		return userns.Config{Network: userns.NetworkAttach, Target: s.target.ns, Link: gateway.Uplink(p), Logger: s.log}
 	}
 	c := userns.Config{IDMap: userns.IDMap(p.UserNS), PIDNamespace: s.cfg.PIDNamespace, Hidden: []string{s.record.dir.Path()}, Logger: s.log}
+	for _, parameter := range p.Sysctls {
+		c.Sysctls = append(c.Sysctls, userns.Sysctl(parameter))
+	}
+	c.ReadOnly = s.cfg.ReadOnly
 	c.Files.Hostname = p.Hostname
 	if c.Files.Hostname == "" && (p.HasGateway() || p.Network == plan.NetworkNone) {
 		c.Files.Hostname = s.record.shortID()
@@ -178,6 +183,7 @@ func (s *sandbox) close() {
 	if s.ns != nil {
 		_ = s.ns.Close()
 	}
+	s.term.close()
 	s.output.close()
 	s.wg.Wait()
 	s.sched.wait()

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"os"
 	"slices"
 	"sync"
@@ -16,6 +17,8 @@ import (
 type commandSignals struct {
 	in   <-chan os.Signal // nil: there are none
 	kept []os.Signal      // received before the command started; written by keep, read by forward
+	end  syscall.Signal   // received before the command started, and asks a program to end; 0 for none; read after keep's stop
+	stop syscall.Signal   // what the command gets for SIGTERM (Config.StopSignal)
 }
 
 // keep receives the signals that come before the command has started: one that requests a program to end calls cancel; the
@@ -28,6 +31,7 @@ func (c *commandSignals) keep(cancel context.CancelFunc) (stop func()) {
 			select {
 			case sig := <-c.in:
 				if signals.Terminates(sig) {
+					c.end, _ = sig.(syscall.Signal)
 					cancel()
 				} else if !slices.Contains(c.kept, sig) {
 					c.kept = append(c.kept, sig)
@@ -43,10 +47,26 @@ func (c *commandSignals) keep(cancel context.CancelFunc) (stop func()) {
 	})
 }
 
+// interrupted says whether a signal has ended the start, of which err came, and the exit code that stands for it. A terminal sends
+// its signals to init as well, which may have ended of it first.
+func (c *commandSignals) interrupted(err error) (code int, yes bool) {
+	var e *userns.InterruptedError
+	switch {
+	case c.end != 0:
+		return ExitSignalBase + int(c.end), true
+	case errors.As(err, &e):
+		return ExitSignalBase + int(e.Signal), true
+	}
+	return 0, false
+}
+
 // forward sends the kept signals and those that come to the command, until ended is closed.
 func (c *commandSignals) forward(ns *userns.Sandbox, ended <-chan struct{}) {
 	send := func(sig os.Signal) {
 		if n, ok := sig.(syscall.Signal); ok {
+			if n == syscall.SIGTERM && c.stop != 0 {
+				n = c.stop
+			}
 			_ = ns.Signal(n)
 		}
 	}

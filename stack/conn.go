@@ -28,12 +28,15 @@ type Conn struct {
 	fail    waiter.Entry // registered if failing is set
 	failing bool
 	finSent atomic.Bool
+	buf     connBuffers
+	urg     urgentState
 	rdC     chan struct{}
 	wrC     chan struct{}
 }
 
-func (c *Conn) init(ep tcpip.Endpoint) {
-	c.ep = ep
+func (c *Conn) init(ep tcpip.Endpoint, b *bufferBudget) {
+	c.ep, c.buf.budget = ep, b
+	b.add(c)
 	// Errors and hang-ups wake both the reader and the writer.
 	c.rd, c.rdC = waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventErr | waiter.EventHUp)
 	c.wr, c.wrC = waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventErr | waiter.EventHUp)
@@ -52,11 +55,17 @@ func (c *Conn) Writable() <-chan struct{} { return c.wrC }
 
 // ReadTo writes received data to w, one Write per chunk, until there is no more or w returns an error. w is called with the
 // endpoint's lock held and must not block: if it cannot accept all, it returns the number of bytes accepted and io.ErrShortWrite.
-// ReadTo returns the number of bytes moved. Its error is ErrWouldBlock, io.EOF after the guest's FIN, or a syscall.Errno.
+// A w that is an UrgentWriter
+// gets the guest's urgent data as such, any other in the stream. ReadTo returns the number of bytes moved. Its error is ErrWouldBlock, io.EOF after the guest's FIN, or a syscall.Errno.
 func (c *Conn) ReadTo(w io.Writer) (int, error) {
+	if u, ok := w.(UrgentWriter); ok && c.urg.marked.Load() {
+		w = &urgentSplitter{c: c, w: u}
+	}
 	res, err := c.ep.Read(w, tcpip.ReadOptions{})
 	switch err.(type) {
 	case nil:
+		c.noteMoved()
+		c.urg.read += uint32(res.Count)
 		return res.Count, nil
 	case *tcpip.ErrWouldBlock, *tcpip.ErrBadBuffer: // the latter: w accepted nothing
 		return 0, ErrWouldBlock
@@ -73,10 +82,17 @@ func (c *Conn) ReadTo(w io.Writer) (int, error) {
 // deliver n bytes. The error is ErrWouldBlock or a syscall.Errno.
 func (c *Conn) WriteFrom(r io.Reader, n int) (int, error) {
 	m, err := c.ep.Write(payload{r, n}, tcpip.WriteOptions{})
+	if _, full := err.(*tcpip.ErrWouldBlock); full && c.growSend() {
+		m, err = c.ep.Write(payload{r, n}, tcpip.WriteOptions{})
+	}
 	switch err.(type) {
 	case nil:
+		c.noteMoved()
+		c.noteWritten(int(m))
+		c.buf.drained, c.buf.full = c.buf.drained || c.buf.full, false
 		return int(m), nil
 	case *tcpip.ErrWouldBlock:
+		c.buf.full = true
 		return int(m), ErrWouldBlock
 	}
 	return int(m), Errno(err)
@@ -103,9 +119,6 @@ func (c *Conn) Abort() { c.ep.Abort() }
 
 // Close closes both directions. If there is unread data it sends a reset (RFC 2525 2.17).
 func (c *Conn) Close() { c.ep.Close() }
-
-// ModerateReceive informs netstack's auto-tuning of the receive window that n bytes were consumed.
-func (c *Conn) ModerateReceive(n int) { c.ep.ModerateRecvBuf(n) }
 
 // Failed reports whether the connection ended other than by FINs: by a reset, an error or a timeout.
 func (c *Conn) Failed() bool {
@@ -142,8 +155,15 @@ func (c *Conn) EnableKeepAlive(interval time.Duration) {
 	c.ep.SocketOptions().SetKeepAlive(true)
 }
 
-// Detach ends all notifications: those of Readable, Writable and OnFailure.
+// Detach ends all notifications: those of Readable, Writable and OnFailure. The Conn must not be used afterwards. If it was
+// closed, netstack delivers the rest of the data for a minute; what the guest has not taken then is discarded, with a reset.
 func (c *Conn) Detach() {
+	c.unregister()
+	c.release(true)
+}
+
+func (c *Conn) unregister() {
+	c.forget()
 	c.wq.EventUnregister(&c.rd)
 	c.wq.EventUnregister(&c.wr)
 	if c.failing {
@@ -153,6 +173,7 @@ func (c *Conn) Detach() {
 
 // NetConn returns the connection as a net.Conn, for services of the gateway itself. c must not be used afterwards.
 func (c *Conn) NetConn() net.Conn {
-	c.Detach()
+	c.unregister()
+	c.release(false)
 	return gonet.NewTCPConn(&c.wq, c.ep)
 }

@@ -40,6 +40,10 @@
 // # Limits
 //
 //   - 8192 connection requests in flight (maxInFlightSYN)
+//   - SYNs that come to nothing: 500 a second for a destination, 2000 for all, after bursts of 2048 and 8192 (synLimit)
+//   - 64 MiB of data in the buffers of all TCP connections (Config.TCPBuffers, buffers.go), with a few kilobytes for each
+//     connection beyond that
+//   - 16 urgent bytes of a connection that were not read yet (urgent.go); further ones are in the stream
 //   - 4 MiB of fragments per address family (netstack)
 //   - 64 IP addresses (maxPortAddrs) and one link address per guest
 //   - 128 datagrams per GSO frame of the guest
@@ -57,8 +61,10 @@
 //	    → netstack's tcp.Forwarder and send path → port.mu → capture.mu in tap
 //	Stack.mu → capture.mu in tap
 //
-// link.mu is taken with any of these held, and nothing is locked under it. The locks of two ports are never held together. A Writer
-// passed to Conn.ReadTo is called with an endpoint's lock of netstack held.
+//	connBuffers.mu → netstack's endpoint locks → connTable.mu, urgentState.mu, bufferBudget.mu
+//
+// link.mu and synLimit.mu are taken with any of these held, and nothing is locked under them. The locks of two ports are never
+// held together. A Writer passed to Conn.ReadTo is called with an endpoint's lock of netstack held.
 //
 // # Imports
 //

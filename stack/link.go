@@ -140,6 +140,9 @@ func (l *link) WritePackets(pkts gstack.PacketBufferList) (int, tcpip.Error) {
 		lh := pkt.LinkHeader().Slice()
 		p.putGuestMAC(lh[0:6])
 		f := &t.frames[0]
+		if t := pkt.TransportHeader().Slice(); len(t) >= header.TCPMinimumSize && (t[13]&byte(header.TCPFlagSyn) != 0 || l.s.conns.urgent.Load() > 0) {
+			l.s.markUrgent(pkt.NetworkHeader().Slice(), t, pkt.Data().Size(), !l.csum)
+		}
 		f.Header = l.virtioHeader(pkt)
 		views, skip := pkt.AsViewList() // the first view starts with unused space reserved for headers
 		for v := views.Front(); v != nil; v = v.Next() {
@@ -170,6 +173,14 @@ func destination(p *gstack.PacketBuffer) (dst netip.Addr, proto uint8, ok bool) 
 		return netip.AddrFrom16([16]byte(h[24:40])), h[6], true
 	}
 	return netip.Addr{}, 0, false
+}
+
+// headerAddresses returns source and destination of an IP header.
+func headerAddresses(h []byte) (src, dst tcpip.Address) {
+	if h[0]>>4 == 4 {
+		return tcpip.AddrFromSlice(h[12:16]), tcpip.AddrFromSlice(h[16:20])
+	}
+	return tcpip.AddrFromSlice(h[8:24]), tcpip.AddrFromSlice(h[24:40])
 }
 
 // virtioHeader returns the virtio-net header, which describes to the guest's kernel what remains to be done. With checksum offload

@@ -104,6 +104,12 @@ func TestFlowSurvivesGarbage(t *testing.T) {
 		b.dev.InjectBytes(urg, arpRequest(mac, guest4, far4), neighborSolicit(guest6, far6, far6)[:60+i%20], forged, noise,
 			tcpFrame(src, dst, seq, ack, header.TCPFlagAck, []byte{byte(i)}))
 		seq++
+		if i%20 == 0 { // many small segments close the window, which a guest would respect
+			waitFor(t, "the bytes so far", func() bool {
+				_, _ = c.ReadTo(&got)
+				return got.Len() == i+1
+			})
+		}
 	}
 	b.settle()
 	waitFor(t, "all bytes", func() bool {

@@ -31,9 +31,10 @@ const (
 	rxViewSize = buffer.MaxChunkSize
 	rxTailSize = 64
 
-	// copyBelow is the size in bytes up to which a frame is copied into a view of its own size, so that a small segment in a
-	// receive queue does not keep 64 KiB alive, and the large view is used again without being cleared.
-	copyBelow = 8 << 10
+	// copyBelow is the size in bytes up to which a frame is copied into a view of its own size. A larger one keeps 64 KiB alive
+	// while it is in a receive queue, so that a queue takes at most twice the memory that it accounts for. The large view is
+	// then used again without being cleared, which costs as much as the copy.
+	copyBelow = rxViewSize / 2
 )
 
 var broadcastMAC = [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}

@@ -14,6 +14,7 @@ import (
 // IP protocol numbers handled here (IANA). Others are answered with "protocol unreachable".
 const (
 	protoICMP   = 1
+	protoIGMP   = 2
 	protoTCP    = 6
 	protoUDP    = 17
 	protoFrag6  = 44
@@ -98,12 +99,33 @@ func (p *port) receive6(f *tap.Frame, b []byte, r *rx) (taken bool) {
 		}
 		k.proto = k.payload[0]
 		return p.receiveFragment(&k, r, header.IPv6ProtocolNumber)
-	case 0, 43, 59, 60: // hop-by-hop options (as in multicast listener reports), routing, no next header, destination options
-		s.stats.drop(DropIPOptions)
+	case 0, 43, 59, 60: // hop-by-hop options, routing, no next header, destination options
+		if k.listenerReport() {
+			s.stats.groupReports.Add(1)
+		} else {
+			s.stats.drop(DropIPOptions)
+		}
 		return false
 	}
 	return p.dispatch(&k, r)
 }
+
+// listenerReport reports whether an IPv6 packet with hop-by-hop options is multicast listener discovery, to be read by multicast
+// routers (RFC 2710, RFC 3810). Every kernel sends reports when an interface comes up.
+func (k *packet) listenerReport() bool {
+	if k.proto != 0 || len(k.payload) < 8 || k.payload[0] != protoICMPv6 || !k.dst.IsMulticast() {
+		return false
+	}
+	icmp := k.payload[min(len(k.payload), 8*(int(k.payload[1])+1)):]
+	return len(icmp) > 0 && (icmp[0] >= icmp6ListenerQuery && icmp[0] <= icmp6ListenerDone || icmp[0] == icmp6ListenerReport2)
+}
+
+// Types of multicast listener discovery: query, report (131), done, and the report of version 2 (IANA).
+const (
+	icmp6ListenerQuery   = 130
+	icmp6ListenerDone    = 132
+	icmp6ListenerReport2 = 143
+)
 
 // receiveFragment passes a fragment to netstack, which reassembles packets within its memory limit. Fragments of other
 // protocols than those handled here are dropped, because netstack might answer them by itself.
@@ -145,8 +167,14 @@ func (p *port) dispatch(k *packet, r *rx) (taken bool) {
 			s.stats.drop(DropChecksum)
 			return false
 		}
-		if p.interceptSYN(k, r) {
+		if k.isSYN() && !s.admitSYN(netip.AddrPortFrom(k.dst, binary.BigEndian.Uint16(k.payload[2:]))) {
 			return false
+		}
+		if p.intercept(k, r) {
+			return false
+		}
+		if f := header.TCPFlags(k.payload[13]); f.Contains(header.TCPFlagUrg) || f.Contains(header.TCPFlagSyn|header.TCPFlagAck) {
+			s.noteSegment(k)
 		}
 		n := netProto(k.dst)
 		if p.deferSYN(k, n) {
@@ -166,6 +194,10 @@ func (p *port) dispatch(k *packet, r *rx) (taken bool) {
 		if k.dst.Is6() {
 			return p.receiveICMP6(k, r)
 		}
+	}
+	if k.proto == protoIGMP && k.dst.IsMulticast() {
+		s.stats.groupReports.Add(1)
+		return false
 	}
 	s.stats.drop(DropProtocol)
 	if k.answerable() {

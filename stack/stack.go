@@ -3,6 +3,7 @@ package stack
 import (
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -31,11 +32,10 @@ const (
 	// socket, about 10 KiB. With a limit as low as 128, a few black-holed destinations would stop all TCP.
 	maxInFlightSYN = 8192
 
-	// Buffer sizes of netstack's endpoints in bytes. The link has hardly any latency, so a megabyte keeps it busy, and a
-	// connection that is not read keeps no more. A receive buffer that is read as fast as it fills grows up to the maximum
-	// (ModerateReceive); the advertised window is half of it. Data in a larger buffer would have left the processor's cache by the
-	// time it is read (bench/scheduler.md).
-	tcpReceiveBuffer    = 1 << 20
+	// Largest buffers of netstack's endpoints in bytes. The link has hardly any latency, so a megabyte keeps it busy. A receive
+	// buffer that is read as fast as it fills grows up to the maximum (ModerateReceive); the advertised window is half of it. Data
+	// in a larger buffer would have left the processor's cache by the time it is read (bench/scheduler.md). How they grow is in
+	// buffers.go.
 	tcpReceiveBufferMax = 4 << 20
 	tcpSendBuffer       = 1 << 20
 
@@ -83,6 +83,9 @@ type Config struct {
 	// CSum and TSO are the offloads that every device of this network has (tap.Info). Netstack has one NIC for all devices, with
 	// fixed offloads.
 	CSum, TSO bool
+	// TCPBuffers bounds, in bytes, the buffers of all TCP connections; 0 means DefaultTCPBuffers. Each connection may have a few
+	// kilobytes beyond it.
+	TCPBuffers int64
 	// Handler receives the guest's traffic. SetHandler may replace it before the first AddPort.
 	Handler Handler
 	// Logger; nil discards.
@@ -98,6 +101,10 @@ type Stack struct {
 	link       *link
 	tcp        *tcp.Forwarder
 	syns       synTable
+	synLimit   synLimit
+	buffers    *bufferBudget
+	conns      connTable
+	born       time.Time
 	deferred   atomic.Int32 // SYNs deferred at this moment, see deferSYN
 	handler    Handler
 	synHandler SYNHandler
@@ -124,7 +131,7 @@ func New(cfg Config) (*Stack, error) {
 	if !cfg.Gateway4.IsValid() && !cfg.Gateway6.IsValid() {
 		return nil, errors.New("stack: neither IPv4 nor IPv6 gateway address given")
 	}
-	s := &Stack{log: cfg.Logger, handler: cfg.Handler, done: make(chan struct{})}
+	s := &Stack{log: cfg.Logger, handler: cfg.Handler, done: make(chan struct{}), born: time.Now()}
 	s.cfg.Store(&cfg)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -139,6 +146,9 @@ func New(cfg Config) (*Stack, error) {
 		}
 	}
 	s.ll6 = linkLocal(s.mac)
+	s.buffers = newBufferBudget(cfg.TCPBuffers)
+	s.synLimit.seed = maphash.MakeSeed()
+	s.conns.m = map[gstack.TransportEndpointID]*Conn{}
 	s.syns.m = make(map[gstack.TransportEndpointID]synInfo)
 	s.ports.Store(&[]*port{})
 
@@ -163,7 +173,7 @@ func New(cfg Config) (*Stack, error) {
 		s.ns.Destroy()
 		return nil, err
 	}
-	s.tcp = tcp.NewForwarder(s.ns, tcpReceiveBuffer/2, maxInFlightSYN, s.handleTCP)
+	s.tcp = tcp.NewForwarder(s.ns, beginBuffer/2, maxInFlightSYN, s.handleTCP)
 	s.ns.SetTransportProtocolHandler(tcp.ProtocolNumber, s.deliverSYN)
 	s.ns.SetTransportProtocolHandler(udp.ProtocolNumber, s.deliverReassembledUDP)
 	s.ns.SetTransportProtocolHandler(icmp.ProtocolNumber4, s.deliverReassembledICMP)
@@ -195,8 +205,8 @@ func (s *Stack) setUp(routes []tcpip.Route) error {
 
 func (s *Stack) tune() error {
 	sack := tcpip.TCPSACKEnabled(true)
-	rcv := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4096, Default: tcpReceiveBuffer, Max: tcpReceiveBufferMax}
-	snd := tcpip.TCPSendBufferSizeRangeOption{Min: 4096, Default: tcpSendBuffer, Max: 2 * tcpSendBuffer}
+	rcv := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4096, Default: beginBuffer, Max: tcpReceiveBufferMax}
+	snd := tcpip.TCPSendBufferSizeRangeOption{Min: 4096, Default: beginBuffer, Max: tcpSendBuffer}
 	tw := tcpip.TCPTimeWaitTimeoutOption(timeWait)
 	for _, o := range []tcpip.SettableTransportProtocolOption{&sack, &rcv, &snd, &tw} {
 		if err := s.ns.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
@@ -308,6 +318,7 @@ func (s *Stack) Close() {
 	}
 	s.closed = true
 	close(s.done)
+	s.buffers.close()
 	ports := *s.ports.Load()
 	s.mu.Unlock()
 	s.abortAll() // before the devices are closed, so that the guest receives the resets

@@ -37,7 +37,9 @@ var dropNames = [numDropReasons]string{"short", "other-mac", "ethertype", "ip-he
 func (r DropReason) String() string { return dropNames[r] }
 
 type counters struct {
-	drops [numDropReasons]atomic.Uint64
+	drops        [numDropReasons]atomic.Uint64
+	groupReports atomic.Uint64
+	synLimited   atomic.Uint64
 }
 
 func (c *counters) drop(r DropReason) { c.drops[r].Add(1) }
@@ -45,11 +47,15 @@ func (c *counters) drop(r DropReason) { c.drops[r].Add(1) }
 // Stats is a snapshot of the counters of a Stack.
 type Stats struct {
 	Drops            map[string]uint64 // by DropReason's name; reasons that did not occur are omitted
+	GroupReports     uint64            // multicast membership messages of the guest (IGMP, MLD), which concern multicast routers only
 	TCPCurrent       uint64            // connections established at this moment
 	TCPActive        uint64            // connections opened to the guest since the start
 	TCPPassive       uint64            // connections the guest opened since the start
 	TCPRetransmits   uint64            // segments retransmitted to the guest
 	TCPInFlightDrops uint64            // SYNs ignored because maxInFlightSYN requests were in flight
+	TCPBuffers       uint64            // bytes granted to the buffers of TCP connections at this moment
+	TCPBufferRefused uint64            // times that a buffer could not grow
+	SYNLimited       uint64            // SYNs ignored because too many before them came to nothing (synLimit)
 }
 
 // Stats returns the counters since New.
@@ -57,11 +63,15 @@ func (s *Stack) Stats() Stats {
 	t := s.ns.Stats().TCP
 	st := Stats{
 		Drops:            map[string]uint64{},
+		GroupReports:     s.stats.groupReports.Load(),
 		TCPCurrent:       t.CurrentConnected.Value(),
 		TCPActive:        t.ActiveConnectionOpenings.Value(),
 		TCPPassive:       t.PassiveConnectionOpenings.Value(),
 		TCPRetransmits:   t.Retransmits.Value(),
 		TCPInFlightDrops: t.ForwardMaxInFlightDrop.Value(),
+		TCPBuffers:       uint64(s.buffers.taken.Load()),
+		TCPBufferRefused: s.buffers.refused.Load(),
+		SYNLimited:       s.stats.synLimited.Load(),
 	}
 	for r := range numDropReasons {
 		if n := s.stats.drops[r].Load(); n > 0 {

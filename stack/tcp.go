@@ -137,13 +137,19 @@ func (q *TCPRequest) Accept() (*Conn, error) {
 	}
 	defer q.s.wg.Done()
 	c := &Conn{Flow: q.Flow}
+	q.s.syns.mu.Lock()
+	c.urg.irs = q.s.syns.m[q.id].seq
+	q.s.syns.mu.Unlock()
+	q.s.conns.add(q.id, c)
 	ep, err := q.r.CreateEndpoint(&c.wq)
 	q.accepted.Store(true)
 	q.finish(false)
 	if err != nil {
+		c.forget()
 		return nil, Errno(err)
 	}
-	c.init(ep)
+	c.init(ep, q.s.buffers)
+	q.s.synLimit.giveBack(q.Dst)
 	return c, nil
 }
 
@@ -176,6 +182,7 @@ func (s *Stack) DialTCP(ctx context.Context, src, dst netip.AddrPort) (*Conn, er
 		return nil, Errno(terr)
 	}
 	fail := func(err error) (*Conn, error) {
+		c.forget()
 		ep.Abort()
 		return nil, err
 	}
@@ -184,6 +191,11 @@ func (s *Stack) DialTCP(ctx context.Context, src, dst netip.AddrPort) (*Conn, er
 	if terr = ep.Bind(tcpip.FullAddress{NIC: nicID, Addr: fromNetip(src.Addr()), Port: src.Port()}); terr != nil {
 		return fail(Errno(terr))
 	}
+	id := gstack.TransportEndpointID{LocalAddress: fromNetip(src.Addr()), LocalPort: src.Port(), RemoteAddress: fromNetip(dst.Addr()), RemotePort: dst.Port()}
+	if bound, err := ep.GetLocalAddress(); err == nil {
+		id.LocalPort = bound.Port
+	}
+	s.conns.add(id, c)
 	entry, ready := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventErr | waiter.EventHUp)
 	c.wq.EventRegister(&entry)
 	defer c.wq.EventUnregister(&entry)
@@ -204,7 +216,7 @@ func (s *Stack) DialTCP(ctx context.Context, src, dst netip.AddrPort) (*Conn, er
 		}
 		return fail(Errno(terr))
 	}
-	c.init(ep)
+	c.init(ep, s.buffers)
 	return c, nil
 }
 

@@ -43,12 +43,19 @@ func startCommand(b *runBody, fds []*os.File) (pid int, err error) {
 			return 0, &ExecError{CodeFailure, err}
 		}
 	}
-	pid, err = syscall.ForkExec(path, argv, &syscall.ProcAttr{
-		Env: env, Files: files, Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},
-	})
+	sys := &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setsid: b.Terminal, Setctty: b.Terminal}
+	for _, c := range b.Caps {
+		sys.AmbientCaps = append(sys.AmbientCaps, uintptr(c))
+	}
+	if b.User != nil {
+		sys.Credential = &syscall.Credential{Uid: b.User.UID, Gid: b.User.GID, NoSetGroups: true}
+	}
+	pid, err = syscall.ForkExec(path, argv, &syscall.ProcAttr{Env: env, Files: files, Sys: sys})
 	switch {
 	case err == nil:
 		return pid, nil
+	case b.User != nil && errors.Is(err, syscall.EINVAL): // of setuid or setgid
+		return 0, &ExecError{CodeFailure, fmt.Errorf("unable to find user %d:%d: the user namespace does not have it", b.User.UID, b.User.GID)}
 	case errors.Is(err, syscall.EAGAIN), errors.Is(err, syscall.ENOMEM), errors.Is(err, syscall.EINVAL):
 		return 0, &ExecError{CodeFailure, fmt.Errorf("start %s: %w", path, err)}
 	case errors.Is(err, fs.ErrNotExist): // the interpreter of a script, or the dynamic loader

@@ -54,9 +54,25 @@ type Config struct {
 	// Link is the uplink of NetworkNew and NetworkAttach.
 	Link  netns.Link
 	Files Files
+	// Sysctls are kernel parameters below /proc/sys, with their values. They are written after the link has been configured.
+	Sysctls []Sysctl
+	// ReadOnly makes the mounts of the mount namespace read-only, except /proc, /sys, /dev, what is below them, and Hidden.
+	ReadOnly bool
 	// Hidden directories are covered by empty private ones. Absolute; those that do not exist are skipped.
 	Hidden []string
 	Logger *slog.Logger // nil discards
+}
+
+// Sysctl is one kernel parameter.
+type Sysctl struct {
+	Path  string `json:"path"` // below /proc/sys
+	Value string `json:"value"`
+}
+
+// Credential is a user of the user namespace. The supplementary groups stay the caller's.
+type Credential struct {
+	UID uint32 `json:"uid"`
+	GID uint32 `json:"gid"`
 }
 
 // Command is what Run starts.
@@ -64,6 +80,12 @@ type Command struct {
 	Argv []string // Argv[0] is looked up in the PATH of Env unless it has a slash
 	Env  []string // nil: the caller's
 	Dir  string   // "": the caller's working directory
+	// User is the command's; nil: the one that the id map makes of the caller. Needs an id map that has it.
+	User *Credential
+	// Caps are the numbers of ambient capabilities of the command.
+	Caps []int
+	// Terminal makes Stdin, a terminal, the controlling terminal of a new session of the command.
+	Terminal bool
 	// nil is /dev/null. The caller closes them.
 	Stdin, Stdout, Stderr *os.File
 }

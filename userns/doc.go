@@ -29,15 +29,17 @@
 //	  <- redirected + 4 or 5 fds | failed{...} ----------
 //	  -- forward --------------------------------------->  its rules for traffic that the namespace forwards
 //	  <- done | failed{...} -----------------------------
+//	  <- stopped{signal} --------------------------  CMD was stopped; it may be continued
 //	  <- exited{code} -----------------------------------  CMD has ended, every descendant is killed and reaped
 //
-// They exchange messages over a SOCK_SEQPACKET pair. One request is under way at a time and each has one answer; only exited
-// is sent without a request. A message is JSON of at most inlineMax bytes; a larger one travels in a memfd. An unknown type, a
+// They exchange messages over a SOCK_SEQPACKET pair. One request is under way at a time and each has one answer; only stopped and exited
+// are sent without a request. A message is JSON of at most inlineMax bytes; a larger one travels in a memfd. An unknown type, a
 // message in the wrong direction or with the wrong number of descriptors ends the exchange.
 //
 // The supervisor's uid is mapped in every IDMap, so that no process changes its uid. init holds its capabilities as ambient
 // ones from the clone on, also while its uid is not mapped yet, and removes them from the ambient and inheritable sets before
-// it starts the command. A command with uid 0 inside then gets all of them by execve, any other none.
+// it starts the command. A command with uid 0 inside then gets all of them by execve, any other none;
+// it can then neither trace init nor use its descriptors.
 //
 // # Joining
 //
@@ -70,13 +72,21 @@
 // # Terminal
 //
 // init and CMD stay in the caller's session and process group. init catches and ignores SIGINT, SIGQUIT, SIGHUP and SIGTERM;
-// SIGTSTP stops it with the job. CMD starts with default dispositions and the caller's signal mask, but SIGHUP and SIGINT stay
+// SIGTSTP stops it with the job. A CMD that is stopped alone, in a process group of its own as interactive shells have, is
+// reported by stopped, and the supervisor's caller decides about its job. With Command.Terminal CMD leads a session of its own. CMD starts with default dispositions and the caller's signal mask, but SIGHUP and SIGINT stay
 // ignored if the caller ignored them (nohup, a background job of a shell).
+//
+// # Files
+//
+// Where Config.Files has a text, /etc is covered by a mirror: a read-only tmpfs with the host's entries bind-mounted into it and our
+// files in the place of the host's (mirror.go). The host can then do to its files what it likes: the mount points are not its own.
+// Directories of the host that hold sockets or files of name services are covered, too. From a second after the start on, a
+// goroutine of init follows the host's directories (filewatch.go). docs/decisions/0027-mirror-of-etc.md has the reasons and cases.
 //
 // # What it may touch
 //
 // Only namespaces that it made, or that its caller named to join or attach to. On the host's side it writes nothing but the id maps of its
-// own child. The host's files are never written: those that differ inside are bind mounts in the sandbox's mount namespace.
+// own child. The host's files are never written: those that differ inside are in file systems of the sandbox's mount namespace.
 //
 // # Limits
 //

@@ -3,6 +3,7 @@ package userns
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 
 	"rootlessnet/netns"
@@ -29,6 +30,22 @@ type ExecError struct {
 
 func (e *ExecError) Error() string { return e.Err.Error() }
 func (e *ExecError) Unwrap() error { return e.Err }
+
+// InterruptedError says that a signal that asks a program to end, mostly one of the terminal, has ended the start of a sandbox.
+type InterruptedError struct{ Signal syscall.Signal }
+
+func (e *InterruptedError) Error() string { return "interrupted by signal: " + e.Signal.String() }
+
+// terminalSignals ask a program to end and are sent to a whole process group, so that init and the programs it needs get them, too.
+var terminalSignals = []syscall.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGTERM}
+
+// interruption is the InterruptedError of a process that ended with that status; nil if it ended for another reason.
+func interruption(status syscall.WaitStatus) *InterruptedError {
+	if status.Signaled() && slices.Contains(terminalSignals, status.Signal()) {
+		return &InterruptedError{status.Signal()}
+	}
+	return nil
+}
 
 // ErrClosed is the error of a Sandbox that was closed or whose init has ended.
 var ErrClosed = errors.New("userns: sandbox closed")

@@ -1,6 +1,7 @@
 package userns
 
 import (
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -8,60 +9,117 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fileSet holds the files that are bind-mounted over those of /etc, open for writing. All bind mounts are of the same inode, so
-// that a write changes what the command sees, and every process that joined the sandbox.
+const (
+	etc          = "/etc"
+	resolvConf   = "resolv.conf"
+	hostsFile    = "hosts"
+	hostnameFile = "hostname"
+	nsswitch     = "nsswitch.conf"
+
+	// maxNsswitch bounds what is read of nsswitch.conf; a real one is under 1 KiB.
+	maxNsswitch = 64 << 10
+)
+
+// fileSet holds our files in the mirror of /etc, open for writing. All mounts of one are of the same inode, so that a write
+// changes what the command sees, and every process that joined the sandbox.
 type fileSet struct {
 	resolv, hosts *os.File
+	watch         *fileWatch // nil: nothing of the host is followed
 }
 
-// mount makes the files of f and bind-mounts them.
+// etcFile is one file of the mirror of /etc.
+type etcFile struct {
+	name string
+	text []byte
+	keep **os.File // gets the file, which is closed if it is nil
+}
+
+// mount covers /etc by a mirror with the files of f, and the other places where programs look for name servers.
 func (s *fileSet) mount(f *Files, w *warnings) error {
-	filtered := filteredNsswitch()
-	if f.ResolvConf == nil && f.Hosts == nil && filtered == nil {
+	var list []etcFile
+	ours := make(map[string]bool)
+	add := func(name string, text []byte, keep **os.File) {
+		ours[name] = true
+		if text != nil {
+			list = append(list, etcFile{name, text, keep})
+		}
+	}
+	if f.ResolvConf != nil {
+		add(resolvConf, f.ResolvConf, &s.resolv)
+		// Ours even if the host has none or its file needs no change: it may get or change one later.
+		add(nsswitch, ourNsswitch(), nil)
+	}
+	if f.Hosts != nil {
+		add(hostsFile, f.Hosts, &s.hosts)
+	}
+	if f.Hostname != "" {
+		add(hostnameFile, []byte(f.Hostname+"\n"), nil)
+	}
+	if len(list) == 0 {
 		return nil
 	}
-	return stage(func(dir string) error {
-		create := func(name string, text []byte) (*os.File, error) {
-			file, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
-			if err == nil {
-				// Readable despite any umask, since resolvers run as any user.
-				if err = file.Chmod(0o644); err == nil {
-					err = rewrite(file, text)
-				}
-			}
-			if err != nil {
-				return nil, &Error{Op: "write " + name + " of the sandbox", Err: unwrapErrno(err)}
-			}
-			return file, nil
-		}
-		var err error
-		ours := ""
-		if f.ResolvConf != nil {
-			ours = filepath.Join(dir, "resolv.conf")
-			if s.resolv, err = create("resolv.conf", f.ResolvConf); err != nil {
+	m, err := newMirror(etc, ours)
+	if err != nil {
+		w.add("the sandbox has no files of its own in %s: %v", etc, err)
+		return nil
+	}
+	s.watch = newFileWatch(w)
+	err = s.watch.mount(m, func(m *mirror, dir string) error {
+		for _, file := range list {
+			if err := file.create(m, dir); err != nil {
 				return err
 			}
-		}
-		if ours != "" {
-			coverNameServices(ours, w)
-			bindOver(ours, resolvConf, w)
-		}
-		if f.Hosts != nil {
-			if s.hosts, err = create("hosts", f.Hosts); err != nil {
-				return err
-			}
-			bindOver(filepath.Join(dir, "hosts"), hostsFile, w)
-		}
-		if filtered != nil && ours != "" {
-			file, err := create("nsswitch.conf", filtered)
-			if err != nil {
-				return err
-			}
-			file.Close()
-			bindOver(filepath.Join(dir, "nsswitch.conf"), nsswitch, w)
 		}
 		return nil
 	})
+	if err != nil {
+		return mountError("cover "+etc, err)
+	}
+	if f.ResolvConf != nil {
+		s.watch.coverNameServices(w)
+	}
+	s.watch.start()
+	return nil
+}
+
+// create makes the file in m, which is being built at dir. It is bind-mounted on itself, since the mirror becomes read-only but the
+// file may be written by the command: VPN and DHCP clients do so. The file that is kept is of another mount, so that it may be
+// written whatever becomes of the mount that the command sees.
+func (e *etcFile) create(m *mirror, dir string) error {
+	fd, err := unix.Openat(int(m.own.Fd()), e.name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o644)
+	if err != nil {
+		return err
+	}
+	file := os.NewFile(uintptr(fd), e.name)
+	// Readable despite any umask, since resolvers run as any user.
+	if err = file.Chmod(0o644); err == nil {
+		err = rewrite(file, e.text)
+	}
+	if err == nil {
+		path := filepath.Join(dir, e.name)
+		err = bind(path, path, 0)
+	}
+	if err != nil || e.keep == nil {
+		return errors.Join(err, file.Close())
+	}
+	*e.keep = file
+	return nil
+}
+
+// mountError is err as an *Error.
+func mountError(op string, err error) error {
+	var ours *Error
+	if errors.As(err, &ours) {
+		return ours
+	}
+	return &Error{Op: op, Err: unwrapErrno(err)}
+}
+
+// close ends the goroutine that follows the host's directories.
+func (s *fileSet) close() {
+	if s != nil && s.watch != nil {
+		s.watch.close()
+	}
 }
 
 // update writes the texts of f that are not nil.
@@ -78,10 +136,10 @@ func (s *fileSet) update(f *Files) error {
 			continue
 		}
 		if e.file == nil {
-			return &Error{Op: "rewrite " + e.name, Err: unix.ENOENT}
+			return &Error{Op: "rewrite " + etc + "/" + e.name, Err: unix.ENOENT}
 		}
 		if err := rewrite(e.file, e.text); err != nil {
-			return &Error{Op: "rewrite " + e.name, Err: unwrapErrno(err)}
+			return &Error{Op: "rewrite " + etc + "/" + e.name, Err: unwrapErrno(err)}
 		}
 	}
 	return nil
@@ -98,9 +156,9 @@ func rewrite(f *os.File, text []byte) error {
 	return f.Truncate(int64(len(text)))
 }
 
-// filteredNsswitch returns the text of nsswitch.conf for the sandbox, nil if the host's file can be used.
-func filteredNsswitch() []byte {
-	f, err := os.Open(nsswitch)
+// ourNsswitch returns the text of nsswitch.conf for the sandbox, nil if the host has none.
+func ourNsswitch() []byte {
+	f, err := os.Open(filepath.Join(etc, nsswitch))
 	if err != nil {
 		return nil
 	}
@@ -112,5 +170,5 @@ func filteredNsswitch() []byte {
 	if out, changed := filterNsswitch(text); changed {
 		return out
 	}
-	return nil
+	return text
 }

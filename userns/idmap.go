@@ -10,6 +10,7 @@ import (
 	"os/user"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"rootlessnet/internal/subid"
 	"rootlessnet/netns"
@@ -42,9 +43,15 @@ func mapIDs(ctx context.Context, pid int, mode IDMap) (gids idRange, warnings []
 			if gerr == nil {
 				return idRange{0, n}, nil, nil
 			}
+			if err := interrupted(ctx, gerr); err != nil {
+				return gids, nil, err
+			}
 			// uid_map can be written only once: it keeps its ranges.
 			warnings = append(warnings, "only one gid is mapped: "+gerr.Error())
 			return idRange{0, 1}, warnings, writeMap(pid, "gid", 0, gid)
+		}
+		if err := interrupted(ctx, uerr); err != nil {
+			return gids, nil, err
 		}
 		warnings = append(warnings, "only uid 0 and gid 0 are mapped: "+uerr.Error())
 	}
@@ -52,6 +59,15 @@ func mapIDs(ctx context.Context, pid int, mode IDMap) (gids idRange, warnings []
 		return gids, warnings, err
 	}
 	return idRange{0, 1}, warnings, writeMap(pid, "gid", 0, gid)
+}
+
+// interrupted returns the error of a start that ended while a tool ran that failed with err; nil if the tool failed by itself.
+func interrupted(ctx context.Context, err error) error {
+	var e *InterruptedError
+	if errors.As(err, &e) {
+		return e
+	}
+	return ctx.Err()
 }
 
 // writeMap maps one id. An ordinary user may map the own gid only after denying setgroups (user_namespaces(7)).
@@ -95,6 +111,12 @@ func helperMap(ctx context.Context, pid int, kind string, id int) (uint32, error
 	if err := cmd.Run(); err != nil {
 		if errors.Is(err, exec.ErrNotFound) {
 			return 0, fmt.Errorf("%s is not installed (package uidmap or shadow-utils)", tool)
+		}
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			if e := interruption(exit.Sys().(syscall.WaitStatus)); e != nil {
+				return 0, e
+			}
 		}
 		return 0, fmt.Errorf("%s: %w: %s", tool, err, strings.TrimSpace(stderr.String()))
 	}

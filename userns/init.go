@@ -74,6 +74,7 @@ func initMain() int {
 	s := &initState{sock: sock}
 	defer func() {
 		s.killAll()
+		s.files.close()
 		if s.restore != nil {
 			if s.redirect != nil {
 				s.redirect.Close()
@@ -109,10 +110,14 @@ func initMain() int {
 			debug.FreeOSMemory()
 			ReleaseCode()
 		case <-sigchld:
-			if code, ended := s.reap(); ended {
+			code, ended, stopped := s.reap()
+			if ended {
 				s.killAll()
 				sock.send(&message{Type: msgExited, Code: code}, 0)
 				return 0
+			}
+			if stopped != 0 {
+				sock.send(&message{Type: msgStopped, Signal: int(stopped)}, 0)
 			}
 		}
 	}
@@ -122,7 +127,7 @@ func initMain() int {
 // is in the same process group. Those that the caller ignored stay ignored, in the command too.
 func catchTerminalSignals() {
 	void := make(chan os.Signal, 1) // never read: a full channel drops
-	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGTERM} {
+	for _, sig := range terminalSignals {
 		if !signal.Ignored(sig) {
 			signal.Notify(void, sig)
 		}
@@ -230,6 +235,11 @@ func (s *initState) setup(b *setupBody) (*readyBody, *os.File, error) {
 		if s.files, err = setupMounts(b, &w); err != nil {
 			return fail(err)
 		}
+		if b.ReadOnly {
+			if err := readOnly(b.Hidden); err != nil {
+				return fail(err)
+			}
+		}
 		if b.Files.Hostname != "" {
 			if err := unix.Sethostname([]byte(b.Files.Hostname)); err != nil {
 				return fail(&Error{Op: "set the host name", Err: err, Hint: netns.HintDoctor})
@@ -250,6 +260,11 @@ func (s *initState) setup(b *setupBody) (*readyBody, *os.File, error) {
 		}
 	case NetworkAttach:
 		if dev, s.restore, err = netns.Attach(s.link, w.add); err != nil {
+			return fail(err)
+		}
+	}
+	for _, c := range b.Sysctls {
+		if err := c.write(); err != nil {
 			return fail(err)
 		}
 	}

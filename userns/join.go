@@ -90,7 +90,8 @@ func spawnJoin(pid int, mode joinMode, pidns bool, sock *os.File) (*child, error
 	}
 	c, err := spawnInto(e, sock)
 	var ours *Error
-	if err != nil && !errors.As(err, &ours) {
+	var interrupted *InterruptedError
+	if err != nil && !errors.As(err, &ours) && !errors.As(err, &interrupted) {
 		return fail(err)
 	}
 	return c, err
@@ -186,6 +187,9 @@ func spawnInto(en entry, sock *os.File) (*child, error) {
 		if _, werr := syscall.Wait4(middle, &status, 0, nil); werr != syscall.EINTR {
 			break
 		}
+	}
+	if e := interruption(status); e != nil && initPID == 0 {
+		return nil, e
 	}
 	if err == nil && initPID == 0 {
 		err = &Error{Op: "fork in the sandbox", Err: fmt.Errorf("the forked process ended: %#x", int(status))}

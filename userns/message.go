@@ -33,6 +33,7 @@ const (
 	msgDone    msgType = "done"    // 0 fds
 	msgFailed  msgType = "failed"  // 0 fds
 	msgExited  msgType = "exited"  // 0 fds
+	msgStopped msgType = "stopped" // 0 fds; the command was stopped by Signal
 	// msgRedirected has 4 fds, and with IPv6 5: see netns.Redirect.Files.
 	msgRedirected msgType = "redirected"
 	msgPoolReady  msgType = "pool-ready" // 1 fd
@@ -66,6 +67,8 @@ type setupBody struct {
 	Link         netns.Link `json:"link"`
 	Files        Files      `json:"files"`
 	Hidden       []string   `json:"hidden,omitempty"`
+	Sysctls      []Sysctl   `json:"sysctls,omitempty"`
+	ReadOnly     bool       `json:"readonly,omitempty"`
 	GIDs         idRange    `json:"gids"` // inside, for ping_group_range
 }
 
@@ -74,6 +77,10 @@ type runBody struct {
 	Argv [][]byte `json:"argv"`
 	Env  [][]byte `json:"env"`
 	Dir  []byte   `json:"dir,omitempty"`
+
+	User     *Credential `json:"user,omitempty"`
+	Caps     []int       `json:"caps,omitempty"`
+	Terminal bool        `json:"terminal,omitempty"`
 }
 
 type readyBody struct {
@@ -107,7 +114,7 @@ func wantFDs(t msgType) (least, most int, known bool) {
 		return 1, 1, true
 	case msgListening:
 		return 0, listenMost, true
-	case msgSetup, msgSignal, msgFiles, msgRedirect, msgForward, msgListen, msgPool, msgRelink, msgStarted, msgDone, msgFailed, msgExited:
+	case msgSetup, msgSignal, msgFiles, msgRedirect, msgForward, msgListen, msgPool, msgRelink, msgStarted, msgDone, msgFailed, msgExited, msgStopped:
 		return 0, 0, true
 	}
 	return 0, 0, false
@@ -246,6 +253,12 @@ func memfd(b []byte) (*os.File, error) {
 // that came with it, 0 without. io.EOF means that the other end was closed.
 func (s *socket) receive() (m *message, fds []*os.File, pid int, err error) {
 	n, oobn, flags, _, err := s.conn.ReadMsgUnix(s.buf, s.oob)
+	if errors.Is(err, unix.ECONNRESET) {
+		// The other end was closed with a message of ours unread. The kernel reports that once, before the messages that are still
+		// to be received here (unix_release_sock, __skb_try_recv_datagram): init's last one, exited, must not be lost when the
+		// command ends while a signal for it is on the way.
+		n, oobn, flags, _, err = s.conn.ReadMsgUnix(s.buf, s.oob)
+	}
 	if err != nil {
 		return nil, nil, 0, err
 	}

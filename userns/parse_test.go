@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -196,5 +197,32 @@ func TestConfigRefused(t *testing.T) {
 		if _, err := Start(t.Context(), c); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
+	}
+}
+
+// TestLastMessageBeforeClose: a message that was sent before the other end was closed is received, even if that end was closed with
+// a message of ours unread.
+func TestLastMessageBeforeClose(t *testing.T) {
+	ours, file, err := socketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.close()
+	theirs, err := newSocket(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := ours.send(&message{Type: msgSignal, Signal: 15}, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := theirs.send(&message{Type: msgExited, Code: 130}, 0); err != nil {
+		t.Fatal(err)
+	}
+	theirs.close()
+	if m, _, _, err := ours.receive(); err != nil || m.Type != msgExited || m.Code != 130 {
+		t.Fatalf("got %+v, %v", m, err)
+	}
+	if _, _, _, err := ours.receive(); !errors.Is(err, io.EOF) {
+		t.Errorf("after the last message: %v, want EOF", err)
 	}
 }

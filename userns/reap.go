@@ -14,15 +14,22 @@ import (
 )
 
 // reap waits for every child that has ended. ended is set if the command is among them; code is then its exit code.
-func (s *initState) reap() (code int, ended bool) {
+// stopped is the signal that has stopped the command, 0 for none.
+func (s *initState) reap() (code int, ended bool, stopped syscall.Signal) {
 	for {
 		var status syscall.WaitStatus
-		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
+		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG|syscall.WUNTRACED, nil)
 		if err == syscall.EINTR {
 			continue
 		}
 		if err != nil || pid <= 0 {
-			return code, ended
+			return code, ended, stopped
+		}
+		if status.Stopped() {
+			if pid == s.cmd {
+				stopped = status.StopSignal()
+			}
+			continue
 		}
 		if pid == s.cmd {
 			code, ended = exitCode(status), true

@@ -28,10 +28,12 @@ type Sandbox struct {
 	// moved is set if init is not in the caller's working directory: entering a mount namespace changes it.
 	moved bool
 
-	reaped  chan struct{} // closed when init was reaped
-	readEnd chan struct{} // closed when the reader has ended
-	exited  chan struct{} // closed when exitCode is set
-	replies chan reply    // capacity 1: the reader must not block on an answer, because exited may follow it
+	reaped  chan struct{}      // closed when init was reaped
+	status  syscall.WaitStatus // of init; valid once reaped is closed
+	readEnd chan struct{}      // closed when the reader has ended
+	exited  chan struct{}      // closed when exitCode is set
+	replies chan reply         // capacity 1: the reader must not block on an answer, because exited may follow it
+	stops   chan syscall.Signal
 
 	call sync.Mutex // held for a request and its answer
 
@@ -52,7 +54,7 @@ type reply struct {
 }
 
 // Start makes the namespaces, sets up the link, the mounts and the host name. The command is not started. ctx bounds the
-// start only. On an error nothing is left. The error is an *Error.
+// start only. On an error nothing is left. The error is an *Error, or an *InterruptedError if a signal ended init.
 func Start(ctx context.Context, cfg Config) (*Sandbox, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -72,23 +74,30 @@ func Start(ctx context.Context, cfg Config) (*Sandbox, error) {
 	}
 	s.moved = cfg.Network == NetworkJoin
 	setup := &setupBody{Network: cfg.Network, PIDNamespace: cfg.PIDNamespace, Link: cfg.Link, Files: cfg.Files,
-		Hidden: cfg.Hidden}
+		Hidden: cfg.Hidden, Sysctls: cfg.Sysctls, ReadOnly: cfg.ReadOnly}
 	if cfg.Network != NetworkJoin && cfg.Network != NetworkAttach {
 		gids, warnings, err := mapIDs(ctx, s.child.pid(), cfg.IDMap)
 		for _, w := range warnings {
 			s.log.Warn(w)
 		}
 		if err != nil {
-			s.Close()
-			return nil, err
+			return nil, s.abandon(err)
 		}
 		setup.GIDs = gids
 	}
 	if err := s.setup(ctx, setup); err != nil {
-		s.Close()
-		return nil, err
+		return nil, s.abandon(err)
 	}
 	return s, nil
+}
+
+// abandon closes a sandbox that could not be started, and returns err or, if a signal ended init, that.
+func (s *Sandbox) abandon(err error) error {
+	s.Close()
+	if e := interruption(s.status); e != nil {
+		return e
+	}
+	return err
 }
 
 // launch spawns init on a thread of its own and starts the goroutine that reads its messages.
@@ -103,7 +112,7 @@ func launch(log *slog.Logger, spawn func(sock *os.File) (*child, error)) (*Sandb
 		return nil, &Error{Op: "create a socket pair", Err: err}
 	}
 	s := &Sandbox{log: log, sock: ours, reaped: make(chan struct{}), readEnd: make(chan struct{}),
-		exited: make(chan struct{}), replies: make(chan reply, 1)}
+		exited: make(chan struct{}), replies: make(chan reply, 1), stops: make(chan syscall.Signal, 1)}
 	spawned := make(chan error, 1)
 	go s.own(spawn, theirs, spawned)
 	err = <-spawned
@@ -127,7 +136,9 @@ func (s *Sandbox) own(spawn func(*os.File) (*child, error), theirs *os.File, spa
 	if err != nil {
 		return
 	}
-	s.child.proc.Wait()
+	if state, err := s.child.proc.Wait(); err == nil {
+		s.status, _ = state.Sys().(syscall.WaitStatus)
+	}
 	close(s.reaped)
 }
 
@@ -148,6 +159,11 @@ func (s *Sandbox) read() {
 				s.mu.Unlock()
 				close(s.exited)
 				return // the last message
+			case msgStopped:
+				select {
+				case s.stops <- syscall.Signal(m.Signal):
+				default: // an earlier stop was not taken yet
+				}
 			case msgReady, msgStarted, msgDone, msgFailed, msgRedirected, msgListening, msgPoolReady:
 				select {
 				case s.replies <- reply{m, fds, pid}:
@@ -290,7 +306,7 @@ func (s *Sandbox) Run(c Command) (pid int, err error) {
 		files[i] = null
 	}
 	r, err := s.request(context.Background(), &message{Type: msgRun,
-		Run: &runBody{Argv: toBytes(c.Argv), Env: toBytes(c.Env), Dir: []byte(c.Dir)}}, msgStarted, files...)
+		Run: &runBody{Argv: toBytes(c.Argv), Env: toBytes(c.Env), Dir: []byte(c.Dir), User: c.User, Caps: c.Caps, Terminal: c.Terminal}}, msgStarted, files...)
 	if err != nil {
 		return 0, err
 	}
@@ -305,6 +321,9 @@ func (s *Sandbox) Signal(sig syscall.Signal) error {
 	_, err := s.request(context.Background(), &message{Type: msgSignal, Signal: int(sig)}, msgDone)
 	return err
 }
+
+// Stops delivers the signal by which the command was stopped, each time; if the channel is full, only the first.
+func (s *Sandbox) Stops() <-chan syscall.Signal { return s.stops }
 
 // UpdateFiles replaces the text of resolv.conf and hosts inside, also for processes that joined the sandbox. A nil text leaves a
 // file as it is; a file without a text in Config.Files cannot get one later (ENOENT).

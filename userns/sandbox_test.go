@@ -289,18 +289,26 @@ func TestFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.Close()
+	ready, readyW, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ready.Close()
 	big := strings.Repeat("0.0.0.0 blocked.example\n", 20000) // more than fits a packet
-	if _, err := s.Run(Command{Stdin: r, Argv: []string{"sh", "-c", fmt.Sprintf(
+	if _, err := s.Run(Command{Stdin: r, Stdout: readyW, Argv: []string{"sh", "-c", fmt.Sprintf(
 		`test "$(uname -n)" = box || exit 1; grep -q 10.0.2.3 /etc/resolv.conf || exit 2; grep -q first /etc/hosts || exit 3
 		 test -z "$(ls %s)" || exit 4; touch %s/x || exit 5
 		 grep -q ' /tmp tmpfs.*nr_inodes=16' /proc/mounts && exit 10
-		 read line
+		 echo ready; read line
 		 test "$(cat /etc/resolv.conf)" = "nameserver 9.9.9.9" || exit 6
 		 test $(wc -l </etc/hosts) = 20000 || exit 7`, hidden, hidden)}}); err != nil {
 		t.Fatal(err)
 	}
 	r.Close()
-	time.Sleep(50 * time.Millisecond)
+	readyW.Close()
+	if _, err := ready.Read(make([]byte, 1)); err != nil {
+		t.Error(err) // a check before the change has failed
+	}
 	if err := s.UpdateFiles(Files{ResolvConf: []byte("nameserver 9.9.9.9\n"), Hosts: []byte(big)}); err != nil {
 		t.Error(err)
 	}
@@ -308,7 +316,7 @@ func TestFiles(t *testing.T) {
 	if code, err := s.Wait(); code != 0 || err != nil {
 		t.Errorf("check %d failed, %v", code, err)
 	}
-	if b, _ := os.ReadFile(hostsFile); strings.Contains(string(b), "first") {
+	if b, _ := os.ReadFile(filepath.Join(etc, hostsFile)); strings.Contains(string(b), "first") {
 		t.Error("the host's file was written")
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"runtime"
 	"strings"
 	"syscall"
@@ -69,11 +68,7 @@ func runCommand(o *pasta.Options) (code int, err error) {
 		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}},
 		Pdeathsig:   syscall.SIGKILL,
 	}
-	// The terminal sends SIGINT and SIGQUIT to the whole foreground process group, so the command receives them itself. Signals
-	// that are sent to this process alone are passed on.
-	signal.Ignore(syscall.SIGPIPE)
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGINT, syscall.SIGHUP)
+	signals := commandSignals()
 	err = cmd.Start()
 	r.Close()
 	if err != nil {
@@ -92,29 +87,21 @@ func runCommand(o *pasta.Options) (code int, err error) {
 	if _, err := w.Write([]byte{1}); err != nil {
 		_ = cmd.Process.Kill()
 	}
-	done := make(chan struct{})
-	defer close(done)
-	go func() {
-		for {
-			select {
-			case s := <-signals:
-				if s != syscall.SIGINT && s != syscall.SIGQUIT {
-					_ = cmd.Process.Signal(s)
-				}
-			case <-done:
-				return
-			}
-		}
-	}()
+	done, ended := make(chan struct{}), make(chan syscall.Signal, 1)
+	executed := func() bool { // the child closes its end of the pipe when it becomes the command
+		fds := []unix.PollFd{{Fd: int32(w.Fd())}}
+		n, _ := unix.Poll(fds, 0)
+		return n > 0 && fds[0].Revents&unix.POLLERR != 0
+	}
+	go func() { ended <- relaySignals(cmd.Process, executed, signals, done) }()
 	err = cmd.Wait()
+	close(done)
+	endedBy := <-ended
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		return exitFailure, err
 	}
-	if ws := cmd.ProcessState.Sys().(syscall.WaitStatus); ws.Signaled() {
-		return exitSignalBase + int(ws.Signal()), nil
-	}
-	return cmd.ProcessState.ExitCode(), nil
+	return exitStatus(cmd.ProcessState, endedBy), nil
 }
 
 // commandChild is the process in the new namespaces: it waits until they are connected and executes the command. It returns at
@@ -144,8 +131,10 @@ func commandChild() {
 	_ = os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 0"), 0)
 	path, err := exec.LookPath(os.Args[1])
 	if err == nil {
+		dieWithParent()
 		err = syscall.Exec(path, os.Args[1:], os.Environ())
 	}
+	runtime.KeepAlive(f) // it stays open until execve(2)
 	// The text and the exit status are those of the original.
 	if errors.Is(err, exec.ErrNotFound) {
 		err = syscall.ENOENT
@@ -156,6 +145,17 @@ func commandChild() {
 	}
 	fmt.Fprintf(os.Stderr, "Failed to start command or shell: %s\n", errnoText(err))
 	os.Exit(exitFailure)
+}
+
+// dieWithParent has the kernel kill this process, also as the command, when the parent process ends. The signal that the parent has asked for
+// belongs to the first thread, and execve(2) keeps that of the thread that calls it.
+func dieWithParent() {
+	runtime.LockOSThread()
+	_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(syscall.SIGKILL), 0, 0, 0)
+	parent := []unix.PollFd{{Fd: goFD}} // POLLHUP: the parent has ended before
+	if n, _ := unix.Poll(parent, 0); n > 0 && parent[0].Revents&unix.POLLHUP != 0 {
+		os.Exit(exitFailure)
+	}
 }
 
 // errnoText is the text of an error as strerror(3) has it, beginning with a capital letter.

@@ -78,13 +78,14 @@ func (f *follower) wanted() map[followed]bool {
 	return now
 }
 
-// open forwards a port. After a failure the next poll tries again, because another program may have released the host's port.
-func (f *follower) open(p followed) error {
-	if err := f.add(p); err != nil {
+// open forwards ports. Those that fail are tried again at the next poll, because another program may have released the host's port.
+func (f *follower) open(list []followed) map[followed]error {
+	refused := map[followed]error{}
+	for p, err := range f.add(list) {
 		f.log.Debug("port not forwarded", "proto", p.proto, "port", p.port, "from_namespace", p.fromNS, "err", err)
-		return listenwatch.ErrLater
+		refused[p] = listenwatch.ErrLater
 	}
-	return nil
+	return refused
 }
 
 // want adds to now the ports that rule r forwards to a server's port.
@@ -99,23 +100,62 @@ func (f *follower) want(now map[followed]bool, s portSpec, r pasta.PortRule, to 
 	}
 }
 
-func (f *follower) add(p followed) error {
-	if p.fromNS {
-		_, err := f.box.AddLoopbackForwards(rootlessnet.LoopbackForward{Proto: p.proto, Port: p.port, HostPort: p.to})
-		return err
+// add opens what can be opened of list, in few calls, and returns the errors of the others. One call per port would take long for
+// many, because each writes the sandbox's state file or asks the process inside.
+func (f *follower) add(list []followed) map[followed]error {
+	refused := map[followed]error{}
+	var mappings []rootlessnet.PortMapping
+	var forwards []rootlessnet.LoopbackForward
+	of := map[rootlessnet.PortMapping]followed{}
+	missing := map[rootlessnet.LoopbackForward]followed{}
+	for _, p := range list {
+		if p.fromNS {
+			forwards = append(forwards, p.forward())
+			missing[p.forward()] = p
+			continue
+		}
+		m := rootlessnet.PortMapping{Proto: p.proto, HostIP: p.addr, HostPort: p.port, HostPortEnd: p.port, GuestPort: p.to}
+		mappings = append(mappings, m)
+		of[m] = p
 	}
-	_, err := f.box.AddMappings(rootlessnet.PortMapping{Proto: p.proto, HostIP: p.addr, HostPort: p.port, HostPortEnd: p.port, GuestPort: p.to})
-	return err
+	addOptional(f.box, mappings, func(m rootlessnet.PortMapping, err error) { refused[of[m]] = err })
+	if len(forwards) > 0 {
+		opened, err := f.box.AddLoopbackForwards(forwards...)
+		for _, have := range opened {
+			delete(missing, have)
+		}
+		for _, p := range missing {
+			refused[p] = err
+		}
+	}
+	return refused
 }
 
-func (f *follower) remove(p followed) {
-	if p.fromNS {
-		f.box.RemoveLoopbackForwards(func(have rootlessnet.LoopbackForward) bool { return have.Proto == p.proto && have.Port == p.port })
-		return
+func (p followed) forward() rootlessnet.LoopbackForward {
+	return rootlessnet.LoopbackForward{Proto: p.proto, Port: p.port, HostPort: p.to}
+}
+
+func (f *follower) remove(list []followed) {
+	forwards := map[rootlessnet.LoopbackForward]bool{}
+	ports := map[followed]bool{}
+	for _, p := range list {
+		if p.fromNS {
+			forwards[p.forward()] = true
+		} else {
+			ports[p] = true
+		}
 	}
-	f.box.RemovePorts(func(have rootlessnet.Port) bool {
-		return have.Proto == p.proto && have.HostPort == p.port && have.GuestPort == p.to && (!p.addr.IsValid() || have.HostIP == p.addr)
-	})
+	if len(forwards) > 0 {
+		f.box.RemoveLoopbackForwards(func(have rootlessnet.LoopbackForward) bool { return forwards[have] })
+	}
+	if len(ports) > 0 {
+		f.box.RemovePorts(func(have rootlessnet.Port) bool {
+			p := followed{proto: have.Proto, port: have.HostPort, to: have.GuestPort}
+			everywhere := ports[p]
+			p.addr = have.HostIP
+			return everywhere || ports[p]
+		})
+	}
 }
 
 // servers returns the ports on which programs listen on the side that s forwards to.

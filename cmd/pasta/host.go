@@ -17,10 +17,13 @@ import (
 // template holds the addresses and routes of one family that the namespace copies from an interface of the host. The zero value
 // means that the host has no such interface.
 type template struct {
-	ifName  string
-	addrs   []netip.Prefix // of global scope
-	gateway netip.Addr     // of the default route; the zero value if that has no gateway or does not exist
-	routes  []rootlessnet.Route
+	ifName string
+	addrs  []netip.Prefix // of global scope; those that the host does not choose as a source any more come last
+	// kept are addresses that the namespace has from before and another interface of the host has still. Connections by them go on.
+	kept       []netip.Prefix
+	deprecated []netip.Addr // the addresses among addrs without a preferred lifetime, and those of kept
+	gateway    netip.Addr   // of the default route; the zero value if that has no gateway or does not exist
+	routes     []rootlessnet.Route
 }
 
 // hostTemplate reads the template of one family from the kernel. ifName names the interface; "" means the interface of the
@@ -69,13 +72,22 @@ func hostTemplate(v6 bool, ifName string) (template, error) {
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return template{}, fmt.Errorf("list the addresses of %s: %w", t.ifName, err)
 	}
+	if v6 {
+		preferTemporary(addrs, t.ifName)
+	}
+	var old []netip.Prefix
 	for _, a := range addrs {
-		if a.Scope == int(netlink.SCOPE_UNIVERSE) && a.Flags&(unix.IFA_F_DEPRECATED|unix.IFA_F_TENTATIVE) == 0 {
-			if p := prefixOf(a.IPNet); p.IsValid() {
-				t.addrs = append(t.addrs, p)
-			}
+		p := prefixOf(a.IPNet)
+		switch {
+		case !p.IsValid() || a.Scope != int(netlink.SCOPE_UNIVERSE) || a.Flags&unix.IFA_F_TENTATIVE != 0:
+		case a.Flags&unix.IFA_F_DEPRECATED != 0:
+			old = append(old, p)
+		default:
+			t.addrs = append(t.addrs, p)
 		}
 	}
+	t.addrs = append(t.addrs, old...)
+	t.deprecate(old)
 	for _, r := range routes {
 		// The kernel adds the route of an address by itself, for the copied address as well.
 		if r.LinkIndex != index || r.Type != unix.RTN_UNICAST || r.Protocol == unix.RTPROT_KERNEL {
@@ -100,6 +112,44 @@ func hostTemplate(v6 bool, ifName string) (template, error) {
 		return -1
 	})
 	return t, nil
+}
+
+// deprecate notes that new connections are not to be made from these addresses.
+func (t *template) deprecate(list []netip.Prefix) {
+	for _, p := range list {
+		t.deprecated = append(t.deprecated, p.Addr())
+	}
+}
+
+// keep sets t.kept to those of list, the namespace's addresses, that the host has, but not on the interface of the template.
+func (t *template) keep(list []netip.Prefix, v6 bool, hostHas map[netip.Addr]bool) {
+	t.deprecated = slices.DeleteFunc(slices.Clone(t.deprecated), func(a netip.Addr) bool {
+		return slices.ContainsFunc(t.kept, func(p netip.Prefix) bool { return p.Addr() == a })
+	})
+	t.kept = nil
+	for _, p := range list {
+		if p.Addr().Is6() == v6 && hostHas[p.Addr()] && !hasAddress(t.addrs, p.Addr()) {
+			t.kept = append(t.kept, p)
+		}
+	}
+	t.deprecate(t.kept)
+}
+
+func hasAddress(list []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Addr() == a })
+}
+
+// hostAddresses are the addresses of all interfaces of the host.
+func hostAddresses() (map[netip.Addr]bool, error) {
+	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, fmt.Errorf("list the host's addresses: %w", err)
+	}
+	all := map[netip.Addr]bool{}
+	for _, a := range list {
+		all[prefixOf(a.IPNet).Addr()] = true
+	}
+	return all, nil
 }
 
 // oneHop reduces a multipath route to its first next hop. The namespace has one gateway only, and the host distributes the guest's

@@ -145,6 +145,13 @@ func (w *hostWatch) follow() {
 	if len(t6.addrs) == 0 {
 		t6 = w.t6
 	}
+	has, err := hostAddresses()
+	if err != nil {
+		w.log.Debug("reading the host's addresses failed", "err", err)
+		return
+	}
+	t4.keep(w.last.Plan.Addrs, false, has)
+	t6.keep(w.last.Plan.Addrs, true, has)
 	now := config(w.o, t4, t6)
 	out := [2]int{indexOf(w.o.Out4If), indexOf(w.o.Out6If)}
 	if reflect.DeepEqual(now.Plan, w.last.Plan) && out == w.out {

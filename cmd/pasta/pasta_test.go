@@ -163,11 +163,13 @@ func TestAddOptional(t *testing.T) {
 		all = append(all, rootlessnet.PortMapping{HostPort: uint16(port)})
 	}
 	b := &fakeBox{taken: map[uint16]bool{22: true, 8080: true, 65535: true}, full: 1 << 20}
-	if n, err := addOptional(b, all); n != 65535-3 || b.open != n || !errors.Is(err, syscall.EADDRINUSE) || b.calls > 200 {
+	refused := 0
+	count := func(rootlessnet.PortMapping, error) { refused++ }
+	if n, err := addOptional(b, all, count); n != 65535-3 || refused != 3 || b.open != n || !errors.Is(err, syscall.EADDRINUSE) || b.calls > 200 {
 		t.Errorf("%d of %d open in %d calls, %v", n, b.open, b.calls, err)
 	}
 	b = &fakeBox{full: 1000}
-	if n, err := addOptional(b, all); n != 1000 || b.open != n || !errors.Is(err, syscall.EMFILE) || b.calls > 200 {
+	if n, err := addOptional(b, all, count); n != 1000 || refused != 3+64535 || b.open != n || !errors.Is(err, syscall.EMFILE) || b.calls > 200 {
 		t.Errorf("%d of %d open in %d calls, %v", n, b.open, b.calls, err)
 	}
 }

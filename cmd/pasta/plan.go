@@ -30,6 +30,7 @@ func config(o *pasta.Options, t4, t6 template) rootlessnet.Config {
 	c := rootlessnet.Config{
 		IfName: o.IfName, MTU: o.MTU, MAC: o.NSMAC, Configure: o.ConfigNet, OutboundAddr: o.Out4, OutboundAddr6: o.Out6, OutboundIf: o.Out4If, OutboundIf6: o.Out6If, PCAP: o.PCAP,
 		Hostname: o.Hostname, APISocket: o.ControlSocket, DNS: o.DNSHost, AllowMetadata: true, Confine: true,
+		UDPFullCone: true, // the original looks at the port only to which a datagram comes
 	}
 	if o.NoSplice {
 		c.Datapath = rootlessnet.DatapathStack
@@ -67,6 +68,8 @@ func addFamily(o *pasta.Options, p *rootlessnet.NetworkPlan, t template, v6 bool
 		if addrs = t.addrs; o.NoCopyAddrs && len(addrs) > 1 {
 			addrs = addrs[:1]
 		}
+		addrs = append(slices.Clone(addrs), t.kept...)
+		p.Deprecated = append(p.Deprecated, t.deprecated...)
 	}
 	gateway, chosen := t.gateway, false
 	for _, g := range o.Gateways {
@@ -95,7 +98,9 @@ func addFamily(o *pasta.Options, p *rootlessnet.NetworkPlan, t template, v6 bool
 	}
 	p.Addrs = append(p.Addrs, addrs...)
 	if !own && !chosen && !o.NoCopyRoutes && len(t.routes) > 0 {
-		p.Routes = append(p.Routes, t.routes...)
+		for _, r := range t.routes {
+			p.Routes = append(p.Routes, withSource(r, t, addrs))
+		}
 	} else {
 		def := rootlessnet.Route{Dst: netip.PrefixFrom(unspecified(v6), 0)}
 		if named {
@@ -104,6 +109,26 @@ func addFamily(o *pasta.Options, p *rootlessnet.NetworkPlan, t template, v6 bool
 		p.Routes = append(p.Routes, def)
 	}
 	return gateway
+}
+
+// withSource is a route of the host for a namespace with these addresses. A source that was not copied is left out, as the original
+// does: the kernel would refuse the route. Beside addresses that are kept from before, a route of IPv4 gets the source that the
+// host's kernel chooses, the address of the gateway's subnet or else the first; IPv6 leaves out deprecated addresses by itself.
+func withSource(r rootlessnet.Route, t template, addrs []netip.Prefix) rootlessnet.Route {
+	if !hasAddress(addrs, r.Source) {
+		r.Source = netip.Addr{}
+	}
+	if r.Source.IsValid() || len(t.kept) == 0 || len(t.addrs) == 0 || r.Dst.Addr().Is6() {
+		return r
+	}
+	r.Source = addrs[0].Addr()
+	for _, p := range addrs[:len(addrs)-len(t.kept)] {
+		if p.Contains(r.Gateway) {
+			r.Source = p.Addr()
+			break
+		}
+	}
+	return r
 }
 
 // given returns the addresses of -a of one family. Without a prefix length they get that of --netmask or of the same address of

@@ -168,7 +168,7 @@ func (p *portPlan) add(box *rootlessnet.Sandbox, log *slog.Logger) error {
 			return fmt.Errorf("Failed to bind: %w", err)
 		}
 	}
-	switch opened, err := addOptional(box, p.optional); {
+	switch opened, err := addOptional(box, p.optional, func(rootlessnet.PortMapping, error) {}); {
 	case len(p.optional) > 0 && opened == 0:
 		return fmt.Errorf("Failed to bind any port: %w", err)
 	case errors.Is(err, syscall.EMFILE):
@@ -180,8 +180,8 @@ func (p *portPlan) add(box *rootlessnet.Sandbox, log *slog.Logger) error {
 
 // addOptional opens those ports of list that are free, up to the limit of open files: first all of them in one call, and after a
 // failure each half separately. One call per port would take minutes for all ports, because each call writes the sandbox's state
-// file. last is the last error.
-func addOptional(box adder, list []rootlessnet.PortMapping) (opened int, last error) {
+// file. refused is called for each port that is not open; last is the last error.
+func addOptional(box adder, list []rootlessnet.PortMapping, refused func(rootlessnet.PortMapping, error)) (opened int, last error) {
 	if len(list) == 0 {
 		return 0, nil
 	}
@@ -190,17 +190,21 @@ func addOptional(box adder, list []rootlessnet.PortMapping) (opened int, last er
 		return len(list), nil
 	}
 	if len(list) == 1 {
+		refused(list[0], err)
 		return 0, err
 	}
 	half := len(list) / 2
 	for _, part := range [][]rootlessnet.PortMapping{list[:half], list[half:]} {
-		n, err := addOptional(box, part)
+		if errors.Is(last, syscall.EMFILE) || errors.Is(last, syscall.ENFILE) {
+			for _, m := range part {
+				refused(m, last)
+			}
+			continue
+		}
+		n, err := addOptional(box, part, refused)
 		opened += n
 		if err != nil {
 			last = err
-		}
-		if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
-			break
 		}
 	}
 	return opened, last

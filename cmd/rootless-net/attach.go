@@ -96,10 +96,13 @@ func (o *attachOptions) addFlags(cmd *cobra.Command) {
 	f.IntVar(&c.MTU, "mtu", rootlessnet.DefaultMTU, "MTU of the uplink inside, in `bytes`")
 	f.BoolVar(&o.ipv6, "ipv6", true, "IPv6 inside")
 	f.Var(&flagvalue.Loopback{To: &c.HostLoopback}, "host-loopback", "ports of the host's loopback to open: PORT[,PORT...] or all")
+	f.BoolVar(&c.UDPFullCone, "udp-full-cone", false, "let UDP answers in from addresses that nothing inside has sent to")
 	f.Var(&flagvalue.Addr{Addr: &c.OutboundAddr, Family: 4}, "outbound-addr", "IPv4 address of the host that connections leave from")
 	f.Var(&flagvalue.Addr{Addr: &c.OutboundAddr6, Family: 6}, "outbound-addr6", "IPv6 address of the host that connections leave from")
 	f.StringVar(&c.Link, "link", rootlessnet.LinkAuto, "link device: auto, tap, tap-plain or packet")
 	f.StringVar(&c.Datapath, "datapath", rootlessnet.DatapathAuto, "how TCP is forwarded: auto, stack (by the TCP/IP stack of this program) or splice (by the kernel)")
+	c.TCPBuffers = rootlessnet.DefaultTCPBuffers
+	f.Var(&flagvalue.Size{Bytes: &c.TCPBuffers}, "tcp-buffers", "memory for TCP data that its receiver does not read, of all connections on the stack path")
 	f.StringVar(&c.PCAP, "pcap", "", "write every frame to `file`")
 	f.Var(&o.logLevel, "log-level", "debug, info, warn or error")
 	for flag, words := range map[string][]string{"datapath": {"auto", "stack", "splice"}, "link": {"auto", "tap", "tap-plain", "packet"}, "log-level": {"debug", "info", "warn", "error"}} {

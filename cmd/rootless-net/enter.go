@@ -21,7 +21,8 @@ func enter(ctx context.Context, target int, c userns.Command) (int, error) {
 		return exitFailure, err
 	}
 	defer s.Close()
-	if _, err := s.Run(c); err != nil {
+	pid, err := s.Run(c)
+	if err != nil {
 		return exitFailure, err
 	}
 	type result struct {
@@ -37,6 +38,8 @@ func enter(ctx context.Context, target int, c userns.Command) (int, error) {
 		select {
 		case r := <-done:
 			return r.code, r.err
+		case sig := <-s.Stops():
+			signals.StopJob(pid, sig)
 		case sig := <-caught:
 			if signals.FromTerminal(sig) {
 				continue // the terminal has sent it to the command, too

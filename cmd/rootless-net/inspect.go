@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"strconv"
 	"time"
@@ -133,6 +134,7 @@ func describe(box api.Sandbox, stats api.Stats) network {
 		Counters:   counters(stats),
 		Sandbox:    box,
 	}
+	maps.Copy(n.Labels, box.Labels)
 	if box.MTU > 0 {
 		n.Options["com.docker.network.driver.mtu"] = strconv.Itoa(box.MTU)
 	}

@@ -134,7 +134,7 @@ func TestFlagsBecomeTheConfig(t *testing.T) {
 		"--name", "web", "--hostname", "h", "--dns", "192.0.2.1", "--dns", "2001:db8::1", "--dns-search", "a.example",
 		"--dns-opt", "ndots:2", "--add-host", "db:192.0.2.7", "--ip", "10.0.2.9", "--ip6", "fd00::9", "--mac-address",
 		"02:00:00:00:00:01", "--subnet", "10.0.2.0/24", "--subnet", "fd00::/64", "--mtu", "1500", "--host-loopback",
-		"5432,8080", "--userns", "keep-id", "--pid", "--pcap", "f", "--link", "packet", "cmd", "--flag")
+		"5432,8080", "--userns", "root", "--pid", "--pcap", "f", "--link", "packet", "cmd", "--flag")
 	if r.config == nil {
 		t.Fatal(r.errOut)
 	}
@@ -149,11 +149,17 @@ func TestFlagsBecomeTheConfig(t *testing.T) {
 		{"names", fmt.Sprint(c.Name, c.Hostname, c.ExtraHosts), "webh[db:192.0.2.7]"},
 		{"addresses", fmt.Sprint(c.IP, c.IP6, c.MAC, c.Subnet, c.Subnet6), "10.0.2.9 fd00::9 02:00:00:00:00:01 10.0.2.0/24 fd00::/64"},
 		{"rest", fmt.Sprintln(c.MTU, c.HostLoopback, c.UserNS, c.PIDNamespace, c.PCAP, c.Link, c.PublishAll, c.DisableIPv6),
-			"1500 {false [5432 8080]} keep-id true f packet true false\n"},
+			"1500 {false [5432 8080]} root true f packet true false\n"},
 	} {
 		if f.got != f.want {
 			t.Errorf("%s: %s, want %s", f.name, f.got, f.want)
 		}
+	}
+	if c.UDPFullCone {
+		t.Error("full-cone filtering without its flag")
+	}
+	if r := invoke(t, "--udp-full-cone", "x"); !r.config.UDPFullCone {
+		t.Error("--udp-full-cone does not set UDPFullCone")
 	}
 	if r := invoke(t, "--ipv6=false", "x"); !r.config.DisableIPv6 {
 		t.Error("--ipv6=false does not set DisableIPv6")
@@ -164,7 +170,7 @@ func TestFlagsBecomeTheConfig(t *testing.T) {
 func TestNoFlagsIsTheZeroConfig(t *testing.T) {
 	c := *invoke(t, "cmd").config
 	want := rootlessnet.Config{Argv: []string{"cmd"}, Network: rootlessnet.NetworkBridge, MTU: rootlessnet.DefaultMTU,
-		UserNS: rootlessnet.UserNSRoot, Link: rootlessnet.LinkAuto, Datapath: rootlessnet.DatapathAuto, Confine: true,
+		UserNS: rootlessnet.UserNSKeepID, JobControl: true, Link: rootlessnet.LinkAuto, Datapath: rootlessnet.DatapathAuto, TCPBuffers: rootlessnet.DefaultTCPBuffers, Confine: true,
 		Env: c.Env, Stdin: c.Stdin, Stdout: c.Stdout, Stderr: c.Stderr, Logger: c.Logger, Signals: c.Signals}
 	c.OnStart, c.OnPublish = nil, nil
 	if !reflect.DeepEqual(c, want) {

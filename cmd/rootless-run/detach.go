@@ -17,6 +17,7 @@ import (
 
 	"rootlessnet"
 	"rootlessnet/internal/helper"
+	"rootlessnet/internal/signals"
 	"rootlessnet/internal/systemd"
 )
 
@@ -88,7 +89,11 @@ func (p program) detach(args []string) (int, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 
 	interrupt := make(chan os.Signal, 1)
-	signal.Notify(interrupt, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(sig) { // the background process ignores it, too
+			signal.Notify(interrupt, sig)
+		}
+	}
 	defer signal.Stop(interrupt)
 	if err := cmd.Start(); err != nil {
 		return 0, err
@@ -99,8 +104,8 @@ func (p program) detach(args []string) (int, error) {
 	defer close(quit)
 	go func() {
 		select {
-		case <-interrupt:
-			cmd.Process.Signal(syscall.SIGTERM)
+		case sig := <-interrupt:
+			cmd.Process.Signal(sig)
 		case <-quit:
 		}
 	}()
@@ -125,6 +130,11 @@ func exitCode(err error) (int, error) {
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.ExitCode() > 0 {
 		return exit.ExitCode(), nil
+	}
+	if exit != nil {
+		if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() && signals.Terminates(status.Signal()) {
+			return rootlessnet.ExitSignalBase + int(status.Signal()), nil
+		}
 	}
 	if err == nil {
 		err = errors.New("exited without starting the command or reporting an error")

@@ -58,7 +58,7 @@ func run(stdin io.Reader) error {
 	}
 	defer ended.Close()
 	log := slog.New(textlog.New(os.Stderr, "rootlessport", slog.LevelWarn))
-	h, err := rootlessport.Start(c, helperOf, log)
+	h, err := rootlessport.Start(c, helpers, log)
 	if err != nil {
 		return err
 	}
@@ -73,21 +73,20 @@ func run(stdin io.Reader) error {
 	return nil
 }
 
-// helperOf implements rootlessport.Finder: it returns the control socket of the running sandbox whose network namespace has that
-// inode, or "" if there is none.
-func helperOf(inode uint64) string {
+// helpers implements rootlessport.Finder: it returns the running sandboxes.
+func helpers() (list []rootlessport.Engine) {
 	dir, err := state.Open("")
 	if err != nil {
-		return ""
+		return nil
 	}
 	records, err := dir.List()
 	if err != nil {
-		return ""
+		return nil
 	}
 	for _, r := range records {
-		if r.NetNS == inode && r.Status == state.Running {
-			return dir.SocketPath(r)
+		if r.NetNS != 0 && r.Status == state.Running {
+			list = append(list, rootlessport.Engine{NetNS: r.NetNS, PID: r.InitPID, Socket: dir.SocketPath(r)})
 		}
 	}
-	return ""
+	return list
 }

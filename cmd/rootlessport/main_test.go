@@ -158,14 +158,14 @@ func TestAddressSocket(t *testing.T) {
 	}
 }
 
-// TestHelperOf: without a state directory, and for a namespace that no helper connects, there is no control socket.
-func TestHelperOf(t *testing.T) {
+// TestHelpers: without a state directory, and without a sandbox in it, there are no helpers.
+func TestHelpers(t *testing.T) {
 	t.Setenv("XDG_RUNTIME_DIR", filepath.Join(t.TempDir(), "none"))
-	if got := helperOf(1); got != "" {
-		t.Errorf("without a state directory: %q", got)
+	if got := helpers(); len(got) != 0 {
+		t.Errorf("without a state directory: %v", got)
 	}
 	t.Setenv("XDG_RUNTIME_DIR", t.TempDir())
-	if got := helperOf(1); got != "" {
-		t.Errorf("for a namespace that no helper connects: %q", got)
+	if got := helpers(); len(got) != 0 {
+		t.Errorf("with an empty one: %v", got)
 	}
 }

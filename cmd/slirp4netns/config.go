@@ -25,10 +25,11 @@ func target(o *slirp.Options, tap *os.File) rootlessnet.Target {
 
 // config translates the options into a Config of the library.
 func config(o *slirp.Options, log *slog.Logger) rootlessnet.Config {
-	// The original does not block the metadata services of cloud providers (169.254.169.254), so AllowMetadata is set.
+	// The original does not block the metadata services of cloud providers (169.254.169.254), so AllowMetadata is set; nor does it
+	// look where a datagram comes from, so UDPFullCone is.
 	c := rootlessnet.Config{
 		IfName: o.TAPName, MTU: o.MTU, MAC: o.MAC, Configure: o.Configure, OutboundAddr: o.Outbound4, OutboundAddr6: o.Outbound6,
-		AllowMetadata: true, Confine: o.Sandbox || !bindsLowPorts(), Logger: log,
+		AllowMetadata: true, UDPFullCone: true, Confine: o.Sandbox || !bindsLowPorts(), Logger: log,
 	}
 	gateway, dns := rootlessnet.SpecialAddr{To: rootlessnet.ToLoopback}, rootlessnet.SpecialAddr{DNS: true}
 	c.HostLoopback.All = true

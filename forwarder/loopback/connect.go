@@ -174,7 +174,7 @@ func (l *Relay) joinLocked(client, server int, from, dst netip.AddrPort) {
 		l.resetClient(client)
 		return
 	}
-	if l.connectedToItself(server, dst) { // nothing listens there: the kernel has chosen that very port for our own end
+	if l.connectedToItself(server, dst) { // nothing listens there: the kernel has chosen that port for our own end, and connected the socket to itself
 		rawsock.Reset(server)
 		l.refuse(client)
 		return

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -288,5 +289,44 @@ func TestRelayFlowsEnd(t *testing.T) {
 	}
 	if n := age(forwarder.AssuredTimeout + time.Second); n != 0 {
 		t.Errorf("%d flows are left", n)
+	}
+}
+
+// TestRelayLateServer: a client that sends before its server is up is served as soon as the server is, also by one that is started
+// again in the other family.
+func TestRelayLateServer(t *testing.T) {
+	probe := forwardlab.ListenUDP(t, "127.0.0.1:0")
+	port := probe.At.Port()
+	_ = probe.Close()
+	_, _, udp := newRelay(t, &testPool{}, port)
+	c := forwardlab.ListenUDP(t, "127.0.0.1:0")
+	to := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), udp.Port())
+	send := func(d time.Duration) {
+		for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			c.Send(t, to, "x")
+		}
+	}
+	send(300 * time.Millisecond)
+	for _, server := range []string{"127.0.0.1", "[::1]"} {
+		h := forwardlab.ListenUDP(t, server+":"+strconv.Itoa(int(port)))
+		_ = h.SetReadDeadline(time.Now().Add(2 * altPause))
+		served := make(chan error, 1)
+		go func() {
+			_, _, err := h.ReadFromUDPAddrPort(make([]byte, 9))
+			served <- err
+		}()
+		for done := false; !done; {
+			send(50 * time.Millisecond)
+			select {
+			case err := <-served:
+				if err != nil {
+					t.Fatalf("%s: %v", server, err)
+				}
+				done = true
+			default:
+			}
+		}
+		_ = h.Close()
+		send(100 * time.Millisecond)
 	}
 }

@@ -21,6 +21,9 @@ const (
 	batch = 64
 	// maxFirst is the largest first datagram that is kept for the other family: a query is short.
 	maxFirst = 1500
+	// altPause bounds how often the address of the other family is tried again while nothing listens on either, which takes
+	// two sockets.
+	altPause = time.Second
 )
 
 // clientKey identifies a client. It includes the local address to which the client sent: the answer must come from there.
@@ -39,9 +42,13 @@ type udpFlow struct {
 	key      clientKey
 	fd       int
 	token    int32
-	alt      netip.AddrPort // the address of the other family; zero when tried, or not needed any more
-	first    []byte         // the first datagram, for alt
+	to       netip.AddrPort // the server's address: that of the client's family, or where that refuses the other
+	alt      netip.AddrPort // the other one; zero when it is not needed
+	onAlt    bool           // to is that of the other family
+	altAt    time.Time      // when that has refused
+	first    []byte         // a datagram to the client's own family, for the other
 	answered bool
+	began    time.Time
 	last     time.Time
 }
 
@@ -62,7 +69,11 @@ func (p *Port) receiveLocked() {
 			return // nothing is left, or an earlier answer met an ICMP error
 		}
 		key, ok := keyOf(from, oob[:oobn])
-		f := p.flows[key]
+		f, now := p.flows[key], time.Now()
+		if f != nil && !f.answered && now.Sub(f.began) >= forwarder.UnrepliedTimeout {
+			f.endLocked() // what the client sends does not prolong it
+			f = nil
+		}
 		if ok && f == nil {
 			f = p.openLocked(key)
 		}
@@ -70,13 +81,16 @@ func (p *Port) receiveLocked() {
 			p.l.stats.DroppedDatagrams++
 			continue
 		}
-		if f.alt.IsValid() && f.first == nil && n <= maxFirst {
+		keep := f.alt.IsValid() && !f.onAlt && f.first == nil && n <= maxFirst
+		if keep {
 			f.first = append([]byte{}, p.l.buf[:n]...)
 		}
-		f.last = time.Now()
+		f.last = now
 		f.carriedLocked(n, p.l.pool == nil)
 		if err := unix.Send(f.fd, p.l.buf[:n], 0); err == unix.ECONNREFUSED { // the error of an earlier datagram
-			f.refusedLocked()
+			if f.refusedLocked(); f.fd >= 0 && !(keep && f.onAlt) { // else it has been sent
+				_ = unix.Send(f.fd, p.l.buf[:n], 0)
+			}
 		}
 	}
 }
@@ -110,19 +124,18 @@ func (p *Port) openLocked(key clientKey) *udpFlow {
 	if p.l.flows >= maxFlows || !p.l.f.Budget.Take(fdbudget.Relay, 1) {
 		return nil
 	}
-	f := &udpFlow{p: p, key: key, fd: -1}
-	var dst netip.AddrPort
-	dst, f.alt = loopbacks(!netip.AddrFrom16(key.client).Is4In6(), p.to)
-	if f.connectLocked(dst) != nil {
-		dst, f.alt = f.alt, netip.AddrPort{}
-		if f.connectLocked(dst) != nil {
+	f := &udpFlow{p: p, key: key, fd: -1, began: time.Now()}
+	f.to, f.alt = loopbacks(!netip.AddrFrom16(key.client).Is4In6(), p.to)
+	if f.connectLocked(f.to) != nil {
+		f.to, f.alt = f.alt, netip.AddrPort{}
+		if f.connectLocked(f.to) != nil {
 			p.l.give(1)
 			return nil
 		}
 	}
 	client := netip.AddrPortFrom(netip.AddrFrom16(key.client).Unmap(), key.port)
 	at := netip.AddrPortFrom(netip.AddrFrom16(key.local).Unmap(), rawsock.LocalAddr(p.fd).Port())
-	f.Entry = p.l.entry(flow.UDP, client, at, dst)
+	f.Entry = p.l.entry(flow.UDP, client, at, f.to)
 	p.l.f.Flows.Add(&f.Entry, f)
 	p.flows[key] = f
 	p.l.flows++
@@ -138,14 +151,15 @@ func (f *udpFlow) connectLocked(dst netip.AddrPort) error {
 	if err != nil {
 		return err
 	}
+	var token int32
 	if err = rawsock.Connect(fd, dst); err == nil {
-		f.token, err = f.p.l.loop.Watch(fd, unix.EPOLLIN, f)
+		token, err = f.p.l.loop.Watch(fd, unix.EPOLLIN, f)
 	}
 	if err != nil {
 		unix.Close(fd)
 		return err
 	}
-	f.fd = fd
+	f.fd, f.token = fd, token
 	return nil
 }
 
@@ -177,7 +191,10 @@ func (f *udpFlow) Ready(uint32) {
 		if err != nil {
 			return
 		}
-		f.answered, f.alt, f.first, f.last = true, netip.AddrPort{}, nil, time.Now()
+		f.answered, f.first, f.last = true, nil, time.Now()
+		if !f.onAlt {
+			f.alt = netip.AddrPort{}
+		}
 		f.carriedLocked(n, l.pool != nil)
 		if f.p.answerLocked(f.key, l.buf[:n]) != nil {
 			l.stats.DroppedDatagrams++
@@ -196,22 +213,29 @@ func (p *Port) answerLocked(k clientKey, data []byte) error {
 	return unix.Sendmsg(p.fd, data, unix.PktInfo6(&unix.Inet6Pktinfo{Addr: k.local}), to, 0)
 }
 
-// refusedLocked sends the client's first datagram to the address of the other family, if nothing listens on the first.
+// refusedLocked sends the client's datagram to the address of the other family, if nothing listens on that of its own. If that
+// refuses too, the flow goes back: a server may be started later.
 func (f *udpFlow) refusedLocked() {
-	if !f.alt.IsValid() || f.answered {
+	now := time.Now()
+	if !f.alt.IsValid() || !f.onAlt && now.Sub(f.altAt) < altPause {
+		f.first = nil // refused, like what comes next
 		return
 	}
-	alt := f.alt
-	f.alt = netip.AddrPort{}
-	f.closeLocked()
-	if f.connectLocked(alt) != nil {
-		f.forgetLocked()
+	fd, token := f.fd, f.token
+	if f.connectLocked(f.alt) != nil { // no socket now: the flow stays where it is
+		f.altAt, f.first = now, nil
 		return
 	}
-	if f.first != nil {
+	f.p.l.loop.Unwatch(fd, token)
+	unix.Close(fd)
+	if f.onAlt {
+		f.altAt = now
+	}
+	f.to, f.alt, f.onAlt = f.alt, f.to, !f.onAlt
+	if f.first != nil && f.onAlt {
 		_ = unix.Send(f.fd, f.first, 0)
-		f.first = nil
 	}
+	f.first = nil
 }
 
 func (f *udpFlow) closeLocked() {

@@ -12,7 +12,7 @@ import (
 )
 
 // A host whose SYN was lost sends it again at the moment at which the guest sends its own again. The guest's second SYN may
-// therefore arrive while the first one is being re-injected: the connection that is about to be accepted must not be given up.
+// therefore arrive while the first one is being re-injected: the connection that is about to be accepted must not be dropped.
 func TestSpliceSYNSentAgainWhileReinjecting(t *testing.T) {
 	w := newWorld(t)
 	if w == nil {

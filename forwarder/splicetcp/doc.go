@@ -14,9 +14,10 @@
 //
 // States of a request: dialling (the host's connect is under way, at most forwarder.DialTimeout; a SYN sent again replaces the
 // one that is kept) -> reinjecting, within one call -> joined, or reinjected (at most forwarder.GuestTimeout) -> joined, or
-// dropped. A SYN that is sent again after it was re-injected means that the guest's kernel did not get the SYN-ACK, because packet-filter
-// rules inside drop it. The request is dropped, and the stack path takes the connection. A SYN that arrives while the first one is being
-// re-injected is dropped.
+// dropped. A guest that has closed its socket answers the SYN-ACK with a reset; it arrives by the link (HandleReset), and the
+// host's connection is reset. A SYN that is sent again after it was re-injected means that the guest's kernel did not get the SYN-ACK, because
+// packet-filter rules inside drop it. The request is dropped, and the stack path takes the connection. A SYN that arrives while
+// the first one is being re-injected is dropped: it does not mean that the handshake has failed.
 //
 // # Inbound
 //

@@ -72,6 +72,7 @@ func (p *Path) match(fd int, f stack.Flow) *request {
 	delete(p.requests, f)
 	p.reinjected--
 	p.settle(p.breakerOf(r.syn), fd, r.since)
+	r.syn.Established()
 	p.joinLocked(r.fd, fd, &r.decision, flow.Entry{Key: f.Key(flow.TCP), Direction: flow.Outbound, Datapath: flow.Splice, Peer: r.dst})
 	return r
 }

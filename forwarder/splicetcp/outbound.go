@@ -24,10 +24,10 @@ type requestState uint8
 const (
 	// dialling: the host's connect has begun, or waits for a free descriptor. The request counts as an attempt (Attempts).
 	dialling requestState = iota
-	// reinjecting: the host's end stands, and the goroutine that has noticed it sends the guest's SYN to lo inside and accepts
-	// what comes of it. A SYN that the guest sends again at this moment does not mean that the handshake has failed.
+	// reinjecting: the host's connection is established, and the goroutine that has detected it sends the guest's SYN to lo
+	// inside and calls accept. A SYN that the guest sends again now does not mean that the handshake has failed.
 	reinjecting
-	// reinjected: the accepted connection was not there at once. A SYN that is sent again says that the handshake has failed.
+	// reinjected: accept has not returned the connection at once. A SYN that is sent again means that the handshake has failed.
 	reinjected
 )
 
@@ -74,6 +74,32 @@ func (p *Path) HandleSYN(q *stack.SYN) (taken bool) {
 	return taken
 }
 
+// HandleReset implements stack.SYNHandler. A reset without ACK flag, of a connection of this path, leaves by the link (package
+// netns, redirectRules). It is re-injected, since it is for a socket inside. If it answers the SYN-ACK of a request, the
+// program has given up its connect, and the host's connection is reset: nothing else would tell.
+func (p *Path) HandleReset(q *stack.SYN) {
+	if q.Endpoint != p.in.Endpoint {
+		return
+	}
+	p.using.RLock()
+	defer p.using.RUnlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return
+	}
+	p.reinject(q.Frame)
+	if r := p.requests[q.Flow]; r != nil && r.state != dialling && q.Seq == r.syn.Seq+1 {
+		p.giveUpLocked(r)
+	}
+}
+
+// giveUpLocked drops a request whose SYN was re-injected and that the guest has reset.
+func (p *Path) giveUpLocked(r *request) {
+	p.givenUp++
+	p.dropLocked(r)
+}
+
 // forget drops the request of an earlier SYN of the same flow: the rules have changed since, and refuse the flow.
 func (p *Path) forget(f stack.Flow) {
 	p.mu.Lock()
@@ -102,11 +128,22 @@ func (p *Path) admit(q *stack.SYN, d forwarder.Decision) (r *request, taken bool
 		case reinjecting:
 			return nil, true
 		}
+		if old.syn.Seq != q.Seq {
+			// Another connection from the same port: the first was given up, and the guest's reset of it is still on its way.
+			p.reinject(old.syn.ResetFrame())
+			p.giveUpLocked(old)
+			return p.beginLocked(q, d)
+		}
 		// The SYN-ACK has not reached the guest's socket, because of a packet-filter rule inside. The stack path's SYN-ACK
 		// arrives by the link instead.
 		p.reinjectFailedLocked(old)
 		return nil, false
 	}
+	return p.beginLocked(q, d)
+}
+
+// beginLocked enters a request that is not in the table.
+func (p *Path) beginLocked(q *stack.SYN, d forwarder.Decision) (r *request, taken bool) {
 	if p.breakerOf(q).Open() || !p.take() {
 		return nil, false
 	}

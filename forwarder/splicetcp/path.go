@@ -81,6 +81,7 @@ type Path struct {
 
 	endedToHost, endedToGuest uint64 // bytes of the connections that have ended; guarded by mu
 	reinjectFailed, unmatched uint64 // guarded by mu
+	givenUp                   uint64 // guarded by mu
 }
 
 var (
@@ -174,13 +175,14 @@ type Stats struct {
 	BytesToHost, BytesToGuest uint64 // payload since the start; no frame of the link has carried it
 	ReinjectFailed            uint64 // SYNs re-injected on lo that the guest's kernel did not answer there; the stack path got them
 	Unmatched                 uint64 // connections to the listeners that belong to no request; reset
+	GivenUp                   uint64 // connects that the guest gave up while the host's connection stood; reset there
 }
 
 // Stats reads the counters.
 func (p *Path) Stats() Stats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := Stats{Active: len(p.joined), BytesToHost: p.endedToHost, BytesToGuest: p.endedToGuest, ReinjectFailed: p.reinjectFailed, Unmatched: p.unmatched}
+	s := Stats{Active: len(p.joined), BytesToHost: p.endedToHost, BytesToGuest: p.endedToGuest, ReinjectFailed: p.reinjectFailed, Unmatched: p.unmatched, GivenUp: p.givenUp}
 	for j := range p.joined {
 		h, g := j.pair.Moved()
 		s.BytesToHost, s.BytesToGuest = s.BytesToHost+h, s.BytesToGuest+g

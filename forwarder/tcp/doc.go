@@ -25,5 +25,5 @@
 //
 // # Limits
 //
-// Urgent data arrives in the stream: netstack does not implement it. A panic in a connection ends that connection only.
+// The limits of a stack.Conn. A panic in a connection ends that connection only.
 package tcp

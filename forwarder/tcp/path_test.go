@@ -383,3 +383,41 @@ func TestTCPBulk(t *testing.T) {
 		wg.Wait()
 	})
 }
+
+// A guest that reads slowly gets every byte of a connection that both sides have closed. The host's socket is in the state
+// CLOSED by then, with data that was not read yet: that is no reset.
+func TestTCPSlowReaderAfterBothFINs(t *testing.T) {
+	w := newWorld(t, nil)
+	g, h := w.pair()
+	_ = g.CloseWrite()
+	forwardlab.ExpectEOF(t, h)
+	sent := int64(forwardlab.Fill(t, h))
+	if err := h.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	rc, err := h.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The guest makes room until the rest, with the FIN, is in the receive queue of the gateway's socket.
+	var read int64
+	for closed := false; !closed && read < sent; {
+		_ = g.SetReadDeadline(time.Now().Add(forwardlab.Patience))
+		n, err := io.CopyN(io.Discard, g, 64<<10)
+		read += n
+		if err != nil {
+			t.Fatalf("after %d bytes of %d: %v", read, sent, err)
+		}
+		time.Sleep(5 * time.Millisecond)
+		_ = rc.Control(func(fd uintptr) { closed = rawsock.Closed(fd) })
+	}
+	if read == sent {
+		t.Fatal("the connection was never closed with data in the queue")
+	}
+	time.Sleep(10 * stallWatch)
+	_ = g.SetReadDeadline(time.Now().Add(forwardlab.Patience))
+	n, err := io.Copy(io.Discard, g)
+	if read += n; err != nil || read != sent {
+		t.Errorf("%d bytes of %d, %v", read, sent, err)
+	}
+}

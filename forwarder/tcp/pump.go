@@ -99,6 +99,24 @@ func (w *sockWriter) Write(b []byte) (int, error) {
 	return done, nil
 }
 
+// WriteUrgent implements stack.UrgentWriter.
+func (w *sockWriter) WriteUrgent(b byte) error {
+	for {
+		_, _, e := unix.RawSyscall6(unix.SYS_SENDTO, w.fd, uintptr(unsafe.Pointer(&b)), 1, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT|unix.MSG_OOB, 0, 0)
+		switch e {
+		case 0:
+			return nil
+		case unix.EINTR:
+		case unix.EAGAIN:
+			w.blocked = true
+			return io.ErrShortWrite
+		default:
+			w.err = e
+			return e
+		}
+	}
+}
+
 // sockReader reads a non-blocking socket that has, as the caller has checked, enough data queued.
 type sockReader struct {
 	fd   uintptr
@@ -133,12 +151,17 @@ func (f *connection) hostToGuest() {
 		n      int
 		err    error
 		buf    *[]byte
+		urgent bool // what small has read is urgent data
 	)
 	// small waits for data and reads it into a pooled buffer, which is held only while there is something in it.
 	small := func(fd uintptr) bool {
 		buf = smallPool.Get().(*[]byte)
 		r.fd = fd
-		n, err = r.Read(*buf)
+		to := *buf
+		if urgent = atMark(fd); urgent {
+			to = to[:1]
+		}
+		n, err = r.Read(to)
 		if err == unix.EAGAIN {
 			smallPool.Put(buf)
 			buf = nil
@@ -151,7 +174,10 @@ func (f *connection) hostToGuest() {
 	large := func(fd uintptr) bool {
 		if queued < bulkMax {
 			var e error
-			if queued, e = unix.IoctlGetInt(int(fd), unix.TIOCINQ); e != nil || queued < smallRead {
+			if queued, e = unix.IoctlGetInt(int(fd), unix.TIOCINQ); e == nil && queued >= smallRead {
+				queued = beforeMark(fd, queued)
+			}
+			if e != nil || queued < smallRead {
 				bulk, queued = false, 0
 				return true
 			}
@@ -188,7 +214,7 @@ func (f *connection) hostToGuest() {
 			f.abort()
 			return
 		}
-		ok := err == nil && f.writeGuest((*buf)[:n])
+		ok := err == nil && (urgent && f.writeGuestUrgent((*buf)[0]) || !urgent && f.writeGuest((*buf)[:n]))
 		bulk = n == smallRead
 		smallPool.Put(buf)
 		buf = nil
@@ -224,6 +250,19 @@ func (f *connection) writeGuest(b []byte) bool {
 	return true
 }
 
+// writeGuestUrgent is writeGuest for a byte of urgent data.
+func (f *connection) writeGuestUrgent(b byte) bool {
+	for {
+		err := f.c.WriteUrgent(b)
+		if !errors.Is(err, stack.ErrWouldBlock) {
+			return err == nil
+		}
+		if !f.waitGuest() {
+			return false
+		}
+	}
+}
+
 type byteReader struct{ b []byte }
 
 func (r *byteReader) Read(p []byte) (int, error) {
@@ -252,7 +291,7 @@ func (f *connection) waitGuest() bool {
 	go func() {
 		defer f.p.wg.Done()
 		defer close(ended)
-		if f.hostClosed() {
+		if f.hostClosed() && f.hostFailed() {
 			close(closed)
 		}
 	}()
@@ -275,6 +314,20 @@ func (f *connection) hostReset() bool {
 	reset := false
 	_ = f.h.rc.Control(func(fd uintptr) { reset = rawsock.Closed(fd) && !f.guestEOF.Load() })
 	return reset
+}
+
+// hostFailed reports whether the host's socket, which is closed, was reset or timed out. After both FINs a socket is closed as
+// well, perhaps with data that was not read yet.
+func (f *connection) hostFailed() bool {
+	if !f.guestEOF.Load() {
+		return true
+	}
+	failed := true
+	_ = f.h.rc.Control(func(fd uintptr) {
+		errno, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		failed = err != nil || errno != 0
+	})
+	return failed
 }
 
 // hostClosed waits until the host's socket is closed; false means that wakeReader ended the wait.

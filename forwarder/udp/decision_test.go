@@ -49,15 +49,15 @@ func TestUDPVerdicts(t *testing.T) {
 	}
 }
 
-// Rules that change while a flow is opened, so that its address means another host: the datagram goes where the new rules say,
+// Rules that change while a flow is opened, so that its address is translated to another host: the datagram goes where the new rules send it,
 // as it would had they changed a moment later.
 func TestUDPDestinationChangesWhileOpening(t *testing.T) {
 	before, after := forwardlab.ListenUDP(t, "127.0.0.1:0"), forwardlab.ListenUDP(t, "127.0.0.2:0")
 	var w *world
-	asked := 0
+	judged := 0
 	w = newWorld(t, func(c *worldConfig) {
 		c.Policy = forwardlab.JudgeFunc(func(policy.Proto, netip.AddrPort, netip.AddrPort) policy.Verdict {
-			if asked++; asked > 1 {
+			if judged++; judged > 1 {
 				return policy.Verdict{Action: policy.Allow, Dst: after.At}
 			}
 			w.f.Rejudge(0)

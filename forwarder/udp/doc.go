@@ -7,10 +7,11 @@
 //     (socket, peer on the host's side) for what the remote sends. The two differ where the decision rewrote the destination (the
 //     gateway's port for a named loopback port) or where a client appears as the gateway.
 //   - A socket is an unconnected host socket. Outbound there is one for each source of the guest and family, made by the
-//     first datagram, so that the guest keeps one address for all remotes (endpoint-independent mapping, RFC 4787 4.1). A
-//     datagram from outside must belong to a flow: only a remote to which the guest has sent, address and port, may send to it (address
-//     and port-dependent filtering, as nf_conntrack does). A published port is one socket for all its clients; an answer of
-//     the guest finds its flow in the same table, before an outbound one would be made. An echo identifier is one ping socket.
+//     first datagram, so that the guest keeps one address for all remotes (endpoint-independent mapping, RFC 4787 4.1). What
+//     comes in must come from an address to which the guest has sent, or where the endpoint has full-cone filtering or the
+//     guest has sent to a multicast group, from anywhere (RFC 4787 5); see filter.go. A published port is one socket for all
+//     its clients; an answer of the guest finds its flow in the same table, before an outbound one would be made. An echo
+//     identifier is one ping socket.
 //   - Sending happens on the goroutine of the caller, the stack's receive path: one lookup, one non-blocking sendmsg, and
 //     no allocation. The decision is made once for each flow and kept in it. A denied datagram leaves no
 //     entry behind (a guest cannot fill the table with them): it is decided, counted and answered each time.
@@ -21,6 +22,12 @@
 //     written to the guest as one, and so are the consecutive datagrams of one sender that one call has read. Where the
 //     host's link takes no batch, or its datagrams must be fragmented, they are sent separately by one sendmmsg. Each lost datagram
 //     of a batch is counted; a full socket drops the rest of it at once.
+//
+// # Clients of published ports
+//
+// A client is forwarded to the server's address of its own family; see client.go for how one is found that listens in the other
+// family only. Where the guest has several addresses of a family, which are copies of the host's, a client is forwarded to the
+// one that it asked, and the server may answer from any of them: the client gets the answer from the one that it asked.
 //
 // # Errors
 //
@@ -39,7 +46,8 @@
 //
 // # States of a flow
 //
-// unreplied (one direction seen, 30 s) -> established (both directions, 180 s) -> ended. Echo flows live 30 s. An outbound socket
+// unreplied (one direction seen, 30 s) -> established (both directions, 180 s) -> ended. The 30 s of a client's flow begin with its
+// first datagram, and what it sends does not prolong them. Echo flows live 30 s. An outbound socket
 // is closed with its last flow. Timeouts are applied by a sweep each few seconds, so they may be exceeded by that much.
 //
 // # Limits
@@ -54,6 +62,7 @@
 //
 // # Non-goals
 //
-// IP options and IPv6 extension headers do not cross. A datagram that comes in with TTL 1 reaches the guest with TTL 1. A client
-// that sends from one port to two addresses of a published socket is one flow, answered from the address to which it sent last.
+// IP options and IPv6 extension headers do not cross. A datagram that comes in with TTL 1 reaches the guest with TTL 1. Nothing
+// is received for a multicast group. Where the guest has one address of a family, a client that sends from one port to two
+// addresses of a published socket is one flow, answered from the address it used last.
 package udp

@@ -112,7 +112,7 @@ func (x *Path) echoIn(s *socket, r *receiver, from netip.AddrPort, data []byte, 
 	}
 	now := x.now()
 	x.mu.Lock()
-	f := x.peers[peerKey{s, netip.AddrPortFrom(from.Addr(), 0)}]
+	f := x.peers[peerKey{s: s, peer: netip.AddrPortFrom(from.Addr(), 0)}]
 	if f == nil {
 		x.mu.Unlock()
 		x.count.drop(DropUnsolicited)

@@ -51,18 +51,27 @@ func (x *Path) readErrors(s *socket, r *receiver) {
 // payload, for echo with its header.
 func (x *Path) hostError(s *socket, peer netip.AddrPort, sent []byte, q forwarder.QueuedError) {
 	x.mu.Lock()
-	f := x.peers[peerKey{s, peer}]
+	f := x.peers[peerKey{s: s, peer: peer}]
+	if f == nil && s.pub != nil {
+		for _, at := range s.pub.guests { // the error does not say which address of ours the packet had
+			if f = x.peers[peerKey{s, peer, at}]; f != nil {
+				break
+			}
+		}
+	}
 	if f == nil {
 		x.unlock()
 		x.count.drop(DropUnknownError)
 		return
 	}
-	key, gateway := f.key, f.gateway
-	if f.s.pub == nil && f.alt.IsValid() && q.Errno == unix.ECONNREFUSED {
-		x.tryAlt(f, sent)
-		return
+	key, gateway := f.keyNow(), f.gateway
+	if f.client == nil && f.alt.IsValid() && q.Errno == unix.ECONNREFUSED {
+		if x.tryAlt(f, sent) {
+			return
+		}
+	} else {
+		x.unlock()
 	}
-	x.unlock()
 
 	e := q.ICMP(key.remote.Addr().Is4())
 	e.From = offender(q.Offender, peer.Addr(), key.remote.Addr(), gateway)
@@ -85,23 +94,44 @@ func offender(sender, peer, remote netip.Addr, gateway bool) netip.Addr {
 	return sender
 }
 
-// tryAlt moves a flow to its alternative destination after the first has refused: a service of the host may listen on one
-// family only. sent is sent again, unless the error quoted only a part of it. mu is held, and released.
-func (x *Path) tryAlt(f *conversation, sent []byte) {
-	key, alt := f.key, f.alt
+// tryAlt moves a flow whose address refused to the other one: a service of the host may listen on one family only. The
+// first that is tried is that of the guest's own family; from there sent goes out again, unless the error quoted only a part
+// of it. When the other one refuses as well, the flow goes back, so that it finds a service that is started later; the guest
+// is then to be sent the error, and tryAlt returns false. mu is held, and released.
+func (x *Path) tryAlt(f *conversation, sent []byte) (moved bool) {
+	key, now := f.key, x.now()
+	back := f.onAlt()
+	if !back && f.altAt.within(now, refusalPause) {
+		x.unlock()
+		return false
+	}
 	whole := len(sent) <= minQuote
 	pkts, bytes := f.outPkts, f.outBytes
 	v := f.decision
-	v.Dst, v.Alt = alt, netip.AddrPort{}
+	v.Dst, v.Alt = f.alt, f.peer
 	sent = append([]byte(nil), sent...)
 	x.removeFlow(f)
 	x.unlock()
 	t, err := x.open(key, &v, int(pkts), int(bytes))
-	if err != nil || !whole {
-		return
+	if err != nil {
+		return !back
 	}
-	_ = t.s.send(&t, nil, sent, 0, options(0, 0, false)) // if it fails, this datagram is lost, as the first was
+	if back {
+		x.mu.Lock()
+		if f := x.flows[key]; f != nil {
+			f.altAt = moment{now, true}
+		}
+		x.unlock()
+		return false
+	}
+	if whole {
+		_ = t.s.send(&t, nil, sent, 0, options(0, 0, false)) // as lost as the first, if it fails
+	}
+	return true
 }
+
+// onAlt says whether the flow goes to the second of two addresses, that of the other family.
+func (f *conversation) onAlt() bool { return f.peer.Addr().Is4() != f.key.remote.Addr().Is4() }
 
 // minQuote is a payload that every ICMP error of Linux quotes whole: 576 bytes less the headers (RFC 1812 4.3.2.3).
 const minQuote = 576 - 20 - 8 - 60 - 8

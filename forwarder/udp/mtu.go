@@ -74,7 +74,7 @@ func (x *Path) rememberLink(key flowKey, t *target) {
 	now := x.now()
 	x.mu.Lock()
 	defer x.unlock()
-	if f := x.flows[key]; f != nil && f.peer == t.peer {
+	if f := x.find(key); f != nil && f.peer == t.peer {
 		f.link, f.single, f.linkAt = t.link, t.single, now
 	}
 }

@@ -149,7 +149,11 @@ func (x *Path) HandleUDP(d *stack.Datagram) {
 		}
 	}
 	ttl := d.TTL
-	if !t.gateway {
+	if t.group && ttl == 0 {
+		x.count.drop(DropTTL)
+		return
+	}
+	if !t.gateway && !t.group {
 		if ttl <= 1 {
 			x.count.drop(DropTTL)
 			x.udpError(d, stack.TimeExceeded(d.Dst.Addr().Is4()))
@@ -164,9 +168,21 @@ func (x *Path) HandleUDP(d *stack.Datagram) {
 	}
 	if err != nil {
 		x.udpSendFailed(&t, d, err, lost)
+		if t.group {
+			x.forget(key)
+		}
 	}
 	x.count.outPkts.Add(uint64(segments(d) - lost))
 	x.count.outBytes.Add(uint64(len(d.Payload) - bytes))
+}
+
+// forget removes a flow, so that the guest's next datagram opens it again.
+func (x *Path) forget(key flowKey) {
+	x.mu.Lock()
+	defer x.unlock()
+	if f := x.flows[key]; f != nil {
+		x.removeFlow(f)
+	}
 }
 
 // segments returns how many datagrams d is.
@@ -214,7 +230,11 @@ func (x *Path) udpError(d *stack.Datagram, e stack.ICMPError) {
 	x.sendUDPError(d.Flow, payload, e)
 }
 
+// sendUDPError sends an ICMP error about a datagram of the guest, unless that went to a group (RFC 1122 3.2.2).
 func (x *Path) sendUDPError(f stack.Flow, payload []byte, e stack.ICMPError) {
+	if f.Dst.Addr().IsMulticast() {
+		return
+	}
 	if !x.errLimit.allow(x.now()) {
 		x.count.drop(DropErrorRate)
 		return
@@ -245,12 +265,12 @@ func (x *Path) handleDNS(d *stack.Datagram, r forwarder.Resolver) {
 }
 
 // HandleUDPError is called when the guest has answered a datagram of WriteUDP with an ICMP error. It cannot be passed on to the
-// remote: an ordinary user sends no ICMP. If the server of a published port does not listen in the client's family, the
-// client is moved to the other family, see UDPListen.
+// remote: an ordinary user sends no ICMP. A client of a published port whose server is not there in the client's family is
+// forwarded to the other one, see UDPListen.
 func (x *Path) HandleUDPError(f stack.Flow, e stack.ICMPError) {
 	x.count.drop(DropGuestError)
 	if stack.PortUnreachable(f.Src.Addr().Is4()) == (stack.ICMPError{Type: e.Type, Code: e.Code}) {
-		x.moveClient(flowKey{f.Endpoint, protoUDP, f.Dst, f.Src})
+		x.guestRefused(flowKey{f.Endpoint, protoUDP, f.Dst, f.Src})
 	}
 }
 

@@ -51,7 +51,7 @@ func TestUDPRoundTrip(t *testing.T) {
 }
 
 func TestUDPMappingAndFilter(t *testing.T) {
-	a, b, unrelated := forwardlab.ListenUDP(t, "127.0.0.1:0"), forwardlab.ListenUDP(t, "127.0.0.1:0"), forwardlab.ListenUDP(t, "127.0.0.1:0")
+	a, b, unrelated := forwardlab.ListenUDP(t, "127.0.0.1:0"), forwardlab.ListenUDP(t, "127.0.0.1:0"), forwardlab.ListenUDP(t, "127.0.0.2:0")
 	w := newWorld(t, nil)
 	w.send(forwardlab.Guest4, a.At, "1")
 	_, from := a.Receive(t)

@@ -4,14 +4,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"time"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"rootlessnet/flow"
 	"rootlessnet/internal/rawsock"
-	"rootlessnet/stack"
 )
 
 const (
@@ -20,9 +19,6 @@ const (
 	aliasFirst, aliasLast = 49152, 65535
 	// aliasTries bounds the search, which runs for a flow's first datagram only.
 	aliasTries = 128
-	// maxFirst is the largest first datagram kept for moveClient: what fits a packet on an Ethernet. Larger ones are
-	// not sent again: the client must retry.
-	maxFirst = 1472
 )
 
 // UDPListen describes a published port: the host address, and the port of the guest that it is forwarded to.
@@ -35,10 +31,13 @@ type UDPListen struct {
 	// for both families. nil: Addr is bound.
 	File *os.File
 	// Guest4 and Guest6 are where clients are forwarded to, at least one of them. A client is forwarded to the one of its own
-	// family and appears there under its own address; where that is missing, or nothing listens there, it is forwarded to
-	// the address of the other family and appears as the gateway. A client that cannot be shown as itself (package clientaddr)
-	// appears as the gateway, too.
+	// family and appears there under its own address; where that is missing, or for as long as nothing listens there, it is
+	// forwarded to the other one and appears as the gateway. So does a client that cannot be shown as itself (package
+	// clientaddr).
 	Guest4, Guest6 netip.AddrPort
+	// Guests are all addresses of the guest, if it may have addresses of the host: a client that asked one of them is forwarded
+	// to it. Nil: every client is forwarded to Guest4 or Guest6.
+	Guests []netip.Addr
 }
 
 // UDPPort is one published UDP port.
@@ -48,6 +47,12 @@ type UDPPort struct {
 	cfg  UDPListen
 	addr netip.AddrPort
 	next uint16 // the next port to try for an alias; guarded by table.mu
+
+	// guests are cfg.Guests where a family has more than one, else nil; guarded by table.mu.
+	guests []netip.Addr
+	// refused is when the guest refused what was forwarded to its IPv4 and IPv6 address in the place of the client's own
+	// family; guarded by table.mu.
+	refused [2]moment
 }
 
 // Addr returns the host address with the port that was bound.
@@ -61,9 +66,9 @@ func (p *UDPPort) Close() error {
 	return nil
 }
 
-// SetGuests forwards the port to other addresses of the guest, of the families that the port has. The flows to
-// a removed address end.
-func (p *UDPPort) SetGuests(guest4, guest6 netip.Addr) {
+// SetGuests forwards the port to other addresses of the guest, of the families that the port has; all are all of them. The
+// flows to an address that is gone end.
+func (p *UDPPort) SetGuests(guest4, guest6 netip.Addr, all []netip.Addr) {
 	p.x.mu.Lock()
 	defer p.x.unlock()
 	for _, g := range []struct {
@@ -74,15 +79,54 @@ func (p *UDPPort) SetGuests(guest4, guest6 netip.Addr) {
 			*g.at = netip.AddrPortFrom(g.now, g.at.Port())
 		}
 	}
+	p.setGuests(all)
+	serves := func(a netip.AddrPort) bool {
+		return a == p.cfg.Guest4 || a == p.cfg.Guest6 || a.Port() == p.guestPort() && slices.Contains(p.guests, a.Addr())
+	}
 	var stale []*conversation
 	for e := p.s.flows.Front(); e != nil; e = e.Next() {
-		if f := e.Value.(*conversation); f.key.guest != p.cfg.Guest4 && f.key.guest != p.cfg.Guest6 {
+		if f := e.Value.(*conversation); !serves(f.key.guest) || f.client.other.IsValid() && !serves(f.client.other) {
 			stale = append(stale, f)
 		}
 	}
 	for _, f := range stale {
 		p.x.removeFlow(f)
 	}
+	for e := p.s.flows.Front(); e != nil; e = e.Next() {
+		f := e.Value.(*conversation)
+		delete(p.x.peers, f.peerKey())
+		if f.client.at = (netip.Addr{}); p.guests != nil {
+			f.client.at = f.key.guest.Addr()
+		}
+		p.x.peers[f.peerKey()] = f
+	}
+}
+
+// setGuests sets p.guests. mu is held, or p is not in use yet.
+func (p *UDPPort) setGuests(all []netip.Addr) {
+	p.guests = nil
+	var n [2]int
+	for _, a := range all {
+		if n[family(a)]++; n[family(a)] > 1 {
+			p.guests = all
+		}
+	}
+}
+
+// guestPort is the server's port.
+func (p *UDPPort) guestPort() uint16 {
+	if p.cfg.Guest4.IsValid() {
+		return p.cfg.Guest4.Port()
+	}
+	return p.cfg.Guest6.Port()
+}
+
+// family is 0 for IPv4 and 1 for IPv6.
+func family(a netip.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1
 }
 
 // ListenUDP publishes a port. The error is an *Error that wraps the errno of bind (EADDRINUSE, EACCES for a privileged
@@ -118,6 +162,7 @@ func (x *Path) listenUDP(l UDPListen) (*UDPPort, error) {
 	}
 	p := &UDPPort{x: x, s: s, cfg: l, next: aliasFirst}
 	p.addr, _ = raw.Get()
+	p.setGuests(l.Guests)
 	s.pub = p
 	x.mu.Lock()
 	defer x.unlock()
@@ -229,115 +274,4 @@ func interfaceIndex(zone string) uint32 {
 		return 0 // bind then returns ENODEV or EINVAL
 	}
 	return uint32(ifi.Index)
-}
-
-// publishedIn sends a client's datagram, or a GSO batch, to the guest.
-func (x *Path) publishedIn(s *socket, r *receiver, from netip.AddrPort, scope uint32, data []byte, c control) {
-	now := x.now()
-	x.mu.Lock()
-	f := x.peers[peerKey{s, from}]
-	if f == nil {
-		if x.byFD[int32(s.fd)] != s { // closed since it was read
-			x.unlock()
-			x.count.drop(DropClosed)
-			return
-		}
-		f = x.newClient(s.pub, from, scope, now)
-		if f == nil {
-			x.unlock()
-			x.count.drop(DropNoPort)
-			return
-		}
-		if f.alt.IsValid() && len(data) <= maxFirst {
-			f.first = append([]byte(nil), data...)
-		}
-	}
-	f.local = c.local
-	x.received(f, now, data, r.more, c)
-	key := f.key
-	x.unlock()
-	x.deliver(r, key, false, data, c)
-}
-
-// newClient makes the flow of a client's first datagram; nil when no address and port of the gateway are free for the client. mu is held.
-func (x *Path) newClient(p *UDPPort, from netip.AddrPort, scope uint32, now time.Duration) *conversation {
-	guest, other := p.cfg.Guest4, p.cfg.Guest6
-	if from.Addr().Is6() {
-		guest, other = other, guest
-	}
-	if !guest.IsValid() {
-		guest, other = other, netip.AddrPort{}
-	}
-	key, ok := x.clientKey(p, guest, from)
-	if !ok {
-		return nil
-	}
-	f := &conversation{key: key, alt: other, target: target{s: p.s, peer: from, scope: scope}}
-	x.insert(f, now)
-	return f
-}
-
-// clientKey chooses the address and port under which the guest sees a client. mu is held.
-func (x *Path) clientKey(p *UDPPort, guest, from netip.AddrPort) (flowKey, bool) {
-	key := flowKey{p.cfg.Endpoint, protoUDP, guest, from}
-	e := x.f.Endpoint(p.cfg.Endpoint)
-	if e == nil {
-		return key, false
-	}
-	alias := !e.ClientVisible(from.Addr(), guest.Addr())
-	if !alias {
-		// An outbound flow to the client is replaced: what the guest sends there now are answers. Only another
-		// published port with the same client and server keeps its flow.
-		if f := x.flows[key]; f == nil || f.s.pub == nil {
-			return key, true
-		}
-	}
-	a := from.Addr()
-	if alias {
-		if a = e.Addresses().Gateway4; guest.Addr().Is6() {
-			a = e.Addresses().Gateway6
-		}
-		if !a.IsValid() {
-			return key, false
-		}
-	}
-	port := from.Port()
-	for range aliasTries {
-		key.remote = netip.AddrPortFrom(a, port)
-		if x.flows[key] == nil && !e.AnswersDNS(key.remote) {
-			return key, true
-		}
-		port = p.next
-		if p.next++; p.next < aliasFirst {
-			p.next = aliasFirst // it wrapped after aliasLast
-		}
-	}
-	return key, false
-}
-
-// moveClient forwards a client to the server's address of the other family, if there is one that was not tried: the guest has
-// answered with "port unreachable".
-func (x *Path) moveClient(key flowKey) {
-	x.mu.Lock()
-	f := x.flows[key]
-	if f == nil || f.s.pub == nil || !f.alt.IsValid() || f.outPkts > 0 {
-		x.unlock()
-		return
-	}
-	p, first, now := f.s.pub, f.first, x.now()
-	moved := &conversation{target: f.target, inPkts: f.inPkts, inBytes: f.inBytes}
-	var ok bool
-	moved.key, ok = x.clientKey(p, f.alt, f.peer)
-	if !ok {
-		x.unlock()
-		return
-	}
-	x.insert(moved, now) // which removes f: they have the same client
-	x.unlock()
-	if first == nil {
-		return
-	}
-	if err := x.guest.WriteUDP(&stack.Datagram{Flow: stack.Flow{Endpoint: moved.key.endpoint, Src: moved.key.remote, Dst: moved.key.guest}, Payload: first}); err != nil {
-		x.count.drop(DropGuestWrite)
-	}
 }

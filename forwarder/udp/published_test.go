@@ -121,16 +121,18 @@ func TestPublishedOtherFamily(t *testing.T) {
 	if d.Dst != server4 || string(d.Payload) != "b" || d.Src.Addr() != forwardlab.Gateway4 {
 		t.Fatalf("guest got %+v", d)
 	}
-	w.HandleUDPError(stack.Flow{Src: d.Src, Dst: d.Dst}, stack.PortUnreachable(true)) // both: it stays there
-	forwardlab.ReceiveNothing(t, w.g.UDP, "datagram")
 	w.answer(d, "back")
 	if s, from := c.Receive(t); s != "back" || from != at(p, "::1") {
 		t.Errorf("client got %q from %v", s, from)
 	}
-	w.HandleUDPError(stack.Flow{Src: d.Src, Dst: d.Dst}, stack.PortUnreachable(true))
 	c.Send(t, at(p, "::1"), "c")
 	if d = forwardlab.Receive(t, w.g.UDP, "datagram"); d.Dst != server4 {
 		t.Errorf("guest got %+v", d)
+	}
+	w.refuse(d) // the server ends
+	c.Send(t, at(p, "::1"), "d")
+	if d = forwardlab.Receive(t, w.g.UDP, "datagram"); d.Dst != server6 {
+		t.Errorf("after both have refused the guest got %+v", d)
 	}
 }
 

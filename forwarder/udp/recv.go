@@ -286,14 +286,15 @@ func hop(ttl uint8, gateway bool) uint8 {
 func (x *Path) udpIn(s *socket, r *receiver, from netip.AddrPort, data []byte, c control) {
 	now := x.now()
 	x.mu.Lock()
-	f := x.peers[peerKey{s, from}]
+	f := x.peers[peerKey{s: s, peer: from}]
 	if f == nil {
-		x.mu.Unlock()
-		x.count.drop(DropUnsolicited)
+		x.unspokenIn(s, r, from, data, c)
 		return
 	}
 	x.received(f, now, data, r.more, c)
-	f.alt = netip.AddrPort{} // the first address has answered: the alternative is not needed
+	if !f.onAlt() {
+		f.alt = netip.AddrPort{} // the first address has answered: the alternative is not needed
+	}
 	key, gateway := f.key, f.gateway
 	x.mu.Unlock()
 	x.deliver(r, key, gateway, data, c)

@@ -119,6 +119,9 @@ func (s *socket) sendMany(t *target, b []byte, size int, o sendOptions) int {
 	if t.local.IsValid() || t.scope != 0 {
 		m.oob.addLocal(t.local, t.scope, s.v6)
 	}
+	if t.group {
+		m.oob.addTTL(&o, s.v6)
+	}
 	n := min(len(b)/size, maxSegments)
 	for i := range n {
 		m.iovs[i].Base = &b[i*size]

@@ -34,7 +34,7 @@ var (
 	errRulesChanged = errors.New("forwarder: the rules have changed")
 )
 
-// socket is a host socket. Its flows and elem are guarded by table.mu.
+// socket is a host socket. Its flows, groups and elem are guarded by table.mu.
 type socket struct {
 	fd   int
 	v6   bool      // AF_INET6
@@ -43,7 +43,9 @@ type socket struct {
 	pub  *UDPPort  // nil for an outbound socket
 	elem *list.Element
 	// flows in the order of their last use, the latest first.
-	flows list.List
+	flows       list.List
+	groups      int  // flows to multicast groups
+	groupsReady bool // the options for them are set
 
 	// sendMu orders the options and the packets that need them.
 	sendMu     lockrank.Mutex
@@ -60,6 +62,9 @@ type socket struct {
 type sendOptions struct{ ttl, tos, pmtu int }
 
 var unknownOptions = sendOptions{-1, -1, -1}
+
+// keepTTL in sendOptions leaves the option for the TTL as it is: a control message has the packet's.
+const keepTTL = -2
 
 // newSocket returns a socket without a descriptor.
 func newSocket() *socket {
@@ -178,6 +183,9 @@ func (s *socket) send(t *target, head, body []byte, gso uint16, o sendOptions) e
 	if t.local.IsValid() || t.scope != 0 {
 		oob.addLocal(t.local, t.scope, s.v6)
 	}
+	if t.group {
+		oob.addTTL(&o, s.v6)
+	}
 	if oob.n > 0 {
 		m.Control = &oob.buf[0]
 		m.SetControllen(oob.n)
@@ -220,6 +228,9 @@ func (s *socket) setOptions(o sendOptions, v6 bool) {
 	if v6 {
 		level, ttl, tos, pmtu, have = unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, unix.IPV6_TCLASS, unix.IPV6_MTU_DISCOVER, &s.opts[1]
 	}
+	if o.ttl == keepTTL {
+		o.ttl = have.ttl
+	}
 	if o == *have {
 		return
 	}
@@ -235,7 +246,7 @@ func (s *socket) setOptions(o sendOptions, v6 bool) {
 	*have = o
 }
 
-// controlBuffer collects control messages: UDP_SEGMENT and one of the two packet infos.
+// controlBuffer collects control messages: UDP_SEGMENT, one of the two packet infos, and a TTL.
 type controlBuffer struct {
 	// Cmsghdr gives the alignment that the kernel requires.
 	_   [0]unix.Cmsghdr
@@ -269,4 +280,14 @@ func (c *controlBuffer) addLocal(local netip.Addr, scope uint32, v6 bool) {
 		info.Addr = local.As16()
 	}
 	copy(c.add(unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, unix.SizeofInet6Pktinfo), (*[unix.SizeofInet6Pktinfo]byte)(unsafe.Pointer(&info))[:])
+}
+
+// addTTL makes the packet leave with o.ttl, which IP_TTL, the option for unicast, does not do for a multicast group.
+func (c *controlBuffer) addTTL(o *sendOptions, v6 bool) {
+	level, typ := int32(unix.IPPROTO_IP), int32(unix.IP_TTL)
+	if v6 {
+		level, typ = unix.IPPROTO_IPV6, unix.IPV6_HOPLIMIT
+	}
+	binary.NativeEndian.PutUint32(c.add(level, typ, 4), uint32(o.ttl))
+	o.ttl = keepTTL
 }

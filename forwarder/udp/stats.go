@@ -7,7 +7,7 @@ type DropReason uint8
 
 // The reasons; the names returned by String are those shown in statistics.
 const (
-	DropUnsolicited  DropReason = iota // from a remote the guest has not sent to
+	DropUnsolicited  DropReason = iota // from an address the guest has not sent to
 	DropTTL                            // time to live used up at the gateway
 	DropSendBuffer                     // the host's send buffer or queue was full
 	DropTooBig                         // larger than the path's MTU and not to be fragmented
@@ -22,11 +22,12 @@ const (
 	DropUnknownError                   // an ICMP error about a flow that has ended
 	DropMalformed                      // a message of the host's kernel that is not an echo reply
 	DropClosed                         // after Close
+	DropGroup                          // to a multicast group towards which the host has no interface but its loopback
 	numDropReasons
 )
 
 var dropNames = [numDropReasons]string{"unsolicited", "ttl", "send-buffer", "too-big", "unreachable", "no-socket",
-	"ping-denied", "no-port", "flow-evicted", "guest-write", "guest-error", "error-rate", "unknown-error", "malformed", "closed"}
+	"ping-denied", "no-port", "flow-evicted", "guest-write", "guest-error", "error-rate", "unknown-error", "malformed", "closed", "multicast"}
 
 func (r DropReason) String() string { return dropNames[r] }
 

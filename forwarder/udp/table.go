@@ -26,10 +26,11 @@ type flowKey struct {
 	guest, remote netip.AddrPort
 }
 
-// peerKey names a flow as the host sees it.
+// peerKey names a flow as the host sees it. at is client.at of a published port's flow, else zero.
 type peerKey struct {
 	s    *socket
 	peer netip.AddrPort
+	at   netip.Addr
 }
 
 // socketKey names an outbound socket: the guest's source, and the family of the host's side.
@@ -47,6 +48,7 @@ type target struct {
 	local   netip.Addr // the address to send from; zero: the kernel chooses
 	scope   uint32     // interface of a link-local peer, or by which packets shall leave; 0: any
 	gateway bool       // the destination is on the host: no hop lies between
+	group   bool       // the destination is a multicast group
 	link    int        // MTU of the host's link towards peer; 0: not known
 	single  bool       // the host's link takes no GSO batches
 }
@@ -58,15 +60,27 @@ type conversation struct {
 	target
 	key      flowKey
 	decision forwarder.Decision // of an outbound flow
-	alt      netip.AddrPort     // another host address to try when the first refuses; zero: none, or tried
-	first    []byte             // the client's first datagram, kept while moveClient may need it
+	alt      netip.AddrPort     // another host address to try when this one refuses; zero: none
+	altAt    moment             // when that has refused
+	client   *client            // of a published port's flow
 	elem     *list.Element      // in s.flows
 	used     time.Duration      // time of the last packet
 
-	linkAt time.Duration // when link or single was found
+	linkAt time.Duration // when link or single was found, or the interface towards a group
 
 	outPkts, outBytes uint64
 	inPkts, inBytes   uint64
+
+	// The flows of the same socket to the same address, see table.spoken.
+	prevSpoken, nextSpoken *conversation
+}
+
+func (f *conversation) peerKey() peerKey {
+	k := peerKey{s: f.s, peer: f.peer}
+	if f.client != nil {
+		k.at = f.client.at
+	}
+	return k
 }
 
 func (f *conversation) assured() bool { return f.outPkts > 0 && f.inPkts > 0 }
@@ -86,17 +100,21 @@ type table struct {
 	mu      lockrank.Mutex
 	closed  bool
 	flows   map[flowKey]*conversation
+	others  map[flowKey]*conversation // of clients, by client.otherKey
 	peers   map[peerKey]*conversation
-	sockets map[socketKey]*socket // outbound
-	byFD    map[int32]*socket     // all
-	lru     list.List             // outbound sockets, the last used first
-	dead    []*socket             // removed from the table, to be closed by unlock
+	spoken  map[hostKey]*conversation // the first of the outbound flows of a socket to an address
+	sockets map[socketKey]*socket     // outbound
+	byFD    map[int32]*socket         // all
+	lru     list.List                 // outbound sockets, the last used first
+	dead    []*socket                 // removed from the table, to be closed by unlock
 }
 
 func (t *table) init() {
 	t.mu.SetRank(lockrank.UDPTable)
 	t.flows = map[flowKey]*conversation{}
+	t.others = map[flowKey]*conversation{}
 	t.peers = map[peerKey]*conversation{}
+	t.spoken = map[hostKey]*conversation{}
 	t.sockets = map[socketKey]*socket{}
 	t.byFD = map[int32]*socket{}
 }
@@ -125,14 +143,16 @@ func (x *Path) touch(key flowKey, pkts, bytes int) (target, bool) {
 	now := x.now()
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	f := x.flows[key]
-	if f == nil {
+	f := x.find(key)
+	if f == nil || f.group && now-f.linkAt >= linkLife {
 		return target{}, false
 	}
 	x.use(f, now)
 	f.outPkts += uint64(pkts)
 	f.outBytes += uint64(bytes)
-	f.first = nil
+	if f.client != nil {
+		f.client.answered(key, now)
+	}
 	if (f.link > 0 || f.single) && now-f.linkAt >= linkLife {
 		f.link, f.single = 0, false
 	}
@@ -142,23 +162,44 @@ func (x *Path) touch(key flowKey, pkts, bytes int) (target, bool) {
 // open makes the flow of the guest's first packet to an allowed destination, and its socket where there is none.
 // A failure has been counted when it returns; after errRulesChanged the caller must decide again.
 func (x *Path) open(key flowKey, v *forwarder.Decision, pkts, bytes int) (target, error) {
-	now := x.now()
-	x.mu.Lock()
-	defer x.unlock()
-	s, err := x.outbound(socketKey{key.endpoint, key.proto, v.Dst.Addr().Is6(), key.guest})
-	if err != nil {
-		x.count.drop(openFailure(key.proto, err))
-		return target{}, err
-	}
-	if f := x.flows[key]; f != nil { // another goroutine was faster
-		return f.target, nil
-	}
 	var by forwarder.Egress
 	if e := x.f.Endpoint(key.endpoint); e != nil {
 		by = e.Addresses().EgressTo(v.Dst.Addr())
 	}
-	f := &conversation{key: key, decision: *v, alt: v.Alt, target: target{s: s, peer: v.Dst, local: by.Addr, scope: uint32(by.Index), gateway: v.Gateway}, outPkts: uint64(pkts), outBytes: uint64(bytes)}
+	f := &conversation{key: key, decision: *v, alt: v.Alt, target: target{peer: v.Dst, local: by.Addr, scope: uint32(by.Index), gateway: v.Gateway}, outPkts: uint64(pkts), outBytes: uint64(bytes)}
 	f.Egress = by
+	now := x.now()
+	if f.group = v.Dst.Addr().IsMulticast(); f.group {
+		if f.scope == 0 {
+			f.scope = groupInterface(v.Dst.Addr(), f.local)
+		} else if isLoopback(f.scope) {
+			f.scope = 0
+		}
+		if f.scope == 0 {
+			x.count.drops[DropGroup].Add(uint64(pkts))
+			return target{}, unix.ENETUNREACH
+		}
+		f.linkAt = now
+	}
+	x.mu.Lock()
+	defer x.unlock()
+	s, err := x.outbound(socketKey{key.endpoint, key.proto, v.Dst.Addr().Is6(), key.guest})
+	if err == nil && f.group {
+		err = s.prepareGroups()
+	}
+	if err != nil {
+		x.count.drop(openFailure(key.proto, err))
+		return target{}, err
+	}
+	if old := x.flows[key]; old != nil { // another goroutine was faster, or the way to a group is looked up again
+		if old.group {
+			old.outPkts, old.outBytes = old.outPkts+f.outPkts, old.outBytes+f.outBytes
+			old.scope, old.linkAt, old.link, old.single = f.scope, now, 0, false
+			x.use(old, now)
+		}
+		return old.target, nil
+	}
+	f.s = s
 	x.insert(f, now)
 	if !x.f.StillAllowed(v, &f.Entry) {
 		x.removeFlow(f)
@@ -243,11 +284,15 @@ func (x *Path) insert(f *conversation, now time.Duration) {
 	if old := x.flows[f.key]; old != nil {
 		x.removeFlow(old)
 	}
-	if old := x.peers[peerKey{f.s, f.peer}]; old != nil {
+	if old := x.peers[f.peerKey()]; old != nil {
 		x.removeFlow(old)
 	}
 	x.flows[f.key] = f
-	x.peers[peerKey{f.s, f.peer}] = f
+	x.peers[f.peerKey()] = f
+	x.addSpoken(f)
+	if f.group {
+		f.s.groups++
+	}
 	f.enter(x)
 	if len(x.flows) > x.maxFlows {
 		x.evictFlow(f)
@@ -274,10 +319,17 @@ func (x *Path) removeFlow(f *conversation) {
 	if x.flows[f.key] == f {
 		delete(x.flows, f.key)
 	}
-	if k := (peerKey{f.s, f.peer}); x.peers[k] == f {
+	if k := f.peerKey(); x.peers[k] == f {
 		delete(x.peers, k)
 	}
+	if f.client != nil && f.client.otherKey != (flowKey{}) {
+		delete(x.others, f.client.otherKey)
+	}
 	if f.elem != nil {
+		x.removeSpoken(f)
+		if f.group {
+			f.s.groups--
+		}
 		f.s.flows.Remove(f.elem)
 		f.elem = nil
 		x.f.Flows.Remove(&f.Entry, f.counters())

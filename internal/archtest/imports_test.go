@@ -28,11 +28,11 @@ var mayImport = []struct {
 
 	// The library, and the lifecycle of a sandbox.
 	{".", []string{"plan", "sandbox"}},
-	{"sandbox", []string{"api", "dns", "gateway", "plan", "userns", "internal/hostnet", "internal/race", "internal/signals", "internal/state", "internal/watch"}},
+	{"sandbox", []string{"api", "dns", "gateway", "plan", "userns", "internal/bindaddr", "internal/hostnet", "internal/race", "internal/signals", "internal/state", "internal/watch"}},
 
 	// The network of a sandbox.
 	{"gateway", []string{"dns", "flow", "forwarder", "forwarder/loopback", "forwarder/splicetcp", "forwarder/tcp", "forwarder/udp",
-		"netns", "plan", "policy", "stack", "tap", "internal/bindaddr", "internal/fdbudget", "internal/listenwatch", "internal/procnet", "internal/spin", "internal/lockrank"}},
+		"netns", "plan", "policy", "stack", "tap", "internal/bindaddr", "internal/fdbudget", "internal/hostnet", "internal/listenwatch", "internal/procnet", "internal/spin", "internal/lockrank"}},
 	{"forwarder/tcp", []string{"flow", "forwarder", "stack", "internal/fdbudget", "internal/rawsock", "internal/spin", "internal/lockrank"}},
 	{"forwarder/splicetcp", []string{"flow", "forwarder", "splice", "stack", "internal/breaker", "internal/fdbudget", "internal/inbound", "internal/rawsock", "internal/spin", "internal/lockrank"}},
 	{"forwarder/udp", []string{"flow", "forwarder", "stack", "internal/fdbudget", "internal/procnet", "internal/rawsock", "internal/spin", "internal/lockrank"}},

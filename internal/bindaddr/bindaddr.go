@@ -79,8 +79,23 @@ func DockerError(proto string, addr netip.AddrPort, err error) error {
 				"or choose a larger port number (>= %d): %w", addr.Port(), low, low, cause)
 		}
 	}
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return &InUseError{proto, addr}
+	}
 	return fmt.Errorf("failed to bind host port %s/%s: %w", addr, proto, cause)
 }
+
+// InUseError is the DockerError of EADDRINUSE, which it is by errors.Is. It says which port is taken, so that a caller can look for
+// its holder.
+type InUseError struct {
+	Proto string
+	Addr  netip.AddrPort
+}
+
+func (e *InUseError) Error() string {
+	return fmt.Sprintf("failed to bind host port %s/%s: %v", e.Addr, e.Proto, syscall.EADDRINUSE)
+}
+func (e *InUseError) Unwrap() error { return syscall.EADDRINUSE }
 
 // PodmanError adds Podman's advice to err, a failure to bind some of ports, if one of them is below start, the first
 // unprivileged port; start is 0 if that is not known. An err that is not about permission is returned as it is. The test is by the

@@ -14,6 +14,10 @@ func TestDockerError(t *testing.T) {
 	if got := DockerError("tcp", addr("0.0.0.0:8080"), syscall.EADDRINUSE).Error(); got != "failed to bind host port 0.0.0.0:8080/tcp: address already in use" {
 		t.Error(got)
 	}
+	var used *InUseError
+	if err := DockerError("udp", addr("[::]:53"), fmt.Errorf("bind: %w", syscall.EADDRINUSE)); !errors.As(err, &used) || *used != (InUseError{"udp", addr("[::]:53")}) || !errors.Is(err, syscall.EADDRINUSE) {
+		t.Error(err)
+	}
 	low, _ := UnprivilegedStart()
 	got := DockerError("tcp", addr("0.0.0.0:80"), syscall.EACCES).Error()
 	if low > 80 && !strings.HasPrefix(got, `cannot expose privileged port 80, you might need to add "net.ipv4.ip_unprivileged_port_start=0" (currently `) {

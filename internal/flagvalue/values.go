@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -131,6 +133,39 @@ func (v *Loopback) Set(s string) error {
 }
 func (v *Loopback) String() string { return "" }
 func (v *Loopback) Type() string   { return "ports" }
+
+// Size is a number of bytes, with a unit as in docker run's sizes: b, k, m or g (powers of 1024).
+type Size struct{ Bytes *int64 }
+
+func (v *Size) Set(s string) error {
+	digits := strings.TrimRight(strings.ToLower(strings.TrimSpace(s)), "b")
+	shift := 0
+	if i := strings.IndexAny(digits, "kmg"); i >= 0 && i == len(digits)-1 {
+		shift = 10 * (1 + strings.IndexByte("kmg", digits[i]))
+		digits = digits[:i]
+	}
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || n <= 0 || n > math.MaxInt64>>shift {
+		return fmt.Errorf("invalid size: %q", s)
+	}
+	*v.Bytes = n << shift
+	return nil
+}
+
+func (v *Size) String() string {
+	if v.Bytes == nil {
+		return ""
+	}
+	n, unit := *v.Bytes, "b"
+	for _, u := range []string{"k", "m", "g"} {
+		if n == 0 || n%1024 != 0 {
+			break
+		}
+		n, unit = n/1024, u
+	}
+	return strconv.FormatInt(n, 10) + unit
+}
+func (v *Size) Type() string { return "size" }
 
 // Level is the lowest log level that is printed. The zero value is warn.
 type Level struct {

@@ -156,7 +156,7 @@ func TestDiallerAddReplacesThePatience(t *testing.T) {
 	}
 }
 
-// A further connect that cannot be watched (no memory) does not have the client wait for ever.
+// A client does not wait for ever after an Add that has failed because the connect cannot be watched (no memory).
 func TestDiallerAddThatFailsHasItsPatience(t *testing.T) {
 	d := newDialler(t)
 	at := newFullServer(t).at
@@ -177,7 +177,7 @@ func TestDiallerAddThatFailsHasItsPatience(t *testing.T) {
 	}
 }
 
-// A client that was taken back hears of nothing any more, and its own socket is as it was.
+// After Take none of the client's callbacks is called, and its own socket is unchanged.
 func TestDiallerTake(t *testing.T) {
 	d := newDialler(t)
 	server := newFullServer(t)

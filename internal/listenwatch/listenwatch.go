@@ -14,11 +14,11 @@ var ErrLater = errors.New("not opened now; try again at the next poll")
 type Watcher[K comparable] struct {
 	// Wanted reads which ports are to be open now.
 	Wanted func() map[K]bool
-	// Open opens a port. After an error that is not ErrLater the port is not tried again before it has been missing from
-	// Wanted once.
-	Open func(K) error
-	// Close closes a port that Open has opened.
-	Close func(K)
+	// Open opens the ports that are new, all of one poll in one call, and returns the errors of those that it did not open. After
+	// an error that is not ErrLater a port is not tried again before it has been missing from Wanted once.
+	Open func([]K) map[K]error
+	// Close closes ports that Open has opened.
+	Close func([]K)
 	// Missed is for how many polls in a row an open port must be missing from Wanted before it is closed; 0 means 1.
 	Missed int
 
@@ -32,13 +32,17 @@ func (w *Watcher[K]) Poll() {
 		w.open, w.failed = map[K]int{}, map[K]bool{}
 	}
 	now := w.Wanted()
+	var gone, added []K
 	for k := range w.open {
 		if now[k] {
 			w.open[k] = 0
 		} else if w.open[k]++; w.open[k] >= w.Missed {
 			delete(w.open, k)
-			w.Close(k)
+			gone = append(gone, k)
 		}
+	}
+	if len(gone) > 0 {
+		w.Close(gone)
 	}
 	for k := range w.failed {
 		if !now[k] {
@@ -46,10 +50,16 @@ func (w *Watcher[K]) Poll() {
 		}
 	}
 	for k := range now {
-		if _, open := w.open[k]; open || w.failed[k] {
-			continue
+		if _, open := w.open[k]; !open && !w.failed[k] {
+			added = append(added, k)
 		}
-		switch err := w.Open(k); {
+	}
+	if len(added) == 0 {
+		return
+	}
+	refused := w.Open(added)
+	for _, k := range added {
+		switch err := refused[k]; {
 		case err == nil:
 			w.open[k] = 0
 		case !errors.Is(err, ErrLater):

@@ -22,11 +22,18 @@ func TestPoll(t *testing.T) {
 			}
 			return m
 		},
-		Open: func(k int) error {
-			events = append(events, fmt.Sprint("open ", k))
-			return answers[k]
+		Open: func(list []int) map[int]error {
+			slices.Sort(list)
+			for _, k := range list {
+				events = append(events, fmt.Sprint("open ", k))
+			}
+			return answers
 		},
-		Close:  func(k int) { events = append(events, fmt.Sprint("close ", k)) },
+		Close: func(list []int) {
+			for _, k := range list {
+				events = append(events, fmt.Sprint("close ", k))
+			}
+		},
 		Missed: 2,
 	}
 	for i, step := range []struct {
@@ -61,13 +68,13 @@ func TestPollAtOnce(t *testing.T) {
 	now := map[int]bool{1: true}
 	w := Watcher[int]{
 		Wanted: func() map[int]bool { return now },
-		Open:   func(k int) error { events = append(events, fmt.Sprint("open ", k)); return nil },
-		Close:  func(k int) { events = append(events, fmt.Sprint("close ", k)) },
+		Open:   func(list []int) map[int]error { events = append(events, fmt.Sprint("open ", list)); return nil },
+		Close:  func(list []int) { events = append(events, fmt.Sprint("close ", list)) },
 	}
 	w.Poll()
 	now = map[int]bool{2: true}
 	w.Poll()
-	if want := []string{"open 1", "close 1", "open 2"}; !slices.Equal(events, want) {
+	if want := []string{"open [1]", "close [1]", "open [2]"}; !slices.Equal(events, want) {
 		t.Errorf("%q, want %q", events, want)
 	}
 }

@@ -5,7 +5,8 @@ type Rank int
 
 // The order. The comment says what the lock guards, and what is called while it is held.
 const (
-	GatewayPortsChange    Rank = iota + 1 // gateway.ports.change: ports are being added or removed
+	GatewayHost           Rank = iota + 1 // gateway.host.mu: the addresses and rules of the data plane are being replaced
+	GatewayPortsChange                    // gateway.ports.change: ports are being added or removed
 	GatewayPorts                          // gateway.ports.mu: the list; a port is being connected to the forwarder
 	GatewayForwardsChange                 // gateway.loopbackForwards.change: forwards are being added or removed
 	GatewayForwards                       // gateway.loopbackForwards.mu: the list; a relay is being started, a port closed
@@ -26,7 +27,7 @@ const (
 	numRanks
 )
 
-var names = [numRanks]string{"unranked", "gateway.ports.change", "gateway.ports.mu", "gateway.loopbackForwards.change", "gateway.loopbackForwards.mu",
+var names = [numRanks]string{"unranked", "gateway.host.mu", "gateway.ports.change", "gateway.ports.mu", "gateway.loopbackForwards.change", "gateway.loopbackForwards.mu",
 	"spin.Member.mu", "splicetcp.Path.mu", "loopback.Relay.mu", "udp.table.mu", "tcp.Path.mu", "inbound.Dialler.mu", "splice.Loop.mu",
 	"forwarder.Attempts.mu", "breaker.Breaker.mu", "flow.Table.mu", "spin.Group.mu", "udp.socket.sendMu", "udp.socket.recvMu"}
 

@@ -1,77 +1,80 @@
 package rootlessport
 
 import (
+	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"rootlessnet/netns"
 )
 
-// uplinkNamespaces are patterns of the paths where Podman keeps the namespace with the bridges of its networks, relative to the
-// directory of the containers' namespaces: up to version 4 in that directory, from version 5 in a directory of its own.
-var uplinkNamespaces = []string{"rootless-netns*", "../containers/networks/rootless-netns/rootless-netns"}
-
 // findEngine returns the control socket of the helper that connects the namespace at path, or that connects the namespace in which
-// a veth of it has its peer; "" if there is none.
+// a veth of it has its peer, as with the bridges of Podman's networks; "" if there is none.
 func findEngine(path string, find Finder) (socket string) {
 	inode, err := NamespaceInode(path)
 	if err != nil {
 		return ""
 	}
-	if socket := find(inode); socket != "" {
-		return socket
-	}
-	for _, pattern := range uplinkNamespaces {
-		matches, err := filepath.Glob(filepath.Join(filepath.Dir(path), pattern))
-		if err != nil {
-			continue
+	engines := find()
+	for _, e := range engines {
+		if e.NetNS == inode {
+			return e.Socket
 		}
-		for _, uplink := range matches {
-			inode, err := NamespaceInode(uplink)
-			if err != nil {
-				continue
-			}
-			if socket := find(inode); socket != "" && hasVethTo(path, uplink) {
-				return socket
-			}
+	}
+	_ = netns.RunAt(path, func() error {
+		socket = peerEngine(engines)
+		return nil
+	})
+	return socket
+}
+
+// peerEngine returns the control socket of the first helper in whose namespace a veth of the calling thread's namespace has its
+// peer. Several instances of Podman of one user may each have such a namespace, at a path that depends on their configuration.
+func peerEngine(engines []Engine) (socket string) {
+	peers := peerNamespaces()
+	if len(peers) == 0 {
+		return ""
+	}
+	for _, e := range engines {
+		if id, ok := e.namespaceID(); ok && peers[id] {
+			return e.Socket
 		}
 	}
 	return ""
 }
 
-// hasVethTo reports whether a veth of the namespace at path has its peer in the namespace at uplink. Several instances of Podman of
-// one user may each have such a namespace.
-func hasVethTo(path, uplink string) bool {
-	to, err := os.Open(uplink)
-	if err != nil {
-		return false
-	}
-	defer to.Close()
-	is := false
-	err = netns.RunAt(path, func() error {
-		is = hasPeerIn(int(to.Fd()))
-		return nil
-	})
-	return is && err == nil
-}
-
-// hasPeerIn reports whether a veth of the calling thread's namespace has its peer in the namespace ns: the kernel numbers the
-// namespaces that have peers of its links (rtnetlink, RTM_GETNSID).
-func hasPeerIn(ns int) bool {
-	id, err := netlink.GetNetNsIdByFd(ns)
-	if err != nil || id < 0 {
-		return false
-	}
+// peerNamespaces returns the namespaces in which veths of the calling thread's namespace have their peers, by the numbers that the
+// kernel gives them there (rtnetlink, IFLA_LINK_NETNSID).
+func peerNamespaces() map[int]bool {
 	links, err := netlink.LinkList()
 	if err != nil {
-		return false
+		return nil
 	}
+	peers := map[int]bool{}
 	for _, l := range links {
-		if _, ok := l.(*netlink.Veth); ok && l.Attrs().NetNsID == id {
-			return true
+		if _, ok := l.(*netlink.Veth); ok && l.Attrs().NetNsID >= 0 {
+			peers[l.Attrs().NetNsID] = true
 		}
 	}
-	return false
+	return peers
+}
+
+// namespaceID returns the number of the helper's namespace in the calling thread's (RTM_GETNSID), if it has one there.
+func (e Engine) namespaceID() (id int, ok bool) {
+	if e.PID == 0 {
+		return 0, false
+	}
+	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", e.PID))
+	if err != nil {
+		return 0, false
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil || st.Ino != e.NetNS {
+		return 0, false // the pid is that of another process by now
+	}
+	id, err = netlink.GetNetNsIdByFd(int(f.Fd()))
+	return id, err == nil && id >= 0
 }

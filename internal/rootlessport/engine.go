@@ -22,14 +22,30 @@ const (
 	checkInterval = time.Second
 )
 
-// Finder returns the path of the control socket of the helper that connects the network namespace with that inode, or "" if
-// no helper of this project does.
-type Finder func(inode uint64) string
+// Engine is a helper of this project that is running and connects a network namespace.
+type Engine struct {
+	NetNS  uint64 // inode of the namespace
+	PID    int    // a process in the namespace; 0 for none
+	Socket string // path of the control socket
+}
+
+// Finder returns the helpers that are running now.
+type Finder func() []Engine
+
+// socketOf returns the control socket of the helper that connects the network namespace with that inode; "" if there is none.
+func (find Finder) socketOf(inode uint64) string {
+	for _, e := range find() {
+		if e.NetNS == inode {
+			return e.Socket
+		}
+	}
+	return ""
+}
 
 // engine publishes the ports through the helper that connects the namespace, over the helper's control socket. When that
 // helper ends, the engine publishes them through its successor.
 type engine struct {
-	locate func() (socket string) // finds the current helper of the namespace, as a Finder does
+	locate func() (socket string) // finds the current helper of the namespace; "": there is none
 	ports  []Port
 	log    *slog.Logger
 

@@ -45,7 +45,7 @@ func Start(c *Config, find Finder, log *slog.Logger) (h *Helper, err error) {
 		}
 	}()
 	// In a namespace that one of our helpers connects, only that helper changes rules and sysctls.
-	if find(inode) == "" {
+	if find.socketOf(inode) == "" {
 		if ports, err = h.openDirect(c.NetNSPath, ports, child, log); err != nil {
 			return nil, err
 		}

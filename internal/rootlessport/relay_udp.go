@@ -20,6 +20,12 @@ const (
 	maxDatagram = 65535
 )
 
+// udpClient identifies a client. It includes the host's address to which the client sent: the answer must come from there.
+type udpClient struct {
+	addr  netip.AddrPort
+	local netip.Addr // the zero value: not known
+}
+
 // udpFlows holds a socket inside for each client of one port.
 type udpFlows struct {
 	r    *relay
@@ -27,23 +33,25 @@ type udpFlows struct {
 	port Port
 
 	mu    sync.Mutex
-	conns map[netip.AddrPort]net.Conn // guarded by mu
+	conns map[udpClient]net.Conn // guarded by mu
 }
 
 func (r *relay) serveUDP(c *net.UDPConn, p Port) {
-	f := &udpFlows{r: r, out: c, port: p, conns: map[netip.AddrPort]net.Conn{}}
-	buf := make([]byte, maxDatagram)
+	f := &udpFlows{r: r, out: c, port: p, conns: map[udpClient]net.Conn{}}
+	requestDestinations(c)
+	buf, oob := make([]byte, maxDatagram), make([]byte, 128)
 	for {
-		n, client, err := c.ReadFromUDPAddrPort(buf)
+		n, oobn, _, from, err := c.ReadMsgUDPAddrPort(buf, oob)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
 		if err != nil {
 			continue // an ICMP error that one answer caused
 		}
+		client := udpClient{from, destination(oob[:oobn])}
 		conn, err := f.flow(client)
 		if err != nil {
-			r.log.Debug("datagram dropped", "client", client, "err", err)
+			r.log.Debug("datagram dropped", "client", from, "err", err)
 			continue
 		}
 		_ = conn.SetReadDeadline(time.Now().Add(udpIdle))
@@ -54,7 +62,7 @@ func (r *relay) serveUDP(c *net.UDPConn, p Port) {
 var errManyFlows = errors.New("too many clients at a time")
 
 // flow returns the socket inside for a client, and opens it for the client's first datagram.
-func (f *udpFlows) flow(client netip.AddrPort) (net.Conn, error) {
+func (f *udpFlows) flow(client udpClient) (net.Conn, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if c, ok := f.conns[client]; ok {
@@ -76,20 +84,20 @@ func (f *udpFlows) flow(client netip.AddrPort) (net.Conn, error) {
 }
 
 // answer sends the container's datagrams to one client, until the flow has been idle for udpIdle.
-func (f *udpFlows) answer(client netip.AddrPort, c net.Conn) {
+func (f *udpFlows) answer(client udpClient, c net.Conn) {
 	defer func() {
 		f.mu.Lock()
 		delete(f.conns, client)
 		f.mu.Unlock()
 	}()
-	buf := make([]byte, maxDatagram)
+	buf, source := make([]byte, maxDatagram), fromAddress(client.local)
 	for {
 		n, err := c.Read(buf)
 		var ne net.Error
 		switch {
 		case err == nil:
 			_ = c.SetReadDeadline(time.Now().Add(udpIdle))
-			_, _ = f.out.WriteToUDPAddrPort(buf[:n], client)
+			_, _, _ = f.out.WriteMsgUDPAddrPort(buf[:n], source, client.addr)
 		case errors.Is(err, net.ErrClosed), errors.As(err, &ne) && ne.Timeout():
 			return
 		}

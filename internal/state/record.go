@@ -28,6 +28,8 @@ type Record struct {
 	ExitCode   *int     `json:"exitCode,omitempty"` // of the command, once the status is Lingering
 	Command    []string `json:"command"`
 
+	Labels map[string]string `json:"labels,omitempty"`
+
 	// Network is the mode: "bridge", "host", "none", "container:ID", or "attach" for a namespace that another program made;
 	// Command then names that namespace.
 	Network  string `json:"network"`

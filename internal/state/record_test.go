@@ -25,6 +25,9 @@ const storedRecord = `{
     "sleep",
     "60"
   ],
+  "labels": {
+    "tier": "front"
+  },
   "network": "bridge",
   "hostname": "web",
   "netns": 4026532281,
@@ -55,6 +58,7 @@ func TestStoredFormat(t *testing.T) {
 		ID:   "abababababababababababababababababababababababababababababababab",
 		Name: "web", Created: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), Status: Lingering,
 		Supervisor: Process{PID: 4711, StartTime: 123456}, InitPID: 4712, ExitCode: &code, Command: []string{"sleep", "60"},
+		Labels:  map[string]string{"tier": "front"},
 		Network: "bridge", Hostname: "web", NetNS: 4026532281,
 		Interface: "eth0", Link: "tap", Datapath: "splice", MAC: "02:42:0a:00:02:64", MTU: 65520,
 		Subnets:   []netip.Prefix{netip.MustParsePrefix("10.0.2.0/24")},

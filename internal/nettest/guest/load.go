@@ -128,6 +128,35 @@ func (op DialMany) run() (None, error) {
 	return None{}, nil
 }
 
+// ConnectTogether opens Count connections to an Echo server at the same time. The result is the first failure, and the time
+// until the last server had greeted.
+type ConnectTogether struct {
+	To    Target
+	Count int
+}
+
+func (op ConnectTogether) run() (Timed, error) {
+	begin := time.Now()
+	failures := make(chan error, op.Count)
+	for range op.Count {
+		go func() {
+			c, err := op.To.dial(patience)
+			if err == nil {
+				defer c.Close()
+				err = awaitGreeting(c)
+			}
+			failures <- err
+		}()
+	}
+	var first error
+	for range op.Count {
+		if err := <-failures; first == nil {
+			first = err
+		}
+	}
+	return timed(begin, first), nil
+}
+
 // Churn opens Count connections to an Echo server one after the other, with one byte there and back on each. The result is
 // how many worked.
 type Churn struct {
@@ -183,6 +212,59 @@ func (op Fill) run() (Filled, error) {
 		}
 	}
 	return Filled{sum, OK}, nil
+}
+
+// HoldUnread opens Count connections, which it never reads, and writes to each until nothing is taken for a while, if Send is
+// set. They stay open. The result is how many there are, and what all of them have taken.
+type HoldUnread struct {
+	To     Target
+	Count  int
+	Send   bool
+	Socket Socket
+}
+
+// Unread is what HoldUnread came to.
+type Unread struct {
+	Count   int
+	Bytes   int
+	Outcome Outcome // of the first connect that failed
+}
+
+func (op HoldUnread) run() (u Unread, err error) {
+	type result struct {
+		bytes   int
+		outcome Outcome
+	}
+	const together = 50 // connects at a time
+	results := make(chan result, op.Count)
+	slots := make(chan struct{}, together)
+	for range op.Count {
+		slots <- struct{}{}
+		go func() {
+			c, err := op.Socket.dial(op.To)
+			<-slots
+			if err != nil {
+				results <- result{0, OutcomeOf(err)}
+				return
+			}
+			kept <- c.(*net.TCPConn)
+			n := 0
+			if op.Send {
+				n = Fill{}.On(c).Bytes
+			}
+			results <- result{n, OK}
+		}()
+	}
+	for range op.Count {
+		switch r := <-results; {
+		case r.outcome == OK:
+			u.Count++
+			u.Bytes += r.bytes
+		case u.Outcome == OK:
+			u.Outcome = r.outcome
+		}
+	}
+	return u, nil
 }
 
 // fillPause is how long a connection must not take anything to be full.

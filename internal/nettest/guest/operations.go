@@ -18,7 +18,7 @@ func init() {
 	addServer[Sleep]()
 	add[RunShell]()
 
-	// tcp_server.go, tcp.go, tcp_end.go, urgent.go
+	// tcp_server.go, tcp.go, tcp_end.go, urgent.go, abandon.go
 	addServer[ServeTCP]()
 	add[AwaitReport]()
 	add[Connect]()
@@ -29,20 +29,26 @@ func init() {
 	add[CloseTogether]()
 	add[Abort]()
 	add[ExchangeUrgent]()
+	add[AbandonConnects]()
+	add[ReconnectAfterReset]()
 
 	// load.go
 	add[Hold]()
 	add[EchoHeld]()
 	add[DropHeld]()
 	add[DialMany]()
+	add[ConnectTogether]()
 	add[Churn]()
 	add[Fill]()
+	add[HoldUnread]()
+	addServer[Upload]()
 
 	// udp.go, ping.go, names.go
 	addServer[ServeUDP]()
 	add[AskUDP]()
 	add[AskUDPFromMany]()
 	add[AskUDPInBatches]()
+	add[Seek]()
 	add[Ping]()
 	add[QueryDNS]()
 	add[RequestLease]()
@@ -52,10 +58,11 @@ func init() {
 	add[GetHTTP]()
 	add[MoveBulk]()
 
-	// raw.go, malformed.go
+	// raw.go, flood.go, malformed.go
 	add[SendSYN]()
 	add[SendDatagram]()
 	add[SendSYNs]()
+	add[FloodSYNs]()
 	add[SendLoopbackSYNs]()
 	add[SendShortFrames]()
 	add[SendBadHeaders]()

@@ -36,6 +36,11 @@ func (s Socket) dialer() net.Dialer {
 	return d
 }
 
+func (s Socket) dial(to Target) (net.Conn, error) {
+	d := s.dialer()
+	return d.Dial("tcp", to.String())
+}
+
 func (s Socket) listenConfig() net.ListenConfig {
 	lc := net.ListenConfig{Control: s.control}
 	lc.SetMultipathTCP(s.Multipath)

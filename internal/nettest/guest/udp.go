@@ -13,8 +13,9 @@ import (
 
 // ServeUDP answers each datagram as EchoUDP. The result is the socket's address.
 type ServeUDP struct {
-	Addr netip.Addr // the zero Addr for every address of both families
-	Port uint16     // 0 for a free one
+	Addr netip.Addr    // the zero Addr for every address of both families
+	Port uint16        // 0 for a free one
+	For  time.Duration `json:",omitempty"` // after which the server ends; 0 for never
 }
 
 func (op ServeUDP) run() (netip.AddrPort, error) {
@@ -23,6 +24,9 @@ func (op ServeUDP) run() (netip.AddrPort, error) {
 		return netip.AddrPort{}, err
 	}
 	go EchoUDP(c)
+	if op.For > 0 {
+		time.AfterFunc(op.For, func() { c.Close() })
+	}
 	return c.LocalAddr().(*net.UDPAddr).AddrPort(), nil
 }
 
@@ -162,4 +166,63 @@ func (AskUDPInBatches) On(c net.Conn) Outcome {
 		}
 	}
 	return OK
+}
+
+// Seek sends a datagram, to a multicast group perhaps, on a socket that is not connected, and collects what anyone answers.
+type Seek struct {
+	To      netip.AddrPort
+	Text    string
+	TTL     int           `json:",omitempty"` // of a datagram to a group; 0 for the kernel's 1
+	Answers int           // how many to wait for
+	Timeout time.Duration // 0 for two seconds
+}
+
+// Answer is a datagram and where it came from.
+type Answer struct {
+	From netip.AddrPort
+	Text string
+}
+
+func (op Seek) run() (answers []Answer, err error) {
+	network := "udp4"
+	if op.To.Addr().Is6() {
+		network = "udp6"
+	}
+	c, err := net.ListenUDP(network, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	if op.TTL > 0 {
+		raw, err := c.SyscallConn()
+		if err != nil {
+			return nil, err
+		}
+		level, name := unix.IPPROTO_IP, unix.IP_MULTICAST_TTL
+		if op.To.Addr().Is6() {
+			level, name = unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS
+		}
+		var failed error
+		if err := errors.Join(raw.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), level, name, op.TTL) }), failed); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := c.WriteToUDPAddrPort([]byte(op.Text), op.To); err != nil {
+		return nil, err
+	}
+	if op.Timeout == 0 {
+		op.Timeout = 2 * time.Second
+	}
+	if err := c.SetReadDeadline(time.Now().Add(op.Timeout)); err != nil {
+		return nil, err
+	}
+	b := make([]byte, 64<<10)
+	for len(answers) < op.Answers {
+		n, from, err := c.ReadFromUDPAddrPort(b)
+		if err != nil {
+			break // none came any more
+		}
+		answers = append(answers, Answer{netip.AddrPortFrom(from.Addr().Unmap().WithZone(""), from.Port()), string(b[:n])})
+	}
+	return answers, nil
 }

@@ -22,11 +22,8 @@ type UrgentStream struct {
 	At     int    // the urgent byte's offset in Text
 }
 
-// MarkedUrgent and UrgentInLine are the sample as it arrives with the urgent byte marked as urgent, and as ordinary data.
-var (
-	MarkedUrgent = UrgentStream{Text: "abcdef", Urgent: "!", At: 3}
-	UrgentInLine = UrgentStream{Text: "abc!def"}
-)
+// MarkedUrgent is the sample as it arrives with the urgent byte marked as urgent.
+var MarkedUrgent = UrgentStream{Text: "abcdef", Urgent: "!", At: 3}
 
 // sendUrgent sends the sample.
 func sendUrgent(c *net.TCPConn) error {

@@ -1,0 +1,93 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+)
+
+// streams are the command's standard streams. ours are those that nobody needs any more when the command has its copies.
+type streams struct {
+	in, out, err *os.File
+	ours         []*os.File
+}
+
+// openStreams opens what Config.LogOutput, OpenStdin and TTY ask for in place of the caller's files.
+func (s *sandbox) openStreams() (*streams, error) {
+	c := &s.cfg
+	st := &streams{in: c.Stdin, out: c.Stdout, err: c.Stderr}
+	if c.LogOutput {
+		f, err := s.output.start(s.record.entry)
+		if err != nil {
+			return nil, err
+		}
+		if st.out == nil {
+			st.out = f
+		}
+		if st.err == nil {
+			st.err = f
+		}
+		if c.TTY && st.out == f {
+			s.term.log = f // copying needs it until the end
+		} else {
+			st.ours = append(st.ours, f)
+		}
+	}
+	if c.TTY {
+		tty, err := s.term.open(c.Stdin, st.out)
+		if err != nil {
+			st.close()
+			return nil, err
+		}
+		st.in, st.out, st.err, st.ours = tty, tty, tty, append(st.ours, tty)
+		return st, nil
+	}
+	if c.Stdin == nil && c.OpenStdin {
+		r, w, err := os.Pipe()
+		if err != nil {
+			st.close()
+			return nil, err
+		}
+		s.term.idle = w // open for as long as the sandbox lives
+		st.in, st.ours = r, append(st.ours, r)
+	}
+	return st, nil
+}
+
+// close may be called more than once.
+func (st *streams) close() {
+	for _, f := range st.ours {
+		_ = f.Close()
+	}
+	st.ours = nil
+}
+
+// writeIDFile creates Config.IDFile.
+func (s *sandbox) writeIDFile() error {
+	path := s.cfg.IDFile
+	if path == "" {
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("container ID file found, make sure the other container isn't running or delete %s", path)
+	}
+	if err != nil {
+		return fmt.Errorf("failed to create the container ID file: %w", err)
+	}
+	_, err = f.WriteString(s.record.id())
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		s.removeIDFile()
+		return fmt.Errorf("failed to write the container ID to the file: %w", err)
+	}
+	return nil
+}
+
+func (s *sandbox) removeIDFile() {
+	if s.cfg.IDFile != "" {
+		_ = os.Remove(s.cfg.IDFile)
+	}
+}
