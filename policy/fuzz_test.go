@@ -22,8 +22,11 @@ var nat64 = netip.MustParsePrefix("64:ff9b::/96")
 
 var nat64Local = netip.MustParsePrefix("64:ff9b:1::/48")
 
+// controlBlock has the groups that no router forwards (RFC 5771, 4).
+var controlBlock = netip.MustParsePrefix("224.0.0.0/24")
+
 // FuzzJudge: an allowed Dst is never of a closed kind, unless it is the loopback address on a listed port and the guest
-// addressed the gateway. On other ports the gateway leads to the host's address. A verdict other than Allow has a reason and no destination.
+// addressed the gateway, nor a group but for UDP. On other ports the gateway leads to the host's address. A verdict other than Allow has a reason and no destination.
 func FuzzJudge(f *testing.F) {
 	cfg := testConfig()
 	cfg.Host4, cfg.Host6 = netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("2001:db8::10")
@@ -32,6 +35,11 @@ func FuzzJudge(f *testing.F) {
 		a := netip.MustParseAddr(s)
 		f.Add(uint8(6), a.AsSlice(), uint16(40000), uint16(8080))
 		f.Add(uint8(17), a.AsSlice(), uint16(40000), uint16(81))
+	}
+	for _, group := range []string{"224.0.0.1", "224.0.0.251", "230.8.8.8", "239.255.255.250", "ff02::1", "ff02::fb"} {
+		for _, proto := range []Proto{TCP, UDP} {
+			f.Add(uint8(proto), netip.MustParseAddr(group).AsSlice(), uint16(40000), uint16(1900))
+		}
 	}
 	f.Fuzz(func(t *testing.T, proto uint8, dstBytes []byte, sport, dport uint16) {
 		da, ok := netip.AddrFromSlice(dstBytes)
@@ -67,6 +75,12 @@ func FuzzJudge(f *testing.F) {
 		}
 		if da.Is4In6() {
 			t.Fatalf("%v: mapped address allowed", dst)
+		}
+		if da.IsMulticast() {
+			if Proto(proto) != UDP || controlBlock.Contains(da) && da != mdns4 && da != llmnr4 {
+				t.Fatalf("protocol %d to the group %v allowed", proto, dst)
+			}
+			return
 		}
 		for _, closed := range neverDial {
 			if closed.Contains(da) && !nat64.Contains(da) && !nat64Local.Contains(da) {
