@@ -39,7 +39,7 @@ var expected = []string{
 // attention are the counters that are a problem if they grow, besides those of drops.
 var attention = []string{
 	"link.rx_dropped", "link.tx_dropped",
-	"tcp.dial-errors", "tcp.dial-limit", "tcp.dial-retries", "tcp.accept-errors", "tcp.reinject-failed", "tcp.unmatched", "tcp.retransmits", "tcp.syn-dropped",
+	"tcp.dial-errors", "tcp.dial-limit", "tcp.dial-retries", "tcp.accept-errors", "tcp.reinject-failed", "tcp.unmatched", "tcp.retransmits", "tcp.syn-dropped", "tcp.syn-limited", "tcp.buffers-refused",
 	"udp.evicted", "loopback.refused", "dns.servfail", "dns.upstream-errors", "dns.dropped",
 }
 
