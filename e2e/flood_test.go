@@ -32,7 +32,7 @@ func TestScorecard29SYNFlood(t *testing.T) {
 		answering, _ := l.serve(l.There, at(topo.There4, 0), guest.Echo)
 		var got atomic.Int64
 		srv, _ := l.serveFunc(l.There, at(topo.There4, 0), func(c *net.TCPConn) { countBytes(c, &got) })
-		s := l.start()
+		s := l.start(asRoot)
 		want(s, guest.OK, guest.Upload{To: guest.To(srv)})
 		flood := func(to []netip.AddrPort, lasts time.Duration) (moved int64) {
 			before := got.Load()
