@@ -9,13 +9,11 @@ import (
 )
 
 // FloodSYNs sends the SYNs of connections that no program has begun, as frames, Rate a second for that time. Each comes from
-// another port, and they go to all of To in turn. With Elsewhere the frames are for another station than the gateway, which
-// drops them: they cost the sender and the link the same. The result is how many were sent.
+// another port, and they go to all of To in turn. The result is how many were sent.
 type FloodSYNs struct {
-	To        []netip.AddrPort
-	Rate      int
-	Lasts     time.Duration
-	Elsewhere bool
+	To    []netip.AddrPort
+	Rate  int
+	Lasts time.Duration
 }
 
 func (op FloodSYNs) run() (sent int, err error) {
@@ -33,9 +31,6 @@ func (op FloodSYNs) run() (sent int, err error) {
 	for i := range frames {
 		to := op.To[i%len(op.To)]
 		frames[i] = w.ip(to.Addr(), protoTCP, tcpSegment(firstPort+uint16(i), to.Port(), tcpSYN, 0), 16)
-		if op.Elsewhere {
-			frames[i][5] ^= 1 // the last byte of the destination's hardware address
-		}
 	}
 	begin := time.Now()
 	for {
