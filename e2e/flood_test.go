@@ -21,7 +21,7 @@ func TestScorecard29SYNFlood(t *testing.T) {
 		rate    = 50_000
 		windows = 4
 		window  = 400 * time.Millisecond
-		tries   = 4
+		tries   = 8
 		least   = 0.8
 	)
 	begin := 500 * time.Millisecond // what the first SYNs cost is part of the first window

@@ -40,7 +40,7 @@
 // # Limits
 //
 //   - 8192 connection requests in flight (maxInFlightSYN)
-//   - SYNs that come to nothing: 500 a second for a destination, 2000 for all, after bursts of 2048 and 8192 (synLimit)
+//   - SYNs that come to nothing: 250 a second for a destination, 1000 for all, after bursts of 2048 and 8192 (synLimit)
 //   - 64 MiB of data in the buffers of all TCP connections (Config.TCPBuffers, buffers.go), with a few kilobytes for each
 //     connection beyond that
 //   - 16 urgent bytes of a connection that were not read yet (urgent.go); further ones are in the stream

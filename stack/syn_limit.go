@@ -16,11 +16,11 @@ const (
 	// destSYNs is how many SYNs to one destination may be admitted at once and come to nothing, and destSYNPace the time after
 	// which one more is admitted: a burst of 1,000 clients, each of which sends its SYN twice, passes.
 	destSYNs    = 2048
-	destSYNPace = 2 * time.Millisecond
+	destSYNPace = 4 * time.Millisecond
 	// allSYNs and allSYNPace are the same for all destinations together: a scanner of ports is as fast as that. Admitted SYNs
 	// to destinations that refuse take a tenth of a processor.
 	allSYNs    = maxInFlightSYN
-	allSYNPace = time.Second / 2000
+	allSYNPace = time.Second / 1000
 	// synBuckets is the number of buckets that destinations are hashed to.
 	synBuckets = 256
 )
