@@ -79,6 +79,7 @@ test: testbin
 # Tests that need root of the machine.
 test-root: testbin
 	$(RACEENV) ROOTLESSNET_BIN=$(CURDIR)/$(TESTBIN) $(GO) test $(RACEFLAGS) -timeout 5m -count=1 ./e2e/asroot
+	$(RACEENV) $(GO) test $(RACEFLAGS) -timeout 5m -count=1 -run '^TestPeerInASandbox$$' ./api
 
 test-long:
 	ROOTLESSNET_LONG=1 $(MAKE) test TESTFLAGS='-timeout 60m $(TESTFLAGS)'

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"rootlessnet/internal/nettest/skip"
 )
 
 func TestRefusedPeer(t *testing.T) {
@@ -45,7 +47,7 @@ func TestPeerInASandbox(t *testing.T) {
 			self := "/proc/self/exe"
 			if attr.Credential != nil {
 				if os.Getuid() != 0 {
-					t.Skip("needs root to become another user")
+					t.Skip("SKIPPED: becoming another user needs root; `make test` as root runs it (test-root)")
 				}
 				// The other user must be able to reach the socket, or else the file system refuses it and not the server.
 				openUp(t, dir, path)
@@ -62,7 +64,7 @@ func TestPeerInASandbox(t *testing.T) {
 				if os.Getenv("ROOTLESSNET_CI") == "1" {
 					t.Fatal(err)
 				}
-				t.Skip("cannot make a user namespace:", err)
+				skip.Missing(t, "cannot make a user namespace: %v", err)
 			}
 			if err != nil || !strings.HasPrefix(string(out), "permission denied: ") {
 				t.Errorf("%q %v", out, err)
@@ -112,7 +114,7 @@ func copySelf(t *testing.T, dir string) string {
 // TestServerInAUserNamespace: a helper that runs in a user namespace admits its user from the initial one.
 func TestServerInAUserNamespace(t *testing.T) {
 	if text, err := os.ReadFile("/proc/self/uid_map"); err != nil || !mapsAll(text) {
-		t.Skip("not in the initial user namespace")
+		skip.Missing(t, "not in the initial user namespace")
 	}
 	path := filepath.Join(t.TempDir(), "api.sock")
 	cmd := exec.Command("/proc/self/exe")
@@ -129,7 +131,7 @@ func TestServerInAUserNamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := cmd.Start(); err != nil {
-		t.Skip("cannot make a user namespace:", err)
+		skip.Missing(t, "cannot make a user namespace: %v", err)
 	}
 	defer func() { in.Close(); _ = cmd.Wait() }()
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "<nil>\n" {

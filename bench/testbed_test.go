@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"rootlessnet/internal/nettest/skip"
 	"rootlessnet/internal/nettest/topo"
 )
 
@@ -68,7 +69,7 @@ func gaveNothing(row Row) bool { return len(row.Values) == 0 && row.Skipped == "
 func startTestbed(t *testing.T) *testbed {
 	t.Helper()
 	if os.Getuid() == 0 {
-		t.Skip("needs an ordinary user: make test")
+		skip.Missing(t, "needs an ordinary user: make test")
 	}
 	tb, err := newTestbed(1500, 0)
 	if err != nil {

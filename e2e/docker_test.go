@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"rootlessnet/internal/nettest/guest"
+	"rootlessnet/internal/nettest/skip"
 )
 
 // The flags that docker run has, with the meaning that they have here.
@@ -237,7 +238,7 @@ func TestMembershipReportsAreNotDrops(t *testing.T) {
 	onEveryLinkAtOnce(t, func(t *testing.T, l *lab) {
 		s := l.start()
 		if !l.IPv6 {
-			t.Skip("without IPv6 a kernel sends no reports")
+			skip.Missing(t, "without IPv6 a kernel sends no reports")
 		}
 		eventually(t, opPatience, func() string {
 			if s.counter("frame.group-reports") == 0 {

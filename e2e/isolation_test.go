@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"rootlessnet/internal/nettest/guest"
+	"rootlessnet/internal/nettest/skip"
 	"rootlessnet/internal/nettest/topo"
 )
 
@@ -106,7 +107,7 @@ func TestScorecard05RawUDPToLoopback(t *testing.T) {
 func TestScorecard06RawUDPToLoopbackOfIPv6(t *testing.T) {
 	onEveryLinkAtOnce(t, func(t *testing.T, l *lab) {
 		if !l.IPv6 {
-			t.Skip("THIS KERNEL HAS NO IPv6")
+			skip.Missing(t, "this kernel has no IPv6")
 		}
 		srv, reached := l.serveUDP(l.Here, at(any6, 0))
 		s := l.start(asRoot)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rootlessnet/internal/nettest/guest"
+	"rootlessnet/internal/nettest/skip"
 	"rootlessnet/internal/nettest/topo"
 	"rootlessnet/internal/race"
 )
@@ -28,10 +29,7 @@ func needFiles(t *testing.T, n uint64) {
 		t.Fatal(err)
 	}
 	if limit.Cur < n {
-		if os.Getenv("ROOTLESSNET_CI") == "1" {
-			t.Fatalf("needs %d open files, the limit is %d", n, limit.Cur)
-		}
-		t.Skipf("SKIPPED: NEEDS %d OPEN FILES, THE LIMIT IS %d", n, limit.Cur)
+		skip.Missing(t, "needs %d open files, the limit is %d", n, limit.Cur)
 	}
 }
 
@@ -312,10 +310,7 @@ func TestScorecard35Reset(t *testing.T) {
 func TestIperf3(t *testing.T) {
 	path, err := exec.LookPath("iperf3")
 	if err != nil {
-		if os.Getenv("ROOTLESSNET_CI") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip("SKIPPED: THERE IS NO iperf3")
+		skip.Missing(t, "%v", err)
 	}
 	onEveryLink(t, func(t *testing.T, l *lab) {
 		srv := l.There.Command(path, "-s")

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/nettest/skip"
 	"rootlessnet/internal/nettest/topo"
 )
 
@@ -31,7 +32,7 @@ func (l *lab) onTerminal(cmd *topo.Cmd, size unix.Winsize) *console {
 	l.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		l.Skip("no pseudo terminals:", err)
+		skip.Missing(l, "no pseudo terminals: %v", err)
 	}
 	l.Cleanup(func() { master.Close() })
 	c := &console{T: l.T, master: master, cmd: cmd, out: &buffer{}}
@@ -45,7 +46,7 @@ func (l *lab) onTerminal(cmd *topo.Cmd, size unix.Winsize) *console {
 	c.resize(size)
 	tty, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		l.Skip("no pseudo terminals:", err)
+		skip.Missing(l, "no pseudo terminals: %v", err)
 	}
 	defer tty.Close()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
@@ -180,7 +181,7 @@ func (l *lab) shellOnTerminal() *console {
 	l.Helper()
 	bash, err := exec.LookPath("bash")
 	if err != nil {
-		l.Skip("no bash:", err)
+		skip.Missing(l, "%v", err)
 	}
 	cmd := l.Here.Command(bash, "--norc", "--noprofile", "-i")
 	cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+l.runtime, "PATH="+bins+":"+os.Getenv("PATH"), "PS1=outer$ ", "TERM=dumb")
@@ -258,7 +259,7 @@ func TestSuspend(t *testing.T) {
 		l := newLab(t)
 		bash, err := exec.LookPath("bash")
 		if err != nil {
-			t.Skip("no bash:", err)
+			skip.Missing(t, "%v", err)
 		}
 		cmd := l.command("rootless-run", bash, "--norc", "--noprofile", "-i")
 		cmd.Env = append(cmd.Env, "PS1=inside$ ", "TERM=dumb")

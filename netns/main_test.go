@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rootlessnet/internal/nettest"
+	"rootlessnet/internal/nettest/skip"
 )
 
 // childEnv names the test for which the test binary was started in a namespace of its own.
@@ -40,22 +41,13 @@ func inNamespace(t *testing.T) bool {
 	case errors.As(err, &exit):
 		t.Fatalf("in a namespace of its own:\n%s", out)
 	case err != nil: // it was not started
-		need(t, "user namespaces: "+err.Error())
+		skip.Missing(t, "user namespaces: %v", err)
 	case strings.Contains(string(out), "--- SKIP: "+t.Name()+" "):
 		t.Skipf("in a namespace of its own:\n%s", out)
 	case !strings.Contains(string(out), "--- PASS: "+t.Name()+" "):
 		t.Fatalf("the child did not run the test:\n%s", out)
 	}
 	return false
-}
-
-// need reports that this machine lacks what.
-func need(t *testing.T, what string) {
-	t.Helper()
-	if os.Getenv("ROOTLESSNET_CI") == "1" {
-		t.Fatalf("needs %s", what)
-	}
-	t.Skipf("NOT TESTED, needs %s", what)
 }
 
 // testLink is an uplink with everything that can be set, of the kind that works on every machine.

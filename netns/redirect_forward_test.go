@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/nettest/skip"
 )
 
 // TestForwarding: the rules for forwarded traffic load, a second time changes nothing, and the pool has sockets with their mark.
@@ -24,7 +26,7 @@ func TestForwarding(t *testing.T) {
 		for range 2 {
 			if err := r.AddForwarding(); err != nil {
 				if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.EOPNOTSUPP) {
-					need(t, "nf_tables with nat, ct and socket: "+err.Error())
+					skip.Missing(t, "nf_tables with nat, ct and socket: %v", err)
 				}
 				t.Fatal(err)
 			}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rootlessnet/internal/nettest/pooltest"
+	"rootlessnet/internal/nettest/skip"
 )
 
 // redirectBy sets up a redirect for the uplink in the namespace of the process, and ends it with the test.
@@ -21,7 +22,7 @@ func redirectBy(t *testing.T, uplink string, ipv6 bool) (*Redirect, *RedirectHan
 	r, err := NewRedirect(&c, false)
 	if err != nil {
 		if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.EOPNOTSUPP) {
-			need(t, "nf_tables: "+err.Error())
+			skip.Missing(t, "nf_tables: %v", err)
 		}
 		t.Fatal(err)
 	}

@@ -6,12 +6,14 @@ import (
 	"os"
 	"syscall"
 	"testing"
+
+	"rootlessnet/internal/nettest/skip"
 )
 
 func TestUser(t *testing.T) {
 	uid, gid := os.Geteuid(), os.Getegid()
 	if uid == 0 {
-		t.Skip("the id maps differ for an ordinary user")
+		skip.Missing(t, "needs an ordinary user, for whom the id maps differ: make test")
 	}
 	own := fmt.Sprintf("%d:%d", uid, gid)
 	for _, c := range []struct{ userns, user, network, wantNS, want string }{

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"rootlessnet/internal/nettest/skip"
 	"rootlessnet/userns"
 )
 
@@ -107,7 +108,7 @@ func holder(t *testing.T) (pid int) {
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
 	}
 	if err := cmd.Start(); err != nil {
-		t.Skipf("no namespaces here: %v", err)
+		skip.Missing(t, "no namespaces here: %v", err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	return cmd.Process.Pid

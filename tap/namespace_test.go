@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"rootlessnet/internal/nettest/skip"
 	"rootlessnet/tap"
 )
 
@@ -30,16 +31,6 @@ var (
 	guestIP  = [4]byte{10, 0, 2, 100}
 	ourIP    = [4]byte{10, 0, 2, 2}
 )
-
-// skip skips a test that the kernel or the machine does not permit; where every test has to run (ROOTLESSNET_CI), it fails the
-// test.
-func skip(t testing.TB, format string, args ...any) {
-	t.Helper()
-	if os.Getenv("ROOTLESSNET_CI") == "1" {
-		t.Fatalf(format, args...)
-	}
-	t.Skipf("NOT TESTED: "+format, args...)
-}
 
 // enter runs the test again in a child process, in a new user and network namespace in which it is root. It returns true in the
 // child; in the parent it reports the child's result and returns false.
@@ -67,7 +58,7 @@ func enter(t testing.TB) bool {
 	var exit *exec.ExitError
 	switch {
 	case err != nil && !errors.As(err, &exit):
-		skip(t, "no user namespace: %v", err)
+		skip.Missing(t, "no user namespace: %v", err)
 	case err != nil:
 		t.Fatalf("%s", out)
 	case strings.Contains(string(out), "--- SKIP: "+t.Name()):
@@ -151,7 +142,7 @@ func openTAP(t testing.TB, vnet bool) int {
 		if os.Getenv("TUN_MODE") == "0600" {
 			t.Skipf("NOT TESTED: /dev/net/tun: %v, as TUN_MODE=0600 requests", err)
 		}
-		skip(t, "/dev/net/tun: %v", err)
+		skip.Missing(t, "/dev/net/tun: %v", err)
 	}
 	req, _ := unix.NewIfreq(guestName)
 	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI)
@@ -191,7 +182,7 @@ func openPacket(t testing.TB) int {
 	}()
 	r := <-done
 	if r.err != nil {
-		skip(t, "packet link: %v", r.err)
+		skip.Missing(t, "packet link: %v", r.err)
 	}
 	return r.fd
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rootlessnet/internal/nettest/pooltest"
+	"rootlessnet/internal/nettest/skip"
 	"rootlessnet/netns"
 )
 
@@ -23,7 +24,7 @@ func redirected(t *testing.T, ipv6 bool) (*Sandbox, *netns.RedirectHandles) {
 	h, err := s.Redirect(t.Context(), netns.RedirectConfig{Uplink: redirectUplink, IPv6: ipv6})
 	if err != nil {
 		if errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.EOPNOTSUPP) {
-			need(t, "nf_tables: "+err.Error())
+			skip.Missing(t, "nf_tables: %v", err)
 		}
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"rootlessnet/internal/nettest/skip"
 	"rootlessnet/internal/subid"
 	"rootlessnet/netns"
 )
@@ -99,21 +100,12 @@ func start(t *testing.T, cfg Config) *Sandbox {
 	s, err := Start(t.Context(), cfg)
 	if err != nil {
 		if errors.Is(err, syscall.EPERM) && cfg.Link.Kind == "" && !cfg.PIDNamespace {
-			need(t, "user namespaces: "+err.Error())
+			skip.Missing(t, "user namespaces: %v", err)
 		}
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
 	return s
-}
-
-// need skips the test, or in CI fails it, because this machine lacks what.
-func need(t *testing.T, what string) {
-	t.Helper()
-	if os.Getenv("ROOTLESSNET_CI") == "1" {
-		t.Fatalf("needs %s", what)
-	}
-	t.Skipf("NOT TESTED, needs %s", what)
 }
 
 // run runs a shell script in s and returns what it wrote, and its exit code.
@@ -227,7 +219,7 @@ func TestIDMaps(t *testing.T) {
 func TestAutoRanges(t *testing.T) {
 	ranges, _ := subid.Read("/etc/subuid", os.Getenv("USER"), os.Getuid(), maxSubRanges)
 	if _, err := exec.LookPath("newuidmap"); err != nil || len(ranges) == 0 {
-		need(t, "newuidmap and ranges of this user in /etc/subuid")
+		skip.Missing(t, "newuidmap and ranges of this user in /etc/subuid")
 	}
 	s := start(t, Config{Network: NetworkNone, IDMap: IDMapAuto})
 	name := filepath.Join(t.TempDir(), "f")

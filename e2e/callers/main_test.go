@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rootlessnet/internal/nettest/guest"
+	"rootlessnet/internal/nettest/skip"
 )
 
 // patience bounds one run of a program.
@@ -73,26 +74,17 @@ func build() (string, error) {
 	return dir, nil
 }
 
-// missing skips a test that lacks something, or fails it in CI.
-func missing(t *testing.T, what string) {
-	t.Helper()
-	if os.Getenv("ROOTLESSNET_CI") == "1" {
-		t.Fatalf("nothing is skipped in CI: %s", what)
-	}
-	t.Skipf("SKIPPED: %s", what)
-}
-
 // need makes sure that programs are installed, and that the machine has what they need.
 func need(t *testing.T, programs ...string) {
 	t.Helper()
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
-			missing(t, p+" is not installed")
+			skip.Missing(t, "%v is not installed", p)
 		}
 	}
 	var fs unix.Statfs_t
 	if err := unix.Statfs("/sys/fs/cgroup", &fs); err != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC || os.Getuid() == 0 {
-		missing(t, "run these by `make test`: an ordinary user, a cgroup2 file system, a network of its own")
+		skip.Missing(t, "run these by `make test`: an ordinary user, a cgroup2 file system, a network of its own")
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"rootlessnet/internal/nettest/guest"
+	"rootlessnet/internal/nettest/skip"
 )
 
 // TestBuildah: a RUN step of a build has a network, by the slirp4netns found in PATH.
@@ -97,7 +98,7 @@ func TestRootlessKit3(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(kit); err != nil {
-		missing(t, "no RootlessKit 3 at "+rootlesskit3+": GOBIN=… go install github.com/rootless-containers/rootlesskit/v3/cmd/rootlesskit@v3.0.1")
+		skip.Missing(t, "no RootlessKit 3 at %v: GOBIN=… go install github.com/rootless-containers/rootlesskit/v3/cmd/rootlesskit@v3.0.1", rootlesskit3)
 	}
 	slirp := []string{"--net=slirp4netns", "--slirp4netns-binary=" + filepath.Join(bins, "slirp4netns")}
 	pasta := []string{"--net=pasta", "--pasta-binary=" + filepath.Join(bins, "pasta"), "--port-driver=implicit"}

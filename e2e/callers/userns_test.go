@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"rootlessnet/internal/nettest/skip"
 )
 
 // TestUserNSAuto: with ranges in /etc/subuid the command is root of a whole range of users, has the same network as without,
@@ -13,11 +15,11 @@ import (
 func TestUserNSAuto(t *testing.T) {
 	for _, tool := range []string{"newuidmap", "newgidmap"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			missing(t, err.Error())
+			skip.Missing(t, "%v", err)
 		}
 	}
 	if text, err := os.ReadFile("/etc/subuid"); err != nil || len(text) == 0 {
-		missing(t, "no ranges in /etc/subuid")
+		skip.Missing(t, "no ranges in /etc/subuid")
 	}
 	script := `id -u; cat /proc/self/uid_map | wc -l
 touch mine && chown 1000:1000 mine && stat -c %u:%g mine

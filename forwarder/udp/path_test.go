@@ -13,6 +13,7 @@ import (
 	"rootlessnet/flow"
 	"rootlessnet/forwarder"
 	"rootlessnet/internal/nettest/forwardlab"
+	"rootlessnet/internal/nettest/skip"
 	"rootlessnet/internal/procnet"
 	"rootlessnet/stack"
 )
@@ -304,7 +305,7 @@ func TestUDPBatches(t *testing.T) {
 	var oob controlBuffer
 	oob.add(unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2)[0] = 200
 	if _, _, err := peer.WriteMsgUDPAddrPort(make([]byte, 1050), oob.buf[:oob.n], from); err != nil {
-		t.Skipf("this kernel has no UDP_SEGMENT: %v", err)
+		skip.Missing(t, "this kernel has no UDP_SEGMENT: %v", err)
 	}
 	for got := 0; got < 1050; {
 		d := forwardlab.Receive(t, w.g.UDP, "batch")

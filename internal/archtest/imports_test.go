@@ -62,10 +62,11 @@ var mayImport = []struct {
 	{"e2e", nil},
 	{"e2e/asroot", nil},
 	{"internal/nettest", []string{"tap", "internal/spin"}}, // a fake tap.Device
-	{"internal/nettest/forwardlab", []string{"flow", "forwarder", "policy", "stack", "tap", "internal/fdbudget", "internal/race"}},
+	{"internal/nettest/forwardlab", []string{"flow", "forwarder", "policy", "stack", "tap", "internal/fdbudget", "internal/nettest/skip", "internal/race"}},
 	{"internal/nettest/cmdtest", nil},
 	{"internal/nettest/guest", nil},
 	{"internal/nettest/pooltest", []string{"internal/rawsock"}},
+	{"internal/nettest/skip", nil},
 	{"internal/nettest/topo", nil},
 	{"internal/testuser", nil},
 	{"internal/archtest", nil},

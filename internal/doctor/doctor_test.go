@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/nettest/skip"
 )
 
 func TestMain(m *testing.M) {
@@ -128,11 +130,7 @@ func TestNamespaces(t *testing.T) {
 	defer cancel()
 	found := childProbe(ctx, roleInside)
 	if f := found["user-namespace"]; f.Status != OK {
-		msg := "no user namespace here: " + f.Detail
-		if os.Getenv("ROOTLESSNET_CI") == "1" {
-			t.Fatal(msg)
-		}
-		t.Skip(msg)
+		skip.Missing(t, "no user namespace here: %s", f.Detail)
 	}
 	for name, f := range found {
 		if f.Status == Untried && !strings.HasPrefix(name, "tap-") {
@@ -163,11 +161,7 @@ func TestRunWithoutUserNamespaces(t *testing.T) {
 		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}}
 	out, err := cmd.Output()
 	if err != nil {
-		msg := fmt.Sprintf("cannot create a user namespace with the limit: %v %s", err, out)
-		if os.Getenv("ROOTLESSNET_CI") == "1" {
-			t.Fatal(msg)
-		}
-		t.Skip(msg)
+		skip.Missing(t, "cannot create a user namespace with the limit: %v %s", err, out)
 	}
 	var r Report
 	if err := json.Unmarshal(out, &r); err != nil {
@@ -254,7 +248,7 @@ func TestBlame(t *testing.T) {
 // TestWithoutCapabilities: the report shows that a user namespace gives no capabilities, as where AppArmor restricts them.
 func TestWithoutCapabilities(t *testing.T) {
 	if os.Geteuid() == 0 {
-		t.Skip("needs a process without capabilities; it runs as an ordinary user")
+		skip.Missing(t, "needs a process without capabilities; it runs as an ordinary user")
 	}
 	// Without a clone the probe runs in the host's namespaces, where an ordinary user has no capabilities either.
 	if f := probeCapabilities()["user-namespace"]; f.Status != Denied || !strings.Contains(f.Detail, "no capabilities") {

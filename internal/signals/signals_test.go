@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"rootlessnet/internal/nettest/skip"
 )
 
 // TestMain: with SIGNALS_TEST_CHILD set, the test binary is a launcher that prints each signal it receives and the result of
@@ -91,19 +93,19 @@ func openPTY(t *testing.T) (master, tty *os.File) {
 	t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		t.Skip("no pseudo terminals:", err)
+		skip.Missing(t, "no pseudo terminals: %v", err)
 	}
 	t.Cleanup(func() { master.Close() })
 	n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN)
 	if err != nil {
-		t.Skip("no pseudo terminals:", err)
+		skip.Missing(t, "no pseudo terminals: %v", err)
 	}
 	if err := unix.IoctlSetPointerInt(int(master.Fd()), unix.TIOCSPTLCK, 0); err != nil {
 		t.Fatal(err)
 	}
 	tty, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		t.Skip("no pseudo terminals:", err)
+		skip.Missing(t, "no pseudo terminals: %v", err)
 	}
 	t.Cleanup(func() { tty.Close() })
 	return master, tty
