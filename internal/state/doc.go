@@ -5,7 +5,7 @@
 //
 //	rootless-run/            mode 0700, owned by the user; flock on the directory itself: the outer lock
 //	  3f2a9c0d11be/          mode 0700, named by the short id
-//	    lock                 flock: held by the sandbox's supervisor for as long as that lives
+//	    lock                 flock: held by the sandbox's supervisor for as long as that lives; gone when the record says Exited
 //	    state.json           a Record, replaced by rename(2)
 //	    api.sock             the control socket (package api)
 //	    output.log           the latest output of a detached command; output.log.1 has what came before
@@ -18,8 +18,9 @@
 // in use and to claim it.
 //
 // A sandbox whose record says Keep has ended if its lock is free; its directory stays until Remove, or until a bound is exceeded: a
-// number, an age and a size of all of them (ended.go), which every call that reads the directory enforces, and each End. The name of an
-// ended sandbox is free: who claims it has the ended one renamed. exit.CODE is made before the record is replaced. It needs no space on
+// number, an age and a size of all of them (ended.go), which List, Lookup and each End enforce. When its record is complete, the lock
+// file is removed, so that a start need not read the record. The name of an ended sandbox is free; the next call that reads the
+// record after another sandbox has taken the name renames the ended one. exit.CODE is made before the record is replaced. It needs no space on
 // the disk; and inotify reports its name to a Watcher even if the directory is removed at once, so that Wait knows the exit code of a
 // sandbox that is not kept.
 //

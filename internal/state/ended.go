@@ -13,8 +13,8 @@ import (
 
 // Bounds of what is kept of ended sandboxes. The oldest go first; each call that reads the directory enforces them.
 const (
-	// maxEnded is their number. More than fills a screen is hard to read, and each start reads their records, to find out about
-	// its name: some 50 µs for each.
+	// maxEnded is their number. More than fills a screen is hard to read, and each start looks whether they are live: some 2 µs
+	// for each.
 	maxEnded = 32
 	// maxEndedAge is long enough to find on a Monday what ended on a Friday, or during a week's absence.
 	maxEndedAge = 7 * 24 * time.Hour
@@ -86,8 +86,10 @@ func (e *Entry) end(exitCode int, cause error) (kept bool, err error) {
 		os.Remove(older)
 		err = e.update(end)
 	}
-	// Without the record, settle takes the code from the name of the file.
 	os.Remove(e.SocketPath())
+	if err == nil {
+		settled(e.path)
+	} // else settle takes the code from the name of the file
 	return true, errors.Join(err, e.lock.Close())
 }
 
@@ -104,13 +106,20 @@ func settle(path string) (r Record, ok bool) {
 		return stored, false
 	}
 	if stored.Status == Exited {
+		settled(path) // a supervisor of an earlier version has left the lock file
 		return stored, true
 	}
 	r = completed(path, stored)
-	_ = writeRecord(path, &r) // where that fails, on a full disk, the next call does the same
+	if writeRecord(path, &r) == nil { // where that fails, on a full disk, the next call does the same
+		settled(path)
+	}
 	os.Remove(filepath.Join(path, socketFile))
 	return r, true
 }
+
+// settled removes the lock file of an ended sandbox whose record is complete, so that a start knows it without reading the record. A
+// missing lock file is a lock that nobody holds.
+func settled(path string) { os.Remove(filepath.Join(path, lockName)) }
 
 // view is the record of a sandbox for a reader that does not hold the outer lock: if no supervisor holds the sandbox's lock, as settle
 // would complete it.
@@ -221,36 +230,66 @@ func (d *Dir) Remove(r Record) error {
 
 // dropEnded removes every ended sandbox, to make space on a full disk. The caller holds the outer lock.
 func (d *Dir) dropEnded() {
-	_, ended, _ := d.read()
+	_, ended, _ := d.read(true)
 	for _, r := range ended {
 		os.RemoveAll(d.PathOf(r))
 	}
 }
 
-// claim makes name free for the sandbox of the id self, "" for a new one: it is an error, ErrNameInUse by errors.Is, if another
-// live sandbox has it. An ended one is renamed to its short id, an underscore and its old name, as docker compose renames a container
-// that it replaces: an ended sandbox cannot be started again, so there is no use in reserving the name, and its record and output
-// stay. The caller holds the outer lock.
+// claim makes name free for the sandbox of the id self: it is an error, ErrNameInUse by errors.Is, if another live sandbox has it. An
+// ended one gives it up. The caller holds the outer lock.
 func (d *Dir) claim(name, self string) error {
-	live, ended, err := d.read()
+	live, ended, err := d.read(true)
 	if err != nil {
 		return &Error{"create", err}
 	}
-	for _, r := range append(live, ended...) {
-		if r.Name != name || r.ID == self {
-			continue
-		}
-		if r.Status != Exited {
-			return &refError{fmt.Sprintf("Conflict. The name %q is already in use by sandbox %q. "+
-				"You have to stop that sandbox to be able to reuse that name.", "/"+name, r.ID), ErrNameInUse}
-		}
-		path := d.PathOf(r)
-		r.Name = r.ShortID() + "_" + name
-		if err := writeRecord(path, &r); err != nil {
-			os.RemoveAll(path) // a full disk; what was just started is more important
+	if err := conflict(live, name, self); err != nil {
+		return err
+	}
+	for i := range ended {
+		if ended[i].Name == name && ended[i].ID != self {
+			d.giveUpName(&ended[i])
 		}
 	}
 	return nil
+}
+
+// conflict is the error of a name that a live sandbox other than self has.
+func conflict(live []Record, name, self string) error {
+	for _, r := range live {
+		if r.Name == name && r.ID != self {
+			return &refError{fmt.Sprintf("Conflict. The name %q is already in use by sandbox %q. "+
+				"You have to stop that sandbox to be able to reuse that name.", "/"+name, r.ID), ErrNameInUse}
+		}
+	}
+	return nil
+}
+
+// yield has ended sandboxes give up a name that a later one has: a start takes the name without reading their records. The caller
+// holds the outer lock.
+func (d *Dir) yield(live, ended []Record) {
+	taken := map[string]bool{}
+	for _, r := range live {
+		taken[r.Name] = true
+	}
+	latest := slices.SortedFunc(slices.Values(ended), func(a, b Record) int { return b.Created.Compare(a.Created) })
+	for _, r := range latest {
+		if taken[r.Name] {
+			i := slices.IndexFunc(ended, func(x Record) bool { return x.ID == r.ID })
+			d.giveUpName(&ended[i])
+		}
+		taken[r.Name] = true
+	}
+}
+
+// giveUpName renames an ended sandbox to its short id, an underscore and its old name, as docker compose renames a container that it
+// replaces: an ended sandbox cannot be started again, so there is no use in reserving the name, and its record and output stay. The
+// caller holds the outer lock.
+func (d *Dir) giveUpName(r *Record) {
+	r.Name = r.ShortID() + "_" + r.Name
+	if path := d.PathOf(*r); writeRecord(path, r) != nil {
+		os.RemoveAll(path) // a full disk; what was just started is more important
+	}
 }
 
 // Rename gives a live sandbox another name, as Create claims one.

@@ -127,6 +127,32 @@ func TestNameOfAnEndedSandbox(t *testing.T) {
 	}
 }
 
+// TestStartReadsNoEndedRecord: a start neither reads nor judges what is kept; the next look at the directory does.
+func TestStartReadsNoEndedRecord(t *testing.T) {
+	d := open(t)
+	old := endKept(t, d, "web", 1)
+	damaged := endKept(t, d, "db", 1)
+	if err := os.WriteFile(filepath.Join(d.PathOf(damaged), recordFile), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	first := create(t, d, "web")
+	if _, err := os.Stat(d.PathOf(damaged)); err != nil {
+		t.Error("the start has read the record of an ended sandbox:", err)
+	}
+	// Two that have ended have the name now, and the one that was started last keeps it.
+	if err := errors.Join(first.Update(func(r *Record) { r.Status, r.Keep = Running, true }), first.End(2, nil)); err != nil {
+		t.Fatal(err)
+	}
+	for ref, code := range map[string]int{"web": 2, old.ShortID() + "_web": 1} {
+		if r, err := d.LookupAny(ref); err != nil || *r.ExitCode != code {
+			t.Errorf("%s: %+v %v", ref, r, err)
+		}
+	}
+	if _, err := os.Stat(d.PathOf(damaged)); !errors.Is(err, os.ErrNotExist) {
+		t.Error("a directory without a record was left:", err)
+	}
+}
+
 // TestBounds: the number, the age and the size of what is kept are bounded, and the oldest go first.
 func TestBounds(t *testing.T) {
 	age := func(t *testing.T, d *Dir, r Record, by time.Duration) {
@@ -174,7 +200,7 @@ func TestBounds(t *testing.T) {
 			large = append(large, r)
 		}
 		for _, r := range large[:2] {
-			if err := os.Truncate(filepath.Join(d.PathOf(r), lockName), maxEndedBytes); err != nil { // sparse
+			if err := os.Truncate(filepath.Join(d.PathOf(r), exitPrefix+"0"), maxEndedBytes); err != nil { // sparse
 				t.Fatal(err)
 			}
 		}

@@ -54,8 +54,8 @@ type Entry struct {
 }
 
 // Create makes the directory of a new sandbox, with a Record of status Created, and claims the name for it. An empty name
-// becomes the short id. The error is ErrNameInUse, by errors.Is, if a live sandbox has the name; an ended one gives it up, see
-// claim. The caller must Close or End the Entry.
+// becomes the short id. The error is ErrNameInUse, by errors.Is, if a live sandbox has the name; an ended one gives it up. The caller
+// must Close or End the Entry.
 func (d *Dir) Create(name string) (*Entry, error) {
 	self, err := Self()
 	if err != nil {
@@ -66,7 +66,11 @@ func (d *Dir) Create(name string) (*Entry, error) {
 		return nil, &Error{"create", err}
 	}
 	defer unlock()
-	if err := d.claim(name, ""); err != nil {
+	live, _, err := d.read(false) // an ended sandbox gives up the name later, see yield
+	if err != nil {
+		return nil, &Error{"create", err}
+	}
+	if err := conflict(live, name, ""); err != nil {
 		return nil, err
 	}
 	e, err := d.makeEntry()
@@ -207,13 +211,16 @@ func (d *Dir) ListAll() ([]Record, error) {
 // sweep reads the records of all sandboxes. It removes the directories of those that have ended and are not kept, or no longer.
 // The caller holds the outer lock.
 func (d *Dir) sweep() ([]Record, error) {
-	live, ended, err := d.read()
-	return append(live, d.retain(ended)...), err
+	live, ended, err := d.read(true)
+	ended = d.retain(ended)
+	d.yield(live, ended)
+	return append(live, ended...), err
 }
 
-// read is sweep without the bounds of what is kept, which a start does not have to wait for. The caller holds the outer lock, so no
-// process has made a directory that it has not locked yet.
-func (d *Dir) read() (live, ended []Record, err error) {
+// read is sweep without the bounds of what is kept. Without the ended ones, which a start does not have to wait for, it reads of them
+// only the records of those that nobody has settled. The caller holds the outer lock, so no process has made a directory that it has
+// not locked yet.
+func (d *Dir) read(withEnded bool) (live, ended []Record, err error) {
 	entries, err := os.ReadDir(d.path)
 	if err != nil {
 		return nil, nil, err
@@ -224,6 +231,9 @@ func (d *Dir) read() (live, ended []Record, err error) {
 			continue
 		}
 		path := filepath.Join(d.path, entry.Name())
+		if !withEnded && isSettled(path) {
+			continue
+		}
 		if isDead(path) {
 			if r, ok := settle(path); ok {
 				ended = append(ended, r)
@@ -242,6 +252,11 @@ func (d *Dir) read() (live, ended []Record, err error) {
 // isSandbox reports whether an entry of the state directory is a sandbox's directory, by its name.
 func isSandbox(entry fs.DirEntry) bool {
 	return entry.IsDir() && len(entry.Name()) == ShortIDLen && isHex(entry.Name())
+}
+
+// isSettled reports whether the sandbox at path has ended and its record says so: settled has then removed the lock file.
+func isSettled(path string) bool {
+	return errors.Is(unix.Faccessat(unix.AT_FDCWD, filepath.Join(path, lockName), unix.F_OK, 0), fs.ErrNotExist)
 }
 
 // isDead reports whether no supervisor holds the lock of the sandbox at path. It tries to take the lock in shared mode, so that
