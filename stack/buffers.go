@@ -11,7 +11,7 @@ import (
 )
 
 // Netstack's buffers hold what one side of a connection does not read. Each connection has a send buffer (towards the guest)
-// and a receive buffer (from it), whose sizes are its grant from one budget for all connections. They begin small and grow
+// and a receive buffer (from it), whose sizes, and the number of segments in the former, are its grant from one budget for all connections. They begin small and grow
 // while their reader keeps up, so a reader that is slow from the beginning holds little; what grows, and what a new connection
 // begins with, is a share of what is left, so that all grants together stay near the budget however many connections there
 // are. Netstack enforces the sizes: it takes no more from the forwarder than the send buffer holds, and advertises a window of
@@ -27,7 +27,9 @@ const (
 	beginBuffer         = 128 << 10
 	lowestSendBuffer    = 8 << 10
 	lowestReceiveBuffer = 16 << 10
-	beginShare          = 256
+	// Segments begin with half as much, which is enough for a writer of short messages, and with nothing at the lowest.
+	beginSegmentsShare = 2
+	beginShare         = 256
 	// growShare bounds the growth of one buffer at a time in the same way.
 	growShare = 8
 	// leastGrowth is not worth less.
@@ -86,9 +88,10 @@ func (b *bufferBudget) sweepLaterLocked() {
 // add grants a new connection its first buffers.
 func (b *bufferBudget) add(c *Conn) {
 	begin := min(max((b.limit-b.taken.Load())/beginShare, 0), beginBuffer)
-	c.buf.base = [2]int64{max(begin, lowestSendBuffer), max(begin, lowestReceiveBuffer)}
+	c.buf.base = [buffers]int64{max(begin, lowestSendBuffer), max(begin, lowestReceiveBuffer), begin / beginSegmentsShare}
 	c.buf.grant = c.buf.base
-	c.charge(c.buf.base[sendBuf] + c.buf.base[receiveBuf])
+	c.setSegmentLimit()
+	c.charge(c.buf.base[sendBuf] + c.buf.base[receiveBuf] + c.buf.base[segmentBuf])
 	c.setSize(sendBuf, c.buf.base[sendBuf])
 	c.setSize(receiveBuf, c.buf.base[receiveBuf])
 	c.ep.SocketOptions().SetSendBufferSize(c.buf.base[sendBuf], true) // turns netstack's own tuning of it off
@@ -137,20 +140,22 @@ func (b *bufferBudget) remove(c *Conn) {
 	delete(b.conns, c)
 }
 
-// The two buffers of a connection, as indices.
+// What a connection is granted, as indices: its two buffers, and the segments that its send buffer may consist of (segments.go).
 const (
 	sendBuf = iota
 	receiveBuf
+	segmentBuf
+	buffers // their number
 )
 
 // connBuffers are the sizes of a connection's buffers.
 type connBuffers struct {
 	budget *bufferBudget
-	base   [2]int64 // sizes at the beginning, constant afterwards
+	base   [buffers]int64 // sizes at the beginning, constant afterwards
 
 	mu    sync.Mutex
-	grant [2]int64 // of the budget; a size is never above it; guarded by mu
-	size  [2]int64 // guarded by mu
+	grant [buffers]int64 // of the budget; a size is never above it; guarded by mu
+	size  [2]int64       // guarded by mu
 
 	charged atomic.Int64 // the sum of grant, or removed
 
@@ -186,10 +191,31 @@ func (c *Conn) charge(n int64) {
 func (c *Conn) setSize(which int, n int64) {
 	c.buf.size[which] = n
 	if which == sendBuf {
-		c.ep.SocketOptions().SetSendBufferSize(n, false)
+		c.resize()
 	} else {
 		c.ep.SocketOptions().SetReceiveBufferSize(n, false)
 	}
+}
+
+// resize sets netstack's size of the send buffer. buf.mu is held, or the connection is new.
+func (c *Conn) resize() {
+	n := c.buf.size[sendBuf]
+	if stop := c.seg.stop; stop > 0 {
+		n = min(n, stop)
+	}
+	c.ep.SocketOptions().SetSendBufferSize(n, false)
+}
+
+// resized sets the size again if it is not what it should be, and says whether it was not: netstack itself stores the size that it
+// has read when it reports that a buffer is writable, and may do so after it was changed.
+func (c *Conn) resized() bool {
+	c.buf.mu.Lock()
+	defer c.buf.mu.Unlock()
+	if c.ep.SocketOptions().GetSendBufferSize() >= c.buf.size[sendBuf] {
+		return false
+	}
+	c.resize()
+	return true
 }
 
 // noteMoved notes that the connection is not idle.
@@ -264,6 +290,8 @@ func (c *Conn) sweepBuffers() (again bool) {
 		}
 		return true
 	}
+	c.seg.mu.Lock()
+	defer c.seg.mu.Unlock()
 	c.buf.mu.Lock()
 	defer c.buf.mu.Unlock()
 	if c.buf.grant == c.buf.base {
@@ -282,6 +310,7 @@ func (c *Conn) sweepBuffers() (again bool) {
 	if c.ep.Readiness(waiter.WritableEvents)&waiter.WritableEvents != 0 {
 		c.giveBackLocked(sendBuf)
 	}
+	c.sweepSegments()
 	return c.buf.grant != c.buf.base
 }
 

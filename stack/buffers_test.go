@@ -85,7 +85,7 @@ func TestBuffersGrowAndShrink(t *testing.T) {
 	conns, p := b.accept(), b.peer()
 	c, g := opened(t, p, conns, 80)
 	idle := b.s.buffers.taken.Load()
-	if idle != 2*beginBuffer {
+	if idle != 2*beginBuffer+beginBuffer/beginSegmentsShare {
 		t.Errorf("an idle connection is granted %d bytes", idle)
 	}
 	const size = 32 << 20

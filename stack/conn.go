@@ -29,6 +29,7 @@ type Conn struct {
 	failing bool
 	finSent atomic.Bool
 	buf     connBuffers
+	seg     sentSegments
 	urg     urgentState
 	rdC     chan struct{}
 	wrC     chan struct{}
@@ -81,13 +82,19 @@ func (c *Conn) ReadTo(w io.Writer) (int, error) {
 // WriteFrom sends n bytes from r to the guest, or as many as the send buffer takes, and returns how many. r must be able to
 // deliver n bytes. The error is ErrWouldBlock or a syscall.Errno.
 func (c *Conn) WriteFrom(r io.Reader, n int) (int, error) {
+	c.seg.mu.Lock()
+	defer c.seg.mu.Unlock()
+	if !c.admitSegment() {
+		return 0, ErrWouldBlock
+	}
 	m, err := c.ep.Write(payload{r, n}, tcpip.WriteOptions{})
-	if _, full := err.(*tcpip.ErrWouldBlock); full && c.growSend() {
+	if _, full := err.(*tcpip.ErrWouldBlock); full && (c.resized() || c.growSend()) {
 		m, err = c.ep.Write(payload{r, n}, tcpip.WriteOptions{})
 	}
 	switch err.(type) {
 	case nil:
 		c.noteMoved()
+		c.noteSegment(m)
 		c.noteWritten(int(m))
 		c.buf.drained, c.buf.full = c.buf.drained || c.buf.full, false
 		return int(m), nil

@@ -41,8 +41,8 @@
 //
 //   - 8192 connection requests in flight (maxInFlightSYN)
 //   - SYNs that come to nothing: 250 a second for a destination, 1000 for all, after bursts of 2048 and 8192 (synLimit)
-//   - 64 MiB of data in the buffers of all TCP connections (Config.TCPBuffers, buffers.go), with a few kilobytes for each
-//     connection beyond that
+//   - 64 MiB of data in the buffers of all TCP connections and of segments that hold it (Config.TCPBuffers, buffers.go,
+//     segments.go), with some 30 kilobytes for each connection beyond that
 //   - 16 urgent bytes of a connection that were not read yet (urgent.go); further ones are in the stream
 //   - 4 MiB of fragments per address family (netstack)
 //   - 64 IP addresses (maxPortAddrs) and one link address per guest
@@ -61,7 +61,7 @@
 //	    → netstack's tcp.Forwarder and send path → port.mu → capture.mu in tap
 //	Stack.mu → capture.mu in tap
 //
-//	connBuffers.mu → netstack's endpoint locks → connTable.mu, urgentState.mu, bufferBudget.mu
+//	sentSegments.mu → connBuffers.mu → netstack's endpoint locks → connTable.mu, urgentState.mu, bufferBudget.mu
 //
 // link.mu and synLimit.mu are taken with any of these held, and nothing is locked under them. The locks of two ports are never
 // held together. A Writer passed to Conn.ReadTo is called with an endpoint's lock of netstack held.

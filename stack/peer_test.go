@@ -26,6 +26,7 @@ type peer struct {
 	*bench
 	ns      *gstack.Stack
 	largest atomic.Int64 // size of the largest frame received with a GSO type
+	deaf    atomic.Bool  // receives nothing any more
 }
 
 func (b *bench) peer() *peer {
@@ -66,7 +67,7 @@ func (b *bench) peer() *peer {
 	wg.Go(func() {
 		for ctx.Err() == nil {
 			f, ok := b.dev.Next(silence)
-			if !ok {
+			if !ok || p.deaf.Load() {
 				continue
 			}
 			k := b.parse(f)

@@ -17,6 +17,7 @@ type Socket struct {
 	From      netip.AddrPort // the local address, which may be in TIME_WAIT; the zero value leaves it to the kernel
 	FastOpen  bool           `json:",omitempty"` // the first data travels in the SYN, without a cookie (RFC 7413)
 	Multipath bool           `json:",omitempty"` // MPTCP (RFC 8684)
+	Receive   int            `json:",omitempty"` // SO_RCVBUF
 	Timeout   time.Duration  `json:",omitempty"` // of the connect and of the exchange; 0 for a few seconds
 }
 
@@ -63,6 +64,7 @@ func (s Socket) control(_, _ string, c syscall.RawConn) (err error) {
 			}
 			return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_TTL, s.TTL)
 		})
+		set(s.Receive != 0, func() error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, s.Receive) })
 		set(s.Device != "", func() error { return unix.BindToDevice(fd, s.Device) })
 		set(s.From.IsValid(), func() error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
 		set(s.FastOpen, func() error { return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_FASTOPEN_CONNECT, 1) })
