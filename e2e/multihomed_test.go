@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -125,11 +126,8 @@ func source(t *testing.T, ipRouteGet string) string {
 // that was asked, also with a server inside that is bound to none of them. Where the host's
 // addresses are copied, the kernel inside prefers the source that the host's does.
 func TestMultihomed(t *testing.T) {
-	to := mapping{"udp", 8081, 81, 0}
+	to, toTCP := mapping{"udp", 8081, 81, 0}, mapping{"tcp", 8081, 81, 0}
 	for _, f := range forwarders(t) {
-		if f.datapath == "stack" { // of TCP
-			continue
-		}
 		t.Run(f.name, func(t *testing.T) {
 			t.Parallel()
 			l := newLab(t)
@@ -137,9 +135,10 @@ func TestMultihomed(t *testing.T) {
 				l.flags = []string{"--link", f.link, "--datapath", f.datapath}
 			}
 			addrs := l.manyAddresses()
-			p := f.open(l, []mapping{to})
+			p := f.open(l, []mapping{to, toTCP})
 			p.forwarder = f
 			p.listenUDP(to.inside)
+			p.listenTCP(guest.Echo, toTCP.inside)
 			ask := func(a netip.Addr) {
 				t.Helper()
 				if a.Is6() && f.onlyIPv4 {
@@ -151,6 +150,7 @@ func TestMultihomed(t *testing.T) {
 						t.Errorf("asked %v: %+v", a, got)
 					}
 				}
+				p.wantAnswer(p.There, at(a, toTCP.host))
 			}
 			for _, a := range addrs {
 				ask(a)
@@ -183,19 +183,54 @@ func TestMultihomed(t *testing.T) {
 	}
 }
 
-// TestMultihomedServers: with copied addresses, two servers inside that share a port on different addresses are told apart.
+// TestMultihomedServers: with copied addresses, two servers inside that share a port on different addresses are told apart, also those
+// of TCP, on both of its datapaths.
 func TestMultihomedServers(t *testing.T) {
-	to := mapping{"udp", 8081, 81, 0}
-	l := newLab(t)
-	addrs := l.manyAddresses()
-	p := openPasta(l, []mapping{to})
-	for _, a := range addrs[1:] { // each of them on one address only
-		do(p, guest.ServeUDP{Addr: a, Port: to.inside})
-	}
-	for _, a := range addrs[1:] {
-		got := guest.AskUDP{Text: "hello"}.On(p.dialUDP(p.There, at(a, to.host)))
-		if !echoed(got) || a.Is4() && got.Client.Addr() != topo.There4 {
-			t.Errorf("asked %v: %+v", a, got)
-		}
+	tcp, udp := mapping{"tcp", 8081, 81, 0}, mapping{"udp", 8081, 81, 0}
+	for _, datapath := range datapaths {
+		t.Run(datapath, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t)
+			addrs := l.manyAddresses()
+			var flags []string
+			if datapath == "stack" {
+				flags = []string{"--pcap", filepath.Join(l.runtime, "frames.pcap")} // needs every frame
+			}
+			p := openPastaWith(l, []mapping{tcp, udp}, flags...)
+			for _, a := range addrs[1:] { // each of them on one address only
+				do(p, guest.ServeUDP{Addr: a, Port: udp.inside})
+				do(p, guest.ServeTCP{Server: guest.Echo, Addr: a, Port: tcp.inside})
+			}
+			for _, a := range addrs[1:] {
+				got := guest.AskUDP{Text: "hello"}.On(p.dialUDP(p.There, at(a, udp.host)))
+				if !echoed(got) || a.Is4() && got.Client.Addr() != topo.There4 {
+					t.Errorf("asked %v by UDP: %+v", a, got)
+				}
+				got = p.exchangeFrom(p.There, at(a, tcp.host))
+				if !echoed(got) || a.Is4() && got.Client.Addr() != topo.There4 {
+					t.Errorf("asked %v by TCP: %+v", a, got)
+				}
+			}
+			// The first address has no server of its own. As long as it is the first of its family, nothing else answers for it.
+			c, err := p.There.Dial("tcp", at(addrs[0], tcp.host).String(), opPatience)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if got := (guest.Exchange{Text: "hello"}).On(c); got.Outcome == guest.OK && got.Client.Addr() == topo.There4 {
+				t.Errorf("asked %v, which has no server: %+v", addrs[0], got)
+			}
+			// A new address of the host is told apart as well.
+			added := netip.MustParsePrefix("198.51.100.33/24")
+			l.addAddress(added)
+			eventually(t, 5*time.Second, func() string {
+				if out := do(p, guest.RunShell{Script: "ip addr"}).Output; !strings.Contains(out, added.String()) {
+					return out
+				}
+				return ""
+			})
+			do(p, guest.ServeTCP{Server: guest.Echo, Addr: added.Addr(), Port: tcp.inside})
+			p.wantAnswer(p.There, at(added.Addr(), tcp.host))
+		})
 	}
 }

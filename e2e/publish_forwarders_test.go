@@ -295,11 +295,14 @@ func (l *lab) slirpAPI(socket, execute string, arguments map[string]any) (id int
 	return reply.Return.ID
 }
 
-func openPasta(l *lab, ports []mapping) *publisher {
+func openPasta(l *lab, ports []mapping) *publisher { return openPastaWith(l, ports) }
+
+// openPastaWith is openPasta with further flags.
+func openPastaWith(l *lab, ports []mapping, flags ...string) *publisher {
 	l.Helper()
 	n := l.holder()
 	pidFile := filepath.Join(l.runtime, "pasta.pid")
-	args := []string{"--config-net", "-T", "none", "-U", "none", "-P", pidFile}
+	args := append([]string{"--config-net", "-T", "none", "-U", "none", "-P", pidFile}, flags...)
 	for _, m := range ports {
 		spec := fmt.Sprintf("%d-%d:%d-%d", m.host, m.host+m.following, m.inside, m.inside+m.following)
 		args = append(args, map[string]string{"tcp": "-t", "udp": "-u"}[m.proto], spec)

@@ -8,6 +8,7 @@ import (
 
 	"rootlessnet/flow"
 	"rootlessnet/internal/clientaddr"
+	"rootlessnet/internal/rawsock"
 	"rootlessnet/policy"
 )
 
@@ -105,6 +106,7 @@ type Endpoint struct {
 type endpointAddresses struct {
 	Addresses
 	clients clientaddr.Network
+	several bool // Guests has more than one address of a family
 }
 
 func newEndpoint(cfg EndpointConfig) *Endpoint {
@@ -121,7 +123,29 @@ func (e *Endpoint) Addresses() *Addresses { return &e.now.Load().Addresses }
 
 // SetAddresses replaces the addresses for flows that begin from now on.
 func (e *Endpoint) SetAddresses(a Addresses) {
-	e.now.Store(&endpointAddresses{a, clientaddr.Network{Gateway4: a.Gateway4, Gateway6: a.Gateway6, Own: a.Guests, Subnets: e.cfg.Subnets}})
+	now := &endpointAddresses{Addresses: a, clients: clientaddr.Network{Gateway4: a.Gateway4, Gateway6: a.Gateway6, Own: a.Guests, Subnets: e.cfg.Subnets}}
+	var n4, n6 int
+	for _, g := range a.Guests {
+		if g.Is4() {
+			n4++
+		} else {
+			n6++
+		}
+	}
+	now.several = n4 > 1 || n6 > 1
+	e.now.Store(now)
+}
+
+// Asked is the guest's address to which a client of a published port is forwarded, which the socket fd was accepted from: the one
+// that the client has asked, if the guest has that address of the host as well, else the guest's own of the client's family.
+func (e *Endpoint) Asked(fd int, client netip.Addr) netip.Addr {
+	now := e.now.Load()
+	if now.several { // otherwise it is the same address
+		if local := rawsock.LocalAddr(fd).Addr(); slices.Contains(now.Addresses.Guests, local) {
+			return local
+		}
+	}
+	return now.Addresses.Guest(client)
 }
 
 // ClientVisible reports whether a server of the guest at the address server may see client under its own address.

@@ -19,7 +19,7 @@ const clientDescriptors = 2
 type Target struct {
 	Endpoint flow.Endpoint
 	// Addr is the port, and the address where that is not the guest's own but one that the guest routes to; the zero
-	// address means the guest's own.
+	// address means the guest's own (Endpoint.Asked).
 	Addr netip.AddrPort
 }
 

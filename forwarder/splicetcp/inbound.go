@@ -29,6 +29,9 @@ func (p *Path) Serve(c *forwarder.Client) (spin.Result, bool) {
 		return spin.Idle, false
 	}
 	server := e.Addresses().Guest(c.Addr.Addr())
+	if !to.Addr.Addr().IsValid() {
+		server = e.Asked(c.FD, c.Addr.Addr())
+	}
 	if !server.IsValid() {
 		return spin.Idle, false
 	}

@@ -20,6 +20,10 @@ func (p *Path) Serve(c *forwarder.Client) (spin.Result, bool) {
 }
 
 func (p *Path) serve(fd int, client netip.AddrPort, to forwarder.Target) {
+	var asked netip.Addr
+	if e := p.f.Endpoint(to.Endpoint); e != nil {
+		asked = e.Asked(fd, client.Addr())
+	}
 	h, err := newHostConn(fd)
 	if err != nil {
 		p.f.Budget.Give(fdbudget.Stack, 1)
@@ -37,7 +41,7 @@ func (p *Path) serve(fd int, client netip.AddrPort, to forwarder.Target) {
 			h.reset()
 		}
 	}()
-	c, err := p.dialGuest(client, to)
+	c, err := p.dialGuest(client, asked, to)
 	if err != nil {
 		h.reset() // the client of a closed port inside is reset
 		return
@@ -45,9 +49,9 @@ func (p *Path) serve(fd int, client netip.AddrPort, to forwarder.Target) {
 	p.run(c, h, nil)
 }
 
-// dialGuest tries the client's own family first and then the other, as the gateway: an IPv6 client reaches a server that
-// listens on IPv4 only, and vice versa. Where the target has an address, only that is tried.
-func (p *Path) dialGuest(client netip.AddrPort, to forwarder.Target) (*stack.Conn, error) {
+// dialGuest tries the address that the client has asked first and then the other family, as the gateway: an IPv6 client reaches a
+// server that listens on IPv4 only, and vice versa. Where the target has an address, only that is tried.
+func (p *Path) dialGuest(client netip.AddrPort, asked netip.Addr, to forwarder.Target) (*stack.Conn, error) {
 	p.f.TCP.Waiting.Add(1)
 	defer p.f.TCP.Waiting.Add(-1)
 	e := p.f.Endpoint(to.Endpoint)
@@ -57,9 +61,9 @@ func (p *Path) dialGuest(client netip.AddrPort, to forwarder.Target) (*stack.Con
 	ctx, cancel := context.WithTimeout(p.ctx, forwarder.GuestTimeout)
 	defer cancel()
 	now := e.Addresses()
-	servers := []netip.Addr{now.Guest4, now.Guest6}
+	servers := []netip.Addr{asked, now.Guest6}
 	if client.Addr().Is6() {
-		servers[0], servers[1] = servers[1], servers[0]
+		servers[1] = now.Guest4
 	}
 	if a := to.Addr.Addr(); a.IsValid() {
 		servers = []netip.Addr{a}
