@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -122,12 +123,29 @@ func (c *console) wantExit(code int) {
 	}
 }
 
-// TestTerminalOfItsOwn: with -t the command leads a session on another terminal, which has the window's size and its changes, and
-// whose keys it gets; the caller's terminal is as it was afterwards.
+// TestTerminalOfItsOwn: with -t the command of run and of exec leads a session on another terminal, which has the window's size and its
+// changes, and whose keys it gets; the caller's terminal is as it was afterwards.
 func TestTerminalOfItsOwn(t *testing.T) {
-	l := newLab(t)
-	cmd := l.command("rootless-run", "-it", "sh", "-c", `trap 'stty size' WINCH; stty size; [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo three; `+
-		`[ "$(ps -o sid= -p $$)" -eq $$ ] && echo leads; read line; echo "got $line"; while read line; do echo "again $line"; done; echo end; exec sleep 60`)
+	for _, words := range []string{"rootless-run -it", "rootless-net exec -it other"} {
+		t.Run(words, func(t *testing.T) { newLab(t).terminalOfItsOwn(strings.Fields(words)) })
+	}
+}
+
+// other starts a sandbox of this name in the background.
+func (l *lab) other() {
+	l.Helper()
+	if r := l.once([]string{"-d", "--network", "none", "--name", "other"}, "sleep", "1000"); r.code != 0 {
+		l.Fatalf("%+v", r)
+	}
+	l.Cleanup(func() { l.manage("kill", "other") })
+}
+
+func (l *lab) terminalOfItsOwn(words []string) {
+	if words[1] == "exec" {
+		l.other()
+	}
+	cmd := l.command(words[0], append(words[1:], "sh", "-c", `trap 'stty size' WINCH; stty size; [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo three; `+
+		`[ "$(ps -o sid= -p $$)" -eq $$ ] && echo leads; read line; echo "got $line"; while read line; do echo "again $line"; done; echo end; exec sleep 60`)...)
 	c := l.onTerminal(cmd, unix.Winsize{Row: 33, Col: 101})
 	c.await("33 101")
 	c.await("three")
@@ -147,7 +165,7 @@ func TestTerminalOfItsOwn(t *testing.T) {
 		return err
 	})
 	if modes.Lflag&(unix.ICANON|unix.ECHO|unix.ISIG) != unix.ICANON|unix.ECHO|unix.ISIG {
-		t.Errorf("the terminal is left in mode %#x", modes.Lflag)
+		l.Errorf("the terminal is left in mode %#x", modes.Lflag)
 	}
 }
 
@@ -176,6 +194,51 @@ func TestTerminalWithoutOne(t *testing.T) {
 	}
 }
 
+// TestExecStreams: the command of exec has the caller's standard input with -i only, and a terminal with -t only, as with docker exec.
+func TestExecStreams(t *testing.T) {
+	l := newLab(t)
+	l.other()
+	const show = `for n in 0 1 2; do [ -t $n ] && echo tty; done; cat; exit 7`
+	for _, c := range []struct {
+		flags, stdout, stderr string
+		code                  int
+	}{
+		{"", "", "", 7},
+		{"-i", "typed\n", "", 7},
+		{"-t", "tty\r\ntty\r\ntty\r\n", "", 7},
+		{"-it", "", "rootless-net: the input device is not a TTY\n", 1},
+	} {
+		script := show
+		if c.flags == "-t" {
+			script = strings.Replace(show, "cat; ", "", 1) // nobody types, and nobody ends the input
+		}
+		cmd := l.command("rootless-net", append(append([]string{"exec"}, strings.Fields(c.flags)...), "other", "sh", "-c", script)...)
+		cmd.Stdin = strings.NewReader("typed\n")
+		if r := l.finish(cmd); r.code != c.code || r.stdout != c.stdout || r.stderr != c.stderr {
+			t.Errorf("%q: %+v", c.flags, r)
+		}
+	}
+	// In the background the terminal is one that nobody reads.
+	mark := filepath.Join(t.TempDir(), "mark")
+	l.manage("exec", "-dt", "other", "sh", "-c", "seq 10000; tty > "+mark)
+	eventually(t, 5*time.Second, func() string {
+		if text, _ := os.ReadFile(mark); !strings.HasPrefix(string(text), "/dev/pts/") {
+			return fmt.Sprintf("%q", text)
+		}
+		return ""
+	})
+	// At a prompt a shell without -i ends at once, and Ctrl-C ends a command that has a terminal without -i.
+	c := l.shellOnTerminal()
+	c.keys("rootless-net exec other sh; echo code-$?\n")
+	c.await("code-0")
+	c.keys("rootless-net exec -t other sh -c 'echo run''s; exec sleep 60'; echo code-$?\n")
+	c.await("runs")
+	c.keys("\x03")
+	c.await("code-130")
+	c.keys("exit\n")
+	c.wantExit(0)
+}
+
 // shellOnTerminal starts an interactive bash on a terminal, with rootless-run in its PATH.
 func (l *lab) shellOnTerminal() *console {
 	l.Helper()
@@ -198,7 +261,7 @@ func TestSuspend(t *testing.T) {
 		{name: "run", start: "rootless-run " + inner},
 		{name: "pid", start: "rootless-run --pid " + inner},
 		{name: "host", start: "rootless-run --network host " + inner},
-		{name: "exec", start: "rootless-net exec other " + inner, prepare: "rootless-run -d --name other sleep 60"},
+		{name: "exec", start: "rootless-net exec -i other " + inner, prepare: "rootless-run -d --name other sleep 60"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := newLab(t)

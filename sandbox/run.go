@@ -85,7 +85,7 @@ func (s *sandbox) run(ctx context.Context) (int, error) {
 		return ExitFailure, err
 	}
 	streams.close() // those that are the command's alone now
-	s.term.relay()
+	s.term.Relay()
 	if s.cfg.KeepEnded { // not before: why a command cannot be started is reported to the caller
 		if err := s.record.update(func(r *state.Record) { r.Keep = true }); err != nil {
 			s.log.Warn("the exit code and the output will not be kept", "err", err)
@@ -112,7 +112,7 @@ func (s *sandbox) run(ctx context.Context) (int, error) {
 	}
 	code, err := s.ns.Wait()
 	close(commandEnded)
-	s.term.finish()
+	s.finishStreams()
 	if err != nil {
 		if ctx.Err() != nil {
 			err = ctx.Err()

@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 
 	"rootlessnet/api"
 	"rootlessnet/gateway"
+	"rootlessnet/internal/terminal"
 	"rootlessnet/plan"
 	"rootlessnet/userns"
 )
@@ -29,7 +31,8 @@ type sandbox struct {
 	leases  leases
 	signals commandSignals
 	output  outputLog
-	term    terminal // of Config.TTY
+	term    terminal.Terminal // of Config.TTY
+	held    []*os.File        // open until the command has ended, see openStreams
 	sched   scheduler
 
 	changing sync.Mutex // held while SetNetwork changes the network
@@ -184,7 +187,7 @@ func (s *sandbox) close(exitCode int, cause error) {
 	if s.ns != nil {
 		_ = s.ns.Close()
 	}
-	s.term.close()
+	s.finishStreams()
 	s.output.close()
 	s.wg.Wait()
 	s.sched.wait()

@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
+
+	"rootlessnet/internal/signals"
 )
 
 // streams are the command's standard streams. ours are those that nobody needs any more when the command has its copies.
@@ -28,13 +31,13 @@ func (s *sandbox) openStreams() (*streams, error) {
 			st.err = f
 		}
 		if c.TTY && st.out == f {
-			s.term.log = f // copying needs it until the end
+			s.held = append(s.held, f) // copying needs it until the end
 		} else {
 			st.ours = append(st.ours, f)
 		}
 	}
 	if c.TTY {
-		tty, err := s.term.open(c.Stdin, st.out)
+		tty, err := s.term.Open(c.Stdin, st.out)
 		if err != nil {
 			st.close()
 			return nil, err
@@ -48,10 +51,19 @@ func (s *sandbox) openStreams() (*streams, error) {
 			st.close()
 			return nil, err
 		}
-		s.term.idle = w // open for as long as the sandbox lives
+		s.held = append(s.held, w) // nothing is written to it
 		st.in, st.ours = r, append(st.ours, r)
 	}
 	return st, nil
+}
+
+// finishStreams is for the time after the command's end, or if it was never started. It may be called more than once.
+func (s *sandbox) finishStreams() {
+	s.term.Finish()
+	for _, f := range s.held {
+		_ = f.Close()
+	}
+	s.held = nil
 }
 
 // close may be called more than once.
@@ -60,6 +72,22 @@ func (st *streams) close() {
 		_ = f.Close()
 	}
 	st.ours = nil
+}
+
+// followStops acts on stops of the command until ended is closed. In a terminal of its own nothing else could continue it.
+func (s *sandbox) followStops(pid int, ended <-chan struct{}) {
+	for {
+		select {
+		case sig := <-s.ns.Stops():
+			if s.cfg.TTY {
+				_ = s.ns.Signal(syscall.SIGCONT)
+			} else {
+				signals.StopJob(pid, sig)
+			}
+		case <-ended:
+			return
+		}
+	}
 }
 
 // writeIDFile creates Config.IDFile.

@@ -329,7 +329,7 @@ func TestExec(t *testing.T) {
 			got = cmd
 			return c.code, c.err
 		}
-		r := invoke(t, dir, enter, "exec", "-it", "-e", "A=1", "-e", "FROM_CALLER", "-e", "UNSET_VARIABLE", "-w", "/tmp", "web", "x", "-y")
+		r := invoke(t, dir, enter, "exec", "-i", "-e", "A=1", "-e", "FROM_CALLER", "-e", "UNSET_VARIABLE", "-w", "/tmp", "web", "x", "-y")
 		if r.code != c.want || r.errOut != c.message {
 			t.Errorf("exit %d %q, want %d %q", r.code, r.errOut, c.want, c.message)
 		}

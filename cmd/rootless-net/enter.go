@@ -40,9 +40,13 @@ func enter(ctx context.Context, target int, c userns.Command, started func()) (i
 		case r := <-done:
 			return r.code, r.err
 		case sig := <-s.Stops():
-			signals.StopJob(pid, sig)
+			if c.Terminal { // in a terminal of its own nothing else could continue it
+				s.Signal(syscall.SIGCONT)
+			} else {
+				signals.StopJob(pid, sig)
+			}
 		case sig := <-caught:
-			if signals.FromTerminal(sig) {
+			if !c.Terminal && signals.FromTerminal(sig) {
 				continue // the terminal has sent it to the command, too
 			}
 			s.Signal(sig.(syscall.Signal))

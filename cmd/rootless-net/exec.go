@@ -9,21 +9,24 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"rootlessnet"
 	"rootlessnet/api"
 	"rootlessnet/internal/state"
+	"rootlessnet/internal/terminal"
 	"rootlessnet/userns"
 )
 
 func (p *program) execCommand() *cobra.Command {
 	var env, envFiles []string
 	var dir, user string
-	var background bool
+	var background, interactive, tty bool
 	cmd := &cobra.Command{
 		Use:   "exec [flags] NAME COMMAND [ARG...]",
 		Short: "Run a command in a running sandbox",
-		Long: `Run a command in all namespaces of a running sandbox, with the caller's terminal, environment and directory.
+		Long: `Run a command in all namespaces of a running sandbox, with the caller's environment and directory. Its standard input
+is empty unless -i is given, as with docker exec: use -it for a shell.
 
 The command ends with the sandbox. Exit status: that of the command; 126 if it cannot be executed, 127 if it was not
 found, 128+n if signal n ended it, 1 if there is no such sandbox.`,
@@ -33,7 +36,13 @@ found, 128+n if signal n ended it, 1 if there is no such sandbox.`,
 			if background && report == nil {
 				return p.execInBackground(args[0])
 			}
-			c := userns.Command{Argv: args[1:], Env: os.Environ(), Dir: dir}
+			c := userns.Command{Argv: args[1:], Env: os.Environ(), Dir: dir, Terminal: tty}
+			if interactive && report == nil {
+				if tty && !term.IsTerminal(int(p.stdin.Fd())) {
+					return errors.New("the input device is not a TTY")
+				}
+				c.Stdin = p.stdin
+			}
 			for _, path := range envFiles {
 				more, err := readEnvFile(path)
 				if err != nil {
@@ -59,9 +68,8 @@ found, 128+n if signal n ended it, 1 if there is no such sandbox.`,
 	cmd.Flags().StringArrayVar(&envFiles, "env-file", nil, "read environment variables from a `file` of lines as for -e (repeatable)")
 	cmd.Flags().StringVarP(&user, "user", "u", "", "`user` inside: name|uid[:group|gid]")
 	cmd.Flags().BoolVarP(&background, "detach", "d", false, "return when the command has started; its standard streams are /dev/null")
-	// docker exec needs these flags for standard input and a terminal. Here the command always has the caller's.
-	cmd.Flags().BoolP("interactive", "i", true, "no effect: standard input is always the caller's")
-	cmd.Flags().BoolP("tty", "t", true, "no effect: the terminal is always the caller's")
+	cmd.Flags().BoolVarP(&interactive, "interactive", "i", false, "give the command the caller's standard input")
+	cmd.Flags().BoolVarP(&tty, "tty", "t", false, "give the command a terminal of its own")
 	return cmd
 }
 
@@ -119,7 +127,23 @@ func (p *program) exec(ctx context.Context, ref string, c userns.Command, starte
 	}()
 	defer func() { close(stop); <-watching }()
 
-	c.Stdin, c.Stdout, c.Stderr = p.stdin, file(p.stdout), file(p.stderr)
+	c.Stdout, c.Stderr = file(p.stdout), file(p.stderr)
+	var tty terminal.Terminal
+	defer tty.Finish()
+	if c.Terminal {
+		slave, err := tty.Open(c.Stdin, c.Stdout)
+		if err != nil {
+			return err
+		}
+		defer slave.Close() // again, if the command has started
+		c.Stdin, c.Stdout, c.Stderr = slave, slave, slave
+		reported := started
+		started = func() {
+			slave.Close()
+			tty.Relay()
+			reported()
+		}
+	}
 	code, err := p.enter(ctx, box.InitPID, c, started)
 	if err != nil && errors.Is(context.Cause(ctx), errSandboxEnded) {
 		return exitError{128 + int(syscall.SIGKILL), errSandboxEnded}

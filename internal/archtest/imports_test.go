@@ -17,7 +17,7 @@ var mayImport = []struct {
 	// Programs: arguments in, text and exit status out.
 	{"cmd/rootless-run", []string{".", "internal/flagvalue", "internal/helper", "internal/signals", "internal/systemd", "internal/textlog"}},
 	{"cmd/rootless-net", []string{".", "api", "userns", // userns: exec joins a sandbox from the caller's own terminal
-		"internal/doctor", "internal/flagvalue", "internal/helper", "internal/procstat", "internal/signals", "internal/state", "internal/systemd", "internal/textlog", "internal/watch"}},
+		"internal/doctor", "internal/flagvalue", "internal/helper", "internal/procstat", "internal/signals", "internal/state", "internal/systemd", "internal/terminal", "internal/textlog", "internal/watch"}},
 	{"cmd/pasta", []string{".", "internal/helper", "internal/listenwatch", "internal/pasta", "internal/procnet", "internal/resolvconf", "internal/textlog"}},
 	{"cmd/slirp4netns", []string{".", "internal/helper", "internal/slirp", "internal/textlog", "internal/watch"}},
 	{"cmd/rootlessport", []string{"internal/helper", "internal/rootlessport", "internal/state", "internal/textlog", "internal/watch"}},
@@ -28,7 +28,7 @@ var mayImport = []struct {
 
 	// The library, and the lifecycle of a sandbox.
 	{".", []string{"plan", "sandbox"}},
-	{"sandbox", []string{"api", "dns", "gateway", "plan", "userns", "internal/bindaddr", "internal/hostnet", "internal/race", "internal/signals", "internal/state", "internal/watch"}},
+	{"sandbox", []string{"api", "dns", "gateway", "plan", "userns", "internal/bindaddr", "internal/hostnet", "internal/race", "internal/signals", "internal/state", "internal/terminal", "internal/watch"}},
 
 	// The network of a sandbox.
 	{"gateway", []string{"dns", "flow", "forwarder", "forwarder/loopback", "forwarder/splicetcp", "forwarder/tcp", "forwarder/udp",
@@ -92,6 +92,7 @@ var mayImport = []struct {
 	{"internal/spin", []string{"internal/lockrank"}},
 	{"internal/subid", nil},
 	{"internal/systemd", nil},
+	{"internal/terminal", []string{"internal/signals"}},
 	{"internal/textlog", nil},
 	{"internal/unixsock", nil},
 	{"internal/watch", nil},

@@ -1,4 +1,4 @@
-package sandbox
+package terminal
 
 import (
 	"fmt"
@@ -6,7 +6,6 @@ import (
 	"os"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,17 +14,15 @@ import (
 	"rootlessnet/internal/signals"
 )
 
-// terminalDrain is how long the end waits for output that the command has left in its terminal. The terminal ends with its last user;
+// drain is how long the end waits for output that the command has left in its terminal. The terminal ends with its last user;
 // a process of another sandbox that has opened it by its path could keep it open.
-const terminalDrain = time.Second
+const drain = time.Second
 
-// terminal is the pseudo terminal of a command (Config.TTY): this process has the master side. The zero value is none.
-type terminal struct {
+// Terminal is the pseudo terminal of a command. The zero value is none. Its methods must not be called concurrently.
+type Terminal struct {
 	master *os.File
 	in     *os.File // read from, if not nil
 	out    *os.File // written to, if not nil
-	log    *os.File // out, if it is the writing end of the log's pipe
-	idle   *os.File // writing end of the empty standard input (Config.OpenStdin)
 
 	raw     *term.State // of in, before it was in raw mode
 	wake    [2]*os.File // a byte ends the reading of in
@@ -35,8 +32,10 @@ type terminal struct {
 	once    sync.Once
 }
 
-// open makes the terminal and returns the slave side. in may be nil; out, too.
-func (t *terminal) open(in, out *os.File) (slave *os.File, err error) {
+// Open makes the terminal and returns the slave side, which the caller must close when the command has it. What is read of in is
+// typed into the terminal, and what the command prints is written to out; either may be nil. Both stay the caller's, and in use until
+// Finish.
+func (t *Terminal) Open(in, out *os.File) (slave *os.File, err error) {
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		return nil, fmt.Errorf("pseudo terminal: %w", err)
@@ -78,7 +77,7 @@ func control(file *os.File, f func(fd int) error) error {
 }
 
 // resize gives the terminal the size of the caller's.
-func (t *terminal) resize() {
+func (t *Terminal) resize() {
 	for _, f := range []*os.File{t.in, t.out} {
 		if f == nil {
 			continue
@@ -95,8 +94,9 @@ func (t *terminal) resize() {
 	}
 }
 
-// relay begins to copy in both directions, and puts the caller's terminal into raw mode: every key is for the command's terminal.
-func (t *terminal) relay() {
+// Relay begins to copy in both directions, and puts in, if it is a terminal, into raw mode: every key is for the command's terminal,
+// which has the size of the caller's from now on. Without Open it does nothing.
+func (t *Terminal) Relay() {
 	if t.master == nil {
 		return
 	}
@@ -108,13 +108,15 @@ func (t *terminal) relay() {
 		}
 		_, _ = io.Copy(io.Discard, t.master) // a closed output does not stop the command
 	}()
+	if isTerminal(t.in) || isTerminal(t.out) {
+		t.unwatch = signals.WindowChanges(t.resize)
+		t.resize() // it may have changed since Open
+	}
 	if t.in == nil {
 		return
 	}
-	if fd := int(t.in.Fd()); term.IsTerminal(fd) {
-		t.raw, _ = term.MakeRaw(fd)
-		t.unwatch = signals.WindowChanges(t.resize)
-		t.resize() // it may have changed since open
+	if isTerminal(t.in) {
+		t.raw, _ = term.MakeRaw(int(t.in.Fd()))
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -124,8 +126,10 @@ func (t *terminal) relay() {
 	t.reading.Go(t.read)
 }
 
+func isTerminal(f *os.File) bool { return f != nil && term.IsTerminal(int(f.Fd())) }
+
 // read types what is read of in into the terminal. At the end of the input it types the character for the end of file.
-func (t *terminal) read() {
+func (t *Terminal) read() {
 	in, quit := int(t.in.Fd()), int(t.wake[0].Fd())
 	for buf := make([]byte, 4096); ; {
 		p := []unix.PollFd{{Fd: int32(in), Events: unix.POLLIN}, {Fd: int32(quit), Events: unix.POLLIN}}
@@ -149,18 +153,17 @@ func (t *terminal) read() {
 	}
 }
 
-// finish ends the copying after the command's end, when its output has been copied, and restores the caller's terminal.
-func (t *terminal) finish() {
+// Finish ends the copying after the command's end, when its output has been copied, and restores the caller's terminal. It may be
+// called in any state, and more than once.
+func (t *Terminal) Finish() {
 	t.once.Do(func() {
-		defer t.log.Close()  // a nil file only reports an error
-		defer t.idle.Close() // as well
 		if t.master == nil {
 			return
 		}
 		if t.copied != nil {
 			select {
 			case <-t.copied:
-			case <-time.After(terminalDrain):
+			case <-time.After(drain):
 			}
 		}
 		_ = t.master.Close()
@@ -179,23 +182,4 @@ func (t *terminal) finish() {
 			_ = term.Restore(int(t.in.Fd()), t.raw)
 		}
 	})
-}
-
-// close may be called in any state.
-func (t *terminal) close() { t.finish() }
-
-// followStops acts on stops of the command until ended is closed. In a terminal of its own nothing else could continue it.
-func (s *sandbox) followStops(pid int, ended <-chan struct{}) {
-	for {
-		select {
-		case sig := <-s.ns.Stops():
-			if s.cfg.TTY {
-				_ = s.ns.Signal(syscall.SIGCONT)
-			} else {
-				signals.StopJob(pid, sig)
-			}
-		case <-ended:
-			return
-		}
-	}
 }
