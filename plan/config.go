@@ -117,8 +117,9 @@ type Config struct {
 	// It is removed again if the command cannot be started.
 	IDFile string
 	// JobControl is for a process that is a job of a shell on behalf of this command: when the command has a process group of its
-	// own, as an interactive shell has, and stops, the caller's process group is stopped too. When it is continued, so is the
-	// command, which gets the terminal back.
+	// own, as an interactive shell has, and stops, the caller's process group is stopped too. When it is continued in the foreground, so
+	// is the command, which gets the terminal back. SIGTSTP on Signals stops the caller itself before the command has started, and
+	// while that is in its process group.
 	JobControl bool
 
 	// Network is NetworkBridge, NetworkHost, NetworkNone or ContainerPrefix+NAME; empty means NetworkBridge.

@@ -98,7 +98,7 @@ func (s *sandbox) run(ctx context.Context) (int, error) {
 	if s.cfg.TTY || s.cfg.JobControl {
 		s.wg.Go(func() { s.followStops(pid, commandEnded) })
 	}
-	s.wg.Go(func() { s.signals.forward(s.ns, commandEnded) })
+	s.wg.Go(func() { s.signals.forward(s.ns, pid, commandEnded) })
 	if s.joined.lease != nil {
 		s.wg.Go(s.endWithJoined)
 	}

@@ -47,7 +47,7 @@ func newSandbox(c plan.Config) *sandbox {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	s.signals.in = c.Signals
+	s.signals.in, s.signals.jobControl = c.Signals, c.JobControl
 	return s
 }
 

@@ -19,6 +19,8 @@ type commandSignals struct {
 	kept []os.Signal      // received before the command started; written by keep, read by forward
 	end  syscall.Signal   // received before the command started, and asks a program to end; 0 for none; read after keep's stop
 	stop syscall.Signal   // what the command gets for SIGTERM (Config.StopSignal)
+
+	jobControl bool // Config.JobControl
 }
 
 // keep receives the signals that come before the command has started: one that requests a program to end calls cancel; the
@@ -30,7 +32,9 @@ func (c *commandSignals) keep(cancel context.CancelFunc) (stop func()) {
 		for {
 			select {
 			case sig := <-c.in:
-				if signals.Terminates(sig) {
+				if sig == syscall.SIGTSTP {
+					c.obeyStop()
+				} else if signals.Terminates(sig) {
 					c.end, _ = sig.(syscall.Signal)
 					cancel()
 				} else if !slices.Contains(c.kept, sig) {
@@ -60,8 +64,15 @@ func (c *commandSignals) interrupted(err error) (code int, yes bool) {
 	return 0, false
 }
 
-// forward sends the kept signals and those that come to the command, until ended is closed.
-func (c *commandSignals) forward(ns *userns.Sandbox, ended <-chan struct{}) {
+// obeyStop stops this process by the SIGTSTP that it has received, if it is a job on behalf of the command.
+func (c *commandSignals) obeyStop() {
+	if c.jobControl {
+		signals.StopSelf()
+	}
+}
+
+// forward sends the kept signals and those that come to the command pid, until ended is closed.
+func (c *commandSignals) forward(ns *userns.Sandbox, pid int, ended <-chan struct{}) {
 	send := func(sig os.Signal) {
 		if n, ok := sig.(syscall.Signal); ok {
 			if n == syscall.SIGTERM && c.stop != 0 {
@@ -76,7 +87,11 @@ func (c *commandSignals) forward(ns *userns.Sandbox, ended <-chan struct{}) {
 	for {
 		select {
 		case sig := <-c.in:
-			send(sig)
+			if sig == syscall.SIGTSTP && c.jobControl && signals.SharesGroup(pid) {
+				signals.StopSelf() // the terminal, if it has sent it, stops the command as well
+			} else {
+				send(sig)
+			}
 		case <-ended:
 			return
 		}
@@ -92,7 +107,9 @@ func (c *commandSignals) waitEnd(ctx context.Context, idle <-chan struct{}) {
 		case <-ctx.Done():
 			return
 		case sig := <-c.in:
-			if signals.Terminates(sig) {
+			if sig == syscall.SIGTSTP {
+				c.obeyStop()
+			} else if signals.Terminates(sig) {
 				return
 			}
 		}

@@ -15,6 +15,7 @@ func enter(ctx context.Context, target int, c userns.Command, started func()) (i
 	caught := make(chan os.Signal, signals.Backlog)
 	signals.Catch(caught)
 	defer signal.Stop(caught)
+	signals.CatchStop(caught)
 
 	s, err := userns.Enter(ctx, target)
 	if err != nil {
@@ -46,6 +47,10 @@ func enter(ctx context.Context, target int, c userns.Command, started func()) (i
 				signals.StopJob(pid, sig)
 			}
 		case sig := <-caught:
+			if sig == syscall.SIGTSTP && !c.Terminal && signals.SharesGroup(pid) {
+				signals.StopSelf()
+				continue
+			}
 			if !c.Terminal && signals.FromTerminal(sig) {
 				continue // the terminal has sent it to the command, too
 			}

@@ -96,6 +96,9 @@ func (p program) foreground(c rootlessnet.Config, o *options, child *detached, m
 	defer relay.stop()
 	if o.sigProxy {
 		c.Signals = relay.forward
+		if child == nil {
+			relay.catchStop()
+		}
 	}
 	c.KeepEnded = o.keep(child)
 	c.OnStart = func(rootlessnet.Started) {

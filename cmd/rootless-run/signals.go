@@ -30,6 +30,9 @@ func catchSignals() *relay {
 	return s
 }
 
+// catchStop has SIGTSTP relayed as well, to a receiver that acts on it.
+func (s *relay) catchStop() { signals.CatchStop(s.caught) }
+
 // commandStarted records that the command runs: from then on the relay does not pass on signals of the terminal, which the
 // command receives itself.
 func (s *relay) commandStarted() { s.started.Store(true) }

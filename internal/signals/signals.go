@@ -9,8 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// forwarded are the signals that Catch catches. SIGTSTP and other stop signals keep their default action, so that Ctrl-Z stops the
-// whole job.
+// forwarded are the signals that Catch catches. Stop signals keep their default action, so that Ctrl-Z stops the whole job.
 var forwarded = []os.Signal{
 	syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM,
 	syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM, syscall.SIGWINCH,
@@ -27,6 +26,15 @@ func Catch(ch chan<- os.Signal) {
 		if !signal.Ignored(sig) {
 			signal.Notify(ch, sig)
 		}
+	}
+}
+
+// CatchStop delivers SIGTSTP as well, which the receiver must pass on to a command with a process group or a terminal of its own, and
+// obey by StopSelf otherwise. A shell inside does not stop by SIGTSTP; if its launcher did, the shell outside
+// would take the terminal from it.
+func CatchStop(ch chan<- os.Signal) {
+	if !signal.Ignored(syscall.SIGTSTP) {
+		signal.Notify(ch, syscall.SIGTSTP)
 	}
 }
 

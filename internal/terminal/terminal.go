@@ -109,14 +109,14 @@ func (t *Terminal) Relay() {
 		_, _ = io.Copy(io.Discard, t.master) // a closed output does not stop the command
 	}()
 	if isTerminal(t.in) || isTerminal(t.out) {
-		t.unwatch = signals.WindowChanges(t.resize)
+		if isTerminal(t.in) {
+			t.raw, _ = term.MakeRaw(int(t.in.Fd()))
+		}
+		t.unwatch = signals.TerminalChanges(t.changed)
 		t.resize() // it may have changed since Open
 	}
 	if t.in == nil {
 		return
-	}
-	if isTerminal(t.in) {
-		t.raw, _ = term.MakeRaw(int(t.in.Fd()))
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -124,6 +124,14 @@ func (t *Terminal) Relay() {
 	}
 	t.wake = [2]*os.File{r, w}
 	t.reading.Go(t.read)
+}
+
+// changed follows a new size of the caller's terminal, and puts it into raw mode again: while this process was stopped, a shell had it.
+func (t *Terminal) changed() {
+	t.resize()
+	if t.raw != nil {
+		_, _ = term.MakeRaw(int(t.in.Fd())) // in the background the kernel stops this process again, as it should
+	}
 }
 
 func isTerminal(f *os.File) bool { return f != nil && term.IsTerminal(int(f.Fd())) }
