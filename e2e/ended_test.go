@@ -60,12 +60,16 @@ func TestEnded(t *testing.T) {
 			t.Errorf("filter %s: %q", filter, got)
 		}
 	}
-	log := strings.Split(strings.TrimSpace(l.manage("logs", "web")), "\n")
-	if len(log) != 2*lines+1 || log[0] != "1" || log[len(log)-1] != "the end" {
-		t.Errorf("the log has %d lines and ends with %q", len(log), log[max(0, len(log)-2):])
-	}
-	if got := l.manage("logs", "--tail", "2", "web"); got != fmt.Sprintf("%d\nthe end\n", lines) {
-		t.Errorf("logs --tail: %q", got)
+	// Each stream is where it was.
+	logs := l.finish(l.command("rootless-net", "logs", "web"))
+	for _, c := range []struct {
+		name, text, last string
+		lines            int
+	}{{"output", logs.stdout, "the end", lines + 1}, {"error", logs.stderr, strconv.Itoa(lines), lines}} {
+		log := strings.Split(strings.TrimSpace(c.text), "\n")
+		if len(log) != c.lines || log[0] != "1" || log[len(log)-1] != c.last {
+			t.Errorf("the log of standard %s has %d lines and ends with %q", c.name, len(log), log[max(0, len(log)-2):])
+		}
 	}
 	if got := l.manage("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}} {{.State.Running}} {{.Config.Labels.tier}}", "web"); got != "exited 3 false front\n" {
 		t.Errorf("inspect: %q", got)
@@ -171,13 +175,20 @@ func TestEndedByASignal(t *testing.T) {
 	}
 }
 
-// TestLogsFollow: -f prints what is written until the command ends; --since and --until cut by time.
+// TestLogsFollow: -f prints what is written until the command ends, each stream where it was, also with a time; --tail cuts by lines,
+// and --since and --until by time.
 func TestLogsFollow(t *testing.T) {
 	l := newLab(t)
 	begin := time.Now()
-	l.detached("echo first; sleep 1.5; echo second; sleep .5; echo third", "--name", "web")
-	if r := l.finish(l.command("rootless-net", "logs", "-f", "web")); r.code != 0 || r.stdout != "first\nsecond\nthird\n" {
-		t.Errorf("exit %d, %q, %s", r.code, r.stdout, r.stderr)
+	l.detached("echo first; sleep 1.5; echo second; printf 'no end' >&2; sleep .5; echo third", "--name", "web")
+	if r := l.finish(l.command("rootless-net", "logs", "-f", "web")); r.code != 0 || r.stdout != "first\nsecond\nthird\n" || r.stderr != "no end" {
+		t.Errorf("exit %d, %q, %q", r.code, r.stdout, r.stderr)
+	}
+	if got := l.manage("logs", "--tail", "1", "web"); got != "third\n" {
+		t.Errorf("--tail: %q", got)
+	}
+	if r := l.finish(l.command("rootless-net", "logs", "-t", "web")); !strings.HasSuffix(r.stderr, "Z no end") || strings.Count(r.stderr, "Z") != 1 {
+		t.Errorf("-t of standard error: %q", r.stderr)
 	}
 	middle := begin.Add(time.Second).Format(time.RFC3339Nano)
 	if got := l.manage("logs", "--since", middle, "web"); !strings.HasSuffix(got, "third\n") || strings.Contains(got, "first") {

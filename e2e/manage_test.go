@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -254,7 +253,7 @@ func TestDetachedOutput(t *testing.T) {
 	if pids = l.processes(); r.code != 0 {
 		t.Fatalf("exit %d: %s", r.code, r.stderr)
 	}
-	dir := filepath.Join(l.runtime, "rootless-run", strings.TrimSpace(r.stdout)[:12])
+	id := strings.TrimSpace(r.stdout)
 	size := func() (n int64) {
 		for _, file := range l.files() {
 			if st, err := os.Stat(file); err == nil {
@@ -264,12 +263,12 @@ func TestDetachedOutput(t *testing.T) {
 		return n
 	}
 	eventually(t, 20*time.Second, func() string {
-		text, err := os.ReadFile(filepath.Join(dir, "output.log"))
+		r := l.finish(l.command("rootless-net", "logs", id))
 		if n := size(); n > most+64<<10 { // the other files are small
 			t.Fatalf("%d bytes in the runtime directory", n)
 		}
-		if !strings.HasSuffix(string(text), "to say\nthe last\nand more\n") {
-			return fmt.Sprintf("%d bytes, ending with %q, %v", len(text), text[max(0, len(text)-100):], err)
+		if !strings.HasSuffix(r.stdout, "to say\nthe last\n") || r.stderr != "and more\n" {
+			return fmt.Sprintf("%d bytes, ending with %q, %q", len(r.stdout), r.stdout[max(0, len(r.stdout)-100):], r.stderr)
 		}
 		return ""
 	})
@@ -286,7 +285,7 @@ func TestDetachedOutput(t *testing.T) {
 	if n := size(); n < most/2 || n > most+128<<10 { // the log stays
 		t.Errorf("%d bytes are left", n)
 	}
-	l.manage("rm", strings.TrimSpace(r.stdout))
+	l.manage("rm", id)
 	if size() != 0 {
 		t.Error("left: ", l.files())
 	}

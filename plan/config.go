@@ -82,7 +82,7 @@ type Config struct {
 	// Stdin, Stdout and Stderr are passed to the command as file descriptors, without copying, so that a terminal stays a
 	// terminal; nil means /dev/null.
 	Stdin, Stdout, Stderr *os.File
-	// LogOutput writes Stdout and Stderr, where they are nil, to the file output.log in the sandbox's state directory. The
+	// LogOutput writes Stdout and Stderr, where they are nil, to the file output.frames in the sandbox's state directory. The
 	// file keeps the last few megabytes.
 	LogOutput bool
 	// KeepEnded keeps the sandbox's state directory, with its exit code and its output, when a command that was started has ended

@@ -19,46 +19,66 @@ const (
 	outputDrain = time.Second
 )
 
-// outputLog copies the command's output from a pipe to the log file in the state directory. The zero value has not started.
+// outputLog copies the command's output from a pipe for each stream to the log in the state directory. What is written to both within
+// outputPause may be in another order there. The zero value has not started.
 type outputLog struct {
-	r  *os.File
-	wg sync.WaitGroup
+	log   *state.Log
+	pipes []*os.File // reading ends
+	wg    sync.WaitGroup
 }
 
-// start opens the log and returns the writing end of the pipe. Copying ends when all copies of that end are closed, or by
-// close.
-func (o *outputLog) start(entry *state.Entry) (*os.File, error) {
+// start opens the log and returns the writing end of a pipe for each of the streams. Copying ends when all copies of those ends are
+// closed, or by close.
+func (o *outputLog) start(entry *state.Entry, streams ...state.Stream) (ends []*os.File, err error) {
 	log, err := entry.OpenLog()
 	if err != nil {
 		return nil, err
 	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		log.Close()
-		return nil, err
-	}
-	o.r = r
-	o.wg.Go(func() {
-		defer log.Close()
-		defer r.Close()
-		for buf := make([]byte, outputChunk); ; time.Sleep(outputPause) {
-			n, err := r.Read(buf)
-			_, _ = log.Write(buf[:n])
-			if err != nil {
-				return
+	for range streams {
+		r, w, err := os.Pipe()
+		if err != nil {
+			for _, f := range append(o.pipes, ends...) {
+				f.Close()
 			}
+			o.pipes = nil
+			log.Close()
+			return nil, err
 		}
-	})
-	return w, nil
+		o.pipes, ends = append(o.pipes, r), append(ends, w)
+	}
+	o.log = log
+	for i, stream := range streams {
+		o.wg.Go(func() { o.copy(o.pipes[i], stream) })
+	}
+	return ends, nil
+}
+
+func (o *outputLog) copy(r *os.File, stream state.Stream) {
+	defer r.Close()
+	for buf := make([]byte, outputChunk); ; time.Sleep(outputPause) {
+		n, err := r.Read(buf)
+		o.log.Write(stream, buf[:n])
+		if err != nil {
+			return
+		}
+	}
 }
 
 // close ends the copying when what the command has written last, such as why it ends, is in the log: then no process of the sandbox
-// has the writing end, and the pipe ends. A process outside that was passed a copy is waited for until outputDrain has passed. wait
+// has a writing end, and the pipes end. A process outside that was passed a copy is waited for until outputDrain has passed. wait
 // waits until the copying has ended.
 func (o *outputLog) close() {
-	if o.r != nil && o.r.SetReadDeadline(time.Now().Add(outputDrain)) != nil {
-		_ = o.r.Close()
+	for _, r := range o.pipes {
+		if r.SetReadDeadline(time.Now().Add(outputDrain)) != nil {
+			_ = r.Close()
+		}
 	}
 }
 
-func (o *outputLog) wait() { o.wg.Wait() }
+func (o *outputLog) wait() {
+	o.wg.Wait()
+	if o.log != nil {
+		_ = o.log.Close()
+		o.log = nil
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"rootlessnet/internal/signals"
+	"rootlessnet/internal/state"
 )
 
 // streams are the command's standard streams. ours are those that nobody needs any more when the command has its copies.
@@ -20,20 +21,8 @@ func (s *sandbox) openStreams() (*streams, error) {
 	c := &s.cfg
 	st := &streams{in: c.Stdin, out: c.Stdout, err: c.Stderr}
 	if c.LogOutput {
-		f, err := s.output.start(s.record.entry)
-		if err != nil {
+		if err := s.logStreams(st); err != nil {
 			return nil, err
-		}
-		if st.out == nil {
-			st.out = f
-		}
-		if st.err == nil {
-			st.err = f
-		}
-		if c.TTY && st.out == f {
-			s.held = append(s.held, f) // copying needs it until the end
-		} else {
-			st.ours = append(st.ours, f)
 		}
 	}
 	if c.TTY {
@@ -55,6 +44,31 @@ func (s *sandbox) openStreams() (*streams, error) {
 		st.in, st.ours = r, append(st.ours, r)
 	}
 	return st, nil
+}
+
+// logStreams logs the streams that the caller has not given. A terminal is one stream.
+func (s *sandbox) logStreams(st *streams) error {
+	var logged []state.Stream
+	var to []**os.File
+	if st.out == nil {
+		logged, to = append(logged, state.Stdout), append(to, &st.out)
+	}
+	if st.err == nil && !s.cfg.TTY {
+		logged, to = append(logged, state.Stderr), append(to, &st.err)
+	}
+	ends, err := s.output.start(s.record.entry, logged...)
+	if err != nil {
+		return err
+	}
+	for i, f := range ends {
+		*to[i] = f
+	}
+	if s.cfg.TTY {
+		s.held = append(s.held, ends...) // copying needs it until the end
+	} else {
+		st.ours = append(st.ours, ends...)
+	}
+	return nil
 }
 
 // finishStreams is for the time after the command's end, or if it was never started. It may be called more than once.

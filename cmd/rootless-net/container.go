@@ -63,7 +63,7 @@ type endpointSettings struct {
 }
 
 // outputLog is the file with the output of a detached sandbox (package state).
-const outputLog = "output.log"
+const outputLog = "output.frames"
 
 // describeContainer converts a sandbox into docker's form of a container.
 func describeContainer(box api.Sandbox, ports map[string][]binding) container {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -42,7 +41,7 @@ func startEnded(t *testing.T, dir, name string, code int, lines ...string) state
 		t.Fatal(err)
 	}
 	for _, line := range lines {
-		fmt.Fprintln(l, line)
+		l.Write(state.Stdout, []byte(line+"\n"))
 	}
 	l.Close()
 	if err := e.End(code, nil); err != nil {

@@ -25,9 +25,11 @@ func (p *program) logsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "logs [flags] NAME",
 		Short: "Print the output of a detached sandbox, while it runs or after its end",
-		Args:  exactly(1),
+		Long: `Print the output of a detached sandbox, while it runs or after its end: what it has written to its standard output and error to
+ours, as docker logs does.`,
+		Args: exactly(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			w := logWriter{out: p, timestamps: o.timestamps}
+			w := logWriter{out: p, timestamps: o.timestamps, within: map[state.Stream]bool{}}
 			now := time.Now()
 			var err error
 			if w.since, err = parseTime(o.since, now); err != nil {
@@ -66,18 +68,19 @@ func (p *program) logsCommand() *cobra.Command {
 	return cmd
 }
 
-// logWriter prints the chunks of a log.
+// logWriter prints the chunks of a log, each stream to the same one of this program.
 type logWriter struct {
 	out          *program
 	since, until time.Time // zero: no bound
 	timestamps   bool
-	within       bool // the last chunk has ended within a line
+	within       map[state.Stream]bool // the last chunk of the stream has ended within a line
 }
 
-// line is a line of the log, or its beginning or end, with its time.
+// line is a line of a stream, or its beginning or end, with its time.
 type line struct {
-	text []byte
-	at   time.Time
+	stream state.Stream
+	text   []byte
+	at     time.Time
 }
 
 // print prints the log of a sandbox: its last lines, all if lines is negative, and with follow what is written from then on.
@@ -120,19 +123,23 @@ func (w *logWriter) print(ctx context.Context, dir *state.Dir, r state.Record, l
 	}
 }
 
-// split takes the chunks within the bounds of time apart into lines. A chunk whose time is not known exactly is printed if it may be
-// within them.
+// split takes the chunks within the bounds of time apart into lines. A chunk whose time is not known is within them.
 func (w *logWriter) split(chunks []state.Chunk) (lines []line) {
+	open := map[state.Stream]int{} // the index of a line of the stream that has no end yet, plus 1
 	for _, c := range chunks {
-		if !c.Last.IsZero() && c.Last.Before(w.since) || !w.until.IsZero() && c.First.After(w.until) {
+		if !c.Time.IsZero() && (c.Time.Before(w.since) || !w.until.IsZero() && c.Time.After(w.until)) {
 			continue
 		}
 		for text := range bytes.Lines(c.Text) {
-			if n := len(lines); n > 0 && !bytes.HasSuffix(lines[n-1].text, []byte("\n")) {
-				lines[n-1].text = append(bytes.Clone(lines[n-1].text), text...)
-				continue
+			if i := open[c.Stream]; i > 0 {
+				lines[i-1].text = append(bytes.Clone(lines[i-1].text), text...)
+			} else {
+				lines = append(lines, line{c.Stream, text, c.Time})
+				open[c.Stream] = len(lines)
 			}
-			lines = append(lines, line{text, c.First})
+			if bytes.HasSuffix(text, []byte("\n")) {
+				open[c.Stream] = 0
+			}
 		}
 	}
 	return lines
@@ -140,22 +147,36 @@ func (w *logWriter) split(chunks []state.Chunk) (lines []line) {
 
 func lastLines(lines []line, n int) []line { return lines[max(0, len(lines)-n):] }
 
+// write prints lines, those that follow each other on one stream at once.
 func (w *logWriter) write(lines []line) error {
-	var b bytes.Buffer
-	for _, l := range lines {
-		if w.timestamps && !w.within {
-			at := l.at
-			if at.IsZero() {
-				b.WriteString("- ")
-			} else {
-				b.WriteString(at.UTC().Format(logTime) + " ")
-			}
+	for len(lines) > 0 {
+		stream := lines[0].stream
+		var b bytes.Buffer
+		for len(lines) > 0 && lines[0].stream == stream {
+			w.format(&b, lines[0])
+			lines = lines[1:]
 		}
-		b.Write(l.text)
-		w.within = !bytes.HasSuffix(l.text, []byte("\n"))
+		to := w.out.stdout
+		if stream == state.Stderr {
+			to = w.out.stderr
+		}
+		if _, err := to.Write(b.Bytes()); err != nil {
+			return err
+		}
 	}
-	_, err := w.out.stdout.Write(b.Bytes())
-	return err
+	return nil
+}
+
+func (w *logWriter) format(b *bytes.Buffer, l line) {
+	if w.timestamps && !w.within[l.stream] {
+		if l.at.IsZero() {
+			b.WriteString("- ")
+		} else {
+			b.WriteString(l.at.UTC().Format(logTime) + " ")
+		}
+	}
+	b.Write(l.text)
+	w.within[l.stream] = !bytes.HasSuffix(l.text, []byte("\n"))
 }
 
 // logTime is docker's form of times in logs and events.

@@ -8,8 +8,7 @@
 //	    lock                 flock: held by the sandbox's supervisor for as long as that lives; gone when the record says Exited
 //	    state.json           a Record, replaced by rename(2)
 //	    api.sock             the control socket (package api)
-//	    output.log           the latest output of a detached command; output.log.1 has what came before
-//	    output.times.INODE   when the parts of the log file with that inode were written
+//	    output.frames        the latest output of a detached command (log.go); output.frames.1 has what came before
 //	    exit.CODE            empty; made when the sandbox has ended with that exit code
 //
 // A sandbox is live exactly as long as its own lock is held. The kernel releases the lock when the supervisor ends in any way,
@@ -46,7 +45,7 @@
 //
 // The directory must be on a file system of this machine that supports flock(2) and unix sockets. A directory that is a
 // symbolic link, belongs to another user or cannot be written to is refused. A name is unique among the live sandboxes of one
-// directory, that is of one user. A record, the output of a command and its index are bounded by named constants. On a full disk a
+// directory, that is of one user. A record and the output of a command are bounded by named constants. On a full disk a
 // new sandbox removes those that are kept. Every failure is an *Error, except ErrNameInUse, ErrNotFound, ErrAmbiguous, ErrRunning and
 // ErrNoLog, whose text the functions complete. A Watcher needs inotify; it notices a killed supervisor within sweepInterval.
 //

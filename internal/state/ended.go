@@ -79,11 +79,7 @@ func (e *Entry) end(exitCode int, cause error) (kept bool, err error) {
 	}
 	if err = e.update(end); err != nil {
 		// The output may be what fills the disk. Its older half is worth less than the record.
-		older := filepath.Join(e.path, oldLogFile)
-		if index, err := indexPath(e.path, older); err == nil {
-			os.Remove(index)
-		}
-		os.Remove(older)
+		os.Remove(filepath.Join(e.path, oldLogFile))
 		err = e.update(end)
 	}
 	os.Remove(e.SocketPath())

@@ -20,8 +20,8 @@ const (
 	lockName   = "lock"
 	recordFile = "state.json"
 	socketFile = "api.sock"
-	logFile    = "output.log"
-	oldLogFile = "output.log.1"
+	logFile    = "output.frames"
+	oldLogFile = "output.frames.1"
 )
 
 // Errors of Create, Lookup, Rename and Remove, by errors.Is. The text of the error that they return also contains the name.

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"encoding/binary"
 	"errors"
 	"io"
 	"io/fs"
@@ -14,11 +15,11 @@ import (
 // ErrNoLog: the sandbox has no log. Only the output of detached sandboxes is kept.
 var ErrNoLog = errors.New("no log")
 
-// Chunk is a part of the output with the time at which it was written: some time from First to Last, which are the same unless the
-// output is old and long. They are zero if it is not known. A chunk may end within a line.
+// Chunk is a part of the output, with the time at which it was written, which is zero if it is not known. It may end within a line.
 type Chunk struct {
-	Text        []byte
-	First, Last time.Time
+	Stream Stream
+	Text   []byte
+	Time   time.Time
 }
 
 // LogReader reads the output of a detached command, while it runs or afterwards. It must not be used concurrently.
@@ -26,6 +27,7 @@ type LogReader struct {
 	dir    string
 	f      *os.File // nil before the first output was found
 	offset int64
+	plain  bool // a file of version 0.1: the text of both streams
 }
 
 // OpenLog returns a reader of the sandbox's output from the oldest that is kept on. The error is ErrNoLog, by errors.Is, if there is
@@ -37,12 +39,40 @@ func (d *Dir) OpenLog(r Record) (*LogReader, error) {
 	}
 	err := l.open(logFile)
 	if errors.Is(err, fs.ErrNotExist) {
+		if plain, err := openPlain(l.dir); err == nil {
+			return plain, nil
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, &refError{"sandbox " + r.Name + " has no log: only the output of detached sandboxes is kept", ErrNoLog}
 	}
 	if err != nil {
 		return nil, &Error{"log", err}
 	}
 	return l, nil
+}
+
+// Version 0.1 has written the text of both streams to one of these. A sandbox of that version may still run.
+const (
+	plainLogFile    = "output.log"
+	oldPlainLogFile = "output.log.1"
+)
+
+// openPlain opens the log of a supervisor of version 0.1.
+func openPlain(dir string) (*LogReader, error) {
+	l := &LogReader{dir: dir, plain: true}
+	if err := l.open(oldPlainLogFile); err == nil {
+		return l, nil
+	}
+	return l, l.open(plainLogFile)
+}
+
+// names are the names of the newer and the older file.
+func (l *LogReader) names() (newer, older string) {
+	if l.plain {
+		return plainLogFile, oldPlainLogFile
+	}
+	return logFile, oldLogFile
 }
 
 // open takes one of the two files as the one to read.
@@ -73,7 +103,7 @@ func (l *LogReader) Read() (chunks []Chunk, err error) {
 	}
 }
 
-// next is the name of the file that follows the one that is open; "" if it is output.log itself, or the directory was removed.
+// next is the name of the file that follows the one that is open; "" if it is the newest itself, or the directory was removed.
 func (l *LogReader) next() string {
 	ours, err := l.f.Stat()
 	if err != nil {
@@ -83,15 +113,16 @@ func (l *LogReader) next() string {
 		info, err := os.Stat(filepath.Join(l.dir, name))
 		return err == nil && os.SameFile(ours, info), err == nil
 	}
-	newest, exists := same(logFile)
-	older, hasOlder := same(oldLogFile)
+	newName, oldName := l.names()
+	newest, exists := same(newName)
+	older, hasOlder := same(oldName)
 	switch {
 	case newest || !exists && (older || !hasOlder):
 		return ""
 	case older || !hasOlder:
-		return logFile
+		return newName
 	}
-	return oldLogFile
+	return oldName
 }
 
 // rest reads the open file from the offset to its end.
@@ -100,30 +131,19 @@ func (l *LogReader) rest() ([]Chunk, error) {
 	if err != nil {
 		return nil, &Error{"log", err}
 	}
-	if len(text) == 0 {
-		return nil, nil
+	if l.plain && len(text) > 0 {
+		l.offset += int64(len(text))
+		return []Chunk{{Stream: Stdout, Text: text}}, nil
 	}
-	// The index is read after the text and written before it, so it has the entry of every byte.
-	entries := readIndex(l.dir, l.f)
-	start, end := l.offset, l.offset+int64(len(text))
-	l.offset = end
 	var chunks []Chunk
-	add := func(from, to int64, first, last time.Time) {
-		if from, to = max(from, start), min(to, end); from < to {
-			chunks = append(chunks, Chunk{text[from-start : to-start], first, last})
+	for len(text) >= frameHeader {
+		size := int64(binary.BigEndian.Uint32(text[4:])) + frameHeader
+		if size > int64(len(text)) {
+			break // it is being written, or the disk was full
 		}
-	}
-	if len(entries) == 0 {
-		add(start, end, time.Time{}, time.Time{})
-		return chunks, nil
-	}
-	add(0, entries[0].offset, time.Time{}, time.Time{})
-	for i, e := range entries {
-		to := end
-		if i+1 < len(entries) {
-			to = entries[i+1].offset
-		}
-		add(e.offset, to, time.Unix(0, e.first), time.Unix(0, e.last))
+		at := time.Unix(0, int64(binary.BigEndian.Uint64(text[8:])))
+		chunks = append(chunks, Chunk{Stream(text[0]), text[frameHeader:size], at})
+		text, l.offset = text[size:], l.offset+size
 	}
 	return chunks, nil
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -44,8 +45,8 @@ func TestReadLog(t *testing.T) {
 	for i := range 60 {
 		line := fmt.Sprintf("line %d\n", i)
 		wrote.WriteString(line)
-		fmt.Fprint(l, line)
-		if i%5 == 4 { // less than the limit
+		l.Write(Stdout, []byte(line))
+		if i%3 == 2 { // less than the limit
 			chunks, err := in.Read()
 			if err != nil {
 				t.Fatal(err)
@@ -66,22 +67,18 @@ func TestReadLog(t *testing.T) {
 	}
 	defer late.Close()
 	chunks, err := late.Read()
-	if got := text(chunks); err != nil || len(got) <= 100 || !strings.HasSuffix(wrote.String(), got) {
+	if got := text(chunks); err != nil || strings.Count(got, "\n") <= 100/(frameHeader+len("line 59\n")) || !strings.HasSuffix(wrote.String(), got) {
 		t.Errorf("%q %v", got, err)
 	}
 	for _, c := range chunks {
-		if time.Since(c.First) > time.Minute || c.First.After(c.Last) {
-			t.Errorf("%q at %v to %v", c.Text, c.First, c.Last)
+		if time.Since(c.Time) > time.Minute || c.Time.After(time.Now()) || c.Stream != Stdout {
+			t.Errorf("%q of %d at %v", c.Text, c.Stream, c.Time)
 		}
-	}
-	// The index of a file that is gone is gone as well.
-	if files, _ := filepath.Glob(filepath.Join(e.Path(), indexPrefix+"*")); len(files) != 2 {
-		t.Error(files)
 	}
 }
 
-// TestLogIndexIsBounded: a full index is halved, and its entries still hold the times of all of the text.
-func TestLogIndexIsBounded(t *testing.T) {
+// TestLogStreams: what was written to each stream is told apart, also by several writers at a time.
+func TestLogStreams(t *testing.T) {
 	d := open(t)
 	e := create(t, d, "")
 	l, err := e.OpenLog()
@@ -89,64 +86,103 @@ func TestLogIndexIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	begin := time.Unix(1000, 0)
-	const writes = 3 * maxIndex
-	for i := range writes {
-		l.index.add(int64(i), begin.Add(time.Duration(i)*time.Second))
-		fmt.Fprint(l.f, "x")
-	}
-	entries := readIndex(e.Path(), l.f)
-	if len(entries) > maxIndex || len(entries) < maxIndex/2 {
-		t.Errorf("%d entries", len(entries))
-	}
-	for i, x := range entries {
-		next := int64(writes)
-		if i+1 < len(entries) {
-			next = entries[i+1].offset
+	var wg sync.WaitGroup
+	want := map[Stream]string{}
+	for _, s := range []Stream{Stdout, Stderr} {
+		for i := range 1000 {
+			want[s] += fmt.Sprintf("%d: %d\n", s, i)
 		}
-		first, last := begin.Add(time.Duration(x.offset)*time.Second).UnixNano(), begin.Add(time.Duration(next-1)*time.Second).UnixNano()
-		if x.first != first || x.last != last {
-			t.Fatalf("entry %d: %+v, want %d to %d", i, x, first, last)
-		}
+		wg.Go(func() {
+			for line := range strings.Lines(want[s]) {
+				l.Write(s, []byte(line))
+			}
+		})
 	}
-	if n := len(entries); entries[n-1].first != entries[n-1].last || entries[n-1].offset != writes-1 {
-		t.Errorf("the newest entry is %+v", entries[n-1])
-	}
-	if entries[0].offset != 0 {
-		t.Errorf("the oldest entry is %+v", entries[0])
-	}
-	if st, err := os.Stat(l.index.path); err != nil || st.Size() > maxIndex*entrySize {
-		t.Errorf("%v %v", st, err)
-	}
-}
-
-// TestDamagedIndex: an index that is cut off or missing loses times, and no text.
-func TestDamagedIndex(t *testing.T) {
-	d := open(t)
-	e := create(t, d, "")
-	l, err := e.OpenLog()
+	wg.Wait()
+	r, err := e.Record()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	fmt.Fprint(l, "one\n")
-	fmt.Fprint(l, "two\n")
-	r, _ := e.Record()
-	for _, damage := range []func() error{
-		func() error { return os.Truncate(l.index.path, entrySize+5) },
-		func() error { return os.Truncate(l.index.path, 3) },
-		func() error { return os.Remove(l.index.path) },
-	} {
-		if err := damage(); err != nil {
-			t.Fatal(err)
-		}
-		in, err := d.OpenLog(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if chunks, err := in.Read(); err != nil || text(chunks) != "one\ntwo\n" {
-			t.Errorf("%q %v", text(chunks), err)
-		}
-		in.Close()
+	in, err := d.OpenLog(r)
+	if err != nil {
+		t.Fatal(err)
 	}
+	defer in.Close()
+	chunks, err := in.Read()
+	got := map[Stream]string{}
+	for _, c := range chunks {
+		got[c.Stream] += string(c.Text)
+	}
+	if err != nil || got[Stdout] != want[Stdout] || got[Stderr] != want[Stderr] {
+		t.Errorf("%v: %d and %d bytes, want %d and %d", err, len(got[Stdout]), len(got[Stderr]), len(want[Stdout]), len(want[Stderr]))
+	}
+}
+
+// TestUnfinishedFrame: a frame that is being written is read when it is complete, and the one at the end of a file that was cut off is
+// left out.
+func TestUnfinishedFrame(t *testing.T) {
+	d := open(t)
+	e := create(t, d, "")
+	r, err := e.Record()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(e.Path(), logFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	in, err := d.OpenLog(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	at := time.Unix(1, 2)
+	all := appendFrame(appendFrame(nil, Stdout, at, []byte("one\n")), Stderr, at, []byte("two\n"))
+	first := frameHeader + len("one\n")
+	for i := range all {
+		if _, err := f.Write(all[i : i+1]); err != nil {
+			t.Fatal(err)
+		}
+		want := map[int]string{first - 1: "one\n", len(all) - 1: "two\n"}[i]
+		if chunks, err := in.Read(); err != nil || text(chunks) != want || len(chunks) > 0 && !chunks[0].Time.Equal(at) {
+			t.Fatalf("after %d bytes: %+v %v", i+1, chunks, err)
+		}
+	}
+}
+
+// TestPlainLog: the log of a supervisor of version 0.1, which rotates, is read as standard output.
+func TestPlainLog(t *testing.T) {
+	d := open(t)
+	e := create(t, d, "")
+	r, err := e.Record()
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(e.Path(), name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(plainLogFile, "one\n")
+	in, err := d.OpenLog(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	read := func(want string) {
+		t.Helper()
+		chunks, err := in.Read()
+		if err != nil || text(chunks) != want || len(chunks) > 0 && (chunks[0].Stream != Stdout || !chunks[0].Time.IsZero()) {
+			t.Errorf("%+v %v", chunks, err)
+		}
+	}
+	read("one\n")
+	read("")
+	if err := os.Rename(filepath.Join(e.Path(), plainLogFile), filepath.Join(e.Path(), oldPlainLogFile)); err != nil {
+		t.Fatal(err)
+	}
+	write(plainLogFile, "two\n")
+	read("two\n")
 }
