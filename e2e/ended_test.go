@@ -276,6 +276,21 @@ func TestManageRunning(t *testing.T) {
 		!strings.HasSuffix(top[1], "sleep 1000") || !strings.HasSuffix(top[2], "sleep 2000") {
 		t.Errorf("top:\n%s", strings.Join(top, "\n"))
 	}
+	// With options the columns are those of ps, and the processes the sandbox's.
+	for _, c := range []struct{ options, title, column string }{
+		{"-o pid,comm", "COMMAND", "sleep"},
+		{"aux", "TIME", ""},
+		{"-e -o etime,pid,args", "COMMAND", "sleep 1000"},
+		{"-ef", "CMD", "sleep 1000"},
+	} {
+		out := l.manage(append([]string{"top", "www"}, strings.Fields(c.options)...)...)
+		lines := strings.Split(strings.TrimSpace(out), "\n")
+		if len(lines) != 3 || !slices.Contains(strings.Fields(lines[0]), c.title) || !strings.HasSuffix(lines[1], c.column) {
+			t.Errorf("top %s:\n%s", c.options, out)
+		}
+	}
+	l.refused(1, "couldn't find PID field in ps output", "top", "www", "-o", "comm")
+	l.refused(1, "ps --no-such-option: ", "top", "www", "--no-such-option")
 	if got := l.manage("stats", "--no-stream"); !strings.HasPrefix(got, "SANDBOX ID") || !strings.Contains(got, "www") {
 		t.Errorf("stats:\n%s", got)
 	}
