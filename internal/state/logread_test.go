@@ -89,11 +89,13 @@ func TestLogStreams(t *testing.T) {
 	var wg sync.WaitGroup
 	want := map[Stream]string{}
 	for _, s := range []Stream{Stdout, Stderr} {
+		var text string
 		for i := range 1000 {
-			want[s] += fmt.Sprintf("%d: %d\n", s, i)
+			text += fmt.Sprintf("%d: %d\n", s, i)
 		}
+		want[s] = text
 		wg.Go(func() {
-			for line := range strings.Lines(want[s]) {
+			for line := range strings.Lines(text) {
 				l.Write(s, []byte(line))
 			}
 		})
