@@ -169,18 +169,25 @@ func TestMultihomed(t *testing.T) {
 				}
 			}
 			// Changes of the host: a new address is as good.
-			added := netip.MustParsePrefix("198.51.100.33/24")
-			l.addAddress(added)
-			eventually(t, 5*time.Second, func() string {
-				if out := do(p, guest.RunShell{Script: "ip addr"}).Output; !strings.Contains(out, added.String()) {
-					return out
-				}
-				return ""
-			})
-			ask(added.Addr())
+			added := l.copiedAddress(p)
+			ask(added)
 			ask(topo.Here4)
 		})
 	}
+}
+
+// copiedAddress gives the host another address while p runs, and waits until it is inside as well.
+func (l *lab) copiedAddress(p *publisher) netip.Addr {
+	l.Helper()
+	added := netip.MustParsePrefix("198.51.100.33/24")
+	l.addAddress(added)
+	eventually(l.T, 5*time.Second, func() string {
+		if out := do(p, guest.RunShell{Script: "ip addr"}).Output; !strings.Contains(out, added.String()) {
+			return out
+		}
+		return ""
+	})
+	return added.Addr()
 }
 
 // TestMultihomedServers: with copied addresses, two servers inside that share a port on different addresses are told apart, also those
@@ -221,16 +228,9 @@ func TestMultihomedServers(t *testing.T) {
 				t.Errorf("asked %v, which has no server: %+v", addrs[0], got)
 			}
 			// A new address of the host is told apart as well.
-			added := netip.MustParsePrefix("198.51.100.33/24")
-			l.addAddress(added)
-			eventually(t, 5*time.Second, func() string {
-				if out := do(p, guest.RunShell{Script: "ip addr"}).Output; !strings.Contains(out, added.String()) {
-					return out
-				}
-				return ""
-			})
-			do(p, guest.ServeTCP{Server: guest.Echo, Addr: added.Addr(), Port: tcp.inside})
-			p.wantAnswer(p.There, at(added.Addr(), tcp.host))
+			added := l.copiedAddress(p)
+			do(p, guest.ServeTCP{Server: guest.Echo, Addr: added, Port: tcp.inside})
+			p.wantAnswer(p.There, at(added, tcp.host))
 		})
 	}
 }

@@ -11,11 +11,11 @@ import (
 )
 
 // Netstack's buffers hold what one side of a connection does not read. Each connection has a send buffer (towards the guest)
-// and a receive buffer (from it), whose sizes, and the number of segments in the former, are its grant from one budget for all connections. They begin small and grow
-// while their reader keeps up, so a reader that is slow from the beginning holds little; what grows, and what a new connection
-// begins with, is a share of what is left, so that all grants together stay near the budget however many connections there
-// are. Netstack enforces the sizes: it takes no more from the forwarder than the send buffer holds, and advertises a window of
-// half of the receive buffer.
+// and a receive buffer (from it), whose sizes, and the number of segments in the former, are its grant from one budget for all
+// connections. They begin small and grow while their reader keeps up, so a reader that is slow from the beginning holds little;
+// what grows, and what a new connection begins with, is a share of what is left, so that all grants together stay near the budget
+// however many connections there are. Netstack enforces the sizes: it takes no more from the forwarder than the send buffer holds,
+// and advertises a window of half of the receive buffer.
 const (
 	// DefaultTCPBuffers is Config.TCPBuffers where it is 0. A connection needs one megabyte in each direction to be at its
 	// fastest, so it is enough for 32 such connections; some thousand slow readers take less than 100 MiB with it.

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"rootlessnet/api"
+	"rootlessnet/internal/state"
 )
 
 // container has fields that docker inspect prints of a container (moby/api/types/container): those that a sandbox has.
@@ -62,9 +63,6 @@ type endpointSettings struct {
 	MacAddress          string
 }
 
-// outputLog is the file with the output of a detached sandbox (package state).
-const outputLog = "output.frames"
-
 // describeContainer converts a sandbox into docker's form of a container.
 func describeContainer(box api.Sandbox, ports map[string][]binding) container {
 	running := box.Status == api.StatusRunning
@@ -87,7 +85,7 @@ func describeContainer(box api.Sandbox, ports map[string][]binding) container {
 		c.State.ExitCode = *box.ExitCode
 	}
 	if box.StateDir != "" && box.Keep {
-		c.LogPath = filepath.Join(box.StateDir, outputLog)
+		c.LogPath = filepath.Join(box.StateDir, state.LogFile)
 	}
 	end := endpointSettings{MacAddress: box.MAC}
 	for i, subnet := range box.Subnets {

@@ -47,7 +47,7 @@ func enter(ctx context.Context, target int, c userns.Command, started func()) (i
 				signals.StopJob(pid, sig)
 			}
 		case sig := <-caught:
-			if sig == syscall.SIGTSTP && !c.Terminal && signals.SharesGroup(pid) {
+			if sig == syscall.SIGTSTP && signals.SharesGroup(pid) {
 				signals.StopSelf()
 				continue
 			}

@@ -7,9 +7,9 @@
 // not. Go does not report the sender of a signal, so FromTerminal checks whether the launcher's process group is the terminal's
 // foreground group.
 //
-// A stop by the terminal (Ctrl-Z) stops launcher and command alike as long as they share a group. A command that makes a group of its own, as a
-// shell does, is stopped and continued with its launcher by StopJob. SIGTSTP to the launcher alone is for the command, like other
-// signals (CatchStop).
+// A stop by the terminal (Ctrl-Z) stops launcher and command alike as long as they share a group. A command that makes a group of its
+// own, as a shell does, is stopped and continued with its launcher by StopJob. SIGTSTP to the launcher alone is for the command, like
+// other signals (CatchStop).
 //
 // # Limits
 //

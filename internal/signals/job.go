@@ -18,9 +18,9 @@ const (
 	contPause = 200 * time.Millisecond
 )
 
-// stopping sends a signal that stops this process, by send, and has SIGTSTP obeyed even if it is caught. It returns when the process was continued, or could not be stopped: in an
-// orphaned process group, which nothing could continue (a terminal emulator has started this process), the kernel ignores what a terminal
-// stops its jobs with. SIGCONT shows which it was.
+// stopping calls send, which sends this process a signal that stops it; SIGTSTP is obeyed even if it is caught. It returns when the
+// process was continued, or could not be stopped: in an orphaned process group, which nothing could continue (a terminal emulator has
+// started this process), the kernel ignores what a terminal stops its jobs with. SIGCONT shows which it was.
 func stopping(send func()) (continued bool) {
 	cont := make(chan os.Signal, 1)
 	signal.Notify(cont, syscall.SIGCONT)

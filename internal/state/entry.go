@@ -20,9 +20,11 @@ const (
 	lockName   = "lock"
 	recordFile = "state.json"
 	socketFile = "api.sock"
-	logFile    = "output.frames"
-	oldLogFile = "output.frames.1"
+	oldLogFile = LogFile + ".1"
 )
+
+// LogFile is the file with the latest output of a detached command, see Log.
+const LogFile = "output.frames"
 
 // Errors of Create, Lookup, Rename and Remove, by errors.Is. The text of the error that they return also contains the name.
 var (

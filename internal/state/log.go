@@ -62,7 +62,7 @@ func (e *Entry) OpenLog() (*Log, error) {
 
 func (l *Log) open() (err error) {
 	// The file exists if it was full and could not be renamed. It is then truncated.
-	l.f, err = os.OpenFile(filepath.Join(l.dir, logFile), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
+	l.f, err = os.OpenFile(filepath.Join(l.dir, LogFile), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
 	l.size = 0
 	return err
 }
@@ -70,7 +70,7 @@ func (l *Log) open() (err error) {
 // rotate makes a full file the older one.
 func (l *Log) rotate() {
 	l.f.Close()
-	_ = os.Rename(filepath.Join(l.dir, logFile), filepath.Join(l.dir, oldLogFile))
+	_ = os.Rename(filepath.Join(l.dir, LogFile), filepath.Join(l.dir, oldLogFile))
 	_ = l.open()
 }
 

@@ -24,7 +24,7 @@ func smallLog(t *testing.T) *Log {
 func (l *Log) contents(t *testing.T) (older, newer string) {
 	t.Helper()
 	var texts [2]string
-	for i, name := range []string{oldLogFile, logFile} {
+	for i, name := range []string{oldLogFile, LogFile} {
 		path := filepath.Join(l.dir, name)
 		info, err := os.Stat(path)
 		if err != nil || info.IsDir() {

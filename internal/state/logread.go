@@ -37,7 +37,7 @@ func (d *Dir) OpenLog(r Record) (*LogReader, error) {
 	if err := l.open(oldLogFile); err == nil {
 		return l, nil
 	}
-	err := l.open(logFile)
+	err := l.open(LogFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		if plain, err := openPlain(l.dir); err == nil {
 			return plain, nil
@@ -72,7 +72,7 @@ func (l *LogReader) names() (newer, older string) {
 	if l.plain {
 		return plainLogFile, oldPlainLogFile
 	}
-	return logFile, oldLogFile
+	return LogFile, oldLogFile
 }
 
 // open takes one of the two files as the one to read.

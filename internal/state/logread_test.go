@@ -129,7 +129,7 @@ func TestUnfinishedFrame(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := os.Create(filepath.Join(e.Path(), logFile))
+	f, err := os.Create(filepath.Join(e.Path(), LogFile))
 	if err != nil {
 		t.Fatal(err)
 	}
